@@ -1,0 +1,133 @@
+"""The contract of an engine: what hardware is told, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids ready to run; nothing below this point renders a template.
+
+    `max_tokens` is settled (at least 1), and `len(tokens) + max_tokens` fits into the context.
+    """
+
+    tokens: Sequence[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen, every value settled. The defaults are neutral: each switches its filter off.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p`, `typical_p` 1 mean no limit. `repeat_last_n` counts tokens
+    (0 none, -1 the whole context). `seed` None lets the engine choose one. `mirostat` is 0 (off), 1 or 2.
+    `logit_bias` maps a token id to what is added to its logit.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token: its id, and the bytes it adds to the text.
+
+    The bytes may be empty and may end inside a UTF-8 character.
+    """
+
+    token: int
+    data: bytes
+
+
+class End(StrEnum):
+    """Why a generation ended."""
+
+    EOS = "eos"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one generation cost, by the engine's own clock. Times in milliseconds, the rest counts tokens.
+
+    `prompt_tokens` is the whole prompt; `cached_tokens` of them were reused and not prefilled again.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_ms: float
+    generated_tokens: int
+    decode_ms: float
+
+
+class Generation(Protocol):
+    """One run of an engine, iterated once: each piece as it is made.
+
+    Iteration ends when the engine is done *and* every piece has been handed over. Raises `EngineFailed` or
+    `PromptRefused` from iteration. `end` and `stats` may be read after iteration has ended, not before.
+    """
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+    def abort(self) -> None:
+        """Stop soon: between two tokens, and inside prefill where the engine can. From any thread, at any time.
+
+        Before the run begins, the run will not begin. After the end, and a second time, it does nothing.
+        It touches this run only, never the next.
+        """
+
+    @property
+    def end(self) -> End: ...
+
+    @property
+    def stats(self) -> Stats: ...
+
+
+class Tokenizer(Protocol):
+    """A model's own tokenizer. Usable from any thread, and while the engine generates."""
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The ids of `text`. `add_special` puts the model's BOS in front where its vocabulary wants one;
+        `parse_special` reads control tokens written in the text (`<|im_start|>`) as such. Raises `EngineFailed`."""
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of `tokens`, which may end inside a UTF-8 character. Raises `PromptRefused` on an id outside the vocabulary."""
+
+
+class TextEngine(Protocol):
+    """One loaded model. Runs one generation at a time; its owner sees to that."""
+
+    context_length: int
+    """Tokens the context holds, prompt and answer together."""
+
+    version: str
+    """Name and version of the software that runs the model, for the card."""
+
+    tokenizer: Tokenizer
+
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+    ) -> Generation:
+        """Prepare one run; it begins with the first iteration. `on_prefill` is told, where the engine knows, how many
+        tokens of the prompt are done. Raises `SamplingRefused`, `ContextTooLong`."""
+
+    def close(self) -> None:
+        """Free everything. Twice is safe."""

@@ -1,0 +1,62 @@
+"""What can go wrong below the queue, as one tree.
+
+NpuError
+├── ModelRefused          the model cannot be used as asked: a bad manifest, a missing file, an unknown engine
+│   └── OutOfMemory       it does not fit into what is free
+├── PromptRefused         this prompt cannot be run; the engine is unharmed
+│   ├── ContextTooLong    more tokens than the context holds
+│   └── TemplateFailed    the model's chat template refused the messages, or broke a bound
+├── SamplingRefused       a sampling value this engine cannot honour
+└── EngineFailed          the engine broke while loading or running; it must be closed
+"""
+
+
+class NpuError(Exception):
+    """The root; its message says what happened, why, and what to do."""
+
+
+class ModelRefused(NpuError):
+    """Raised when a model cannot be used: bad manifest, missing or damaged file, unknown engine."""
+
+
+class OutOfMemory(ModelRefused):
+    """Raised when a model does not fit into the memory that is free."""
+
+
+class PromptRefused(NpuError):
+    """Raised when a prompt cannot be run. The engine is unharmed and takes the next one."""
+
+
+class ContextTooLong(PromptRefused):
+    """Raised, before any prefill, when prompt and answer do not fit into the context.
+
+    `prompt_tokens`, `max_tokens` (None when the answer's length was not asked for) and `context_length` are counts of tokens.
+    """
+
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+        wanted = f"{prompt_tokens} in the prompt"
+        if max_tokens is not None:
+            wanted = f"{prompt_tokens + max_tokens} ({prompt_tokens} in the prompt, {max_tokens} for the answer)"
+        super().__init__(
+            f"This model's maximum context length is {context_length} tokens, but the request needs {wanted}. "
+            "Shorten the messages" + (" or lower max_tokens." if max_tokens is not None else ".")
+        )
+
+
+class TemplateFailed(PromptRefused):
+    """Raised when the model's chat template refuses the messages, is broken, or exceeds its bounds of time or size."""
+
+
+class SamplingRefused(NpuError):
+    """Raised when an engine cannot honour a sampling value. `field` is its name in `Sampling`."""
+
+    def __init__(self, field: str, why: str) -> None:
+        self.field = field
+        super().__init__(f"{field} cannot be honoured: {why}")
+
+
+class EngineFailed(NpuError):
+    """Raised when the engine broke while loading or running. It must be closed and opened anew."""

@@ -1,0 +1,98 @@
+"""Why a request was not answered, as one tree.
+
+TasksError
+├── Refused                 before a job existed; nothing was queued
+│   ├── UnknownModel        no board has announced a model of that name
+│   ├── ModelDown           known, but no board can serve it now
+│   ├── QueueFull           as many jobs wait for the model as may
+│   └── FieldRefused        the model cannot honour a field of the request
+├── JobFailed               the job was accepted and failed; carries its Failed event
+├── JobNotFound             no job of that id, or its record has expired
+├── QueueUnavailable        Redis does not answer
+└── CommandFailed           a board refused a command, or did not answer in time
+"""
+
+from __future__ import annotations
+
+from tasks.events import Failed
+
+
+class TasksError(Exception):
+    """The root; its message says what happened, why, and what to do."""
+
+
+class Refused(TasksError):
+    """Raised before a job exists; nothing was queued."""
+
+
+class UnknownModel(Refused):
+    """Raised when no board has announced a model of that name. `nearest` is a known name much like it, or None."""
+
+    def __init__(self, name: str, nearest: str | None = None) -> None:
+        self.name = name
+        self.nearest = nearest
+        shown = name if len(name) <= 100 else name[:100] + "…"
+        hint = f" Did you mean '{nearest}'?" if nearest else " GET /v1/models lists the models there are."
+        super().__init__(f"The model '{shown}' does not exist.{hint}")
+
+
+class ModelDown(Refused):
+    """Raised when a model is known but no board can serve it now. `retry_after` is in seconds."""
+
+    def __init__(self, model: str, why: str, retry_after: float = 10.0) -> None:
+        self.model = model
+        self.retry_after = retry_after
+        super().__init__(f"The model '{model}' cannot be served now: {why}")
+
+
+class QueueFull(Refused):
+    """Raised when `limit` jobs wait for the model already. `retry_after` is in seconds, at most 60."""
+
+    def __init__(self, model: str, limit: int, retry_after: float) -> None:
+        self.model = model
+        self.limit = limit
+        self.retry_after = min(60.0, max(1.0, retry_after))
+        super().__init__(
+            f"The queue for '{model}' is full ({limit} requests are waiting). Try again in {self.retry_after:.0f} s."
+        )
+
+
+class FieldRefused(Refused):
+    """Raised when a model cannot honour a field of the request. `field` is its name in the shared vocabulary."""
+
+    def __init__(self, field: str, why: str) -> None:
+        self.field = field
+        super().__init__(f"'{field}' is not supported here: {why}")
+
+
+class JobFailed(TasksError):
+    """Raised when an accepted job failed before anything of its answer was sent."""
+
+    def __init__(self, job: str, failed: Failed) -> None:
+        self.job = job
+        self.failed = failed
+        super().__init__(failed.message)
+
+
+class JobNotFound(TasksError):
+    """Raised when there is no job of that id, or its record has expired."""
+
+    def __init__(self, job: str) -> None:
+        shown = job if len(job) <= 60 else job[:60] + "…"
+        super().__init__(f"There is no job '{shown}'. Records expire some time after a job's end.")
+
+
+class QueueUnavailable(TasksError):
+    """Raised when Redis does not answer. `retry_after` is in seconds."""
+
+    def __init__(self, why: str, retry_after: float = 5.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"The job queue cannot be reached ({why}). Nothing was started; try again shortly.")
+
+
+class CommandFailed(TasksError):
+    """Raised when a board refused a command or did not answer in time. `code` is a word of `tasks.commands`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)

@@ -1,0 +1,186 @@
+"""What became of a request: the closed set of events of a job, and their fold into a whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TypeAlias
+
+import msgspec
+
+EVENTS_VERSION = 1
+"""Version of the encoding below. A reader takes its own version and any older one; it refuses a newer one."""
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended."""
+
+    STOP = "stop"
+    """The model ended its turn, or a stop sequence appeared."""
+    LENGTH = "length"
+    """max_tokens or the context was reached."""
+    CANCELLED = "cancelled"
+    """The client left, somebody cancelled the job, or its deadline passed."""
+
+
+class FailureCode(StrEnum):
+    """Every way a job can fail. Each front maps each of them to its own status; a test proves the maps total."""
+
+    CONTEXT_TOO_LONG = "context_too_long"
+    """Prompt and answer do not fit into the context."""
+    BAD_PROMPT = "bad_prompt"
+    """The request cannot be rendered: the template refused it, a token id is outside the vocabulary."""
+    UNSUPPORTED = "unsupported"
+    """The engine cannot honour a field of the request; `param` names it."""
+    MODEL_UNAVAILABLE = "model_unavailable"
+    """The model could not be loaded."""
+    ENGINE_FAILED = "engine_failed"
+    """The engine reported an error while running."""
+    ENGINE_LOST = "engine_lost"
+    """The process with the engine died or vanished while it worked on this job."""
+    DEADLINE = "deadline"
+    """The job's deadline passed before it ended."""
+    UNREADABLE = "unreadable"
+    """The record holds something this version does not know."""
+    INTERNAL = "internal"
+    """A defect of ours."""
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Counts of tokens. `cached_tokens` of the `prompt_tokens` were not prefilled again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """Milliseconds. `prefill_ms` and `decode_ms` by the engine's clock, `queued_ms` and `load_ms` by ours."""
+
+    queued_ms: float = 0.0
+    load_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):
+    """The job was accepted."""
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
+    """A worker claimed the job. A job handed back and claimed again has several."""
+
+    worker: str
+    board: str
+
+
+class TextDelta(msgspec.Struct, frozen=True, array_like=True, tag="text"):
+    """More of the answer. Never splits a character, never holds a part of a stop sequence."""
+
+    text: str
+    choice: int = 0
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, array_like=True, tag="reasoning"):
+    """More of the model's thinking."""
+
+    text: str
+    choice: int = 0
+
+
+class ChoiceEnded(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
+    """One of the n answers is whole. `stop_sequence` is the one that ended it, if one did."""
+
+    choice: int
+    reason: FinishReason
+    stop_sequence: str | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
+    """The last event of a job that ran to its end, or was cancelled."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The last event of a job that failed. `message` says what happened, why, and what to do."""
+
+    code: FailureCode
+    message: str
+    param: str | None = None
+
+
+Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Finished | Failed
+TERMINAL = (Finished, Failed)
+
+
+class Append(msgspec.Struct, frozen=True, array_like=True):
+    """What one append publishes, and one entry of the record holds: consecutive events, the first numbered `seq`."""
+
+    version: int
+    seq: int
+    events: tuple[Event, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Append)
+_header = msgspec.msgpack.Decoder(tuple[int, int, msgspec.Raw])
+
+
+class Unreadable(Exception):
+    """Raised when an entry was written by a newer version, or is damaged."""
+
+
+def encode_append(seq: int, events: Iterable[Event]) -> bytes:
+    """One append as bytes."""
+    return _encoder.encode(Append(EVENTS_VERSION, seq, tuple(events)))
+
+
+def decode_append(data: bytes) -> Append:
+    """The append in `data`. Raises `Unreadable`."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"This event was written by another version of rockchipllama: {error}") from error
+
+
+class Choice(msgspec.Struct):
+    """One whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    reason: FinishReason | None = None
+    stop_sequence: str | None = None
+
+
+class Reply(msgspec.Struct):
+    """Everything a job said, folded together. `end` is None while the job goes on."""
+
+    choices: dict[int, Choice]
+    end: Finished | Failed | None = None
+
+
+def fold(events: Iterable[Event]) -> Reply:
+    """The whole answer that `events` spell out, in order."""
+    texts: dict[int, list[str]] = {}
+    thoughts: dict[int, list[str]] = {}
+    reply = Reply(choices={})
+    for event in events:
+        match event:
+            case TextDelta(text, choice):
+                texts.setdefault(choice, []).append(text)
+            case ReasoningDelta(text, choice):
+                thoughts.setdefault(choice, []).append(text)
+            case ChoiceEnded(choice, reason, stop_sequence):
+                reply.choices[choice] = Choice(reason=reason, stop_sequence=stop_sequence)
+            case Finished() | Failed():
+                reply.end = event
+            case Queued() | Started():
+                pass
+    for index in sorted(texts.keys() | thoughts.keys() | reply.choices.keys()):
+        choice_ = reply.choices.setdefault(index, Choice())
+        choice_.text = "".join(texts.get(index, ()))
+        choice_.reasoning = "".join(thoughts.get(index, ()))
+    return reply

@@ -1,0 +1,78 @@
+"""A job: its states, its lanes, and the view of it that clients poll."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from enum import StrEnum
+
+import msgspec
+
+from tasks.events import Failed, Timings, Usage
+
+
+class JobState(StrEnum):
+    """Where a job stands. Derived where events are written; nothing else sets it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED})
+
+
+class Phase(StrEnum):
+    """What a running job's worker is doing."""
+
+    LOADING = "loading"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Lane(StrEnum):
+    """Who goes first: every interactive job before any background one, those before any batch item."""
+
+    INTERACTIVE = "interactive"
+    BACKGROUND = "background"
+    BATCH = "batch"
+
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_JOB_ID = re.compile(r"[a-z2-7]{22}")
+
+
+def new_job_id() -> str:
+    """An id nobody can guess (110 random bits); knowing it is what lets a client read or cancel the job."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` has the form of a job id; anything else never reaches a Redis key."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """A job as clients see it. Times are unix seconds; `position` counts from 1 and is None unless queued."""
+
+    id: str
+    model: str
+    kind: str
+    lane: Lane
+    state: JobState
+    phase: Phase | None = None
+    position: int | None = None
+    attempts: int = 0
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    prompt_tokens_done: int | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Failed | None = None
+    worker: str | None = None
+    board: str | None = None
+    events: int = 0
+    """Sequence number of the last event."""

@@ -1,0 +1,93 @@
+"""What a client wants, in one vocabulary for every front. None means: not given, the model's default applies."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+REQUEST_VERSION = 1
+
+
+class Unreadable(Exception):
+    """Raised when a request was written by a newer version, or is damaged."""
+
+
+class SamplingOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The sampling a client asked for; the meaning of each field is that of `npu.engine.Sampling`."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    seed: int | None = None
+    logit_bias: dict[int, float] | None = None
+    ignore_eos: bool | None = None
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation, its text already joined from its parts."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    name: str | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
+    """Continue a conversation `n` times. `template_options` are passed to the chat template by name."""
+
+    messages: tuple[Message, ...]
+    sampling: SamplingOptions = SamplingOptions()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    template_options: dict[str, Any] = {}
+    version: int = REQUEST_VERSION
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="completion"):
+    """Continue each prompt (a text, or token ids of the model's own vocabulary) `n` times, without a template.
+
+    Choice `i * n + k` is the k-th answer to prompt i. With `echo` each answer begins with its prompt.
+    """
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: SamplingOptions = SamplingOptions()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    echo: bool = False
+    version: int = REQUEST_VERSION
+
+
+Request: TypeAlias = ChatRequest | CompletionRequest
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+
+
+def encode_request(request: Request) -> bytes:
+    """The request as JSON bytes, as the job's record holds it."""
+    return _encoder.encode(request)
+
+
+def decode_request(data: bytes) -> Request:
+    """The request in `data`. Raises `Unreadable` on an unknown kind, a newer version, or damage."""
+    try:
+        request = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"The request in this job's record cannot be read: {error}") from error
+    if request.version > REQUEST_VERSION:
+        raise Unreadable(
+            f"The request was written by a newer version of rockchipllama (format {request.version}, "
+            f"this one reads up to {REQUEST_VERSION}). Upgrade this board."
+        )
+    return request

@@ -1,0 +1,106 @@
+"""How settings are read, and those that every process of the service shares.
+
+A setting comes, in growing strength, from its default, the TOML file, the environment (prefix `ROCKCHIPLLAMA_`) and the
+command line (which hands its values to the processes it starts through their environment).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX = "ROCKCHIPLLAMA_"
+ROOT = Path(__file__).resolve().parent.parent
+"""Where this application is installed: the folder with api/, tasks/, npu/ and models/."""
+
+CommaList = Annotated[tuple[str, ...], NoDecode]
+"""Several words; in the environment separated by commas."""
+
+
+def config_file() -> Path | None:
+    """The TOML file: `ROCKCHIPLLAMA_CONFIG`, else `rockchipllama.toml` here or beside the application. None: there is none."""
+    named = os.environ.get(f"{PREFIX}CONFIG")  # noqa: TID251 - this is a settings module
+    if named:
+        return Path(named)
+    for folder in (Path.cwd(), ROOT):
+        if (folder / "rockchipllama.toml").is_file():
+            return folder / "rockchipllama.toml"
+    return None
+
+
+class Settings(BaseSettings):
+    """What each settings class of the service inherits: where its values come from."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    title: ClassVar[str] = ""
+    """The heading of this class's fields in docs/settings.md."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line (as arguments), then environment, then file."""
+        path = config_file()
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path is not None:
+            sources += (TomlConfigSettingsSource(settings_cls, toml_file=path),)
+        return sources
+
+
+class TaskSettings(Settings):
+    """Redis, models' names, and the life of a job."""
+
+    title: ClassVar[str] = "Service"
+
+    redis_url: str | None = Field(
+        None,
+        description="The Redis or Valkey to use: `redis://`, `rediss://` or `unix://`. Unset, `up` starts an embedded Valkey.",
+    )
+    data_dir: Path = Field(ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets.")
+    models_dir: Path = Field(ROOT / "models", description="Where models lie: a folder with a manifest each, or bare files.")
+    default_model: str | None = Field(
+        None, description="The model that `up` loads first, and that answers requests which name none. Unset: the first found."
+    )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Further names for models: `[aliases]` in the file, JSON in the environment."
+    )
+    queue_limit: int = Field(64, ge=1, description="Jobs that may wait for one model; one more is refused with 429.")
+    deadline: float = Field(
+        3600.0, gt=0, description="Seconds after which an unfinished job is given up, waiting or running."
+    )
+    job_ttl: float = Field(
+        3600.0, gt=0, description="Seconds a job's record and events are kept after its end."
+    )
+    lease: float = Field(
+        10.0, gt=0, description="Seconds a worker's claim on a job lasts unless renewed; it renews three times as often."
+    )
+    log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least severe lines to log.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="`text` for people, `json` for collectors.")
+
+
+def redis_url(settings: TaskSettings) -> str:
+    """The Redis to talk to when a part of the service is started alone."""
+    return settings.redis_url or "redis://127.0.0.1:6379/0"
+
+
+def split_commas(value: Any) -> Any:
+    """Words separated by commas as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return value
