@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
+import redis.asyncio
 from starlette.requests import Request as HttpRequest
 
-from tasks.events import Event, Reply
-from tasks.jobs import Lane
+from tasks import keys
+from tasks.commands import Commander, Load, Prepare
+from tasks.connection import UNREACHABLE
+from tasks.errors import CommandFailed, FieldRefused, JobFailed, ModelDown, QueueUnavailable, TasksError
+from tasks.events import TERMINAL, Event, Failed, Numbered, Queued, Reply, Started, fold
+from tasks.feed import LiveFeed, Subscription, follow
+from tasks.jobs import Lane, new_job_id
+from tasks.queue import Queue
 from tasks.requests import Request
+from tasks.roster import ModelStatus, Roster
+from tasks.store import JobStore
+
+log = logging.getLogger("rockchipllama.api")
+
+LOAD_PATIENCE = 30.0
+"""Seconds a board may take to say that it began to load a model, or cannot."""
+PREPARE_PATIENCE = 130.0
+"""Seconds a board may take to check a waiting job."""
+OUTAGE_PATIENCE = 30.0
+"""Seconds Redis may be away before an answer in progress is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,35 +44,149 @@ class Waiting:
     position: int | None
 
 
-class Answer:
-    """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
-
-    `job` is its id, `model` the resolved model id, `position` its place in the queue when accepted (0: a worker took it at once).
-    """
-
-    job: str
-    model: str
-    position: int
-
-    def __aiter__(self) -> AsyncIterator[Event | Waiting]:
-        """Every event in order, each once, up to the last (Finished or Failed), with `Waiting` in between."""
-        raise NotImplementedError
-
-    async def whole(self, http: HttpRequest) -> Reply:
-        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` (and cancels) when the client leaves first."""
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Cancel the job unless it has ended. Twice is safe."""
-        raise NotImplementedError
-
-
 class ClientGone(Exception):
     """Raised when the client closed its connection before the answer was whole; there is nobody to answer."""
 
 
+class Answer:
+    """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
+
+    `job` is its id, `model` the resolved model id, `position` its place in the queue when accepted (0: next in turn,
+    with a worker free to take it).
+    """
+
+    def __init__(self, relay: Relay, job: str, model: str, stack: AsyncExitStack, subscription: Subscription) -> None:
+        self.job = job
+        self.model = model
+        self.position = 0
+        self._relay = relay
+        self._stack = stack
+        self._source = self._follow(subscription)
+        self._ahead: list[Event] = []
+        self._ended = False
+        self._closed = False
+
+    async def first(self, patience: float) -> None:
+        """Wait, at most `patience` seconds, for the event that decides a status. Raises `JobFailed` if that is a failure."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._decide()
+        except TimeoutError:
+            # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
+            self._source = self._follow(None)
+        if self._ahead and isinstance(self._ahead[-1], Failed):
+            raise JobFailed(self.job, self._ahead[-1])
+
+    async def _decide(self) -> None:
+        async for event in self._source:
+            if isinstance(event, Waiting):
+                continue
+            self._ahead.append(event)
+            if not isinstance(event, Queued | Started):
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Event | Waiting]:
+        """Every event in order, each once, up to the last (Finished or Failed), with `Waiting` in between."""
+        ahead, self._ahead = self._ahead, []
+        for event in ahead:
+            yield event
+        if not self._ended:
+            async for item in self._source:
+                yield item
+
+    async def whole(self, http: HttpRequest) -> Reply:
+        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` (and cancels) when the client leaves first."""
+        collecting = asyncio.create_task(self._collect())
+        leaving = asyncio.create_task(_disconnected(http))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                raise ClientGone
+            reply = collecting.result()
+        finally:
+            collecting.cancel()
+            leaving.cancel()
+            await asyncio.gather(collecting, leaving, return_exceptions=True)
+            await self.close()
+        if isinstance(reply.end, Failed):
+            raise JobFailed(self.job, reply.end)
+        return reply
+
+    async def _collect(self) -> Reply:
+        return fold([event async for event in self if not isinstance(event, Waiting)])
+
+    async def close(self) -> None:
+        """Cancel the job unless it has ended. Twice is safe; done even when the caller is being cancelled itself."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.shield(self._relay.in_background(self._close()))
+
+    async def _close(self) -> None:
+        try:
+            if not self._ended:
+                await self._relay.cancel(self.job)
+        finally:
+            await self._stack.aclose()
+
+    async def _follow(self, subscription: Subscription | None) -> AsyncIterator[Event | Waiting]:
+        """The job's events from where the last call left off, through outages of Redis."""
+        if subscription is not None:
+            self._subscription = subscription
+            self._seen = 0
+            self._place: int | None = -1
+        loop = asyncio.get_running_loop()
+        told = up = loop.time()
+        while True:
+            try:
+                async for item in follow(self._relay.client, self._subscription, self.job, self._seen):
+                    up = loop.time()
+                    if item is not None:
+                        yield self._take(item)
+                        if self._ended:
+                            return
+                        continue
+                    place = await self._relay.store.place(self.job, self.model)
+                    if place != self._place or loop.time() - told >= self._relay.keep_alive:
+                        self._place, told = place, loop.time()
+                        yield Waiting(None if place is None else place + 1)
+                return
+            except (*UNREACHABLE, QueueUnavailable) as error:
+                if loop.time() - up > OUTAGE_PATIENCE:
+                    raise QueueUnavailable(str(error)) from error
+                yield Waiting(None)
+                await asyncio.sleep(0.5)
+
+    def _take(self, item: Numbered) -> Event:
+        self._seen = item.seq
+        self._ended = isinstance(item.event, TERMINAL)
+        return item.event
+
+
 class Relay:
     """Turns requests into answers through the queue."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        feed: LiveFeed,
+        store: JobStore,
+        queue: Queue,
+        roster: Roster,
+        commander: Commander,
+        *,
+        patience: float,
+        keep_alive: float,
+    ) -> None:
+        self.client = client
+        self.store = store
+        self.keep_alive = keep_alive
+        """Seconds of silence after which a waiting client is told that the line is alive."""
+        self._feed = feed
+        self._queue = queue
+        self._roster = roster
+        self._commander = commander
+        self._patience = patience
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(
         self,
@@ -68,4 +204,89 @@ class Relay:
         setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
         """
-        raise NotImplementedError
+        status = await self._roster.find(model)
+        _check_fields(status, request)
+        if not status.served:
+            await self._load(status)
+        name = status.card.id
+        job = new_job_id()
+        stack = AsyncExitStack()
+        subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
+        answer = Answer(self, job, name, stack, subscription)
+        try:
+            accepted = await self.store.accept(job, name, request, lane=lane, owner=owner, deadline=deadline)
+            await self._call(name, lane, job)
+            if accepted.place > 0 or accepted.running > 0 or not status.loaded:
+                answer.position = accepted.place + 1
+                if status.boards:
+                    self.in_background(self._prepare(status.boards[0], name, job))
+            if commit_early:
+                await answer.first(self._patience)
+        except BaseException:
+            # Also when the caller was cancelled: what was accepted must not run for nobody.
+            await answer.close()
+            raise
+        return answer
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` even if nobody waits for it any more; `finish` waits for it."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def finish(self, patience: float = 5.0) -> None:
+        """Wait for what still runs in the background, at shutdown."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=patience)
+
+    async def cancel(self, job: str) -> None:
+        """Cancel a job for a client that left; keeps trying while Redis is away."""
+        for _ in range(60):
+            try:
+                await self.store.cancel(job, "client left")
+                return
+            except QueueUnavailable:
+                await asyncio.sleep(0.5)
+            except TasksError:
+                return  # its record is gone, or never was
+        log.warning("a job could not be cancelled, Redis stayed away", extra={"job": job})
+
+    async def _call(self, model: str, lane: Lane, job: str) -> None:
+        try:
+            await self._queue.call(model, lane.value, job)
+        except QueueUnavailable as error:
+            # The job is accepted and kept; the sweep makes up for the missing call.
+            log.warning("no worker could be called: %s", error, extra={"job": job})
+
+    async def _load(self, status: ModelStatus) -> None:
+        """Have a board load the model. Raises `ModelDown`."""
+        model = status.card.id
+        if not status.boards:
+            raise ModelDown(model, f"the board '{status.card.board}' that has it is not there.")
+        why = ""
+        for board in status.boards:
+            try:
+                await self._commander.ask(board, Load(model), LOAD_PATIENCE)
+                return
+            except CommandFailed as error:
+                why = str(error)
+        raise ModelDown(model, why)
+
+    async def _prepare(self, board: str, model: str, job: str) -> None:
+        """Have a board check a job that must wait, so that a hopeless one is refused before its turn."""
+        try:
+            await self._commander.ask(board, Prepare(model, job), PREPARE_PATIENCE)
+        except (CommandFailed, QueueUnavailable) as error:
+            log.debug("not checked ahead: %s", error, extra={"job": job})
+
+
+def _check_fields(status: ModelStatus, request: Request) -> None:
+    for field, why in status.card.refuses.items():
+        if getattr(request.sampling, field, None) is not None:
+            raise FieldRefused(field, why)
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -116,34 +116,45 @@ Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded |
 TERMINAL = (Finished, Failed)
 
 
-class Append(msgspec.Struct, frozen=True, array_like=True):
-    """What one append publishes, and one entry of the record holds: consecutive events, the first numbered `seq`."""
+class Wire(msgspec.Struct, frozen=True, array_like=True):
+    """Consecutive events as one append carries them. Their numbers travel beside it, so that Lua need not look inside."""
 
     version: int
-    seq: int
     events: tuple[Event, ...]
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Append)
-_header = msgspec.msgpack.Decoder(tuple[int, int, msgspec.Raw])
+class Numbered(NamedTuple):
+    """One event of a job with its sequence number; a job's first event has number 1."""
+
+    seq: int
+    event: Event
 
 
 class Unreadable(Exception):
-    """Raised when an entry was written by a newer version, or is damaged."""
+    """Raised when events were written by a newer version, or are damaged."""
 
 
-def encode_append(seq: int, events: Iterable[Event]) -> bytes:
-    """One append as bytes."""
-    return _encoder.encode(Append(EVENTS_VERSION, seq, tuple(events)))
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Wire)
 
 
-def decode_append(data: bytes) -> Append:
-    """The append in `data`. Raises `Unreadable`."""
+def encode_events(events: Iterable[Event]) -> bytes:
+    """Consecutive events as bytes."""
+    return _encoder.encode(Wire(EVENTS_VERSION, tuple(events)))
+
+
+def decode_events(data: bytes) -> tuple[Event, ...]:
+    """The events in `data`. Raises `Unreadable`."""
     try:
-        return _decoder.decode(data)
+        return _decoder.decode(data).events
     except msgspec.DecodeError as error:
-        raise Unreadable(f"This event was written by another version of rockchipllama: {error}") from error
+        raise Unreadable(f"These events were written by another version of rockchipllama: {error}") from error
+
+
+def number(last: int, events: tuple[Event, ...]) -> list[Numbered]:
+    """`events` with their sequence numbers, the last of which is `last`."""
+    first = last - len(events) + 1
+    return [Numbered(first + index, event) for index, event in enumerate(events)]
 
 
 class Choice(msgspec.Struct):

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import difflib
+import logging
+import time
+from typing import Any, cast
+
 import msgspec
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.connection import text, unavailable_as_refusal
+from tasks.errors import QueueUnavailable, UnknownModel
+from tasks.scripts import BREATHE, ROSTER
+
+log = logging.getLogger("rockchipllama.roster")
 
 CARD_VERSION = 1
+BREATH = 2.0
+"""Seconds between two breaths of a worker or board."""
+ALIVE = 7.0
+"""Seconds without a breath after which it counts as gone."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,3 +51,207 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     """What its user should know."""
     version: int = CARD_VERSION
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One breath of a worker (with its model) or of a board (without)."""
+
+    name: str
+    board: str
+    model: str | None = None
+    state: str = ""
+    """Of a worker: `idle` (the model is not loaded), `loading`, `loaded`, `busy`."""
+    started: float = 0.0
+    """Unix seconds by its own clock; for people only."""
+    version: str = ""
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as the service sees it now."""
+
+    card: Card
+    served: bool
+    """A worker of it is alive."""
+    loaded: bool
+    loading: bool
+    waiting: int
+    boards: tuple[str, ...] = ()
+    """Living boards that have it."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The whole roster at one moment; `at` by this process' monotonic clock."""
+
+    at: float
+    models: tuple[ModelStatus, ...]
+    workers: tuple[Presence, ...]
+    boards: tuple[str, ...]
+
+
+def announce(client: redis.Redis, card: Card) -> None:
+    """Make a model known, or change its card. Written only when it differs: it goes to the append-only file."""
+    field = f"{card.id}/{card.board}"
+    encoded = msgspec.json.encode(card)
+    if client.hget(keys.CARDS, field) != encoded:
+        client.hset(keys.CARDS, field, encoded)  # type: ignore[arg-type]
+
+
+def withdraw(client: redis.Redis, board: str, models: set[str]) -> None:
+    """Forget the cards of `board` for models other than `models`: it does not have them any more."""
+    for raw in cast("list[bytes]", client.hkeys(keys.CARDS)):
+        model, _, owner = raw.decode().partition("/")
+        if owner == board and model not in models:
+            client.hdel(keys.CARDS, raw)  # type: ignore[arg-type]
+
+
+def breathe(client: redis.Redis, presence: Presence) -> None:
+    """Say that a worker or board is alive. Never touches the append-only file."""
+    BREATHE.run(client, [keys.PRESENCE], presence.name, msgspec.json.encode(presence), int(ALIVE * 1000))
+
+
+def leave(client: redis.Redis, name: str) -> None:
+    """Say that a worker or board is gone, instead of letting others find out."""
+    client.hdel(keys.PRESENCE, name)
+
+
+_card_decoder = msgspec.json.Decoder(Card)
+_presence_decoder = msgspec.json.Decoder(Presence)
+
+
+def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
+    return [(text(flat[index]), flat[index + 1]) for index in range(0, len(flat), 2)]
+
+
+def read_roster(reply: list[Any]) -> Snapshot:
+    """The snapshot in a reply of the `ROSTER` script. Cards of newer versions are skipped with a warning."""
+    now, cards, breaths, waiting = reply
+    alive: list[Presence] = []
+    for name, raw in _pairs(breaths):
+        seen, _, payload = bytes(raw).partition(b":")
+        if now - int(seen) <= ALIVE * 1000:
+            try:
+                alive.append(_presence_decoder.decode(payload))
+            except msgspec.DecodeError as error:
+                log.warning("the presence of %s cannot be read: %s", name, error)
+    boards = tuple(sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None))
+    counts = {model: int(count) for model, count in _pairs(waiting)}
+    found: dict[str, list[Card]] = {}
+    for field, raw in _pairs(cards):
+        try:
+            card = _card_decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            log.warning("the card %s cannot be read: %s", field, error)
+            continue
+        found.setdefault(card.id, []).append(card)
+    models = []
+    for model, its_cards in sorted(found.items()):
+        states = [breath.state for breath in alive if breath.model == model]
+        here = tuple(card.board for card in its_cards if card.board in boards)
+        models.append(
+            ModelStatus(
+                card=next((card for card in its_cards if card.board in here), its_cards[0]),
+                served=bool(states),
+                loaded=any(state in ("loaded", "busy") for state in states),
+                loading="loading" in states,
+                waiting=counts.get(model, 0),
+                boards=here,
+            )
+        )
+    workers = tuple(breath for breath in alive if breath.model is not None)
+    return Snapshot(time.monotonic(), tuple(models), workers, boards)
+
+
+class Roster:
+    """The roster as an API process knows it: refreshed each second, never a round trip on a request's way."""
+
+    def __init__(self, client: redis.asyncio.Redis, aliases: dict[str, str], default_model: str | None) -> None:
+        self._client = client
+        self._aliases = {name.lower(): target for name, target in aliases.items()}
+        self._default = default_model
+        self._snapshot = Snapshot(0.0, (), (), ())
+        self._names: dict[str, ModelStatus] = {}
+        self._clashes: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Roster:
+        try:
+            await self.refresh()
+        except QueueUnavailable as error:
+            log.warning("%s", error)
+        self._task = asyncio.create_task(self._keep_fresh(), name="roster")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.refresh()
+            except QueueUnavailable as error:
+                log.debug("the roster is %.0f s old: %s", time.monotonic() - self._snapshot.at, error)
+
+    async def refresh(self) -> None:
+        """Read it anew. Raises `QueueUnavailable`."""
+        with unavailable_as_refusal():
+            reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE])
+        self._snapshot = read_roster(cast("list[Any]", reply))
+        self._names = self._index(self._snapshot.models)
+
+    def models(self) -> list[ModelStatus]:
+        """Every model that is known, by id."""
+        return list(self._snapshot.models)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest reading."""
+        return self._snapshot
+
+    def resolve(self, name: str | None) -> ModelStatus:
+        """The model a client means, from memory; None means the default one. Raises `UnknownModel`."""
+        found = self._lookup(name)
+        if found is None:
+            wanted = name or self._default or ""
+            near = difflib.get_close_matches(wanted.lower()[:100], self._names, n=1, cutoff=0.5)
+            raise UnknownModel(wanted, near[0] if near else None)
+        return found
+
+    async def find(self, name: str | None) -> ModelStatus:
+        """The same, but looks again before it says no. Raises `UnknownModel`, and `QueueUnavailable` while Redis is away."""
+        found = self._lookup(name)
+        if found is not None and found.served:
+            return found
+        await self.refresh()
+        return self.resolve(name)
+
+    def _lookup(self, name: str | None) -> ModelStatus | None:
+        if name is None:
+            if self._default is not None:
+                return self._lookup(self._default)
+            models = self._snapshot.models
+            return next((status for status in models if status.served), models[0] if models else None)
+        lowered = name.lower()
+        return self._names.get(lowered) or self._names.get(lowered.removesuffix(":latest"))
+
+    def _index(self, models: tuple[ModelStatus, ...]) -> dict[str, ModelStatus]:
+        """Names to models: exact ids win over aliases, those over further names; the first of two claimants keeps a name."""
+        names = {status.card.id: status for status in models}
+        for alias, target in self._aliases.items():
+            status = names.get(target.lower()) or next(
+                (status for status in models if target.lower() in map(str.lower, status.card.names)), None
+            )
+            if status is not None:
+                names.setdefault(alias, status)
+        for status in models:
+            for further in status.card.names:
+                holder = names.setdefault(further.lower(), status)
+                if holder is not status and further not in self._clashes:
+                    self._clashes.add(further)
+                    log.warning(
+                        "the name '%s' is claimed by %s and %s; it means %s",
+                        *(further, holder.card.id, status.card.id, holder.card.id),
+                    )
+        return names

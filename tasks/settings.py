@@ -7,6 +7,7 @@ command line (which hands its values to the processes it starts through their en
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -74,8 +75,16 @@ class TaskSettings(Settings):
     )
     data_dir: Path = Field(ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets.")
     models_dir: Path = Field(ROOT / "models", description="Where models lie: a folder with a manifest each, or bare files.")
+    board_name: str = Field(
+        default_factory=socket.gethostname, description="What this machine is called among boards. Unset: its host name."
+    )
     default_model: str | None = Field(
         None, description="The model that `up` loads first, and that answers requests which name none. Unset: the first found."
+    )
+    context_length: int | None = Field(
+        None,
+        ge=128,
+        description="Tokens of context to reserve where a model allows more. Unset: what its manifest or file says.",
     )
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Further names for models: `[aliases]` in the file, JSON in the environment."

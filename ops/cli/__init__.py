@@ -1,0 +1,1 @@
+"""The command `rockchipllama`, one file a command."""

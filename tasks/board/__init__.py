@@ -1,0 +1,1 @@
+"""The agent of one board: finds models, keeps worker processes, answers commands."""

@@ -1,0 +1,1 @@
+"""The worker process: holds one engine, claims jobs, runs them."""

@@ -1,0 +1,123 @@
+"""A request's body: read up to a bound, parsed, and checked against a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+
+from api.errors import HttpProblem, Problem, invalid
+from api.needs import settings_of
+from api.settings import ApiSettings
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+_decoder = msgspec.json.Decoder()
+
+
+class Wire(BaseModel):
+    """An object as a client sends it: null means absent, unknown fields are ignored, types are what they say."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if type(data) is dict and None in data.values():
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+
+async def read_body(http: Request, shape: type[Shape]) -> Shape:
+    """The body as `shape`, whatever its Content-Type. Raises `HttpProblem` (400, 413, 415) and `ClientDisconnect`."""
+    settings = settings_of(http)
+    return check(parse(await read_bytes(http, settings.max_body)), shape, settings)
+
+
+async def read_bytes(http: Request, limit: int) -> bytes:
+    """The raw body, at most `limit` bytes of it ever in memory."""
+    encoding = http.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("", "identity"):
+        raise HttpProblem(
+            Problem(415, "unsupported_encoding", f"Bodies compressed with {encoding[:40]!r} are not read; send plain JSON.")
+        )
+    announced = http.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    async for part in http.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> HttpProblem:
+    return HttpProblem(
+        Problem(413, "request_too_large", f"The request body is larger than {limit} bytes, the most this server reads.")
+    )
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`. Raises `HttpProblem` for anything else, NaN, infinities and lone surrogates included."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        raise invalid("The request has no body; send a JSON object.", code="invalid_json")
+    try:
+        value = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise invalid(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    except UnicodeDecodeError:
+        raise invalid("The request body is not valid UTF-8.", code="invalid_json") from None
+    except RecursionError:
+        raise invalid("The request body is nested too deeply.", code="invalid_json") from None
+    if type(value) is not dict:
+        raise invalid("The request body must be a JSON object.", code="invalid_json")
+    return value
+
+
+def check(data: dict[str, Any], shape: type[Shape], settings: ApiSettings | None = None) -> Shape:
+    """`data` as `shape`, within the bounds that the settings draw. Raises `HttpProblem` that names the first field at fault."""
+    try:
+        return shape.model_validate(data, context=settings)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        raise _problem(data, details) from None
+    except RecursionError:
+        raise invalid("The request body is nested too deeply.", code="invalid_json") from None
+
+
+def _problem(data: dict[str, Any], details: Sequence[ErrorDetails]) -> HttpProblem:
+    first = details[0]
+    param = _path(data, first["loc"])
+    context = first.get("ctx") or {}
+    if context.get("param"):
+        param = f"{param}.{context['param']}" if param else context["param"]
+    if first["type"] == "missing":
+        return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+    if "code" in context:
+        return invalid(first["msg"], param, context["code"])
+    message = first["msg"].removeprefix("Value error, ")[:300]
+    code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
+    return invalid(f"Invalid '{param}': {message[:1].lower()}{message[1:]}.", param, code)
+
+
+def _path(data: Any, loc: Sequence[int | str]) -> str:
+    # The location also names the branches of unions; what the body does not hold is not part of the path.
+    parts: list[str] = []
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or last):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data):
+            data = data[part]
+        else:
+            continue
+        parts.append(part if isinstance(part, str) else str(part))
+    return ".".join(parts)

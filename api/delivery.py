@@ -1,0 +1,82 @@
+"""One answer on its way to one client: begun while the client is there, and surely closed when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from api.drain import close
+from api.errors import INTERNAL, HttpProblem
+from api.needs import drain_of, services_of
+from api.relay import Answer, ClientGone
+from tasks.errors import JobFailed
+from tasks.events import Failed, Finished, FinishReason, Reply
+from tasks.jobs import Lane
+from tasks.requests import Request
+
+Result = TypeVar("Result")
+
+
+async def while_connected(http: HttpRequest, work: Coroutine[object, object, Result]) -> Result:
+    """Run `work`; when the client leaves first, cancel it and raise `ClientGone`. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_discard)
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+_late: set[asyncio.Future[None]] = set()
+
+
+def _discard(task: asyncio.Future[Result]) -> None:
+    # It may have ended well before it saw the cancellation: then its answer belongs to nobody, and must not run on.
+    if task.cancelled() or task.exception() is not None:
+        return
+    result = task.result()
+    if isinstance(result, Answer):
+        closing = asyncio.ensure_future(close(result))
+        _late.add(closing)
+        closing.add_done_callback(_late.discard)
+
+
+async def begin(http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane) -> Answer:
+    """Accept a job for this client. Raises as `Relay.start` does, and `ClientGone`."""
+    start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
+    # Only a stream waits inside `start`; a whole answer watches its client in `whole`.
+    return await (while_connected(http, start) if stream else start)
+
+
+async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:
+    """The folded answer with its end. Raises `JobFailed`, `ClientGone`, and `HttpProblem` when the job was cancelled."""
+    drain = drain_of(http)
+    try:
+        with drain.holding(answer):
+            reply = await answer.whole(http)
+    finally:
+        await close(answer)
+    match reply.end:
+        case Finished(reason=FinishReason.CANCELLED):
+            raise HttpProblem(replace(drain.cancelled(), job=answer.job))
+        case Finished():
+            return reply, reply.end
+        case Failed():
+            raise JobFailed(answer.job, reply.end)
+        case None:
+            raise HttpProblem(replace(INTERNAL, job=answer.job))

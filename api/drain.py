@@ -1,0 +1,67 @@
+"""The answers a process has open, so that shutting down can end them with a word instead of a cut."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from api.errors import CANCELLED, STOPPING, Problem
+from api.relay import Answer
+
+log = logging.getLogger("rockchipllama.api")
+
+CLOSE_SECONDS = 5.0
+"""How long closing an answer may take before it is left to its lease: the queue may be the thing that is down."""
+
+
+_closing: set[asyncio.Future[None]] = set()
+"""Closings under way; the event loop alone would not keep them alive."""
+
+
+async def close(answer: Answer) -> None:
+    """Close an answer, whatever happens meanwhile to the task that asks. A failure to do so is logged, not raised."""
+    closing = asyncio.ensure_future(_closed(answer))
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
+    # Cancelled here, the asking task leaves; the closing goes on without it.
+    await asyncio.wait({closing})
+
+
+async def _closed(answer: Answer) -> None:
+    try:
+        await asyncio.wait_for(answer.close(), CLOSE_SECONDS)
+    except Exception as error:
+        log.warning("could not cancel a job", extra={"job": answer.job, "error": repr(error)})
+
+
+class Drain:
+    """Every answer on its way to a client."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._open: set[Answer] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def holding(self, answer: Answer) -> Iterator[None]:
+        """Count the answer as open for the length of the block."""
+        self._open.add(answer)
+        try:
+            yield
+        finally:
+            self._open.discard(answer)
+
+    def cancelled(self) -> Problem:
+        """What to tell a client whose job was cancelled by somebody else."""
+        return STOPPING if self.ending else CANCELLED
+
+    async def end(self) -> None:
+        """Cancel whatever is still open. Each client is told that the server is shutting down."""
+        self.ending = True
+        if self._open:
+            log.warning("ending answers that are still open", extra={"open": len(self._open)})
+        await asyncio.gather(*(close(answer) for answer in tuple(self._open)))

@@ -1,0 +1,209 @@
+"""What went wrong, as a status: one table for all fronts, each of which puts it into its own words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from api.relay import ClientGone
+from tasks.errors import (
+    CommandFailed,
+    FieldRefused,
+    JobFailed,
+    JobNotFound,
+    ModelDown,
+    QueueFull,
+    QueueUnavailable,
+    TasksError,
+    UnknownModel,
+)
+from tasks.events import Failed, FailureCode
+
+CLIENT_GONE = 499
+"""Nobody reads this status; it only stands in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One refusal or failure, before any dialect.
+
+    `code` is the word programs compare, `param` the field of the request at fault. `retry_after` is in seconds.
+    `retry` tells clients that retry by status alone to do so, or not to; None leaves it to them.
+    """
+
+    status: int
+    code: str | None
+    message: str
+    param: str | None = None
+    retry_after: float | None = None
+    retry: bool | None = None
+    job: str | None = None
+    allow: str | None = None
+    """The methods a 405 names."""
+
+
+class HttpProblem(Exception):
+    """Raised by a route that cannot go on; the front renders its problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(problem.message)
+
+
+def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> HttpProblem:
+    """The request says something wrong."""
+    return HttpProblem(Problem(400, code, message, param))
+
+
+def unsupported(param: str, message: str) -> HttpProblem:
+    """The request asks for something this service does not do."""
+    return HttpProblem(Problem(400, "unsupported_parameter", message, param))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one kind of failure is answered; the fields are those of `Problem`."""
+
+    status: int
+    code: str
+    param: str | None = None
+    retry_after: float | None = None
+    retry: bool | None = None
+
+
+FAILURES: dict[FailureCode, Rule] = {
+    FailureCode.CONTEXT_TOO_LONG: Rule(400, "context_length_exceeded"),
+    FailureCode.BAD_PROMPT: Rule(400, "invalid_prompt"),
+    FailureCode.UNSUPPORTED: Rule(400, "unsupported_parameter"),
+    FailureCode.MODEL_UNAVAILABLE: Rule(503, "model_unavailable", retry_after=10.0),
+    FailureCode.ENGINE_FAILED: Rule(500, "engine_failed"),
+    # The engine is being started again meanwhile; the same request will usually pass.
+    FailureCode.ENGINE_LOST: Rule(503, "engine_lost", retry_after=5.0),
+    # Clients retry a 504 by themselves, which would queue once more what has just taken too long.
+    FailureCode.DEADLINE: Rule(504, "deadline_exceeded", retry=False),
+    FailureCode.UNREADABLE: Rule(500, "unreadable_record", retry=False),
+    FailureCode.INTERNAL: Rule(500, "internal_error"),
+}
+
+ERRORS: dict[type[TasksError], Rule] = {
+    UnknownModel: Rule(404, "model_not_found", param="model"),
+    ModelDown: Rule(503, "model_unavailable"),
+    QueueFull: Rule(429, "rate_limit_exceeded"),
+    FieldRefused: Rule(400, "unsupported_parameter"),
+    JobNotFound: Rule(404, "job_not_found"),
+    QueueUnavailable: Rule(503, "queue_unavailable"),
+    CommandFailed: Rule(502, "board_refused"),
+}
+"""Every leaf of the tree but `JobFailed`, whose failure is looked up in `FAILURES`."""
+
+INTERNAL = Problem(500, "internal_error", "The server made an error while it answered this request. Its log says which.")
+CANCELLED = Problem(409, "job_cancelled", "The job was cancelled.", retry=False)
+STOPPING = Problem(503, "server_stopping", "The server is shutting down.", retry_after=5.0)
+
+
+def of_failed(failed: Failed, job: str | None = None) -> Problem:
+    """The problem that a job's last event tells of."""
+    rule = FAILURES[failed.code]
+    return Problem(
+        rule.status,
+        rule.code,
+        failed.message,
+        param=failed.param or rule.param,
+        retry_after=rule.retry_after,
+        retry=rule.retry,
+        job=job,
+    )
+
+
+def of_error(error: TasksError) -> Problem:
+    """The problem that an error of the queue's client half tells of."""
+    if isinstance(error, JobFailed):
+        return of_failed(error.failed, error.job)
+    for kind in type(error).__mro__:
+        if kind in ERRORS:
+            rule = ERRORS[kind]
+            return Problem(
+                rule.status,
+                rule.code,
+                str(error),
+                param=getattr(error, "field", rule.param),
+                retry_after=getattr(error, "retry_after", rule.retry_after),
+                retry=rule.retry,
+            )
+    return INTERNAL
+
+
+def of_http(error: HTTPException, method: str, path: str) -> Problem:
+    """The problem behind a status that the router chose."""
+    allow = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+    match error.status_code:
+        case 404:
+            shown = path if len(path) <= 200 else path[:200] + "…"
+            return Problem(404, "unknown_url", f"There is nothing at {method} {shown}. GET /docs lists what there is.")
+        case 405:
+            return Problem(405, "method_not_allowed", f"{method} is not allowed here; allowed: {allow}.", allow=allow)
+        case status:
+            return Problem(status, None, str(error.detail))
+
+
+Renderer = Callable[[Problem], bytes]
+"""A front's way to say a problem: the JSON body."""
+
+
+def respond(problem: Problem, render: Renderer) -> Response:
+    """The whole answer for a problem, with the headers that tell clients when to come again."""
+    headers: dict[str, str] = {}
+    if problem.retry_after is not None:
+        # At most a minute: clients give up on longer waits instead of keeping them.
+        seconds = min(60.0, max(0.0, problem.retry_after))
+        headers["retry-after"] = str(math.ceil(seconds))
+        headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
+    if problem.retry is not None:
+        headers["x-should-retry"] = "true" if problem.retry else "false"
+    if problem.job is not None:
+        headers["x-job-id"] = problem.job
+    if problem.allow is not None:
+        headers["allow"] = problem.allow
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(render(problem), problem.status, headers, media_type="application/json")
+
+
+def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
+    """Answer every exception a route may raise; what is not named here ends in `RequestLog` as a 500."""
+
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HttpProblem)
+        return respond(error.problem, renderer_of(request.scope))
+
+    async def tasks_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, TasksError)
+        return respond(of_error(error), renderer_of(request.scope))
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return respond(of_http(error, request.method, request.url.path), renderer_of(request.scope))
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return respond(invalid(f"Invalid '{where}': {first['msg']}.", where).problem, renderer_of(request.scope))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(HttpProblem, problem)
+    app.add_exception_handler(TasksError, tasks_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(ClientGone, gone)
+    app.add_exception_handler(ClientDisconnect, gone)

@@ -1,0 +1,74 @@
+"""What routes need of the things an API process holds for its whole life."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypedDict, cast
+
+from starlette.requests import Request
+
+from api.drain import Drain
+from api.relay import Relay
+from api.settings import ApiSettings
+from tasks.jobs import JobView
+from tasks.roster import Card
+
+
+class ModelStatus(Protocol):
+    """One model and how it stands: `waiting` counts the jobs in its queue."""
+
+    @property
+    def card(self) -> Card: ...
+    @property
+    def served(self) -> bool: ...
+    @property
+    def loaded(self) -> bool: ...
+    @property
+    def loading(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+class RosterView(Protocol):
+    """Which models there are. Both answer from memory."""
+
+    def models(self) -> Sequence[ModelStatus]: ...
+
+    def resolve(self, name: str | None) -> ModelStatus:
+        """The model that `name` means, None meaning the default one. Raises `UnknownModel`."""
+
+
+class JobBook(Protocol):
+    """Jobs by their id. Each raises `JobNotFound` and `QueueUnavailable`."""
+
+    async def view(self, job: str) -> JobView: ...
+
+    async def wait(self, job: str, known: JobView, seconds: float) -> JobView:
+        """The job's view once state, phase or position differ from `known`, else after `seconds`."""
+
+    async def cancel(self, job: str) -> JobView:
+        """Ask for the job's end; the view says how it stands. An ended job stays as it is."""
+
+
+class Services(TypedDict):
+    """The state that the lifespan yields. `ping` raises `QueueUnavailable` when Redis does not answer."""
+
+    relay: Relay
+    roster: RosterView
+    jobs: JobBook
+    ping: Callable[[], Awaitable[None]]
+
+
+def services_of(http: Request) -> Services:
+    """The services of the process that answers this request."""
+    return cast(Services, http.scope["state"])
+
+
+def settings_of(http: Request) -> ApiSettings:
+    """The settings of the process that answers this request."""
+    return cast(ApiSettings, http.app.state.settings)
+
+
+def drain_of(http: Request) -> Drain:
+    """The open answers of the process that answers this request."""
+    return cast(Drain, http.app.state.drain)

@@ -1,0 +1,118 @@
+"""The routes of the OpenAI front: read, translate, relay, frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.auth import owner_of
+from api.body import read_body
+from api.delivery import begin, whole
+from api.framing import AnswerStream
+from api.needs import drain_of, services_of, settings_of
+from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
+from api.openai.translate import chat, completions, models
+from api.openai.translate.answer import Head, fingerprint
+from api.openai.translate.chunks import ChunkWriter
+from api.relay import Answer
+from tasks.errors import UnknownModel
+from tasks.events import Finished, Reply
+from tasks.jobs import Lane
+from tasks.requests import Request as JobRequest
+
+router = APIRouter(tags=["OpenAI"])
+SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody)
+
+
+def _takes(shape: type[BaseModel]) -> dict[str, Any]:
+    # The routes read their bodies themselves, so FastAPI cannot know what is in them.
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What differs between the two ways to generate: the prefix of ids, and how an answer is said."""
+
+    prefix: str
+    writer: Callable[[Head], ChunkWriter]
+    whole: Callable[[Head, Reply, Finished], dict[str, Any]]
+
+
+CHAT = _Kind("chatcmpl", chat.ChatWriter, chat.whole)
+COMPLETION = _Kind("cmpl", completions.CompletionWriter, completions.whole)
+
+
+@router.post("/chat/completions", include_in_schema=False)
+@router.post("/v1/chat/completions", summary="Answer a chat", openapi_extra=_takes(ChatCompletionBody))
+async def chat_completions(http: Request) -> Response:
+    """Answer a conversation, streamed or whole."""
+    body = await read_body(http, ChatCompletionBody)
+    return await _answer(http, body, chat.to_request(body), body.n, CHAT)
+
+
+@router.post("/completions", include_in_schema=False)
+@router.post("/v1/completions", summary="Continue a text", openapi_extra=_takes(CompletionBody))
+async def text_completions(http: Request) -> Response:
+    """Continue texts or token ids without a chat template, streamed or whole."""
+    body = await read_body(http, CompletionBody)
+    return await _answer(http, body, completions.to_request(body), len(body.prompt) * body.n, COMPLETION)
+
+
+async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: _Kind) -> Response:
+    flex = body.service_tier == "flex"
+    lane = Lane.BACKGROUND if flex else Lane.INTERACTIVE
+    answer = await begin(http, body.model, request, stream=body.stream, owner=owner_of(http), lane=lane)
+    # From here to the response nothing is awaited: there is no moment in which the answer has no owner.
+    top = Head(
+        id=f"{kind.prefix}-{answer.job}",
+        created=int(time.time()),
+        model=body.model or answer.model,
+        fingerprint=_fingerprint(http, answer),
+        tier="flex" if flex else "default",
+        choices=choices,
+        include_usage=body.stream_options is not None and body.stream_options.include_usage,
+    )
+    headers = {"x-job-id": answer.job}
+    if answer.position > 0:
+        headers["x-queue-position"] = str(answer.position)
+    if body.stream:
+        stalled = settings_of(http).stalled_client
+        return AnswerStream(answer, kind.writer(top), drain_of(http), headers=headers, stalled=stalled)
+    reply, end = await whole(http, answer)
+    return _json(kind.whole(top, reply, end), headers)
+
+
+def _fingerprint(http: Request, answer: Answer) -> str:
+    try:
+        card = services_of(http)["roster"].resolve(answer.model).card
+    except UnknownModel:
+        # Its board left between the two looks. The job, once accepted, is none the worse for it.
+        return fingerprint(answer.model)
+    return fingerprint(card.id, card.engine, card.engine_version, card.quantization)
+
+
+@router.get("/models", include_in_schema=False)
+@router.get("/v1/models", summary="List the models")
+async def list_models(http: Request) -> Response:
+    """Every model that a board has announced."""
+    return _json(models.listing([models.model(status) for status in services_of(http)["roster"].models()]))
+
+
+@router.get("/models/{model:path}", include_in_schema=False)
+@router.get("/v1/models/{model:path}", summary="Show a model")
+async def show_model(http: Request, model: str) -> Response:
+    """One model, by its id or any name it answers to."""
+    return _json(models.model(services_of(http)["roster"].resolve(model), model))
+
+
+def _json(value: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), headers=headers, media_type="application/json")

@@ -1,0 +1,371 @@
+"""The bodies of the OpenAI wire, and the fields of them that are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.types import FailFast
+from pydantic_core import PydanticCustomError
+
+from api.body import Wire
+
+MAX_TOKEN_IDS = 262_144
+"""Token ids in one prompt: more than any context here, and few enough to check without a pause."""
+MAX_BIASES = 4096
+MAX_OPTIONS_DEPTH = 8
+MAX_OPTIONS_VALUES = 1000
+
+
+def refused(message: str, param: str | None = None, code: str = "unsupported_parameter") -> PydanticCustomError:
+    """An error of validation with its own `code`, at the field `param` of the object in hand."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "code": code, "param": param})
+
+
+def _integral(value: Any) -> Any:
+    # Some languages write every number with a point.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_integral)]
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if type(value) is not dict:
+        raise ValueError("it should be an object of token ids and numbers")
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"it should name at most {MAX_BIASES} token ids")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdecimal() and len(token) <= 9):
+            raise ValueError("its keys should be token ids")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError("its values should be numbers from -100 to 100")
+        biases[int(token)] = float(bias)
+    return biases
+
+
+def _template_options(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise ValueError("it should be an object")
+    budget = MAX_OPTIONS_VALUES
+    level: list[Any] = [value]
+    for _ in range(MAX_OPTIONS_DEPTH):
+        budget -= len(level)
+        if budget < 0:
+            raise ValueError(f"it should hold at most {MAX_OPTIONS_VALUES} values")
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper += item.values()
+            elif isinstance(item, list):
+                deeper += item
+            elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+                raise ValueError("its integers should fit into 64 bits")
+        level = deeper
+    if level:
+        raise ValueError(f"it should be nested at most {MAX_OPTIONS_DEPTH - 1} levels deep")
+    return value
+
+
+def _bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
+    # The settings come as the context of the validation; a shape checked without any has no such bounds.
+    limit = getattr(info.context, setting, None)
+    if limit is not None and count > limit:
+        raise ValueError(f"there should be at most {limit} {what}")
+
+
+def _messages(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, list):
+        _bounded(len(value), info, "max_messages", "messages")
+    return value
+
+
+def _stop(value: Any, info: ValidationInfo) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError("it should be a string or a list of strings")
+    _bounded(len(value), info, "max_stop", "stop sequences")
+    # An empty sequence would end every answer before it begins; clients send one to mean none.
+    return tuple(word for word in value if word)
+
+
+Prompts: TypeAlias = tuple[str | tuple[int, ...], ...]
+
+
+def _prompts(value: Any) -> Prompts:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise ValueError("it should be a string, a list of strings, token ids, or a list of lists of token ids")
+    if type(value[0]) is int:
+        return (_token_ids(value),)
+    if all(isinstance(item, str) for item in value):
+        return tuple(value)
+    return tuple(_token_ids(item) for item in value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError("it should not mix texts and token ids")
+    if not value or len(value) > MAX_TOKEN_IDS:
+        raise ValueError(f"token ids should number from 1 to {MAX_TOKEN_IDS}")
+    if not all(type(token) is int and 0 <= token < 2**31 for token in value):
+        raise ValueError("token ids should be integers from 0")
+    return tuple(value)
+
+
+def _shape(schema: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema(schema)
+
+
+class StreamOptions(Wire):
+    """What a stream should also carry."""
+
+    include_usage: bool = False
+
+
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Reasoning(Wire):
+    """How much the model should think before it answers."""
+
+    effort: Effort | None = None
+
+
+class Part(Wire):
+    """A part of a message. Text parts are joined; the other kinds are refused."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Part:
+        if self.type in ("text", "input_text", "output_text"):
+            if self.text is None:
+                raise ValueError("a text part should have a 'text'")
+        elif self.type == "refusal":
+            if self.refusal is None:
+                raise ValueError("a refusal part should have a 'refusal'")
+        else:
+            raise refused(
+                f"Content of type '{self.type[:40]}' is not supported: the models here read text only.", code="unsupported_content"
+            )
+        return self
+
+
+def _content_kind(value: Any) -> str | None:
+    return {str: "text", list: "parts"}.get(type(value))
+
+
+Content: TypeAlias = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], FailFast(), Field(max_length=4096), Tag("parts")],
+    Discriminator(
+        _content_kind, custom_error_type="content_type", custom_error_message="Input should be a string or a list of parts"
+    ),
+]
+
+
+class ChatMessage(Wire):
+    """One turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_content(cls, data: Any) -> Any:
+        # null is an empty turn. Nothing at all is one only where tool calls may stand instead.
+        if isinstance(data, dict) and data.get("content") is None and ("content" in data or data.get("role") == "assistant"):
+            return data | {"content": ""}
+        return data
+
+    @model_validator(mode="after")
+    def _plain(self) -> ChatMessage:
+        for field in ("tool_calls", "function_call", "audio"):
+            if getattr(self, field):
+                raise refused(f"'{field}' in a message is not supported yet: the models here are not given tools or audio.", field)
+        return self
+
+    def text(self) -> str:
+        """The content with its parts joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text or part.refusal or "" for part in self.content)
+
+
+_TOOLS = "Tools are not supported yet; leave {field} out, or send an empty list."
+_FORMAT = "Constrained output is not supported yet; leave {field} out and ask for the format in the prompt."
+_SAMPLER = "This way of sampling is not supported; leave {field} out."
+_NO_AUDIO = "The models here answer in text only."
+
+Refusal: TypeAlias = tuple[tuple[Any, ...], str]
+"""The values of a field that ask for nothing, and what to say to any other."""
+
+REFUSED: Mapping[str, Refusal] = {
+    "tools": (([],), _TOOLS),
+    "tool_choice": (("none", "auto"), _TOOLS),
+    "functions": (([],), _TOOLS),
+    "function_call": (("none", "auto"), _TOOLS),
+    "response_format": (({"type": "text"},), _FORMAT),
+    "json_schema": (({},), _FORMAT),
+    "grammar": (("",), _FORMAT),
+    "guided_json": (({}, ""), _FORMAT),
+    "guided_regex": (("",), _FORMAT),
+    "guided_choice": (([],), _FORMAT),
+    "guided_grammar": (("",), _FORMAT),
+    "structured_outputs": (({},), _FORMAT),
+    "modalities": ((["text"], []), _NO_AUDIO),
+    "audio": (({},), _NO_AUDIO),
+    "web_search_options": ((), "The models here cannot search the web."),
+    "top_logprobs": ((0,), "Log probabilities are not supported yet."),
+    "n_probs": ((0,), "Log probabilities are not supported yet."),
+    "prompt_logprobs": ((0, False), "Log probabilities are not supported yet."),
+    "min_tokens": ((0,), "A least number of tokens is not supported."),
+    "use_beam_search": ((False,), _SAMPLER),
+    "length_penalty": ((1,), _SAMPLER),
+    "dynatemp_range": ((0,), _SAMPLER),
+    "dry_multiplier": ((0,), _SAMPLER),
+    "xtc_probability": ((0,), _SAMPLER),
+    "top_n_sigma": ((-1, 0), _SAMPLER),
+    "stop_token_ids": (([],), "Stopping at token ids is not supported; use 'stop' with text."),
+    "bad_words": (([],), "Forbidden words are not supported; use 'logit_bias'."),
+    "include_stop_str_in_output": ((False,), "A stop sequence is never part of the answer here."),
+    "continue_final_message": ((False,), "Continuing the last message is not supported yet."),
+    "add_generation_prompt": ((True,), "The prompt always ends where the model's own turn begins."),
+    "thinking_budget_tokens": ((-1,), "A budget for thinking is not supported; use 'reasoning_effort'."),
+    "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
+}
+"""Fields that would change the answer and cannot be honoured; true in every body of this front."""
+
+REFUSED_IN_CHAT: Mapping[str, Refusal] = {
+    "logprobs": ((False,), "Log probabilities are not supported yet."),
+    "best_of": ((1,), _SAMPLER),
+}
+REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
+    # Here 0 is a real request: the log probability of each chosen token.
+    "logprobs": ((False,), "Log probabilities are not supported yet."),
+    "suffix": (("",), "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out."),
+}
+
+
+def refuse(data: Any, table: Mapping[str, Refusal]) -> None:
+    """Raise for the first field in `data` that asks for what its table refuses."""
+    for field in table.keys() & data.keys() if isinstance(data, dict) else ():
+        value = data[field]
+        neutral, message = table[field]
+        if value is not None and not any(type(value) is type(same) and value == same for same in neutral):
+            # JSON has one kind of number, so 1.0 asks for as little as 1.
+            if type(value) is float and value in neutral:
+                continue
+            raise refused(f"'{field}' is not supported. " + message.format(field=f"'{field}'"), field)
+
+
+class SamplingBody(Wire):
+    """What both kinds of generation share."""
+
+    model: str | None = Field(None, max_length=512)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Whole = Field(1, ge=1, le=8)
+    stop: Annotated[
+        tuple[str, ...],
+        PlainValidator(_stop),
+        _shape({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    ] = ()
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repeat_last_n: Whole | None = Field(None, ge=-1, lt=2**31)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    mirostat: Whole | None = Field(None, ge=0, le=2)
+    mirostat_tau: float | None = Field(None, ge=0, le=100)
+    mirostat_eta: float | None = Field(None, ge=0, le=1)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    ignore_eos: bool | None = None
+    logit_bias: Annotated[
+        dict[int, float] | None,
+        PlainValidator(_logit_bias),
+        _shape({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
+    ] = None
+    service_tier: str | None = None
+
+
+class ChatCompletionBody(SamplingBody):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), BeforeValidator(_messages)]
+    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**63)
+    max_tokens: Whole | None = Field(None, ge=1, lt=2**63)
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    think: bool | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, PlainValidator(_template_options), _shape({"type": "object"})
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        refuse(data, REFUSED | REFUSED_IN_CHAT)
+        return data
+
+
+class CompletionBody(SamplingBody):
+    """The body of `POST /v1/completions`."""
+
+    prompt: Annotated[
+        Prompts,
+        PlainValidator(_prompts),
+        _shape(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}},
+                    {"type": "array", "items": {"type": "integer"}},
+                    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+                ]
+            }
+        ),
+    ]
+    max_tokens: Whole = Field(16, ge=1, lt=2**63)
+    echo: bool = False
+    best_of: Whole | None = Field(None, ge=1, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        refuse(data, REFUSED | REFUSED_IN_COMPLETIONS)
+        return data
+
+    @model_validator(mode="after")
+    def _in_all(self, info: ValidationInfo) -> CompletionBody:
+        try:
+            _bounded(len(self.prompt) * self.n, info, "max_prompts", "answers (prompts times 'n')")
+        except ValueError as error:
+            raise refused(f"Invalid 'prompt': {error}.", "prompt", "invalid_value") from None
+        if self.best_of not in (None, 1, self.n):
+            raise refused("'best_of' is not supported: leave it out, or make it equal to 'n'.", "best_of")
+        return self

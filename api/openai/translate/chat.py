@@ -1,0 +1,85 @@
+"""Chats: `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from api.openai.schemas import ChatCompletionBody, ChatMessage
+from api.openai.translate.answer import FINISH, MARK, Head, around, frame, timings, usage
+from api.openai.translate.chunks import ChunkWriter
+from api.openai.translate.sampling import at_most, to_sampling
+from tasks.events import Choice, Finished, Reply
+from tasks.requests import ChatRequest, Message
+
+ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+def to_request(body: ChatCompletionBody) -> ChatRequest:
+    """What the body asks for, in the shared vocabulary."""
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    return ChatRequest(
+        messages=tuple(_message(message) for message in body.messages),
+        sampling=to_sampling(body),
+        max_tokens=at_most(limit),
+        stop=body.stop,
+        n=body.n,
+        template_options=_template_options(body),
+    )
+
+
+def _message(message: ChatMessage) -> Message:
+    return Message(role=ROLES[message.role], content=message.text(), name=message.name)
+
+
+def _template_options(body: ChatCompletionBody) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    effort = body.reasoning_effort or (body.reasoning.effort if body.reasoning else None)
+    if effort is not None:
+        options["enable_thinking"] = effort not in ("none", "minimal")
+        if options["enable_thinking"]:
+            options["reasoning_effort"] = effort
+    if body.think is not None:
+        options["enable_thinking"] = body.think
+    # What a client says in the template's own words is the most exact, and so the last word.
+    return options | (body.chat_template_kwargs or {})
+
+
+def whole(head: Head, reply: Reply, end: Finished) -> dict[str, Any]:
+    """The answer to a client that did not ask for a stream."""
+    choices = [_choice(index, reply.choices.get(index, Choice()), end) for index in range(head.choices)]
+    return head.fields("chat.completion") | {"choices": choices, "usage": usage(end.usage), "timings": timings(end)}
+
+
+def _choice(index: int, choice: Choice, end: Finished) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+    if choice.reasoning:
+        message |= {"reasoning_content": choice.reasoning, "reasoning": choice.reasoning}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": FINISH[choice.reason or end.reason]}
+
+
+class ChatWriter(ChunkWriter):
+    """Writes `chat.completion.chunk` objects."""
+
+    kind = "chat.completion.chunk"
+
+    def opening(self, choice: int) -> bytes:
+        return frame(self._with(choice, {"role": "assistant", "content": ""}))
+
+    def around_delta(self, choice: int, thought: bool) -> list[bytes]:
+        if thought:
+            # Some clients read the one name, some the other.
+            return around(self._with(choice, {"reasoning_content": MARK, "reasoning": MARK}), texts=2)
+        return around(self._with(choice, {"content": MARK}))
+
+    def closing(self, choice: int, reason: str) -> dict[str, Any]:
+        return {"index": choice, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def _with(self, choice: int, delta: dict[str, Any]) -> dict[str, Any]:
+        return self.chunk({"index": choice, "delta": delta, "logprobs": None, "finish_reason": None})

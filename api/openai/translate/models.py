@@ -1,0 +1,47 @@
+"""Models: `GET /v1/models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api.needs import ModelStatus
+
+OWNER = "rockchipllama"
+
+
+def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
+    """One model as OpenAI lists it, with what clients of local servers look for beside it.
+
+    `name` is what the client called it, where it called it something.
+    """
+    card = status.card
+    return {
+        "id": name or card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": OWNER,
+        "max_model_len": card.context_length,
+        "context_length": card.context_length,
+        "capabilities": ["completion", "chat"] if card.chat else ["completion"],
+        "meta": {
+            "id": card.id,
+            "names": list(card.names),
+            "engine": card.engine,
+            "engine_version": card.engine_version,
+            "family": card.family,
+            "parameters": card.parameters,
+            "quantization": card.quantization,
+            "size_bytes": card.size_bytes,
+            "served": status.served,
+            "loaded": status.loaded,
+            "loading": status.loading,
+            "waiting": status.waiting,
+            "refuses": card.refuses,
+            "notes": list(card.notes),
+        },
+    }
+
+
+def listing(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """All of them."""
+    return {"object": "list", "data": models}

@@ -1,0 +1,56 @@
+"""What an API process holds for its whole life: one Redis pool, one live subscription, the roster, the relay."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from api.needs import Services
+from api.relay import Relay
+from api.settings import ApiSettings
+from tasks.commands import Commander
+from tasks.connection import connect_async, unavailable_as_refusal
+from tasks.feed import LiveFeed
+from tasks.queue import Queue
+from tasks.roster import Roster
+from tasks.settings import TaskSettings, redis_url
+from tasks.store import JobBook, JobStore
+
+
+@asynccontextmanager
+async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> AsyncIterator[Services]:
+    """Open everything; close it in reverse. Starts also while Redis is away: requests get 503 until it is back."""
+    url = redis_url(tasks_settings)
+    async with AsyncExitStack() as stack:
+        client = connect_async(url)
+        stack.push_async_callback(client.aclose)
+        feed = await stack.enter_async_context(LiveFeed(client))
+        commander = await stack.enter_async_context(Commander(client, feed))
+        roster = await stack.enter_async_context(
+            Roster(client, tasks_settings.aliases, tasks_settings.default_model)
+        )
+        store = JobStore(
+            client,
+            queue_limit=tasks_settings.queue_limit,
+            job_ttl=tasks_settings.job_ttl,
+            deadline=tasks_settings.deadline,
+        )
+        queue = Queue(url)
+        stack.callback(queue.close)
+        relay = Relay(
+            client,
+            feed,
+            store,
+            queue,
+            roster,
+            commander,
+            patience=settings.patience,
+            keep_alive=settings.keep_alive_comment,
+        )
+        stack.push_async_callback(relay.finish)
+
+        async def ping() -> None:
+            with unavailable_as_refusal():
+                await client.ping()
+
+        yield {"relay": relay, "roster": roster, "jobs": JobBook(store, feed), "ping": ping}

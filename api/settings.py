@@ -1,0 +1,67 @@
+"""What the HTTP side of the service may be told."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from tasks.settings import CommaList, Settings, split_commas
+
+
+class ApiSettings(Settings):
+    """Where the API listens, whom it answers, and how large a request may be."""
+
+    title: ClassVar[str] = "HTTP API"
+
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback needs `api_keys` or `trusted_networks`.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that open the API (`Authorization: Bearer KEY` or `x-api-key: KEY`), separated by commas."
+    )
+    trusted_networks: CommaList = Field(
+        (), description="Networks whose clients need no key, such as `192.168.1.0/24`, separated by commas."
+    )
+    cors_origins: CommaList = Field(
+        (),
+        description="Web origins whose pages may call the API from a browser, separated by commas; `*` is any. "
+        "Pages served from this machine always may.",
+    )
+    patience: float = Field(
+        2.0, gt=0, description="Seconds a stream waits for its first event before it answers 200 and goes on waiting inside it."
+    )
+    keep_alive_comment: float = Field(
+        10.0, gt=0, description="Seconds between the comment lines that keep a silent stream's connection open."
+    )
+    stalled_client: float = Field(
+        60.0, gt=0, description="Seconds a client may leave a stream unread before it counts as gone."
+    )
+    max_body: int = Field(10_000_000, ge=1_000, description="Bytes of the largest request body.")
+    max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
+    max_prompts: int = Field(128, ge=1, description="Answers one completion request may ask for: its prompts times `n`.")
+    max_stop: int = Field(4, ge=1, description="Stop sequences in one request.")
+    drain: float = Field(
+        30.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
+    )
+
+    @field_validator("api_keys", "trusted_networks", "cors_origins", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return split_commas(value)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in value:
+            plain = key.get_secret_value()
+            # A header cannot carry anything else, so such a key would lock everybody out.
+            if not plain or not all("!" <= char <= "~" for char in plain):
+                raise ValueError("an API key must be visible ASCII characters without spaces")
+        return value
+
+    @field_validator("trusted_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_network(word, strict=False)) for word in value)

@@ -1,0 +1,282 @@
+"""An engine that answers without hardware: it repeats the last user turn, one byte a token."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from npu.chat_template import ChatTemplate
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines import Facts, Option, option
+from npu.errors import ContextTooLong, EngineFailed, PromptRefused
+from npu.model import Model
+from npu.model_files import find_template
+from npu.sampling import check_sampling
+
+VERSION = "echo 1"
+CONTEXT_LENGTH = 8192
+MEMORY_BYTES = 1 << 20
+
+BOS, EOS, SYSTEM, USER, ASSISTANT, END = range(256, 262)
+MARKERS = {
+    "<|bos|>": BOS,
+    "<|eos|>": EOS,
+    "<|system|>": SYSTEM,
+    "<|user|>": USER,
+    "<|assistant|>": ASSISTANT,
+    "<|end|>": END,
+}
+VOCABULARY_SIZE = 262
+_MARKER = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}<|system|>{%- elif message.role == 'assistant' -%}<|assistant|>{%- else -%}<|user|>{%- endif -%}
+{{- message.content or '' -}}<|end|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+"""
+
+_PREFILL_SLICE = 64
+"""Tokens between two reports of prefill progress."""
+
+
+class EchoTokenizer:
+    """Byte-level: the ids 0 to 255 are bytes, six more are markers, which add nothing to a text."""
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The UTF-8 bytes of `text`. Raises `PromptRefused` on text that has no UTF-8 (a lone surrogate)."""
+        tokens = [BOS] if add_special else []
+        try:
+            for place, part in enumerate(_MARKER.split(text) if parse_special else [text]):
+                if place % 2:
+                    tokens.append(MARKERS[part])
+                else:
+                    tokens.extend(part.encode())
+        except UnicodeEncodeError as error:
+            raise PromptRefused("The text is not valid Unicode: it holds half of a surrogate pair.") from error
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes among `tokens`. Raises `PromptRefused` on an id outside the vocabulary."""
+        for token in tokens:
+            if not 0 <= token < VOCABULARY_SIZE:
+                raise PromptRefused(f"Token {token} is outside the vocabulary, whose ids go from 0 to {VOCABULARY_SIZE - 1}.")
+        return bytes(token for token in tokens if token < 256)
+
+
+class EchoEngine:
+    """The echo. Sampling is checked, and changes nothing."""
+
+    OPTIONS = {  # noqa: RUF012 - a constant
+        "tokens_per_second": Option(0.0, 0, 1e6, "how fast it answers; 0 is as fast as it can"),
+        "prefill_tokens_per_second": Option(0.0, 0, 1e9, "how fast it reads the prompt; 0 takes no time"),
+        "load_seconds": Option(0.0, 0, 3600, "how long it takes to load"),
+        "jitter": Option(0.0, 0, 1, "how much the time of each token varies, the same way in every run"),
+    }
+
+    def __init__(self, model: Model, context_length: int | None = None) -> None:
+        self._model = model
+        self.context_length = context_length or model.context_length or CONTEXT_LENGTH
+        self.version = VERSION
+        self.tokenizer = EchoTokenizer()
+        self._remembered: tuple[int, ...] = ()
+        self._closed = False
+        time.sleep(option(model, self.OPTIONS, "load_seconds"))
+
+    @staticmethod
+    def open(model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> EchoEngine:
+        """Ready at once, or after the manifest's `load_seconds`. It needs neither a directory nor threads."""
+        return EchoEngine(model, context_length)
+
+    @staticmethod
+    def open_tokenizer(model: Model, runtime_dir: Path) -> EchoTokenizer:
+        """The same everywhere: it needs no engine."""
+        return EchoTokenizer()
+
+    @staticmethod
+    def describe(model: Model, context_length: int | None) -> Facts:
+        """Its context and what it is."""
+        return Facts(
+            context_length=context_length or model.context_length or CONTEXT_LENGTH,
+            version=VERSION,
+            chat=True,
+            memory_bytes=MEMORY_BYTES,
+            family=model.family or "echo",
+            notes=("It repeats what it is told; sampling values are checked but change nothing.", *model.notes),
+        )
+
+    @staticmethod
+    def chat_template(model: Model) -> ChatTemplate:
+        """Its own, unless the folder holds another."""
+        return find_template(model, None) or ChatTemplate(
+            TEMPLATE, bos_token="<|bos|>", eos_token="<|eos|>", options=model.template_options
+        )
+
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+    ) -> EchoGeneration:
+        """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        if self._closed:
+            raise EngineFailed("This engine was closed. Open it anew.")
+        check_sampling(sampling, VOCABULARY_SIZE)
+        if not prompt.tokens:
+            raise PromptRefused("The prompt is empty. Send at least one token.")
+        if len(prompt.tokens) + prompt.max_tokens > self.context_length:
+            raise ContextTooLong(len(prompt.tokens), prompt.max_tokens, self.context_length)
+        self.tokenizer.decode(prompt.tokens)
+        return EchoGeneration(self, prompt, sampling.ignore_eos, on_prefill)
+
+    def close(self) -> None:
+        """Twice is safe."""
+        self._closed = True
+
+    def reuse(self, tokens: tuple[int, ...]) -> int:
+        """How many of `tokens` the last run left in the cache; the last one is always read again."""
+        same = 0
+        for mine, theirs in zip(tokens[:-1], self._remembered, strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        return same
+
+    def remember(self, tokens: tuple[int, ...]) -> None:
+        """Keep what a run left in the cache."""
+        self._remembered = tokens
+
+    def setting(self, name: str) -> float:
+        """An option of the manifest."""
+        return float(option(self._model, self.OPTIONS, name))
+
+
+class EchoGeneration:
+    """One run of the echo, paced against the clock's deadlines so that many short waits do not add up."""
+
+    def __init__(
+        self, engine: EchoEngine, prompt: Prompt, ignore_eos: bool, on_prefill: Callable[[int], None] | None
+    ) -> None:
+        self._engine = engine
+        self._prompt = tuple(prompt.tokens)
+        self._max_tokens = prompt.max_tokens
+        self._ignore_eos = ignore_eos
+        self._on_prefill = on_prefill
+        self._aborted = threading.Event()
+        self._end: End | None = None
+        self._stats: Stats | None = None
+        self._begun = False
+
+    def abort(self) -> None:
+        """Wakes the run wherever it waits."""
+        self._aborted.set()
+
+    @property
+    def end(self) -> End:
+        """Why it ended. Raises `RuntimeError` before that."""
+        if self._end is None:
+            raise RuntimeError("the generation has not ended")
+        return self._end
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost. Raises `RuntimeError` before it ended."""
+        if self._stats is None:
+            raise RuntimeError("the generation has not ended")
+        return self._stats
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._begun:
+            raise RuntimeError("a generation can be iterated once")
+        self._begun = True
+        return self._run()
+
+    def _run(self) -> Iterator[Piece]:
+        begin = time.monotonic()
+        if self._aborted.is_set():
+            self._finish(End.ABORTED, 0, begin, begin, 0)
+            return
+        cached = self._engine.reuse(self._prompt)
+        read = self._prefill(cached, begin)
+        prefilled = time.monotonic()
+        said = 0
+        if read < len(self._prompt):
+            self._engine.remember(self._prompt[:read])
+            self._finish(End.ABORTED, cached, begin, prefilled, 0)
+            return
+        end = End.ABORTED  # Also what is true when nobody iterates to the end.
+        try:
+            rate, jitter = self._engine.setting("tokens_per_second"), self._engine.setting("jitter")
+            chance = random.Random(0)
+            due = prefilled
+            for byte in self._answer():
+                if rate:
+                    due += (1 + jitter * chance.uniform(-1, 1)) / rate
+                if self._wait_until(due if rate else 0):
+                    return
+                if byte == EOS:
+                    end = End.EOS
+                    return
+                said += 1
+                yield Piece(byte, bytes((byte,)))
+                if said == self._max_tokens:
+                    end = End.LENGTH
+                    return
+        finally:
+            self._engine.remember((*self._prompt, *self._said(said)))
+            self._finish(end, cached, begin, prefilled, said)
+
+    def _prefill(self, cached: int, begin: float) -> int:
+        """Read the prompt in slices; give how much of it was read before an abort."""
+        rate = self._engine.setting("prefill_tokens_per_second")
+        read = cached
+        while read < len(self._prompt):
+            upto = min(read + _PREFILL_SLICE, len(self._prompt))
+            if self._wait_until(begin + (upto - cached) / rate if rate else 0):
+                return read
+            read = upto
+            if self._on_prefill is not None:
+                self._on_prefill(read)
+        return read
+
+    def _wait_until(self, due: float) -> bool:
+        """Wait for a moment of the monotonic clock; give whether the run was aborted."""
+        return self._aborted.wait(max(0.0, due - time.monotonic())) if due else self._aborted.is_set()
+
+    def _last_turn(self) -> tuple[int, ...]:
+        if USER not in self._prompt:
+            return tuple(token for token in self._prompt if token < 256)
+        start = len(self._prompt) - self._prompt[::-1].index(USER)
+        turn = self._prompt[start:]
+        stop = next((place for place, token in enumerate(turn) if token >= 256), len(turn))
+        # What stands behind the assistant's marker is an answer to be continued: it was said already.
+        return turn[:stop][self._continued() :]
+
+    def _continued(self) -> int:
+        if ASSISTANT not in self._prompt or USER not in self._prompt:
+            return 0
+        after = self._prompt[::-1].index(ASSISTANT)
+        return after if after < self._prompt[::-1].index(USER) and END not in self._prompt[len(self._prompt) - after :] else 0
+
+    def _answer(self) -> Iterator[int]:
+        turn = self._last_turn()
+        yield from turn
+        while self._ignore_eos:
+            yield from turn or (ord(" "),)
+        yield EOS
+
+    def _said(self, count: int) -> tuple[int, ...]:
+        answer = self._answer()
+        return tuple(next(answer) for _ in range(count))
+
+    def _finish(self, end: End, cached: int, begin: float, prefilled: float, said: int) -> None:
+        self._stats = Stats(
+            prompt_tokens=len(self._prompt),
+            cached_tokens=cached,
+            prefill_ms=(prefilled - begin) * 1000,
+            generated_tokens=said,
+            decode_ms=(time.monotonic() - prefilled) * 1000,
+        )
+        self._end = end

@@ -1,0 +1,283 @@
+"""One run of llama-server: a stream of token ids, made exact.
+
+The server streams text, and holds back a token that ends inside a character until the character is whole: of the tokens in
+between it never tells the ids. What was held back is then worked out from its bytes, which nearly always leaves one way. Where
+it does not, or where the answer ends inside a character, the run goes back to the last token it is sure of and takes the next
+ones singly, which the server reports in full. Nobody has seen what is dropped there, and what replaces it is drawn anew.
+"""
+
+from __future__ import annotations
+
+import codecs
+import http.client
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines.llamacpp_server import Address, Call
+from npu.errors import EngineFailed
+from npu.vocabulary import Vocabulary
+
+_SAMPLERS = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
+
+_FIELDS = ("content", "tokens", "stop", "stop_type", "tokens_predicted", "timings")
+"""What of the last event is of use; the rest would carry the whole prompt back."""
+
+
+class LlamaCppGeneration:
+    """One run, iterated once."""
+
+    def __init__(
+        self,
+        address: Address,
+        vocabulary: Vocabulary,
+        context_length: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        on_prefill: Callable[[int], None] | None,
+    ) -> None:
+        self._address = address
+        self._vocabulary = vocabulary
+        self._prompt = list(prompt.tokens)
+        self._max_tokens = prompt.max_tokens
+        self._settings = _settings(sampling, context_length)
+        self._seed = random.getrandbits(31) if sampling.seed is None else sampling.seed
+        self._on_prefill = on_prefill
+        self._said: list[int] = []
+        self._lock = threading.Lock()
+        self._call: Call | None = None
+        self._aborted = False
+        self._begun = False
+        self._end: End | None = None
+        self._stats: Stats | None = None
+        self._cached = 0
+        self._prefill_ms: float | None = None
+        self._decode_ms = 0.0
+        self._clock: _Clock | None = None
+
+    def abort(self) -> None:
+        """Break the connection; the server stops at its next token, or its next slice of the prompt."""
+        with self._lock:
+            self._aborted = True
+            if self._call is not None:
+                self._call.cancel()
+
+    @property
+    def end(self) -> End:
+        """Why it ended. Raises `RuntimeError` before that."""
+        if self._end is None:
+            raise RuntimeError("the generation has not ended")
+        return self._end
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost. Raises `RuntimeError` before it ended."""
+        if self._stats is None:
+            raise RuntimeError("the generation has not ended")
+        return self._stats
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._begun:
+            raise RuntimeError("a generation can be iterated once")
+        self._begun = True
+        return self._run()
+
+    def _run(self) -> Iterator[Piece]:
+        end: End | None = End.ABORTED  # Also what is true when nobody iterates to the end.
+        try:
+            while True:
+                end = None
+                end = yield from self._stream()
+                if end is not None:
+                    return
+                end = yield from self._singly()
+                if end is not None:
+                    return
+        except GeneratorExit:
+            end = End.ABORTED
+            raise
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            if not self._aborted:
+                raise EngineFailed(f"The connection to llama.cpp broke: {error or type(error).__name__}.") from error
+            end = End.ABORTED
+        finally:
+            if self._call is not None:
+                self._call.close()
+            self._finish(end)
+
+    def _stream(self) -> Iterator[Piece]:
+        """Stream until the end, which is returned, or until something was held back that cannot be worked out: None."""
+        call = self._request(len(self._prompt) + len(self._said), self._max_tokens - len(self._said), stream=True)
+        clock = self._clock = _Clock()
+        seen = 0
+        silent: list[int] = []  # Tokens without text: the one that ends the answer may be among them, and is no piece.
+        for event in call.events():
+            if "prompt_progress" in event:
+                self._progress(event["prompt_progress"])
+                continue
+            count = event["tokens_predicted"]
+            if event["stop"]:
+                self._account(event.get("timings"))
+                if count > seen:
+                    break  # It ended inside a character.
+                if event["stop_type"] == "eos":
+                    return End.EOS
+                yield from self._pieces(silent)
+                return End.LENGTH
+            clock.token()
+            token = event["tokens"][-1]
+            if count == seen + 1:
+                new: tuple[int, ...] | None = (token,)
+            else:
+                new = self._held_back(event["content"], token, count - seen - 1)
+            if new is None:
+                self._account(None)
+                break
+            seen = count
+            silent.extend(new)
+            if self._vocabulary.bytes_of(token) and token not in self._vocabulary.end_tokens:
+                yield from self._pieces(silent)
+                silent = []
+        else:
+            raise EngineFailed("llama.cpp ended its answer without saying why.")
+        call.cancel()
+        call.close()
+        yield from self._pieces(silent)
+        return None
+
+    def _singly(self) -> Iterator[Piece]:
+        """Take token by token until the text ends with a whole character. Returns the end, or None to go on streaming."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while len(self._said) < self._max_tokens:
+            self._clock = _Clock()
+            answer = self._request(len(self._prompt) + len(self._said), 1, stream=False).result()
+            self._account(answer.get("timings"))
+            if answer["stop_type"] == "eos":
+                return End.EOS
+            token = answer["tokens"][0]
+            yield from self._pieces([token])
+            decoder.decode(self._vocabulary.bytes_of(token))
+            if not decoder.getstate()[0]:
+                return None
+        return End.LENGTH
+
+    def _pieces(self, tokens: list[int]) -> Iterator[Piece]:
+        for token in tokens:
+            self._said.append(token)
+            yield Piece(token, self._vocabulary.bytes_of(token))
+
+    def _held_back(self, content: str, token: int, count: int) -> tuple[int, ...] | None:
+        """The `count` tokens held back and `token` after them, when `content` leaves one way only."""
+        data, last = content.encode("utf-8", "surrogatepass"), self._vocabulary.bytes_of(token)
+        if "\ufffd" in content or not last or not data.endswith(last):
+            return None
+        ways = list(islice(self._vocabulary.ways(data[: -len(last)], count), 2))
+        return (*ways[0], token) if len(ways) == 1 else None
+
+    def _request(self, position: int, max_tokens: int, *, stream: bool) -> Call:
+        body = {
+            **self._settings,
+            "prompt": self._prompt + self._said,
+            "n_predict": max_tokens,
+            "seed": self._seed_at(position),
+            "stream": stream,
+            "return_progress": stream,
+            "response_fields": _FIELDS,
+        }
+        call = Call(self._address, "/completion", body)
+        with self._lock:
+            self._call = call
+            if self._aborted:
+                call.cancel()
+        return call
+
+    def _seed_at(self, position: int) -> int:
+        # Each request starts its own generator; the same one twice would draw the same numbers twice.
+        # 0xFFFFFFFF would mean "any" to llama.cpp.
+        return (self._seed + (position - len(self._prompt))) % 0xFFFFFFFF
+
+    def _progress(self, progress: dict[str, Any]) -> None:
+        if self._said:
+            return
+        self._cached = progress["cache"]
+        if self._on_prefill is not None and progress["processed"]:
+            self._on_prefill(progress["processed"])
+
+    def _account(self, timings: dict[str, Any] | None) -> None:
+        """Add what one request took: as the server says, else as seen from here."""
+        if self._clock is None:
+            return
+        prefill, decode = (timings["prompt_ms"], timings["predicted_ms"]) if timings else self._clock.times()
+        self._clock = None
+        if self._prefill_ms is None:
+            self._prefill_ms, self._decode_ms = prefill, decode
+            self._cached = timings["cache_n"] if timings else self._cached
+        else:
+            self._decode_ms += prefill + decode
+
+    def _finish(self, end: End | None) -> None:
+        self._account(None)
+        self._end = end
+        self._stats = Stats(
+            prompt_tokens=len(self._prompt),
+            cached_tokens=self._cached,
+            prefill_ms=self._prefill_ms or 0.0,
+            generated_tokens=len(self._said),
+            decode_ms=self._decode_ms,
+        )
+
+
+class _Clock:
+    """Times one request from outside, for when the server does not live to tell."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._first: float | None = None
+
+    def token(self) -> None:
+        if self._first is None:
+            self._first = time.monotonic()
+
+    def times(self) -> tuple[float, float]:
+        """Milliseconds before the first token, and after it."""
+        now = time.monotonic()
+        first = self._first or now
+        return (first - self._begin) * 1000, (now - first) * 1000
+
+
+def _settings(sampling: Sampling, context_length: int) -> dict[str, Any]:
+    """Every setting llama-server has, said outright, so that none of its defaults leaks in."""
+    return {
+        "return_tokens": True,
+        "cache_prompt": True,
+        "samplers": _SAMPLERS,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "typical_p": sampling.typical_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": context_length if sampling.repeat_last_n == -1 else sampling.repeat_last_n,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "mirostat": sampling.mirostat,
+        "mirostat_tau": sampling.mirostat_tau,
+        "mirostat_eta": sampling.mirostat_eta,
+        "logit_bias": [[token, bias] for token, bias in sampling.logit_bias.items()],
+        "ignore_eos": sampling.ignore_eos,
+        "dynatemp_range": 0.0,
+        "top_n_sigma": -1.0,
+        "xtc_probability": 0.0,
+        "dry_multiplier": 0.0,
+        "adaptive_target": -1.0,
+        "min_keep": 0,
+        "n_probs": 0,
+        "n_keep": 0,
+        "n_indent": 0,
+        "n_cache_reuse": 0,
+        "stop": [],
+    }

@@ -1,0 +1,69 @@
+"""What is known of a model that lies in the models folder, before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from npu.engine import Sampling
+
+Value = str | int | float | bool
+"""What an option of a manifest may be."""
+
+SAMPLING_DEFAULTS: Mapping[str, float | int] = {
+    "temperature": 0.8,
+    "top_p": 0.9,
+    "top_k": 20,
+    "repeat_penalty": 1.1,
+}
+"""How a model is sampled when neither its manifest nor the request says otherwise. The rest stays neutral."""
+
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def is_model_id(text: str) -> bool:
+    """Whether `text` may be an id: lower-case letters, digits, `.`, `_`, `-`, first a letter or digit, at most 100."""
+    return len(text) <= 100 and _ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model: where its files are, how it is called, which engine runs it and how."""
+
+    id: str
+    """The short name, such as `qwen3-0.6b`."""
+    engine: str
+    folder: Path
+    """The folder it lies in; templates and tokenizer files are looked for here."""
+    names: tuple[str, ...] = ()
+    """Other names it answers to, `name:tag` first, then the stem of its file."""
+    path: Path | None = None
+    """The weights; None for an engine that needs none."""
+    context_length: int | None = None
+    """Tokens the context is to hold; None leaves it to the file."""
+    family: str = ""
+    parameters: str = ""
+    """Such as `0.6B`."""
+    quantization: str = ""
+    soc: str | None = None
+    """The chip the weights were made for, such as `rk3588`; None when they run anywhere."""
+    created: int = 0
+    """When the weights were last changed, in Unix seconds."""
+    size_bytes: int = 0
+    sampling_defaults: Mapping[str, float | int | bool] = field(default_factory=lambda: dict(SAMPLING_DEFAULTS))
+    """Fields of `Sampling` by name."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, besides those of the request."""
+    template: str | None = None
+    """The text of a chat template that replaces the model's own."""
+    template_options: Mapping[str, Value] = field(default_factory=dict)
+    """Variables handed to the template, such as `enable_thinking`."""
+    engine_options: Mapping[str, Value] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What its user should know."""
+
+    def sampling(self, **chosen: object) -> Sampling:
+        """The model's sampling with the `chosen` fields instead of its defaults. Raises `TypeError` on an unknown field."""
+        return replace(Sampling(), **{**self.sampling_defaults, **chosen})  # type: ignore[arg-type]

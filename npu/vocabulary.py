@@ -1,0 +1,118 @@
+"""The tokens of a GGUF file as bytes: what each adds to a text, and which ids can make up given bytes."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from npu.errors import ModelRefused, PromptRefused
+from npu.gguf import Gguf
+
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+
+_END_NAMES = ("eos", "eot", "eom")
+
+
+def _byte_level() -> dict[str, int]:
+    # GPT-2's BPE writes bytes as printable characters: those that are printable in Latin-1 stand for themselves, the
+    # others take the code points from 256 upwards, in order.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(shifted)}
+
+
+_BYTE_OF = _byte_level()
+
+
+class Vocabulary:
+    """The tokens of one model. They stay in the file and are read when asked for.
+
+    Control tokens (`<|im_start|>`) add nothing to a text, as in llama.cpp: they steer, they are not said.
+    """
+
+    def __init__(self, gguf: Gguf) -> None:
+        """Raises `ModelRefused` on a kind of vocabulary whose bytes are not known here."""
+        self._kind = gguf.text("tokenizer.ggml.model")
+        if self._kind not in ("gpt2", "llama") or "tokenizer.ggml.tokens" not in gguf.strings:
+            raise ModelRefused(
+                f"{gguf.path}: its tokenizer is of the kind {self._kind or '(none)'!r}; this engine reads `gpt2` (byte-level BPE) "
+                "and `llama` (SentencePiece). Use another model, or the same one converted anew."
+            )
+        self._path: Path = gguf.path
+        self._strings = gguf.strings["tokenizer.ggml.tokens"]
+        self._types = gguf.numbers.get("tokenizer.ggml.token_type", ())
+        ends = (gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_NAMES)
+        self.end_tokens = frozenset(end for end in ends if isinstance(end, int))
+        """Tokens the file itself says end an answer."""
+        with self._path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._fragments: dict[bytes, tuple[int, ...]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._strings.offsets)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What `token` adds to a text. Raises `PromptRefused` on an id outside the vocabulary."""
+        if not 0 <= token < len(self._strings.offsets):
+            raise PromptRefused(f"Token {token} is outside the vocabulary, whose ids go from 0 to {len(self) - 1}.")
+        start = self._strings.offsets[token]
+        raw = self._data[start : start + self._strings.lengths[token]]
+        kind = self._types[token] if token < len(self._types) else 1
+        if kind in (_CONTROL, _UNKNOWN):
+            return b""
+        if kind == _USER_DEFINED:
+            return raw
+        return self._from_byte_level(raw) if self._kind == "gpt2" else self._from_sentencepiece(raw, kind == _BYTE)
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of `tokens` in a row. Raises `PromptRefused` on an id outside the vocabulary."""
+        return b"".join(map(self.bytes_of, tokens))
+
+    def ways(self, data: bytes, count: int) -> Iterator[tuple[int, ...]]:
+        """Each way to write `data`, a piece of text that ends inside a character, as exactly `count` tokens.
+
+        Only tokens that themselves begin or end inside a character are considered, and those of no bytes are not.
+        """
+        if count == 0:
+            if not data:
+                yield ()
+            return
+        for size in range(1, len(data) - count + 2):
+            for token in self._fragment_ids(data[:size]):
+                for rest in self.ways(data[size:], count - 1):
+                    yield (token, *rest)
+
+    def close(self) -> None:
+        """Let go of the file. Twice is safe."""
+        self._data.close()
+
+    def _fragment_ids(self, data: bytes) -> tuple[int, ...]:
+        if self._fragments is None:
+            found: dict[bytes, tuple[int, ...]] = {}
+            for token in range(len(self)):
+                piece = self.bytes_of(token)
+                if piece and _is_fragment(piece):
+                    found[piece] = (*found.get(piece, ()), token)
+            self._fragments = found
+        return self._fragments.get(data, ())
+
+    def _from_byte_level(self, raw: bytes) -> bytes:
+        text = raw.decode(errors="replace")
+        try:
+            return bytes(map(_BYTE_OF.__getitem__, text))
+        except KeyError:  # Not written in that alphabet: a token somebody added as it is.
+            return raw
+
+    def _from_sentencepiece(self, raw: bytes, byte: bool) -> bytes:
+        if byte and len(raw) == 6 and raw.startswith(b"<0x"):
+            return bytes((int(raw[3:5], 16),))
+        return raw.replace("▁".encode(), b" ")
+
+
+def _is_fragment(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

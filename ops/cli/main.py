@@ -1,0 +1,76 @@
+"""The command `rockchipllama`: its commands, and how a failure is told."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ops.cli import api, board, models, settings, up, worker
+
+app = typer.Typer(
+    name="rockchipllama",
+    help="Serve language models on Rockchip NPU boards, behind the OpenAI and Ollama APIs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+_USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
+_FOR_THE_USER = _USAGE | {
+    "ops.up.errors:UpError",
+    "ops.demo_model:FetchError",
+    "tasks.errors:TasksError",
+    "npu.errors:NpuError",
+}
+"""Roots of the errors whose messages are written for the user. By name: a command loads only what it needs."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"rockchipllama {version('rockchipllama')}")
+        except PackageNotFoundError:
+            print("rockchipllama, run from its source tree without being installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("up")(up.up)
+app.command("api")(api.api)
+app.command("board")(board.board)
+app.command("worker")(worker.worker)
+app.command("settings")(settings.settings)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run one command. Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        kinds = {f"{kind.__module__}:{kind.__name__}" for kind in type(error).__mro__}
+        if not kinds & _FOR_THE_USER:
+            raise
+        # A traceback would only hide a message that was written to be read.
+        print(f"rockchipllama: {error}", file=sys.stderr)
+        sys.exit(2 if kinds & _USAGE or getattr(error, "usage", False) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The options that several commands share. Each stands for a setting, and wins over environment and file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ops import environment
+
+_SETTING = "Settings"
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The TOML file with settings.", show_default=False),
+]
+Host = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="The address the API listens on.", show_default=False)
+]
+Port = Annotated[int | None, typer.Option(metavar="NUMBER", help="The port the API listens on.", show_default=False)]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The Redis or Valkey that carries the jobs.", show_default=False),
+]
+ModelsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the models lie.", show_default=False)]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the service keeps its files.", show_default=False)
+]
+DefaultModel = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="The model for requests that name none.", show_default=False),
+]
+LogLevel = Annotated[
+    str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default=False)
+]
+LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="text or json.", show_default=False)]
+
+
+def apply(config: Path | None = None, **given: str | int | Path | None) -> None:
+    """Put what the command line gave where every process of the service reads it."""
+    if config is not None:
+        environment.put(environment.CONFIG, str(config.absolute()))
+    environment.give({name: value.absolute() if isinstance(value, Path) else value for name, value in given.items()})

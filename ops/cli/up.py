@@ -1,0 +1,58 @@
+"""`rockchipllama up`: the whole service on this machine."""
+
+from __future__ import annotations
+
+from ops.cli import options
+
+
+def up(
+    host: options.Host = None,
+    port: options.Port = None,
+    redis_url: options.RedisUrl = None,
+    models_dir: options.ModelsDir = None,
+    data_dir: options.DataDir = None,
+    default_model: options.DefaultModel = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
+    config: options.Config = None,
+) -> None:
+    """Run the whole service on this machine: job queue, API, board and workers. Ctrl-C stops all of it."""
+    options.apply(
+        config,
+        host=host,
+        port=port,
+        redis_url=redis_url,
+        models_dir=models_dir,
+        data_dir=data_dir,
+        default_model=default_model,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    import logging
+    import sys
+
+    from api.settings import ApiSettings
+    from ops import configuration
+    from ops.up.service import Plan, run
+    from ops.up.settings import UpSettings
+    from tasks import logs
+    from tasks.settings import TaskSettings
+
+    configuration.check()
+    shared, http = configuration.load(TaskSettings), configuration.load(ApiSettings)
+    logs.configure(shared.log_level, shared.log_format)
+    for sentence in configuration.unknown():
+        logging.getLogger("up").warning("%s", sentence)
+    if not http.api_keys and not http.trusted_networks and http.host not in ("127.0.0.1", "::1", "localhost"):
+        from api.auth import check_bind  # only now: it brings a web framework along, which `up` does not need
+
+        check_bind(http)
+    plan = Plan(
+        tasks=shared,
+        up=configuration.load(UpSettings),
+        host=http.host,
+        port=http.port,
+        drain=http.drain,
+        keys=bool(http.api_keys),
+    )
+    sys.exit(run(plan))

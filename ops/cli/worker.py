@@ -1,0 +1,41 @@
+"""`rockchipllama worker MODEL`: one worker, which holds one model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ops.cli import options
+
+
+def worker(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, as the board announces it.")],
+    redis_url: options.RedisUrl = None,
+    models_dir: options.ModelsDir = None,
+    data_dir: options.DataDir = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
+    config: options.Config = None,
+) -> None:
+    """Run the worker of one model alone. A board's agent does this for you."""
+    options.apply(
+        config,
+        redis_url=redis_url,
+        models_dir=models_dir,
+        data_dir=data_dir,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    import sys
+
+    from ops.cli import part
+    from ops.configuration import load
+    from tasks.worker.settings import WorkerSettings
+
+    part.begin()
+    load(WorkerSettings)
+
+    from tasks.worker.entry import main
+
+    sys.exit(main(model))

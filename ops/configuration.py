@@ -1,0 +1,194 @@
+"""Every setting of the service: its value, where that came from, and what is wrong with it in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import SecretBytes, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import SettingsError
+
+from ops import environment
+from tasks.settings import Settings, config_file
+
+CLASSES = (
+    "tasks.settings:TaskSettings",
+    "api.settings:ApiSettings",
+    "tasks.board.settings:BoardSettings",
+    "tasks.worker.settings:WorkerSettings",
+    "ops.up.settings:UpSettings",
+)
+"""Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
+
+_SECRET_NAMES = ("api_keys", "token", "secret", "password")
+_MASK = "********"
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class ConfigurationError(Exception):
+    """Raised when a setting cannot be used; the message is one sentence for the person who wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One declared setting."""
+
+    name: str
+    owner: type[Settings]
+    field: FieldInfo
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return environment.variable(self.name)
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value must not be shown."""
+        secret_type = any(kind.__name__ in str(self.field.annotation) for kind in (SecretStr, SecretBytes))
+        return secret_type or any(word in self.name for word in _SECRET_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One setting with the value in force (secrets masked) and where it came from."""
+
+    setting: Setting
+    value: Any
+    source: str
+
+
+def classes() -> list[type[Settings]]:
+    """Every settings class of the service."""
+    found = []
+    for place in CLASSES:
+        module, name = place.split(":")
+        found.append(getattr(importlib.import_module(module), name))
+    return found
+
+
+def declared() -> Iterator[Setting]:
+    """Every setting once, at the class that declares it, in the order of declaration."""
+    for owner in classes():
+        own = inspect.get_annotations(owner)
+        for name, field in owner.model_fields.items():
+            if name in own:
+                yield Setting(name, owner, field)
+
+
+def read_file() -> tuple[Path | None, dict[str, Any]]:
+    """The TOML file and what stands in it. Raises `ConfigurationError`."""
+    path = config_file()
+    if path is None:
+        return None, {}
+    try:
+        with path.open("rb") as file:
+            return path, tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"The configuration file {path} is not valid TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"The configuration file {path} is not UTF-8 text.") from error
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
+
+
+def load(owner: type[AnySettings]) -> AnySettings:
+    """The settings of one class. Raises `ConfigurationError` for the first value that cannot be used."""
+    path, content = read_file()
+    try:
+        return owner()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        where = _source(name, path, content)
+        why = first["msg"].removeprefix("Value error, ")
+        secret = any(word in name for word in _SECRET_NAMES)
+        shown = "" if secret or "input" not in first else f" is {_quoted(first['input'])}"
+        raise ConfigurationError(
+            f"The setting {name}{shown} (from {where}), which cannot be used: {why.rstrip('.')}."
+        ) from error
+    except SettingsError as error:
+        # The one case: a value that is written as JSON in the environment.
+        name = str(error).split('"')[1] if '"' in str(error) else "a setting"
+        cause = error.__cause__ or error
+        raise ConfigurationError(
+            f'{environment.variable(name)} must hold JSON, such as {{"short": "long-name"}}, and does not: {cause}.'
+        ) from error
+
+
+def check() -> None:
+    """Load every class, so that a bad value is found before anything is started. Raises `ConfigurationError`."""
+    for owner in classes():
+        load(owner)
+
+
+def settle() -> list[Settled]:
+    """Every setting with its value and its source. Raises `ConfigurationError`."""
+    path, content = read_file()
+    loaded = {owner: load(owner) for owner in classes()}
+    settled = []
+    for setting in declared():
+        value = getattr(loaded[setting.owner], setting.name)
+        if setting.secret and value not in (None, "", (), []):
+            value = _MASK
+        elif setting.name == "redis_url" and isinstance(value, str):
+            value = without_password(value)
+        settled.append(Settled(setting, value, _source(setting.name, path, content)))
+    return settled
+
+
+def unknown() -> list[str]:
+    """One sentence for each key of the file, and each variable with our prefix, that is no setting."""
+    names = {setting.name for setting in declared()}
+    path, content = read_file()
+    sentences = [
+        f"{path} sets '{key}', which is no setting of this version.{_hint(key, names)}"
+        for key in content
+        if key not in names
+    ]
+    variables = {environment.variable(name) for name in names}
+    sentences += [
+        f"The environment sets {key}, which is no setting of this version.{_hint(key, variables)}"
+        for key in environment.ours()
+        if key not in variables | environment.INTERNAL
+    ]
+    return sentences
+
+
+def without_password(url: str) -> str:
+    """A Redis URL fit to be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not at:
+        return url
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:{_MASK}@{place}"
+
+
+def _source(name: str, path: Path | None, content: dict[str, Any]) -> str:
+    if name in environment.from_command_line:
+        return "the command line"
+    if environment.variable(name) in environment.ours():
+        return environment.variable(name)
+    if name in content:
+        return str(path)
+    return "default"
+
+
+def _hint(word: str, known: set[str]) -> str:
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean '{nearest[0]}'?" if nearest else " `rockchipllama settings` lists those there are."
+
+
+def _quoted(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return f"'{text if len(text) <= 80 else text[:80] + '…'}'"

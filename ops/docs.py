@@ -1,0 +1,139 @@
+"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md and .env.example.
+
+`python -m ops.docs` writes them; with `--check` it only says which are stale, and fails.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from ops.configuration import Setting, declared
+from tasks.settings import ROOT
+
+_NOTE = "Written by `python -m ops.docs`; edit the code it describes instead."
+
+
+def main(words: list[str]) -> int:
+    """Write the pages, or with `--check` compare them; the exit code."""
+    stale = [name for name, text in pages() if not _is(ROOT / name, text)]
+    if "--check" in words:
+        for name in stale:
+            print(f"{name} is stale: run `.venv/bin/python -m ops.docs`", file=sys.stderr)
+        return 1 if stale else 0
+    for name, text in pages():
+        if name in stale:
+            (ROOT / name).write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+    return 0
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Each generated page: where it goes, and its text."""
+    makers: dict[str, Callable[[], Iterator[str]]] = {
+        "docs/settings.md": _settings,
+        "docs/cli.md": _cli,
+        ".env.example": _env,
+    }
+    for name, maker in makers.items():
+        yield name, "\n".join(maker()) + "\n"
+
+
+def _settings() -> Iterator[str]:
+    yield f"<!-- {_NOTE} -->\n"
+    yield "# Settings\n"
+    yield "A setting comes, in growing strength, from its default, the TOML file, the environment and the command line."
+    yield "The file is the one `ROCKCHIPLLAMA_CONFIG` or `--config` names, else `rockchipllama.toml` in the current folder,"
+    yield "else beside the application. Its keys are the names below; the variables are the same in capitals behind"
+    yield "`ROCKCHIPLLAMA_`. `rockchipllama settings` shows each value in force and where it came from.\n"
+    yield "```toml\n# rockchipllama.toml"
+    yield 'port = 8080\ndefault_model = "smollm2-135m-instruct"\n\n[aliases]\nassistant = "smollm2-135m-instruct"\n```'
+    owner = None
+    for setting in declared():
+        if setting.owner is not owner:
+            owner = setting.owner
+            yield f"\n## {owner.title or owner.__name__}\n"
+            yield "| setting | environment | default | what it does |\n|---|---|---|---|"
+        meaning = " ".join((setting.field.description or "").split()).replace("|", "\\|")
+        default = _default(setting)
+        yield f"| `{setting.name}` | `{setting.variable}` | {f'`{default}`' if default else ''} | {meaning} |"
+
+
+def _env() -> Iterator[str]:
+    yield f"# {_NOTE}"
+    yield "# Every setting of the service with its default. Remove the # in front of what you change; docker compose reads"
+    yield "# a copy of this file named .env, a shell with `set -a; . ./.env`, systemd with EnvironmentFile=."
+    owner = None
+    for setting in declared():
+        if setting.owner is not owner:
+            owner = setting.owner
+            yield f"\n# == {owner.title or owner.__name__} =="
+        yield f"\n# {' '.join((setting.field.description or '').split())}"
+        yield f"#{setting.variable}={_default(setting)}"
+
+
+def _default(setting: Setting) -> str:
+    value: Any = setting.field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined or value in ((), {}, []):
+        return ""
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
+    if isinstance(value, (tuple, list)):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cli() -> Iterator[str]:
+    from typer.main import get_command
+
+    from ops.cli.main import app
+
+    yield f"<!-- {_NOTE} -->\n"
+    yield "# The command line\n"
+    yield "`ops/run` installs everything into `.venv` and runs `rockchipllama up`; its arguments are those of `up`."
+    yield "Options stand for settings of the same name and win over environment and file (see [settings](settings.md))."
+    yield "Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly.\n"
+    root = get_command(app)
+    yield from _command("rockchipllama", root)
+    for path, command in _commands("rockchipllama", root):
+        yield from _command(path, command)
+
+
+def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:
+    for name, command in getattr(group, "commands", {}).items():
+        yield f"{path} {name}", command
+        yield from _commands(f"{path} {name}", command)
+
+
+def _command(path: str, command: Any) -> Iterator[str]:
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option"]
+    words = [path, *(str(param.human_readable_name) for param in arguments), "[OPTIONS]" if options else ""]
+    yield f"## {path}\n"
+    yield f"{inspect.cleandoc(command.help or '')}\n"
+    yield f"    {' '.join(word for word in words if word)}\n"
+    for param in arguments:
+        yield f"- `{param.human_readable_name}`: {param.help}"
+    for param in options:
+        value = "" if param.is_flag else f" {param.metavar or 'VALUE'}"
+        yield f"- `{', '.join(param.opts)}{value}`: {param.help}"
+    if arguments or options:
+        yield ""
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

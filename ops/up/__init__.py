@@ -1,0 +1,1 @@
+"""The whole service on one machine: what `rockchipllama up` starts, watches and stops."""

@@ -1,0 +1,217 @@
+"""The service on one machine: what is started in which order, what the user is told, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ops import configuration, environment
+from ops.up import listen, store
+from ops.up.lock import DataDirLock
+from ops.up.output import Terminal
+from ops.up.part import Part, now
+from ops.up.ready import Probe
+from ops.up.settings import UpSettings
+from ops.up.supervisor import StopAsked, Supervisor
+from tasks import lifeline
+from tasks.settings import TaskSettings
+
+log = logging.getLogger("up")
+
+STORE_PATIENCE = 120.0
+"""Seconds the embedded Valkey may take to read its files: an append-only file of 1 GB on an SD card."""
+PATIENCE = 30.0
+"""Seconds after which a service that is not ready says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """How the parts are started."""
+
+    api: Sequence[str] = (sys.executable, "-m", "ops.cli.main", "api")
+    board: Sequence[str] = (sys.executable, "-m", "ops.cli.main", "board")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `up` was asked to run."""
+
+    tasks: TaskSettings
+    up: UpSettings
+    host: str
+    port: int
+    drain: float = 0.0
+    """Seconds the API lets open answers go on when it is stopped."""
+    keys: bool = False
+    """Clients need a key."""
+    commands: Commands = field(default_factory=Commands)
+
+
+def run(plan: Plan) -> int:
+    """Run everything until it is asked to stop; the exit code. Raises `UpError` when it cannot start or go on."""
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(DataDirLock(plan.tasks.data_dir))
+        terminal = Terminal()
+        stack.callback(terminal.close)
+        supervisor = stack.enter_context(Supervisor())
+        lock.wait_for_parts(say)
+        sock = stack.enter_context(contextlib.closing(listen.listen(plan.host, plan.port)))
+        service = _Service(plan, supervisor, lock, terminal, listen.url(sock))
+        lock.write(service.url)
+        try:
+            service.start(sock.fileno())
+            service.serve()
+        except StopAsked:
+            say("Stopping. (Ctrl-C again: at once.)")
+        finally:
+            service.stop()
+    return 0
+
+
+class _Service:
+    def __init__(self, plan: Plan, supervisor: Supervisor, lock: DataDirLock, terminal: Terminal, url: str) -> None:
+        self.url = url
+        self._plan = plan
+        self._supervisor = supervisor
+        self._lock = lock
+        self._terminal = terminal
+        self._logs = plan.tasks.data_dir / "logs"
+        self._probe = Probe(url, supervisor.wake)
+        self._began = time.monotonic()
+        self._store: Part | None = None
+        self._parts: list[Part] = []
+
+    def start(self, listen_fd: int) -> None:
+        """Store first, since the others need it; then API and board, which do not wait for each other."""
+        say(f"RockchipLlama {_version()}")
+        redis_url = self._plan.tasks.redis_url or self._start_store()
+        shared = {
+            environment.variable("redis_url"): redis_url,
+            lifeline.VARIABLE: str(self._supervisor.lifeline),
+        }
+        if self._plan.tasks.redis_url:
+            say(f"  queue   {configuration.without_password(redis_url)}")
+        self._start_part(
+            "api", self._plan.commands.api, {**shared, environment.LISTEN_FD: str(listen_fd)}, (listen_fd,)
+        )
+        say(f"  api     {self.url}")
+        self._start_part("board", self._plan.commands.board, shared)
+        say(f"  models  {self._plan.tasks.models_dir}")
+        say(f"  logs    {self._logs}")
+
+    def serve(self) -> None:
+        """Tell when the first model is ready, then keep everything alive. Ends by `StopAsked` or `PartFailed`."""
+        self._probe.start()
+        answered = ready = late = False
+        state = self._probe.state
+        while True:
+            if not answered and state.api and not state.ready:
+                answered = True
+                say(f"Loading {self._plan.tasks.default_model or 'the first model'} …")
+            if not ready and state.ready:
+                ready = True
+                self._tell_ready(state.models)
+            waited = now() - self._began
+            if not ready and not late and waited > PATIENCE:
+                late = True
+                say(f"No model is ready after {PATIENCE:.0f} s; {self._logs / 'board.log'} may say why. Waiting on.")
+            self._supervisor.turn(None if ready or late else max(0.1, PATIENCE - waited))
+
+    def stop(self) -> None:
+        """API first (it lets answers end, which needs the workers), then the board with its workers, the store last."""
+        self._probe.stop()
+        patience = self._plan.up.stop_timeout
+        order = [
+            (part, max(patience, self._plan.drain + 5.0) if part.name == "api" else patience) for part in self._parts
+        ]
+        if self._store is not None:
+            order.append((self._store, patience))
+        self._supervisor.stop(order)
+        # A worker whose agent was killed notices now, and holds its output open until it is gone.
+        self._supervisor.let_go()
+        if not self._supervisor.drain(lifeline.GRACE + 2.0):
+            log.warning("some processes of the service have not ended; the next start waits for them")
+
+    def _start_store(self) -> str:
+        folder = self._plan.tasks.data_dir / "valkey"
+        sock = store.socket_dir(self._plan.tasks.data_dir) / store.SOCKET_NAME
+        sock.unlink(missing_ok=True)
+        memory = store.memory_limit(store.total_memory(), self._plan.up.store_memory)
+        part = store.valkey(
+            folder,
+            sock,
+            memory,
+            log=self._logs / "valkey.log",
+            lifeline=self._supervisor.lifeline,
+            lock=self._lock.parts,
+            show=self._terminal.show,
+        )
+        self._store = part
+        self._supervisor.start(part)
+        deadline = now() + STORE_PATIENCE
+        while not store.answers(sock):
+            self._supervisor.turn(0.02)
+            if part.ended() is not None or now() > deadline:
+                self._supervisor.drain(1.0)
+                raise store.refused(part, folder)
+        self._supervisor.keep(part)
+        say(f"  queue   embedded Valkey, files in {folder}, at most {memory // 1024**2} MB")
+        return f"unix://{sock}"
+
+    def _start_part(self, name: str, command: Sequence[str], env: dict[str, str], fds: tuple[int, ...] = ()) -> None:
+        part = Part(
+            name,
+            command,
+            log=self._logs / f"{name}.log",
+            env=env,
+            fds=(self._supervisor.lifeline, self._lock.parts, *fds),
+            show=self._terminal.show,
+        )
+        self._parts.append(part)
+        self._supervisor.start(part)
+        self._supervisor.keep(part)
+
+    def _tell_ready(self, models: list[dict[str, Any]]) -> None:
+        shown = ", ".join(_shown(model) for model in models[:5])
+        say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. Try it:")
+        model = self._plan.tasks.default_model or next((str(model.get("id", "")) for model in models), "")
+        named = f'"model": "{model}", ' if model else ""
+        key = " -H 'Authorization: Bearer YOUR-KEY'" if self._plan.keys else ""
+        say(
+            f"\n  curl {self.url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+            f'    -d \'{{{named}"messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'
+            "Ctrl-C stops everything."
+        )
+
+
+def say(text: str) -> None:
+    """One thing the user should know, on stdout; to a collector, an entry like any other."""
+    if _json():
+        log.info(" ".join(text.split()))
+        return
+    with contextlib.suppress(OSError):  # whoever read it is gone
+        print(text, flush=True)
+
+
+def _json() -> bool:
+    from tasks.logs import JsonLines
+
+    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
+def _shown(model: dict[str, Any]) -> str:
+    engine = model.get("engine_version") or model.get("engine")
+    return f"{model.get('id', '?')} on {engine}" if engine else str(model.get("id", "?"))
+
+
+def _version() -> str:
+    try:
+        return version("rockchipllama")
+    except PackageNotFoundError:  # run from the source tree, not installed
+        return "(not installed)"

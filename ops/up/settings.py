@@ -1,0 +1,25 @@
+"""The settings of `rockchipllama up` alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from tasks.settings import Settings
+
+
+class UpSettings(Settings):
+    """The embedded store, and how long things may take."""
+
+    title: ClassVar[str] = "Running everything with `up`"
+
+    store_memory: int | None = Field(
+        None,
+        ge=32,
+        description="Megabytes the embedded Valkey may fill with jobs. Unset: a sixteenth of the machine's memory, "
+        "between 64 and 1024.",
+    )
+    stop_timeout: float = Field(
+        30.0, gt=0, description="Seconds that the API, and then the board, may take to stop before they are killed."
+    )

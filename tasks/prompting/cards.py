@@ -1,0 +1,28 @@
+"""The card of a model: what a board or worker says of it to the rest of the service."""
+
+from __future__ import annotations
+
+from npu.engines import describe
+from npu.model import Model
+from tasks.roster import Card
+
+
+def card_of(model: Model, board: str, context_length: int | None = None) -> Card:
+    """The card. Reads the head of the weights, loads nothing. Raises `ModelRefused`."""
+    facts = describe(model)
+    return Card(
+        id=model.id,
+        board=board,
+        names=model.names,
+        engine=model.engine,
+        engine_version=facts.engine_version,
+        context_length=min(facts.context_length, context_length or facts.context_length),
+        created=model.created,
+        size_bytes=model.size_bytes,
+        family=model.family,
+        parameters=model.parameters,
+        quantization=model.quantization,
+        chat=facts.chat,
+        refuses=dict(facts.refuses),
+        notes=(*model.notes, *facts.notes),
+    )

@@ -1,0 +1,105 @@
+"""Requests made ready to run: rendered, tokenized, checked against the context, every sampling value settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from npu.chat_template import ChatTemplate
+from npu.engine import Prompt, Sampling, Tokenizer
+from npu.errors import ContextTooLong, PromptRefused
+from npu.model import Model
+from tasks.requests import ChatRequest, CompletionRequest, Message, Request, SamplingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to run: choice `i * n + k` is the k-th answer to `prompts[i]`."""
+
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling
+    stop: tuple[str, ...]
+    n: int
+    echoes: tuple[bytes, ...] | None = None
+    """What each answer begins with, when the request asked for its prompt back."""
+
+    def sampling_of(self, choice: int) -> Sampling:
+        """The sampling of one choice: with a seed, each answer to one prompt gets its own, or all would be alike."""
+        if self.sampling.seed is None or self.n == 1:
+            return self.sampling
+        return replace(self.sampling, seed=(self.sampling.seed + choice % self.n) % 2**32)
+
+
+class Preparer:
+    """Prepares requests for one model. Usable from any thread."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._template = template
+        self._context_length = context_length
+
+    def prepare(self, request: Request) -> Prepared:
+        """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it)."""
+        echoes: tuple[bytes, ...] | None = None
+        match request:
+            case ChatRequest():
+                text = self.render(request.messages, request.template_options)
+                prompts = (self._prompt(self._encode_rendered(text), request.max_tokens),)
+            case CompletionRequest():
+                tokens = [self._completion_tokens(prompt) for prompt in request.prompts]
+                prompts = tuple(self._prompt(ids, request.max_tokens) for ids in tokens)
+                if request.echo:
+                    echoes = tuple(
+                        prompt.encode() if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+                        for prompt in request.prompts
+                    )
+        return Prepared(
+            prompts=prompts,
+            sampling=self._model.sampling(**_given(request.sampling)),
+            stop=tuple(dict.fromkeys((*request.stop, *self._model.stop))),
+            n=request.n,
+            echoes=echoes,
+        )
+
+    def render(self, messages: Sequence[Message], template_options: dict[str, Any]) -> str:
+        """The text that the model's chat template makes of `messages`. Raises `PromptRefused`."""
+        if self._template is None:
+            raise PromptRefused(
+                f"The model '{self._model.id}' has no chat template: it is a base model, which continues text but was "
+                "not taught to answer. Use /v1/completions, or a model whose name says instruct, it or chat."
+            )
+        plain = [{key: value for key, value in msgspec.to_builtins(message).items()} for message in messages]
+        return self._template.render(plain, **{**self._model.template_options, **template_options})
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """The ids of `text`, control tokens in it read as such."""
+        return self._tokenizer.encode(text, add_special=add_special, parse_special=True)
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        # Most templates write the BOS token themselves; where one does not, the vocabulary decides.
+        bos = self._template.bos_token if self._template is not None else None
+        return self._tokenizer.encode(text, add_special=not (bos and text.startswith(bos)), parse_special=True)
+
+    def _completion_tokens(self, prompt: str | tuple[int, ...]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt, add_special=True, parse_special=True)
+        self._tokenizer.decode(prompt)  # refuses ids outside the vocabulary, before the engine sees them
+        return prompt
+
+    def _prompt(self, tokens: Sequence[int], max_tokens: int | None) -> Prompt:
+        if not tokens:
+            raise PromptRefused("The prompt is empty: there is nothing to continue. Send at least one token.")
+        room = self._context_length - len(tokens)
+        if room < 1:
+            raise ContextTooLong(len(tokens), max_tokens, self._context_length)
+        return Prompt(tokens=tokens, max_tokens=min(max_tokens, room) if max_tokens is not None else room)
+
+
+def _given(options: SamplingOptions) -> dict[str, Any]:
+    return {name: value for name in options.__struct_fields__ if (value := getattr(options, name)) is not None}

@@ -1,0 +1,279 @@
+"""The steps of a job's life that must be one step: Lua, run by Redis, each either whole or not at all.
+
+Written down together because they share the record's fields:
+
+  model kind lane owner request order created deadline ttl   set by `ACCEPT`, never changed
+  state     queued | running | finished | failed | cancelled
+  fence     raised by each claim; whoever writes must hold the newest
+  failures  claims that ended by a crash, a stall or a lapsed lease
+  worker child board call started phase done                 of the newest claim; `phase` is loading, prefill or decode
+  sent      1 once a client may have seen a part of the answer
+  cancel    why the job is to end early, once somebody asked
+  prompt:I  the token ids of prompt I as the model saw them, int32 little-endian
+  end ended the last event as bytes, and when it was written
+
+Every stream entry has as its id the number of its last event, as `e` the events and as `p` the pieces they came from.
+Times are milliseconds by Redis' own clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+_COMMON = """
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function last_seq(events)
+  local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  return entry and tonumber(string.match(entry[1], '^%d+')) or 0
+end
+local function tell(job, events, payload, count)
+  local seq = last_seq(events) + count
+  redis.call('XADD', events, seq .. '-0', 'e', payload)
+  redis.call('PUBLISH', job .. ':live', seq .. ':' .. payload)
+  return seq
+end
+local function bell(job)
+  redis.call('PUBLISH', job .. ':live', '0:')
+end
+local function finish(job, events, state, payload)
+  redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
+  local ttl = tonumber(redis.call('HGET', job, 'ttl'))
+  redis.call('PEXPIRE', job, ttl)
+  redis.call('PEXPIRE', events, ttl)
+end
+"""
+
+
+class Script:
+    """One Lua step, sent by its digest; the source follows only when Redis has forgotten it."""
+
+    def __init__(self, source: str) -> None:
+        self.source: Final = (_COMMON + source).encode()
+        self.digest: Final = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+    def run(self, client: redis.Redis, keys: list[str], *args: str | bytes | int | float) -> object:
+        """Run it from a thread."""
+        try:
+            return client.evalsha(self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            return client.eval(self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call,arg-type]
+
+    async def arun(self, client: redis.asyncio.Redis, keys: list[str], *args: str | bytes | int | float) -> object:
+        """Run it from an event loop."""
+        try:
+            return await client.evalsha(self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            return await client.eval(self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call,arg-type]
+
+
+ACCEPT = Script(
+    """
+-- KEYS job events waiting running order   ARGV id limit rank first-event deadline-ms field value ...
+-- -> {1, place, running} accepted;  {0, waiting} full.  Sent twice with one id it accepts once.
+local function accepted()
+  return {1, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, redis.call('ZCARD', KEYS[4])}
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then return accepted() end
+local waiting = redis.call('ZCARD', KEYS[3])
+if waiting >= tonumber(ARGV[2]) then return {0, waiting} end
+local order = ARGV[3] * 1e14 + redis.call('INCR', KEYS[5])
+local created = now()
+redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
+  'deadline', created + ARGV[5], unpack(ARGV, 6))
+redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
+redis.call('ZADD', KEYS[3], order, ARGV[1])
+return accepted()
+"""
+)
+
+CLAIM = Script(
+    """
+-- KEYS waiting running   ARGV worker board child call lease-ms started-event deadline-event
+-- -> {id, seq, field, value, ...} of the job now held, or nil.  Jobs past their deadline end on the way.
+while true do
+  local id = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
+  if not id then return nil end
+  redis.call('ZREM', KEYS[1], id)
+  local job = 'rl:{' .. id .. '}'
+  local events = job .. ':events'
+  local kept = redis.call('HMGET', job, 'state', 'deadline')
+  if kept[1] == 'queued' then
+    if tonumber(kept[2]) < now() then
+      tell(job, events, ARGV[7], 1)
+      finish(job, events, 'failed', ARGV[7])
+    else
+      redis.call('HINCRBY', job, 'fence', 1)
+      redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
+        'child', ARGV[3], 'call', ARGV[4], 'started', now())
+      redis.call('ZADD', KEYS[2], now() + ARGV[5], id)
+      local seq = tell(job, events, ARGV[6], 1)
+      local record = redis.call('HGETALL', job)
+      return {id, seq, unpack(record)}
+    end
+  end
+end
+"""
+)
+
+APPEND = Script(
+    """
+-- KEYS job events running   ARGV fence seq events pieces [state end | - field value ...]
+-- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more.
+-- Sent twice it writes once: the record refuses a number it has passed.
+local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'cancel')
+if kept[1] ~= ARGV[1] then return -1 end
+if kept[2] ~= 'running' then
+  if ARGV[5] and kept[2] == ARGV[5] then return 0 end
+  return -1
+end
+if ARGV[3] ~= '' then
+  local done
+  if ARGV[4] == '' then
+    done = redis.pcall('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3])
+  else
+    done = redis.pcall('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3], 'p', ARGV[4])
+  end
+  if type(done) == 'table' and done.err then
+    if last_seq(KEYS[2]) < tonumber(ARGV[2]) then return done end
+  else
+    redis.call('PUBLISH', KEYS[1] .. ':live', ARGV[2] .. ':' .. ARGV[3])
+  end
+end
+if ARGV[5] == '-' then
+  redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+elseif ARGV[5] then
+  finish(KEYS[1], KEYS[2], ARGV[5], ARGV[6])
+  redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
+end
+return kept[3] and 1 or 0
+"""
+)
+
+RENEW = Script(
+    """
+-- KEYS job running   ARGV id fence lease-ms phase done
+-- -> 0 renewed, 1 renewed and the job is to be cancelled, 2 its deadline has passed, -1 the claim is not ours any more.
+-- Written past the append-only file: a lease is worth nothing after a restart, and SD cards wear.
+redis.set_repl(redis.REPL_NONE)
+local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'cancel', 'phase', 'deadline')
+if kept[1] ~= ARGV[2] or kept[2] ~= 'running' then return -1 end
+redis.call('ZADD', KEYS[2], now() + ARGV[3], ARGV[1])
+redis.call('HSET', KEYS[1], 'phase', ARGV[4], 'done', ARGV[5])
+if kept[4] ~= ARGV[4] then bell(KEYS[1]) end
+if tonumber(kept[5]) < now() then return 2 end
+return kept[3] and 1 or 0
+"""
+)
+
+HAND_BACK = Script(
+    """
+-- KEYS job events waiting running   ARGV id fence lapsed-only crashed failed-event most-failures cancelled-event
+-- -> 0 nothing to do, 1 failed, 2 waiting again (and somebody must call a worker), 3 cancelled meanwhile
+local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'sent', 'order', 'cancel')
+if not kept[2] then
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  return 0
+end
+if kept[1] ~= ARGV[2] or kept[2] ~= 'running' then return 0 end
+if ARGV[3] == '1' then
+  local lease = redis.call('ZSCORE', KEYS[4], ARGV[1])
+  if lease and tonumber(lease) > now() then return 0 end
+end
+redis.call('ZREM', KEYS[4], ARGV[1])
+local failures = tonumber(ARGV[4])
+if failures == 1 then failures = redis.call('HINCRBY', KEYS[1], 'failures', 1) end
+if kept[3] or kept[5] or failures >= tonumber(ARGV[6]) then
+  local payload = kept[5] and ARGV[7] or ARGV[5]
+  tell(KEYS[1], KEYS[2], payload, 1)
+  finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
+  return kept[5] and 3 or 1
+end
+redis.call('HSET', KEYS[1], 'state', 'queued')
+redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'done')
+redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
+bell(KEYS[1])
+return 2
+"""
+)
+
+CANCEL = Script(
+    """
+-- KEYS job events waiting   ARGV id reason finished-event
+-- -> state before the call (nil: no such job).  A queued job ends here; a running one is flagged and its worker told.
+local kept = redis.call('HMGET', KEYS[1], 'state', 'worker', 'fence', 'cancel')
+if kept[1] == 'queued' then
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  tell(KEYS[1], KEYS[2], ARGV[3], 1)
+  finish(KEYS[1], KEYS[2], 'cancelled', ARGV[3])
+elseif kept[1] == 'running' then
+  if not kept[4] then redis.call('HSET', KEYS[1], 'cancel', ARGV[2]) end
+  redis.call('PUBLISH', 'rl:control:' .. kept[2], 'cancel ' .. ARGV[1] .. ' ' .. kept[3])
+end
+return kept[1]
+"""
+)
+
+FAIL_QUEUED = Script(
+    """
+-- KEYS job events waiting   ARGV id failed-event past-deadline-only -> 1 failed now, 0 it was not waiting any more
+local kept = redis.call('HMGET', KEYS[1], 'state', 'deadline')
+if kept[1] ~= 'queued' then
+  if not kept[1] then redis.call('ZREM', KEYS[3], ARGV[1]) end
+  return 0
+end
+if ARGV[3] == '1' and tonumber(kept[2]) >= now() then return 0 end
+redis.call('ZREM', KEYS[3], ARGV[1])
+tell(KEYS[1], KEYS[2], ARGV[2], 1)
+finish(KEYS[1], KEYS[2], 'failed', ARGV[2])
+return 1
+"""
+)
+
+VIEW = Script(
+    """
+-- KEYS job events   ARGV id -> {place or -1, seq, field, value, ...}, or nil
+local record = redis.call('HGETALL', KEYS[1])
+if #record == 0 then return nil end
+local place = redis.call('ZRANK', 'rl:waiting:' .. redis.call('HGET', KEYS[1], 'model'), ARGV[1])
+return {place or -1, last_seq(KEYS[2]), unpack(record)}
+"""
+)
+
+BREATHE = Script(
+    """
+-- KEYS presence   ARGV name payload ttl-ms -> nothing.  Forgets who has not breathed for a while; past the append-only file.
+redis.set_repl(redis.REPL_NONE)
+local t = now()
+redis.call('HSET', KEYS[1], ARGV[1], t .. ':' .. ARGV[2])
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local seen = tonumber(string.match(redis.call('HGET', KEYS[1], name), '^%d+'))
+  if t - seen > tonumber(ARGV[3]) * 4 then redis.call('HDEL', KEYS[1], name) end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3] * 4)
+"""
+)
+
+ROSTER = Script(
+    """
+-- KEYS cards presence -> {now, cards as field value ..., presence as field value ..., waiting as model count ...}
+local cards = redis.call('HGETALL', KEYS[1])
+local counted, counts = {}, {}
+for i = 1, #cards, 2 do
+  local model = string.match(cards[i], '^[^/]*')
+  if not counted[model] then
+    counted[model] = true
+    counts[#counts + 1] = model
+    counts[#counts + 1] = redis.call('ZCARD', 'rl:waiting:' .. model)
+  end
+end
+return {now(), cards, redis.call('HGETALL', KEYS[2]), counts}
+"""
+)

@@ -1,0 +1,174 @@
+"""The job records: accepted, looked at and cancelled, by API processes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio
+
+from tasks import keys
+from tasks.connection import unavailable_as_refusal
+from tasks.errors import JobNotFound, QueueFull
+from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage, decode_events, encode_events
+from tasks.feed import LiveFeed
+from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
+from tasks.policy import rank
+from tasks.requests import ChatRequest, Request, encode_request
+from tasks.scripts import ACCEPT, CANCEL, VIEW
+
+QUEUED = encode_events([Queued()])
+CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A job's place when it was accepted: how many wait before it, and how many of its model run."""
+
+    place: int
+    running: int
+
+
+def fields(reply: list[Any]) -> dict[str, bytes]:
+    """A flat list of names and values as a dict."""
+    return {reply[index].decode(): reply[index + 1] for index in range(0, len(reply), 2)}
+
+
+class JobStore:
+    """The records of all jobs. Its methods raise `QueueUnavailable` while Redis is away."""
+
+    def __init__(self, client: redis.asyncio.Redis, *, queue_limit: int, job_ttl: float, deadline: float) -> None:
+        self._client = client
+        self._queue_limit = queue_limit
+        self._job_ttl = job_ttl
+        self._deadline = deadline
+
+    async def accept(
+        self, job: str, model: str, request: Request, *, lane: Lane, owner: str, deadline: float | None = None
+    ) -> Accepted:
+        """Record the job, its first event and its place in the queue, in one step. Raises `QueueFull`.
+
+        `deadline` is in seconds from now, at most the setting of that name.
+        """
+        limit = min(deadline or self._deadline, self._deadline)
+        kind = "chat" if isinstance(request, ChatRequest) else "completion"
+        with unavailable_as_refusal():
+            reply = cast(
+                list[int],
+                await ACCEPT.arun(
+                    self._client,
+                    [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.ORDER],
+                    *(job, self._queue_limit, rank(lane), QUEUED, int(limit * 1000)),
+                    *("model", model, "kind", kind, "lane", lane.value, "owner", owner),
+                    *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
+                ),
+            )
+        if reply[0] == 0:
+            raise QueueFull(model, reply[1], retry_after=min(60, 2 * reply[1]))
+        return Accepted(place=reply[1], running=reply[2])
+
+    async def cancel(self, job: str, reason: str) -> JobState:
+        """Ask for the job's end; its state before. A queued job ends at once, a running one within about a token.
+
+        Raises `JobNotFound`.
+        """
+        if not is_job_id(job):
+            raise JobNotFound(job)
+        with unavailable_as_refusal():
+            model = await self._client.hget(keys.job(job), "model")
+            if model is None:
+                raise JobNotFound(job)
+            state = await CANCEL.arun(
+                self._client,
+                [keys.job(job), keys.events(job), keys.waiting(model.decode())],
+                *(job, reason, CANCELLED),
+            )
+        if state is None:
+            raise JobNotFound(job)
+        return JobState(cast(bytes, state).decode())
+
+    async def view(self, job: str) -> JobView:
+        """The job as it stands. Raises `JobNotFound`."""
+        if not is_job_id(job):
+            raise JobNotFound(job)
+        with unavailable_as_refusal():
+            reply = cast(list[Any] | None, await VIEW.arun(self._client, [keys.job(job), keys.events(job)], job))
+        if reply is None:
+            raise JobNotFound(job)
+        return _view(job, reply[0], reply[1], fields(reply[2:]))
+
+    async def place(self, job: str, model: str) -> int | None:
+        """How many jobs wait before this one; None when it does not wait."""
+        with unavailable_as_refusal():
+            return cast(int | None, await self._client.zrank(keys.waiting(model), job))
+
+
+class JobBook:
+    """Jobs as people ask for them by id: looked at, waited for, cancelled."""
+
+    def __init__(self, store: JobStore, feed: LiveFeed) -> None:
+        self._store = store
+        self._feed = feed
+
+    async def view(self, job: str) -> JobView:
+        """The job as it stands. Raises `JobNotFound`."""
+        return await self._store.view(job)
+
+    async def cancel(self, job: str) -> JobView:
+        """Ask for the job's end, and wait a moment for it. An ended job stays as it is. Raises `JobNotFound`."""
+        await self._store.cancel(job, "cancelled by request")
+        view = await self._store.view(job)
+        if view.state is JobState.RUNNING:
+            view = await self.wait(job, view, 2.0)
+        return view
+
+    async def wait(self, job: str, known: JobView, seconds: float) -> JobView:
+        """The job once its state, phase or position differs from `known`, else as it is after `seconds`."""
+        async with self._feed.subscribe(keys.live(job)) as subscription, asyncio.timeout(seconds + 5):
+            loop = asyncio.get_running_loop()
+            end = loop.time() + seconds
+            while True:
+                view = await self._store.view(job)
+                left = end - loop.time()
+                if left <= 0 or view.state in ENDED or _standing(view) != _standing(known):
+                    return view
+                # A place in the queue changes without a word on this job's channel.
+                await subscription.wait(min(left, 1.0 if view.state is JobState.QUEUED else 5.0))
+                for _ in subscription.take():
+                    pass
+
+
+def _standing(view: JobView) -> tuple[object, ...]:
+    return (view.state, view.phase, view.position, view.attempts)
+
+
+def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
+    def seconds(name: str) -> float | None:
+        return int(record[name]) / 1000 if name in record else None
+
+    def word(name: str) -> str | None:
+        return record[name].decode() if name in record else None
+
+    state = JobState(record["state"].decode())
+    last = decode_events(record["end"])[-1] if "end" in record else None
+    running = state is JobState.RUNNING
+    return JobView(
+        id=job,
+        model=record["model"].decode(),
+        kind=record["kind"].decode(),
+        lane=Lane(record["lane"].decode()),
+        state=state,
+        phase=Phase(record["phase"].decode()) if running and "phase" in record else None,
+        position=place + 1 if state is JobState.QUEUED and place >= 0 else None,
+        attempts=int(record.get("fence", b"0")),
+        created_at=int(record["created"]) / 1000,
+        started_at=seconds("started"),
+        ended_at=seconds("ended"),
+        prompt_tokens_done=int(record["done"]) if running and "done" in record else None,
+        usage=last.usage if isinstance(last, Finished) else None,
+        timings=last.timings if isinstance(last, Finished) else None,
+        error=last if isinstance(last, Failed) else None,
+        worker=word("worker"),
+        board=word("board"),
+        events=seq,
+    )

@@ -1,0 +1,254 @@
+"""The record of a job's events: how a worker appends to it, and how anybody reads it back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import hiredis
+import msgspec
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+from tasks import keys
+from tasks.connection import UNREACHABLE
+from tasks.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Numbered,
+    TextDelta,
+    decode_events,
+    encode_events,
+    number,
+)
+from tasks.jobs import JobState
+from tasks.scripts import APPEND
+
+log = logging.getLogger("rockchipllama.stream")
+
+COALESCE = 0.010
+"""Seconds: pieces that arrive within this time of the previous append share one. The first goes at once."""
+
+
+class ClaimLost(Exception):
+    """Raised when the job is not this worker's any more: it ended, or another claim has a newer fence."""
+
+
+class RecordedPiece(msgspec.Struct, frozen=True, array_like=True):
+    """One token as the engine gave it, whether or not it became visible; a later claim goes on from these."""
+
+    choice: int
+    token: int
+    data: bytes
+
+
+_pieces_encoder = msgspec.msgpack.Encoder()
+_pieces_decoder = msgspec.msgpack.Decoder(tuple[RecordedPiece, ...])
+
+
+def terminal_state(event: Finished | Failed) -> JobState:
+    """The state of a job whose last event this is."""
+    if isinstance(event, Failed):
+        return JobState.FAILED
+    return JobState.CANCELLED if event.reason is FinishReason.CANCELLED else JobState.FINISHED
+
+
+class EventWriter:
+    """Appends to the record of one claimed job, and publishes what it appends.
+
+    Every append checks the claim's fence in the same step, so a worker that lost its claim can write nothing: it gets
+    `ClaimLost`. Usable from several threads. `on_cancel` is called, from whichever thread learns it, once somebody
+    asked for the job's end; a cancel message lost on the way is thus noticed with the next append.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        job: str,
+        model: str,
+        fence: int,
+        seq: int,
+        on_cancel: Callable[[], None],
+        *,
+        patience: float,
+    ) -> None:
+        self.seq = seq
+        """Number of the last event appended."""
+        self._connection = client.connection_pool.get_connection()
+        self._pool = client.connection_pool
+        self._patience = patience
+        """Seconds to go on trying while Redis is away."""
+        self._on_cancel = on_cancel
+        self._keys = (keys.job(job), keys.events(job), keys.running(model))
+        self._fence = str(fence)
+        self._events: list[Event] = []
+        self._pieces: list[RecordedPiece] = []
+        self._fields: list[str | bytes | int] = []
+        self._last_append = 0.0
+        self._sent = False
+        self._ended = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._due = threading.Event()
+        self._flusher = threading.Thread(target=self._flush_late, name="event-flusher", daemon=True)
+        self._flusher.start()
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def write(self, events: Iterable[Event], piece: RecordedPiece | None = None) -> None:
+        """Append soon: at once when the last append is `COALESCE` ago, else together with what follows.
+
+        Raises `ClaimLost`, or what the client raises when Redis stayed away longer than its patience.
+        """
+        with self._lock:
+            self._check()
+            for event in events:
+                last = self._events[-1] if self._events else None
+                if isinstance(event, TextDelta) and isinstance(last, TextDelta) and event.choice == last.choice:
+                    self._events[-1] = TextDelta(last.text + event.text, event.choice)
+                else:
+                    self._events.append(event)
+            if piece is not None:
+                self._pieces.append(piece)
+            if time.monotonic() - self._last_append >= COALESCE:
+                if self._events:
+                    self._append()
+            else:
+                self._due.set()
+
+    def note(self, **fields: str | bytes | int) -> None:
+        """Write fields of the record at once, ahead of what is buffered."""
+        with self._lock:
+            self._check()
+            for name, value in fields.items():
+                self._fields += [name.replace("__", ":"), value]
+            self._append()
+
+    def end(self, event: Finished | Failed) -> None:
+        """Append what is buffered and the job's last event, in one step. Nothing can be written after it."""
+        with self._lock:
+            self._check()
+            self._events.append(event)
+            self._append(terminal=event)
+            self._ended = True
+
+    def close(self) -> None:
+        """Let go of the connection. Twice is safe; what is buffered and was not ended is dropped."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._pool.release(self._connection)
+        self._due.set()
+        self._flusher.join(timeout=5)
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._ended or self._closed:
+            raise ClaimLost("the job has ended")
+
+    def _append(self, terminal: Finished | Failed | None = None) -> None:
+        """Send the buffer as one append. The caller holds the lock."""
+        seq = self.seq + len(self._events)
+        payload = encode_events(self._events) if self._events else b""
+        args: list[Any] = [
+            self._fence,
+            str(seq),
+            payload,
+            _pieces_encoder.encode(self._pieces) if self._pieces else b"",
+        ]
+        if terminal is not None:
+            args += [terminal_state(terminal).value, encode_events([terminal])]
+        else:
+            if self._events and not self._sent and any(isinstance(event, TextDelta) for event in self._events):
+                self._fields += ["sent", "1", "phase", "decode"]
+                self._sent = True
+            if self._fields:
+                args += ["-", *self._fields]
+        try:
+            status = self._send(args)
+        except Exception as error:
+            self.failure = error
+            raise
+        self.seq = seq
+        self._events.clear()
+        self._pieces.clear()
+        self._fields.clear()
+        self._last_append = time.monotonic()
+        if status == -1:
+            self.failure = ClaimLost("another worker holds this job now, or it has ended")
+            raise self.failure
+        if status == 1 and terminal is None:
+            self._on_cancel()
+
+    def _send(self, args: list[Any]) -> int:
+        """One call of the script past the client's general path: this runs for every token."""
+        command = hiredis.pack_command(("EVALSHA", APPEND.digest, 3, *self._keys, *args))
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                self._connection.send_packed_command(command, check_health=False)
+                return int(self._connection.read_response())
+            except NoScriptError:
+                command = hiredis.pack_command(("EVAL", APPEND.source, 3, *self._keys, *args))
+            except UNREACHABLE as error:
+                # Sending again is safe: the record refuses a number it has passed.
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("Redis is away, trying again: %s", error)
+                self._connection.disconnect()
+                time.sleep(0.1)
+
+    def _flush_late(self) -> None:
+        """Append what no later piece has carried along in time."""
+        while True:
+            self._due.wait()
+            if self._closed:
+                return
+            self._due.clear()
+            time.sleep(COALESCE)
+            with self._lock:
+                if self._closed or self._ended or self.failure or not self._events:
+                    continue
+                if time.monotonic() - self._last_append < COALESCE:
+                    self._due.set()
+                    continue
+                try:
+                    self._append()
+                except Exception as error:
+                    # Kept in self.failure, and raised by the writer's next call.
+                    log.warning("appending failed: %s", error)
+
+
+def _entries(raw: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Numbered]:
+    numbered: list[Numbered] = []
+    for entry_id, fields in raw:
+        numbered += number(int(entry_id.split(b"-", 1)[0]), decode_events(fields[b"e"]))
+    return numbered
+
+
+async def read_events(client: redis.asyncio.Redis, job: str, after: int = 0) -> list[Numbered]:
+    """The events of a job past number `after`, from the record. Raises `Unreadable`."""
+    raw = await client.xrange(keys.events(job), min=f"({after}-0" if after else "-")
+    return [item for item in _entries(raw) if item.seq > after]
+
+
+def read_pieces(client: redis.Redis, job: str) -> list[RecordedPiece]:
+    """Every piece the engine gave for a job, over all its claims."""
+    pieces: list[RecordedPiece] = []
+    for _, fields in client.xrange(keys.events(job)):  # type: ignore[union-attr]
+        if b"p" in fields:
+            pieces += _pieces_decoder.decode(fields[b"p"])
+    return pieces

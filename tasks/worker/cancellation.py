@@ -1,0 +1,57 @@
+"""Listens for what a worker is told while it works: to cancel the job in hand, or to stop soon."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from tasks import keys
+from tasks.connection import UNREACHABLE
+
+log = logging.getLogger("rockchipllama.worker")
+
+
+class ControlListener:
+    """One thread on the worker's control channel. A lost message costs delay only: appends and renewals tell it again."""
+
+    def __init__(
+        self, client: redis.Redis, worker: str, on_cancel: Callable[[str, int], None], on_stop: Callable[[], None]
+    ) -> None:
+        self._client = client
+        self._channel = keys.control(worker)
+        self._on_cancel = on_cancel
+        self._on_stop = on_stop
+        self._closed = False
+        self._thread = threading.Thread(target=self._listen, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening. Twice is safe."""
+        self._closed = True
+        self._thread.join(timeout=5)
+
+    def _listen(self) -> None:
+        while not self._closed:
+            try:
+                with self._client.pubsub(ignore_subscribe_messages=True) as channel:
+                    channel.subscribe(self._channel)  # type: ignore[no-untyped-call]
+                    while not self._closed:
+                        message = channel.get_message(timeout=1.0)
+                        if message is not None:
+                            self._obey(bytes(message["data"]).decode())
+            except UNREACHABLE as error:
+                log.warning("the control channel lost Redis, trying again: %s", error)
+                time.sleep(0.5)
+
+    def _obey(self, message: str) -> None:
+        match message.split():
+            case ["cancel", job, fence]:
+                self._on_cancel(job, int(fence))
+            case ["stop"]:
+                self._on_stop()
+            case _:
+                log.warning("ignored an unknown word on the control channel")

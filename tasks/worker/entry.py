@@ -1,0 +1,117 @@
+"""The worker process of one model: Celery's parent with one child, wired to what serves. No logic about requests."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import (
+    setup_logging,
+    task_failure,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
+
+from npu.catalog import find_models
+from npu.errors import ModelRefused
+from npu.model import Model
+from tasks import keys, lifeline, logs, roster
+from tasks.connection import UNREACHABLE, connect
+from tasks.prompting.cards import card_of
+from tasks.queue import LOAD, SERVE, celery_app
+from tasks.settings import TaskSettings, redis_url
+from tasks.worker.losses import report_loss
+from tasks.worker.serving import Serving
+from tasks.worker.settings import WorkerSettings
+
+log = logging.getLogger("rockchipllama.worker")
+
+
+class WorkerProcess:
+    """Celery's parent and, after the fork, its child."""
+
+    def __init__(self, model: Model, settings: TaskSettings) -> None:
+        self.model = model
+        self.settings = settings
+        self.url = redis_url(settings)
+        self.board = settings.board_name
+        self.name = f"{model.id}@{self.board}"
+        self.serving: Serving | None = None
+        self.app: Celery = celery_app(self.url)
+        self.app.task(name=SERVE, bind=True)(self.serve)
+        self.app.task(name=LOAD, bind=True)(self.load)
+
+    def serve(self, task: Any, model: str, lane: str = "", job: str = "") -> str:
+        """Child: the task behind a call."""
+        assert self.serving is not None
+        return self.serving.serve(task.request.id)
+
+    def load(self, task: Any, model: str) -> str:
+        """Child: load the model now."""
+        assert self.serving is not None
+        return self.serving.load()
+
+    def child_begins(self, **_: Any) -> None:
+        """Child: right after the fork. Nothing here may take long; the model loads with the first call."""
+        lifeline.watch()
+        self.serving = Serving(
+            connect(self.url), self.url, self.model, self.name, self.board, self.settings, WorkerSettings()
+        )
+
+    def child_ends(self, **_: Any) -> None:
+        """Child: on its way out."""
+        if self.serving is not None:
+            self.serving.close()
+
+    def child_died(self, task_id: str = "", **_: Any) -> None:
+        """Parent: the child died with this call in hand."""
+        try:
+            report_loss(connect(self.url), self.url, self.model.id, task_id)
+        except UNREACHABLE as error:
+            log.error("a lost job could not be reported, its lease will lapse: %s", error)
+
+    def stopping(self, **_: Any) -> None:
+        """Parent: no more calls are taken. The child gets its grace and then hands its job back."""
+        try:
+            connect(self.url).publish(keys.control(self.name), "stop")
+        except UNREACHABLE as error:
+            log.warning("the child could not be told to stop: %s", error)
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        lifeline.watch()
+        setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
+        worker_process_init.connect(self.child_begins, weak=False)
+        worker_process_shutdown.connect(self.child_ends, weak=False)
+        worker_shutting_down.connect(self.stopping, weak=False)
+        task_failure.connect(self.child_died, weak=False)
+        client = connect(self.url)
+        roster.announce(client, card_of(self.model, self.board))
+        worker = self.app.Worker(
+            hostname=self.name,
+            queues=[keys.call_queue(self.model.id)],
+            concurrency=1,
+            pool="prefork",
+            without_gossip=True,
+            without_mingle=True,
+            loglevel=logging.WARNING,
+        )
+        worker.start()
+        roster.leave(client, self.name)
+        return int(worker.exitcode or 0)
+
+
+def main(model: str) -> int:
+    """Run the worker of the model with this id or name until SIGTERM. Raises `ModelRefused` when there is no such model."""
+    settings = TaskSettings()
+    logs.configure(settings.log_level, settings.log_format)
+    catalog = find_models(settings.models_dir)
+    found = catalog.get(model)
+    if found is None:
+        known = ", ".join(sorted(item.id for item in catalog.models)) or "none"
+        raise ModelRefused(f"There is no model '{model}' in {settings.models_dir}. Models there: {known}.")
+    log.info("worker of %s starting pid=%d", found.id, os.getpid())
+    return WorkerProcess(found, settings).run()

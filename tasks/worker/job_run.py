@@ -1,0 +1,101 @@
+"""One job in the hands of a worker: how far it is, and how it is told to end."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from npu.engine import Generation
+from tasks.events import Event, Failed, FailureCode, Finished, FinishReason, Timings
+from tasks.jobs import Phase
+from tasks.stream import ClaimLost, EventWriter, RecordedPiece
+from tasks.claims import Claim
+from tasks.worker.generate import Totals
+from tasks.worker.settings import WorkerSettings
+
+
+class JobRun:
+    """The sink of a run, and what other threads may do to it. Every method may be called from any thread."""
+
+    def __init__(self, claim: Claim, settings: WorkerSettings) -> None:
+        self.claim = claim
+        self.totals = Totals()
+        self.phase = Phase.LOADING
+        self.done = 0
+        """Tokens of the prompt that are prefilled."""
+        self.load_ms = 0.0
+        self.reason: str | None = None
+        """Why it is to end early; None while nobody asked."""
+        self.writer: EventWriter
+        self._limits = {
+            Phase.LOADING: settings.load_stall,
+            Phase.PREFILL: settings.prefill_stall,
+            Phase.DECODE: settings.token_stall,
+        }
+        self._generation: Generation | None = None
+        self._progressed = time.monotonic()
+        self._lock = threading.Lock()
+
+    @property
+    def cancelled(self) -> bool:
+        """Somebody asked for its end, for whatever reason."""
+        return self.reason is not None
+
+    @property
+    def stalled(self) -> float | None:
+        """The limit in seconds that passed without progress; None while all is well."""
+        limit = self._limits[self.phase]
+        return limit if time.monotonic() - self._progressed > limit else None
+
+    def enter(self, phase: Phase) -> None:
+        """The run is in this phase now."""
+        self.phase = phase
+        self._progressed = time.monotonic()
+
+    def begin(self, generation: Generation) -> bool:
+        """See `Sink.begin`."""
+        with self._lock:
+            self._generation = generation
+            self.enter(Phase.PREFILL)
+            return self.reason is None
+
+    def prefilled(self, tokens: int) -> None:
+        """See `Sink.prefilled`."""
+        self.done = tokens
+        self._progressed = time.monotonic()
+
+    def write(self, events: tuple[Event, ...], piece: RecordedPiece | None = None) -> None:
+        """See `Sink.write`."""
+        if piece is not None:
+            self.phase = Phase.DECODE
+            self._progressed = time.monotonic()
+        self.writer.write(events, piece)
+
+    def cancel(self, reason: str) -> None:
+        """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays."""
+        with self._lock:
+            if self.reason is not None:
+                return
+            self.reason = reason
+            generation = self._generation
+        if generation is not None:
+            generation.abort()
+        elif self.phase is Phase.LOADING:
+            try:
+                self.writer.end(self.last_event())
+            except ClaimLost:
+                pass  # it ended in this very moment
+
+    def last_event(self, reason: FinishReason = FinishReason.CANCELLED) -> Finished | Failed:
+        """The event that ends the job, from what is known now."""
+        if self.reason == "deadline":
+            return Failed(
+                FailureCode.DEADLINE, "The request's deadline passed before its answer was complete, and it was stopped."
+            )
+        totals = self.totals
+        queued = float(max(0, self.claim.started - self.claim.created))
+        return Finished(
+            FinishReason.CANCELLED if self.cancelled else reason,
+            totals.usage(),
+            Timings(queued, round(self.load_ms, 3), round(totals.prefill_ms, 3), round(totals.decode_ms, 3)),
+        )

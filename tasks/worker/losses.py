@@ -1,0 +1,35 @@
+"""What Celery's parent does when its child died with a job in hand: end the claim at once instead of waiting for the lease."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import redis
+
+from tasks import keys
+from tasks.connection import text
+from tasks.queue import SERVE, Queue
+from tasks.claims import HandedBack, hand_back
+
+log = logging.getLogger("rockchipllama.worker")
+
+DIED = (
+    "The process running the model died while it worked on this request, and a part of the answer had been sent. "
+    "The model is being loaded anew; ask again."
+)
+
+
+def report_loss(client: redis.Redis, redis_url: str, model: str, call: str) -> None:
+    """End the claim made on this call: the job waits again if nobody saw a part of its answer, else it fails."""
+    for raw in cast("list[bytes]", client.zrange(keys.running(model), 0, -1)):
+        job = raw.decode()
+        made_on, fence, lane = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "fence", "lane"))
+        if made_on is None or fence is None or text(made_on) != call:
+            continue
+        became = hand_back(client, model, job, int(fence), DIED, crashed=True)
+        log.error("the engine's process died with a job in hand", extra={"job": job, "now": became.name.lower()})
+        if became is HandedBack.WAITING:
+            queue = Queue(redis_url)
+            queue.send(SERVE, model, text(lane), job)
+            queue.close()

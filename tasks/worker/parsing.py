@@ -1,0 +1,59 @@
+"""Pieces of bytes made into visible text: characters put together, stop sequences cut off."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextParser:
+    """The visible text of one answer, fed token by token.
+
+    Nothing of a stop sequence becomes visible, not even its beginning: what might become one is held back until it is
+    decided. A character split over tokens appears once it is whole; bytes that are no UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = [sequence for sequence in stop if sequence]
+        self._held = ""
+        self.stopped_by: str | None = None
+        """The stop sequence that ended the answer."""
+
+    def feed(self, data: bytes) -> str:
+        """The text that is certain after `data`. Nothing after a stop sequence was met."""
+        if self.stopped_by is not None:
+            return ""
+        return self._advance(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        if self.stopped_by is not None:
+            return ""
+        visible = self._advance(self._decoder.decode(b"", final=True))
+        if self.stopped_by is None:
+            visible, self._held = visible + self._held, ""
+        return visible
+
+    def _advance(self, text: str) -> str:
+        if not self._stop:
+            return text
+        held = self._held + text
+        met = min(
+            ((at, -len(sequence), sequence) for sequence in self._stop if (at := held.find(sequence)) >= 0), default=None
+        )
+        if met is not None:
+            # The earliest wins; of two that begin at one place, the longer.
+            self.stopped_by, self._held = met[2], ""
+            return held[: met[0]]
+        keep = max(_overlap(held, sequence) for sequence in self._stop)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+
+def _overlap(text: str, sequence: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `sequence`."""
+    for length in range(min(len(text), len(sequence) - 1), 0, -1):
+        if text.endswith(sequence[:length]):
+            return length
+    return 0

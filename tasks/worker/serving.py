@@ -1,0 +1,242 @@
+"""What a worker's child does with a call: claim the next job, run it, end it."""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import sys
+import threading
+import time
+
+import redis
+
+from npu.errors import EngineFailed, ModelRefused
+from npu.model import Model
+from tasks import requests
+from tasks.connection import UNREACHABLE
+from tasks.errors import QueueUnavailable
+from tasks.events import Failed, Finished, FinishReason
+from tasks.jobs import Phase
+from tasks.prompting.failures import failure
+from tasks.prompting.prepare import Prepared
+from tasks.queue import SERVE, Queue
+from tasks.roster import Presence, leave
+from tasks.settings import TaskSettings
+from tasks.stream import ClaimLost, EventWriter
+from tasks.worker import generate
+from tasks.worker.cancellation import ControlListener
+from tasks.claims import Claim, HandedBack, claim_next, hand_back
+from tasks.worker.heartbeat import Heartbeat
+from tasks.worker.job_run import JobRun
+from tasks.worker.settings import WorkerSettings
+from tasks.worker.slot import Slot
+
+log = logging.getLogger("rockchipllama.jobs")
+
+STOPPED = "The worker was stopped while it worked on this request, and a part of the answer had been sent. Ask again."
+
+
+class Serving:
+    """Everything a child holds for its life. Made after the fork; one job at a time."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        redis_url: str,
+        model: Model,
+        worker: str,
+        board: str,
+        tasks_settings: TaskSettings,
+        settings: WorkerSettings,
+    ) -> None:
+        self._client = client
+        self._redis_url = redis_url
+        self._model = model
+        self._worker = worker
+        self._board = board
+        self._settings = settings
+        self._lease = tasks_settings.lease
+        self._slot = Slot(model, tasks_settings.data_dir / "run", settings.threads, tasks_settings.context_length)
+        self._run: JobRun | None = None
+        self._stopping = False
+        self._started = time.time()
+        self._heartbeat = Heartbeat(client, self._lease, self._presence)
+        self._control = ControlListener(client, worker, self._cancel, self._stop)
+
+    def close(self) -> None:
+        """Close the engine and let go of Redis. Twice is safe."""
+        self._heartbeat.close()
+        self._control.close()
+        self._slot.close()
+
+    def load(self) -> str:
+        """Load the model ahead of the first job. What became of it, for people who watch."""
+        try:
+            self._heartbeat.changed()
+            self._slot.engine()
+        except (ModelRefused, EngineFailed) as error:
+            log.error("%s could not be loaded: %s", self._model.id, error)
+            return f"not loaded: {error}"
+        finally:
+            self._heartbeat.changed()
+        return "loaded"
+
+    def serve(self, call: str) -> str:
+        """Claim and run the next job, if one waits. What became of it, for people who watch."""
+        if self._stopping:
+            return "stopping"
+        claim = claim_next(
+            self._client,
+            self._model.id,
+            worker=self._worker,
+            board=self._board,
+            child=os.getpid(),
+            call=call,
+            lease=self._lease,
+        )
+        if claim is None:
+            return "nothing waits"
+        run = JobRun(claim, self._settings)
+        with EventWriter(
+            self._client,
+            claim.job,
+            claim.model,
+            claim.fence,
+            claim.seq,
+            lambda: run.cancel("cancelled"),
+            patience=self._lease,
+        ) as run.writer:
+            self._run = run
+            self._heartbeat.hold(run)
+            if not self._slot.loaded:
+                self._heartbeat.changed()
+            try:
+                return self._work(run)
+            finally:
+                self._run = None
+                self._heartbeat.hold(None)
+
+    def _work(self, run: JobRun) -> str:
+        claim = run.claim
+        try:
+            last = self._answer(run)
+            if run.reason == "stop":
+                return self._give_back(claim)
+            run.writer.end(last)
+        except ClaimLost as error:
+            outcome = "cancelled" if run.cancelled else f"lost: {error}"
+            log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
+            return f"{claim.job} {outcome}"
+        except UNREACHABLE as error:
+            log.error("job %s could not be recorded, Redis stayed away: %s", claim.job, error)
+            return f"{claim.job} not recorded"
+        return _log_end(run, last)
+
+    def _answer(self, run: JobRun) -> Finished | Failed:
+        """Run the job to its last event, which is not yet written."""
+        try:
+            begun = time.monotonic()
+            was_loaded = self._slot.loaded
+            engine = self._slot.engine()
+            if not was_loaded:
+                run.load_ms = (time.monotonic() - begun) * 1000
+                self._heartbeat.changed()
+            if run.cancelled:
+                return run.last_event()
+            run.enter(Phase.PREFILL)
+            prepared = self._slot.preparer.prepare(requests.decode_request(run.claim.request))
+            run.writer.note(phase=Phase.PREFILL.value, **_prompt_fields(prepared))
+            reason = generate.run(prepared, engine, run, run.totals)
+            return run.last_event(reason)
+        except (ClaimLost, *UNREACHABLE):
+            raise
+        except Exception as error:
+            if run.cancelled:
+                return run.last_event()
+            failed = failure(error)
+            if isinstance(error, EngineFailed):
+                self._slot.close()
+                self._heartbeat.changed()
+            log.log(
+                logging.WARNING if failed.code != "internal" else logging.ERROR,
+                "job failed",
+                exc_info=failed.code == "internal",
+                extra={"job": run.claim.job, "model": run.claim.model, "code": failed.code.value},
+            )
+            return failed
+
+    def _give_back(self, claim: Claim) -> str:
+        became = hand_back(self._client, claim.model, claim.job, claim.fence, STOPPED, crashed=False)
+        if became is HandedBack.WAITING:
+            queue = Queue(self._redis_url)
+            try:
+                queue.send(SERVE, claim.model, claim.lane, claim.job)
+            except QueueUnavailable as error:
+                log.warning("no call was sent for job %s; the sweep makes up for it: %s", claim.job, error)
+            finally:
+                queue.close()
+        log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
+        return f"{claim.job} handed back"
+
+    def _cancel(self, job: str, fence: int) -> None:
+        run = self._run
+        if run is not None and run.claim.job == job and run.claim.fence == fence:
+            run.cancel("cancelled")
+
+    def _stop(self) -> None:
+        self._stopping = True
+        timer = threading.Timer(self._settings.worker_grace, self._stop_run)
+        timer.daemon = True
+        timer.start()
+
+    def _stop_run(self) -> None:
+        run = self._run
+        if run is not None:
+            run.cancel("stop")
+
+    def _presence(self) -> Presence:
+        if self._slot.loading:
+            state = "loading"
+        elif not self._slot.loaded:
+            state = "idle"
+        else:
+            state = "busy" if self._run is not None else "loaded"
+        return Presence(
+            name=self._worker, board=self._board, model=self._model.id, state=state, started=self._started
+        )
+
+    def leave(self) -> None:
+        """Take the worker off the roster."""
+        leave(self._client, self._worker)
+
+
+def _prompt_fields(prepared: Prepared) -> dict[str, bytes]:
+    """The ids of each prompt as the record keeps them: int32, little-endian."""
+    found = {}
+    for index, prompt in enumerate(prepared.prompts):
+        ids = array.array("i", prompt.tokens)
+        if sys.byteorder == "big":
+            ids.byteswap()
+        found[f"prompt__{index}"] = ids.tobytes()
+    return found
+
+
+def _log_end(run: JobRun, last: Finished | Failed) -> str:
+    claim, totals = run.claim, run.totals
+    if isinstance(last, Failed):
+        return f"{claim.job} failed: {last.code}"
+    facts = {
+        "job": claim.job,
+        "model": claim.model,
+        "lane": claim.lane,
+        "prompt": totals.prompt_tokens,
+        "cached": totals.cached_tokens,
+        "tokens": totals.completion_tokens,
+        "queued_ms": round(last.timings.queued_ms),
+        "load_ms": round(run.load_ms),
+        "prefill_ms": round(totals.prefill_ms),
+        "decode_ms": round(totals.decode_ms),
+    }
+    log.info("job %s", "cancelled" if last.reason is FinishReason.CANCELLED else "finished", extra=facts)
+    return f"{claim.job} {last.reason}: {totals.completion_tokens} tokens"

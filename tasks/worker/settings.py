@@ -1,0 +1,31 @@
+"""Settings of a worker process."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from tasks.settings import Settings
+
+
+class WorkerSettings(Settings):
+    """What one worker may use, and how long it waits."""
+
+    title: ClassVar[str] = "Worker"
+
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads an engine may use. Unset: one less than there are cores."
+    )
+    load_stall: float = Field(
+        900.0, gt=0, description="Seconds a model may take to load before its worker counts as stuck and is restarted."
+    )
+    prefill_stall: float = Field(
+        1800.0, gt=0, description="Seconds without progress in a prompt's prefill before the worker counts as stuck."
+    )
+    token_stall: float = Field(
+        60.0, gt=0, description="Seconds between two tokens before the worker counts as stuck and is restarted."
+    )
+    worker_grace: float = Field(
+        10.0, ge=0, description="Seconds a stopping worker goes on with its job before it hands it back."
+    )

@@ -1,0 +1,61 @@
+"""Room for one engine: opened on the first use, after the fork, and closed when it broke."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from npu.engine import TextEngine
+from npu.engines import open_engine
+from npu.model import Model
+from tasks.prompting.prepare import Preparer
+from tasks.prompting.templates import template_of
+
+log = logging.getLogger("rockchipllama.worker")
+
+
+class Slot:
+    """The one engine this process may hold."""
+
+    def __init__(self, model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> None:
+        self.model = model
+        self.loading = False
+        self.preparer: Preparer
+        """Prepares requests for the engine; there once the engine is."""
+        self._runtime_dir = runtime_dir
+        self._threads = threads
+        self._context_length = context_length
+        self._engine: TextEngine | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine is open."""
+        return self._engine is not None
+
+    def engine(self) -> TextEngine:
+        """The engine; loads the model on the first call. Raises `ModelRefused` (`OutOfMemory` among it), `EngineFailed`."""
+        with self._lock:
+            if self._engine is None:
+                self.loading = True
+                begun = time.monotonic()
+                log.info("loading %s", self.model.id)
+                try:
+                    engine = open_engine(self.model, self._runtime_dir, self._threads, self._context_length)
+                finally:
+                    self.loading = False
+                self.preparer = Preparer(
+                    self.model, engine.tokenizer, template_of(self.model), engine.context_length
+                )
+                self._engine = engine
+                log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
+            return self._engine
+
+    def close(self) -> None:
+        """Close the engine, if there is one. The next call of `engine` opens it anew."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
