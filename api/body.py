@@ -43,7 +43,9 @@ async def read_bytes(http: Request, limit: int) -> bytes:
     encoding = http.headers.get("content-encoding", "identity").lower()
     if encoding not in ("", "identity"):
         raise HttpProblem(
-            Problem(415, "unsupported_encoding", f"Bodies compressed with {encoding[:40]!r} are not read; send plain JSON.")
+            Problem(
+                415, "unsupported_encoding", f"Bodies compressed with {encoding[:40]!r} are not read; send plain JSON."
+            )
         )
     announced = http.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:

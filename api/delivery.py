@@ -56,7 +56,9 @@ def _discard(task: asyncio.Future[Result]) -> None:
         closing.add_done_callback(_late.discard)
 
 
-async def begin(http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane) -> Answer:
+async def begin(
+    http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane
+) -> Answer:
     """Accept a job for this client. Raises as `Relay.start` does, and `ClientGone`."""
     start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
     # Only a stream waits inside `start`; a whole answer watches its client in `whole`.

@@ -104,7 +104,9 @@ ERRORS: dict[type[TasksError], Rule] = {
 }
 """Every leaf of the tree but `JobFailed`, whose failure is looked up in `FAILURES`."""
 
-INTERNAL = Problem(500, "internal_error", "The server made an error while it answered this request. Its log says which.")
+INTERNAL = Problem(
+    500, "internal_error", "The server made an error while it answered this request. Its log says which."
+)
 CANCELLED = Problem(409, "job_cancelled", "The job was cancelled.", retry=False)
 STOPPING = Problem(503, "server_stopping", "The server is shutting down.", retry_after=5.0)
 

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from api.needs import ModelStatus, services_of
+from api.needs import services_of
+from api.version import VERSION
 from tasks.errors import TasksError
+from tasks.roster import ModelStatus
 from tasks.settings import PREFIX
-from tasks.settings import version as service_version
 
 router = APIRouter(tags=["Health"])
 
@@ -40,7 +41,7 @@ async def health(http: Request) -> Response:
     """Readiness, with the models."""
     ready = await _readiness(http)
     models = [_model(status) for status in services_of(http)["roster"].models()]
-    return _json_or_503(ready | {"version": service_version(), "models": models})
+    return _json_or_503(ready | {"version": VERSION, "models": models})
 
 
 @router.get("/", include_in_schema=False)
@@ -54,7 +55,7 @@ async def root(http: Request) -> Response:
         models = [_model(status) for status in services_of(http)["roster"].models()]
         about = {
             "name": "RockchipLlama",
-            "version": service_version(),
+            "version": VERSION,
             "models": models,
             "docs": "/docs",
             "openapi": "/openapi.json",
@@ -75,7 +76,7 @@ async def _readiness(http: Request) -> dict[str, Any]:
     models = services["roster"].models()
     if not models:
         reasons.append(f"No model is known: no board is running, or {PREFIX}MODELS_DIR holds no model.")
-    elif not any(status.served for status in models):
+    elif not any(status.served or status.boards for status in models):
         reasons.append("No model is served: the boards that announced models are not running.")
     return {"status": "unavailable", "reasons": reasons} if reasons else {"status": "ok"}
 
@@ -116,7 +117,7 @@ def _page(http: Request) -> str:
     base = str(http.base_url).rstrip("/")
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return _PAGE.format(
-        version=html.escape(service_version()), table=table, curl=html.escape(f"curl {base}/v1/chat/completions -d '{body}'")
+        version=html.escape(VERSION), table=table, curl=html.escape(f"curl {base}/v1/chat/completions -d '{body}'")
     )
 
 
@@ -125,7 +126,7 @@ def _standing(status: ModelStatus) -> str:
         return "loaded"
     if status.loading:
         return "loading"
-    return "loads on demand" if status.served else "not served now"
+    return "loads on demand" if status.served or status.boards else "not served now"
 
 
 _PAGE = """<!doctype html>

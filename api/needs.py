@@ -11,22 +11,7 @@ from api.drain import Drain
 from api.relay import Relay
 from api.settings import ApiSettings
 from tasks.jobs import JobView
-from tasks.roster import Card
-
-
-class ModelStatus(Protocol):
-    """One model and how it stands: `waiting` counts the jobs in its queue."""
-
-    @property
-    def card(self) -> Card: ...
-    @property
-    def served(self) -> bool: ...
-    @property
-    def loaded(self) -> bool: ...
-    @property
-    def loading(self) -> bool: ...
-    @property
-    def waiting(self) -> int: ...
+from tasks.roster import ModelStatus
 
 
 class RosterView(Protocol):

@@ -19,7 +19,6 @@ from tasks.errors import CommandFailed, FieldRefused, JobFailed, ModelDown, Queu
 from tasks.events import TERMINAL, Event, Failed, Numbered, Queued, Reply, Started, fold
 from tasks.feed import LiveFeed, Subscription, follow
 from tasks.jobs import Lane, new_job_id
-from tasks.queue import Queue
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Roster
 from tasks.store import JobStore
@@ -170,7 +169,6 @@ class Relay:
         client: redis.asyncio.Redis,
         feed: LiveFeed,
         store: JobStore,
-        queue: Queue,
         roster: Roster,
         commander: Commander,
         *,
@@ -182,7 +180,6 @@ class Relay:
         self.keep_alive = keep_alive
         """Seconds of silence after which a waiting client is told that the line is alive."""
         self._feed = feed
-        self._queue = queue
         self._roster = roster
         self._commander = commander
         self._patience = patience
@@ -215,7 +212,6 @@ class Relay:
         answer = Answer(self, job, name, stack, subscription)
         try:
             accepted = await self.store.accept(job, name, request, lane=lane, owner=owner, deadline=deadline)
-            await self._call(name, lane, job)
             if accepted.place > 0 or accepted.running > 0 or not status.loaded:
                 answer.position = accepted.place + 1
                 if status.boards:
@@ -251,13 +247,6 @@ class Relay:
             except TasksError:
                 return  # its record is gone, or never was
         log.warning("a job could not be cancelled, Redis stayed away", extra={"job": job})
-
-    async def _call(self, model: str, lane: Lane, job: str) -> None:
-        try:
-            await self._queue.call(model, lane.value, job)
-        except QueueUnavailable as error:
-            # The job is accepted and kept; the sweep makes up for the missing call.
-            log.warning("no worker could be called: %s", error, extra={"job": job})
 
     async def _load(self, status: ModelStatus) -> None:
         """Have a board load the model. Raises `ModelDown`."""

@@ -11,7 +11,6 @@ from api.settings import ApiSettings
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.feed import LiveFeed
-from tasks.queue import Queue
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
 from tasks.store import JobBook, JobStore
@@ -26,22 +25,17 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         stack.push_async_callback(client.aclose)
         feed = await stack.enter_async_context(LiveFeed(client))
         commander = await stack.enter_async_context(Commander(client, feed))
-        roster = await stack.enter_async_context(
-            Roster(client, tasks_settings.aliases, tasks_settings.default_model)
-        )
+        roster = await stack.enter_async_context(Roster(client, tasks_settings.aliases, tasks_settings.default_model))
         store = JobStore(
             client,
             queue_limit=tasks_settings.queue_limit,
             job_ttl=tasks_settings.job_ttl,
             deadline=tasks_settings.deadline,
         )
-        queue = Queue(url)
-        stack.callback(queue.close)
         relay = Relay(
             client,
             feed,
             store,
-            queue,
             roster,
             commander,
             patience=settings.patience,

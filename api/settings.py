@@ -16,7 +16,9 @@ class ApiSettings(Settings):
 
     title: ClassVar[str] = "HTTP API"
 
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback needs `api_keys` or `trusted_networks`.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; beyond loopback needs `api_keys` or `trusted_networks`."
+    )
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys that open the API (`Authorization: Bearer KEY` or `x-api-key: KEY`), separated by commas."
@@ -30,7 +32,9 @@ class ApiSettings(Settings):
         "Pages served from this machine always may.",
     )
     patience: float = Field(
-        2.0, gt=0, description="Seconds a stream waits for its first event before it answers 200 and goes on waiting inside it."
+        2.0,
+        gt=0,
+        description="Seconds a stream waits for its first event before it answers 200 and goes on waiting inside it.",
     )
     keep_alive_comment: float = Field(
         10.0, gt=0, description="Seconds between the comment lines that keep a silent stream's connection open."
@@ -40,7 +44,9 @@ class ApiSettings(Settings):
     )
     max_body: int = Field(10_000_000, ge=1_000, description="Bytes of the largest request body.")
     max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
-    max_prompts: int = Field(128, ge=1, description="Answers one completion request may ask for: its prompts times `n`.")
+    max_prompts: int = Field(
+        128, ge=1, description="Answers one completion request may ask for: its prompts times `n`."
+    )
     max_stop: int = Field(4, ge=1, description="Stop sequences in one request.")
     drain: float = Field(
         30.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."

@@ -145,7 +145,7 @@ class _Child:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(script), str(MEMORY_BYTES), str(OUTPUT_CHARS)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
             )
         self._socket = ours

@@ -109,7 +109,8 @@ class Tokenizer(Protocol):
         `parse_special` reads control tokens written in the text (`<|im_start|>`) as such. Raises `EngineFailed`."""
 
     def decode(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of `tokens`, which may end inside a UTF-8 character. Raises `PromptRefused` on an id outside the vocabulary."""
+        """The bytes of `tokens`, which may end inside a UTF-8 character. Raises `PromptRefused` on an id outside the
+        vocabulary."""
 
 
 class TextEngine(Protocol):

@@ -157,7 +157,7 @@ class _Reader:
             if kind == _STRING:
                 metadata[key] = self._string()
             elif kind in _SCALARS:
-                metadata[key] = self._scalar(_SCALARS[kind])
+                metadata[key] = self._scalar(_SCALARS[int(kind)])
             elif kind == _ARRAY:
                 self._array(key, strings, numbers)
             else:
@@ -186,7 +186,11 @@ class _Reader:
         return parameters
 
     def _array(
-        self, key: str, strings: dict[str, StringArray], numbers: dict[str, tuple[int | float | bool, ...]], depth: int = 0
+        self,
+        key: str,
+        strings: dict[str, StringArray],
+        numbers: dict[str, tuple[int | float | bool, ...]],
+        depth: int = 0,
     ) -> None:
         kind, count = int(self._scalar("<I")), int(self._scalar("<Q"))
         if kind == _STRING:

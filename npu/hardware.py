@@ -97,7 +97,9 @@ def _group_limits(root: Path) -> list[tuple[int, int]]:
         if controllers not in ("", "memory"):
             continue
         top = base if not controllers else base / "memory"
-        names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        names = (
+            ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
         folder = top / path.lstrip("/")
         for place in (folder, *folder.parents):
             limit, used = _text(place / names[0]).strip(), _text(place / names[1]).strip()

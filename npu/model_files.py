@@ -25,7 +25,7 @@ def find_template(model: Model, gguf: Gguf | None) -> ChatTemplate | None:
     config = _tokenizer_config(model.folder / "tokenizer_config.json")
     source = model.template or _read(model.folder / "chat_template.jinja") or _configured(config)
     if not source and gguf is not None:
-        source = gguf.chat_template
+        source = gguf.chat_template or ""
     if not source:
         return None
     tokens = {name: _token(config.get(name)) for name in _TOKENS}

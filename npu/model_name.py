@@ -13,15 +13,16 @@ SOCS = ("rk3588s", "rk3588", "rk3583", "rk3576", "rk3562", "rv1126b")
 _SEPARATORS = re.compile(r"[\s_-]+")
 _SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([mbt])", re.IGNORECASE)
 _CONTEXT = re.compile(r"(?:ctx|context)(\d+)(k?)|(\d+)k", re.IGNORECASE)
-_QUANTIZATION = re.compile(
-    r"(?:w\d+a\d+|i?q\d+|tq\d+|fp?16|fp?32|bf16|int[48]|mxfp4)", re.IGNORECASE
-)
+_QUANTIZATION = re.compile(r"(?:w\d+a\d+|i?q\d+|tq\d+|fp?16|fp?32|bf16|int[48]|mxfp4)", re.IGNORECASE)
 _QUANTIZATION_TAIL = re.compile(r"(?:\d|k|s|m|l|xs|xxs|xl|nl|g\d+)", re.IGNORECASE)
-_CONVERSION = re.compile(r"(?:opt\d*|hybrid\d*|ratio|npu\d*|level\d*|gguf|rkllm|\d+of\d+|imat|imatrix|grq|gdq)", re.IGNORECASE)
+_CONVERSION = re.compile(
+    r"(?:opt\d*|hybrid\d*|ratio|npu\d*|level\d*|gguf|rkllm|\d+of\d+|imat|imatrix|grq|gdq)", re.IGNORECASE
+)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PUBLISHER = re.compile(r"[a-z][a-z.]*", re.IGNORECASE)
 _VERSION = re.compile(r"^([a-z]+)-(\d+(?:\.\d+)?)$")
 _SPLIT_SIZE = re.compile(r"(?<=[-_])(\d)_(\d+b)(?=[-_]|$)", re.IGNORECASE)
+_TUNED = re.compile(r"-(?:instruct|it|chat)$")
 _VARIANTS = ("instruct", "it", "chat", "base", "thinking", "coder", "vl")
 
 
@@ -32,8 +33,8 @@ class ModelName:
     stem: str
     id: str
     """The short id, such as `smollm2-135m-instruct`."""
-    tag: str
-    """The same as `name:tag`, such as `smollm2:135m-instruct`."""
+    tags: tuple[str, ...]
+    """The same as `name:tag`, in full and as Ollama's users shorten it: `smollm2:135m-instruct`, `smollm2:135m`."""
     family: str = ""
     parameters: str = ""
     quantization: str = ""
@@ -60,7 +61,7 @@ def parse_model_name(stem: str) -> ModelName:
     return ModelName(
         stem=stem,
         id=slug,
-        tag=f"{family}:{tag}",
+        tags=tuple(dict.fromkeys((f"{family}:{tag}", f"{family}:{_TUNED.sub('', tag)}"))),
         family=family,
         parameters=name[size].upper() if size is not None else "",
         quantization=_quantization(rest),
@@ -78,13 +79,19 @@ def _part_dots(stem: str) -> str:
 
 def _repeats_publisher(first: str, second: str) -> bool:
     # Files saved from a hub are often called publisher_model: `Qwen_Qwen3-0.6B`.
-    return bool(_PUBLISHER.fullmatch(first)) and second.lower().startswith(first.lower()) and first.lower() != second.lower()
+    return (
+        bool(_PUBLISHER.fullmatch(first))
+        and second.lower().startswith(first.lower())
+        and first.lower() != second.lower()
+    )
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """The words that name the model, and those that tell how the file was made."""
     for index, word in enumerate(words):
-        if index and (_QUANTIZATION.fullmatch(word) or word.lower() in SOCS or _CONVERSION.fullmatch(word) or _CONTEXT.fullmatch(word)):
+        if index and (
+            word.lower() in SOCS or any(kind.fullmatch(word) for kind in (_QUANTIZATION, _CONVERSION, _CONTEXT))
+        ):
             name, rest = words[:index], words[index:]
             # A variant may stand behind: `Qwen2.5-3B-w8a8-Instruct`.
             name += [word for word in rest if word.lower() in _VARIANTS]

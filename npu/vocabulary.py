@@ -36,8 +36,8 @@ class Vocabulary:
         self._kind = gguf.text("tokenizer.ggml.model")
         if self._kind not in ("gpt2", "llama") or "tokenizer.ggml.tokens" not in gguf.strings:
             raise ModelRefused(
-                f"{gguf.path}: its tokenizer is of the kind {self._kind or '(none)'!r}; this engine reads `gpt2` (byte-level BPE) "
-                "and `llama` (SentencePiece). Use another model, or the same one converted anew."
+                f"{gguf.path}: its tokenizer is of the kind {self._kind or '(none)'!r}; this engine reads `gpt2` (byte-level "
+                "BPE) and `llama` (SentencePiece). Use another model, or the same one converted anew."
             )
         self._path: Path = gguf.path
         self._strings = gguf.strings["tokenizer.ggml.tokens"]

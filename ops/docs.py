@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,9 +48,9 @@ def _settings() -> Iterator[str]:
     yield f"<!-- {_NOTE} -->\n"
     yield "# Settings\n"
     yield "A setting comes, in growing strength, from its default, the TOML file, the environment and the command line."
-    yield "The file is the one `ROCKCHIPLLAMA_CONFIG` or `--config` names, else `rockchipllama.toml` in the current folder,"
-    yield "else beside the application. Its keys are the names below; the variables are the same in capitals behind"
-    yield "`ROCKCHIPLLAMA_`. `rockchipllama settings` shows each value in force and where it came from.\n"
+    yield "The file is the one `ROCKCHIPLLAMA_CONFIG` or `--config` names, else `rockchipllama.toml` in the current"
+    yield "folder, else beside the application. Its keys are the names below; the variables are the same in capitals"
+    yield "behind `ROCKCHIPLLAMA_`. `rockchipllama settings` shows each value in force and where it came from.\n"
     yield "```toml\n# rockchipllama.toml"
     yield 'port = 8080\ndefault_model = "smollm2-135m-instruct"\n\n[aliases]\nassistant = "smollm2-135m-instruct"\n```'
     owner = None
@@ -67,8 +66,8 @@ def _settings() -> Iterator[str]:
 
 def _env() -> Iterator[str]:
     yield f"# {_NOTE}"
-    yield "# Every setting of the service with its default. Remove the # in front of what you change; docker compose reads"
-    yield "# a copy of this file named .env, a shell with `set -a; . ./.env`, systemd with EnvironmentFile=."
+    yield "# Every setting of the service with its default. Remove the # in front of what you change. docker compose"
+    yield "# reads a copy of this file named .env, a shell does with `set -a; . ./.env`, systemd with EnvironmentFile=."
     owner = None
     for setting in declared():
         if setting.owner is not owner:
@@ -79,15 +78,15 @@ def _env() -> Iterator[str]:
 
 
 def _default(setting: Setting) -> str:
-    value: Any = setting.field.get_default(call_default_factory=True, validated_data={})
+    if setting.field.default_factory is not None:
+        return ""  # empty, or different on each machine: then its description says what it is
+    value: Any = setting.field.default
     if value is None or value is PydanticUndefined or value in ((), {}, []):
         return ""
     if isinstance(value, Path):
         return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
     if isinstance(value, (tuple, list)):
         return ",".join(str(part) for part in value)
-    if isinstance(value, dict):
-        return json.dumps(value)
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -118,17 +117,21 @@ def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:
 def _command(path: str, command: Any) -> Iterator[str]:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
-    words = [path, *(str(param.human_readable_name) for param in arguments), "[OPTIONS]" if options else ""]
+    words = [path, *(_metavar(param) for param in arguments), "[OPTIONS]" if options else ""]
     yield f"## {path}\n"
     yield f"{inspect.cleandoc(command.help or '')}\n"
     yield f"    {' '.join(word for word in words if word)}\n"
     for param in arguments:
-        yield f"- `{param.human_readable_name}`: {param.help}"
+        yield f"- `{_metavar(param)}`: {param.help}"
     for param in options:
         value = "" if param.is_flag else f" {param.metavar or 'VALUE'}"
         yield f"- `{', '.join(param.opts)}{value}`: {param.help}"
     if arguments or options:
         yield ""
+
+
+def _metavar(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
 
 
 def _is(path: Path, text: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks import lifeline
-from tasks.settings import PREFIX
+from tasks.settings import PREFIX, ROOT
 
 CONFIG = f"{PREFIX}CONFIG"
 LISTEN_FD = f"{PREFIX}LISTEN_FD"
@@ -52,8 +52,15 @@ def listen_fd() -> int | None:
 
 def for_child(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process to start: ours and `extra`."""
-    # Our children's output is a pipe to us; without this, Python would hold lines back in a buffer.
-    return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    python = {
+        # `python -m` looks into the current folder first, and the user may stand in one that has a tasks/ of its own.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(paths) if path),
+        # Their output is a pipe to us, and Python would hold lines back in a buffer.
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**os.environ, **python, **extra}
 
 
 def runtime_dir() -> Path | None:

@@ -10,6 +10,7 @@ import redis
 
 from tasks import keys
 from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Timings, Usage, encode_events
+from tasks.queue import SERVE, call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
 from tasks.store import fields
 
@@ -17,7 +18,11 @@ MOST_FAILURES = 3
 """Claims that may end by a crash, a stall or a lapsed lease before the job fails for good."""
 
 _DEADLINE = encode_events(
-    [Failed(FailureCode.DEADLINE, "The request waited longer than its deadline allows and was given up before it began.")]
+    [
+        Failed(
+            FailureCode.DEADLINE, "The request waited longer than its deadline allows and was given up before it began."
+        )
+    ]
 )
 _CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
@@ -55,7 +60,7 @@ class HandedBack(Enum):
 
 
 def claim_next(
-    client: redis.Redis, model: str, *, worker: str, board: str, child: int, call: str, lease: float
+    client: redis.Redis, model: str, *, worker: str, board: str, child: int, call_id: str, lease: float
 ) -> Claim | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds."""
     reply = cast(
@@ -63,7 +68,7 @@ def claim_next(
         CLAIM.run(
             client,
             [keys.waiting(model), keys.running(model)],
-            *(worker, board, child, call, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
+            *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
         ),
     )
     if reply is None:
@@ -98,16 +103,17 @@ def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int
 def hand_back(
     client: redis.Redis, model: str, job: str, fence: int, why: str, *, crashed: bool, lapsed_only: bool = False
 ) -> HandedBack:
-    """End a claim whose holder cannot go on. Untouched, the job waits again in its old place, and the caller sends a
-    call for it; once a client may have seen a part of the answer, it fails. `why` is a sentence for the client."""
+    """End a claim whose holder cannot go on. Untouched, the job waits again in its old place; once a client may have seen
+    a part of the answer, it fails. `why` is a sentence for the client."""
     failed = encode_events([Failed(FailureCode.ENGINE_LOST, why)])
     return HandedBack(
         cast(
             int,
             HAND_BACK.run(
                 client,
-                [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)],
+                [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
                 *(job, fence, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
+                call(SERVE, model, "", job),
             ),
         )
     )

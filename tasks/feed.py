@@ -115,7 +115,7 @@ class LiveFeed:
     async def _run(self) -> None:
         pause = 0.05
         while True:
-            connection = self._client.connection_pool.make_connection()
+            connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()
                 self._connection = connection

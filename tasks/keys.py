@@ -75,5 +75,10 @@ def replies(process: str) -> str:
 
 
 def call_queue(model: str) -> str:
-    """The name of the Celery queue with the calls to serve a model (Celery puts the prefix before it)."""
+    """The name of the Celery queue with the calls to serve a model; Celery puts the prefix before it."""
     return f"serve.{model}"
+
+
+def calls(model: str) -> str:
+    """The list behind that queue."""
+    return PREFIX + call_queue(model)

@@ -93,7 +93,7 @@ def announce(client: redis.Redis, card: Card) -> None:
     field = f"{card.id}/{card.board}"
     encoded = msgspec.json.encode(card)
     if client.hget(keys.CARDS, field) != encoded:
-        client.hset(keys.CARDS, field, encoded)  # type: ignore[arg-type]
+        client.hset(keys.CARDS, field, encoded)
 
 
 def withdraw(client: redis.Redis, board: str, models: set[str]) -> None:
@@ -101,7 +101,7 @@ def withdraw(client: redis.Redis, board: str, models: set[str]) -> None:
     for raw in cast("list[bytes]", client.hkeys(keys.CARDS)):
         model, _, owner = raw.decode().partition("/")
         if owner == board and model not in models:
-            client.hdel(keys.CARDS, raw)  # type: ignore[arg-type]
+            client.hdel(keys.CARDS, raw)
 
 
 def breathe(client: redis.Redis, presence: Presence) -> None:

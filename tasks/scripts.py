@@ -56,27 +56,27 @@ class Script:
     """One Lua step, sent by its digest; the source follows only when Redis has forgotten it."""
 
     def __init__(self, source: str) -> None:
-        self.source: Final = (_COMMON + source).encode()
-        self.digest: Final = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+        self.source: Final = _COMMON + source
+        self.digest: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, client: redis.Redis, keys: list[str], *args: str | bytes | int | float) -> object:
         """Run it from a thread."""
         try:
-            return client.evalsha(self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            return client.evalsha(self.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return client.eval(self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call,arg-type]
+            return client.eval(self.source, len(keys), *keys, *args)
 
     async def arun(self, client: redis.asyncio.Redis, keys: list[str], *args: str | bytes | int | float) -> object:
         """Run it from an event loop."""
         try:
-            return await client.evalsha(self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            return await client.evalsha(self.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await client.eval(self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call,arg-type]
+            return await client.eval(self.source, len(keys), *keys, *args)
 
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order   ARGV id limit rank first-event deadline-ms field value ...
+-- KEYS job events waiting running order calls   ARGV id limit rank first-event deadline-ms call field value ...
 -- -> {1, place, running} accepted;  {0, waiting} full.  Sent twice with one id it accepts once.
 local function accepted()
   return {1, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, redis.call('ZCARD', KEYS[4])}
@@ -87,9 +87,10 @@ if waiting >= tonumber(ARGV[2]) then return {0, waiting} end
 local order = ARGV[3] * 1e14 + redis.call('INCR', KEYS[5])
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
-  'deadline', created + ARGV[5], unpack(ARGV, 6))
+  'deadline', created + ARGV[5], unpack(ARGV, 7))
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
+redis.call('LPUSH', KEYS[6], ARGV[6])
 return accepted()
 """
 )
@@ -175,8 +176,8 @@ return kept[3] and 1 or 0
 
 HAND_BACK = Script(
     """
--- KEYS job events waiting running   ARGV id fence lapsed-only crashed failed-event most-failures cancelled-event
--- -> 0 nothing to do, 1 failed, 2 waiting again (and somebody must call a worker), 3 cancelled meanwhile
+-- KEYS job events waiting running calls   ARGV id fence lapsed-only crashed failed-event most-failures cancelled-event call
+-- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'sent', 'order', 'cancel')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
@@ -199,6 +200,7 @@ end
 redis.call('HSET', KEYS[1], 'state', 'queued')
 redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'done')
 redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
+redis.call('LPUSH', KEYS[5], ARGV[8])
 bell(KEYS[1])
 return 2
 """

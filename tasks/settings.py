@@ -73,13 +73,19 @@ class TaskSettings(Settings):
         None,
         description="The Redis or Valkey to use: `redis://`, `rediss://` or `unix://`. Unset, `up` starts an embedded Valkey.",
     )
-    data_dir: Path = Field(ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets.")
-    models_dir: Path = Field(ROOT / "models", description="Where models lie: a folder with a manifest each, or bare files.")
+    data_dir: Path = Field(
+        ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets."
+    )
+    models_dir: Path = Field(
+        ROOT / "models", description="Where models lie: a folder with a manifest each, or bare files."
+    )
     board_name: str = Field(
-        default_factory=socket.gethostname, description="What this machine is called among boards. Unset: its host name."
+        default_factory=socket.gethostname,
+        description="What this machine is called among boards. Unset: its host name.",
     )
     default_model: str | None = Field(
-        None, description="The model that `up` loads first, and that answers requests which name none. Unset: the first found."
+        None,
+        description="The model that `up` loads first, and that answers requests which name none. Unset: the first found.",
     )
     context_length: int | None = Field(
         None,
@@ -93,11 +99,11 @@ class TaskSettings(Settings):
     deadline: float = Field(
         3600.0, gt=0, description="Seconds after which an unfinished job is given up, waiting or running."
     )
-    job_ttl: float = Field(
-        3600.0, gt=0, description="Seconds a job's record and events are kept after its end."
-    )
+    job_ttl: float = Field(3600.0, gt=0, description="Seconds a job's record and events are kept after its end.")
     lease: float = Field(
-        10.0, gt=0, description="Seconds a worker's claim on a job lasts unless renewed; it renews three times as often."
+        10.0,
+        gt=0,
+        description="Seconds a worker's claim on a job lasts unless renewed; it renews three times as often.",
     )
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least severe lines to log.")
     log_format: str = Field("text", pattern="^(text|json)$", description="`text` for people, `json` for collectors.")

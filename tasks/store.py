@@ -15,6 +15,7 @@ from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage,
 from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
 from tasks.policy import rank
+from tasks.queue import SERVE, call
 from tasks.requests import ChatRequest, Request, encode_request
 from tasks.scripts import ACCEPT, CANCEL, VIEW
 
@@ -46,7 +47,7 @@ class JobStore:
     async def accept(
         self, job: str, model: str, request: Request, *, lane: Lane, owner: str, deadline: float | None = None
     ) -> Accepted:
-        """Record the job, its first event and its place in the queue, in one step. Raises `QueueFull`.
+        """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`.
 
         `deadline` is in seconds from now, at most the setting of that name.
         """
@@ -57,8 +58,18 @@ class JobStore:
                 list[int],
                 await ACCEPT.arun(
                     self._client,
-                    [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.ORDER],
-                    *(job, self._queue_limit, rank(lane), QUEUED, int(limit * 1000)),
+                    [
+                        *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
+                        *(keys.ORDER, keys.calls(model)),
+                    ],
+                    *(
+                        job,
+                        self._queue_limit,
+                        rank(lane),
+                        QUEUED,
+                        int(limit * 1000),
+                        call(SERVE, model, lane.value, job),
+                    ),
                     *("model", model, "kind", kind, "lane", lane.value, "owner", owner),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
                 ),
@@ -75,7 +86,7 @@ class JobStore:
         if not is_job_id(job):
             raise JobNotFound(job)
         with unavailable_as_refusal():
-            model = await self._client.hget(keys.job(job), "model")
+            model = cast("bytes | None", await self._client.hget(keys.job(job), "model"))
             if model is None:
                 raise JobNotFound(job)
             state = await CANCEL.arun(

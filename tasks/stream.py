@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 import msgspec
@@ -96,8 +96,8 @@ class EventWriter:
         self._closed = False
         self._lock = threading.Lock()
         self._due = threading.Event()
-        self._flusher = threading.Thread(target=self._flush_late, name="event-flusher", daemon=True)
-        self._flusher.start()
+        self._leaving = threading.Event()
+        self._flusher: threading.Thread | None = None
         self.failure: Exception | None = None
 
     def __enter__(self) -> EventWriter:
@@ -126,14 +126,16 @@ class EventWriter:
                     self._append()
             else:
                 self._due.set()
+                if self._flusher is None:
+                    self._flusher = threading.Thread(target=self._flush_late, name="event-flusher", daemon=True)
+                    self._flusher.start()
 
     def note(self, **fields: str | bytes | int) -> None:
-        """Write fields of the record at once, ahead of what is buffered."""
+        """Write fields of the record with the next append. Two underscores in a name stand for a colon."""
         with self._lock:
             self._check()
             for name, value in fields.items():
                 self._fields += [name.replace("__", ":"), value]
-            self._append()
 
     def end(self, event: Finished | Failed) -> None:
         """Append what is buffered and the job's last event, in one step. Nothing can be written after it."""
@@ -150,8 +152,10 @@ class EventWriter:
                 return
             self._closed = True
             self._pool.release(self._connection)
+        self._leaving.set()
         self._due.set()
-        self._flusher.join(timeout=5)
+        if self._flusher is not None:
+            self._flusher.join(timeout=5)
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -183,10 +187,11 @@ class EventWriter:
             self.failure = error
             raise
         self.seq = seq
+        if self._events:
+            self._last_append = time.monotonic()
         self._events.clear()
         self._pieces.clear()
         self._fields.clear()
-        self._last_append = time.monotonic()
         if status == -1:
             self.failure = ClaimLost("another worker holds this job now, or it has ended")
             raise self.failure
@@ -199,7 +204,7 @@ class EventWriter:
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                self._connection.send_packed_command(command, check_health=False)
+                self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
                 return int(self._connection.read_response())
             except NoScriptError:
                 command = hiredis.pack_command(("EVAL", APPEND.source, 3, *self._keys, *args))
@@ -208,7 +213,7 @@ class EventWriter:
                 if time.monotonic() > deadline:
                     raise
                 log.warning("Redis is away, trying again: %s", error)
-                self._connection.disconnect()
+                self._connection.disconnect()  # type: ignore[no-untyped-call]
                 time.sleep(0.1)
 
     def _flush_late(self) -> None:
@@ -218,7 +223,7 @@ class EventWriter:
             if self._closed:
                 return
             self._due.clear()
-            time.sleep(COALESCE)
+            self._leaving.wait(COALESCE)
             with self._lock:
                 if self._closed or self._ended or self.failure or not self._events:
                     continue
@@ -242,13 +247,14 @@ def _entries(raw: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Numbered]:
 async def read_events(client: redis.asyncio.Redis, job: str, after: int = 0) -> list[Numbered]:
     """The events of a job past number `after`, from the record. Raises `Unreadable`."""
     raw = await client.xrange(keys.events(job), min=f"({after}-0" if after else "-")
-    return [item for item in _entries(raw) if item.seq > after]
+    return [item for item in _entries(cast("list[tuple[bytes, dict[bytes, bytes]]]", raw)) if item.seq > after]
 
 
 def read_pieces(client: redis.Redis, job: str) -> list[RecordedPiece]:
     """Every piece the engine gave for a job, over all its claims."""
     pieces: list[RecordedPiece] = []
-    for _, fields in client.xrange(keys.events(job)):  # type: ignore[union-attr]
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events(job)))
+    for _, fields in entries:
         if b"p" in fields:
             pieces += _pieces_decoder.decode(fields[b"p"])
     return pieces

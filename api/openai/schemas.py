@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic.types import FailFast
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypeAliasType
 
 from api.body import Wire
 
@@ -162,19 +163,26 @@ class Part(Wire):
                 raise ValueError("a refusal part should have a 'refusal'")
         else:
             raise refused(
-                f"Content of type '{self.type[:40]}' is not supported: the models here read text only.", code="unsupported_content"
+                f"Content of type '{self.type[:40]}' is not supported: the models here read text only.",
+                code="unsupported_content",
             )
         return self
 
 
 def _content_kind(value: Any) -> str | None:
-    return {str: "text", list: "parts"}.get(type(value))
+    if isinstance(value, str):
+        return "text"
+    return "parts" if isinstance(value, list) else None
 
+
+Parts = TypeAliasType("Parts", Annotated[list[Part], FailFast(), Field(max_length=4096)])
 
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], FailFast(), Field(max_length=4096), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")],
     Discriminator(
-        _content_kind, custom_error_type="content_type", custom_error_message="Input should be a string or a list of parts"
+        _content_kind,
+        custom_error_type="content_type",
+        custom_error_message="Input should be a string or a list of parts",
     ),
 ]
 
@@ -193,7 +201,11 @@ class ChatMessage(Wire):
     @classmethod
     def _empty_content(cls, data: Any) -> Any:
         # null is an empty turn. Nothing at all is one only where tool calls may stand instead.
-        if isinstance(data, dict) and data.get("content") is None and ("content" in data or data.get("role") == "assistant"):
+        if (
+            isinstance(data, dict)
+            and data.get("content") is None
+            and ("content" in data or data.get("role") == "assistant")
+        ):
             return data | {"content": ""}
         return data
 
@@ -201,7 +213,9 @@ class ChatMessage(Wire):
     def _plain(self) -> ChatMessage:
         for field in ("tool_calls", "function_call", "audio"):
             if getattr(self, field):
-                raise refused(f"'{field}' in a message is not supported yet: the models here are not given tools or audio.", field)
+                raise refused(
+                    f"'{field}' in a message is not supported yet: models are not given tools or audio.", field
+                )
         return self
 
     def text(self) -> str:
@@ -262,20 +276,26 @@ REFUSED_IN_CHAT: Mapping[str, Refusal] = {
 REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
     # Here 0 is a real request: the log probability of each chosen token.
     "logprobs": ((False,), "Log probabilities are not supported yet."),
-    "suffix": (("",), "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out."),
+    "suffix": (
+        ("",),
+        "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",
+    ),
 }
 
 
-def refuse(data: Any, table: Mapping[str, Refusal]) -> None:
-    """Raise for the first field in `data` that asks for what its table refuses."""
-    for field in table.keys() & data.keys() if isinstance(data, dict) else ():
-        value = data[field]
-        neutral, message = table[field]
-        if value is not None and not any(type(value) is type(same) and value == same for same in neutral):
-            # JSON has one kind of number, so 1.0 asks for as little as 1.
-            if type(value) is float and value in neutral:
-                continue
-            raise refused(f"'{field}' is not supported. " + message.format(field=f"'{field}'"), field)
+def refuse(data: Any, *tables: Mapping[str, Refusal]) -> None:
+    """Raise for the first field in `data` that asks for what a table refuses."""
+    for field, value in data.items() if isinstance(data, dict) else ():
+        for table in tables:
+            if value is not None and field in table:
+                neutral, message = table[field]
+                if not any(_same(value, each) for each in neutral):
+                    raise refused(f"'{field}' is not supported. " + message.format(field=f"'{field}'"), field)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    # In Python False is 0, and True is 1; on the wire they are not.
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 class SamplingBody(Wire):
@@ -329,7 +349,7 @@ class ChatCompletionBody(SamplingBody):
     @model_validator(mode="before")
     @classmethod
     def _supported(cls, data: Any) -> Any:
-        refuse(data, REFUSED | REFUSED_IN_CHAT)
+        refuse(data, REFUSED, REFUSED_IN_CHAT)
         return data
 
 
@@ -357,7 +377,7 @@ class CompletionBody(SamplingBody):
     @model_validator(mode="before")
     @classmethod
     def _supported(cls, data: Any) -> Any:
-        refuse(data, REFUSED | REFUSED_IN_COMPLETIONS)
+        refuse(data, REFUSED, REFUSED_IN_COMPLETIONS)
         return data
 
     @model_validator(mode="after")

@@ -35,7 +35,9 @@ _MARKER = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
 
 TEMPLATE = """\
 {%- for message in messages -%}
-{%- if message.role == 'system' -%}<|system|>{%- elif message.role == 'assistant' -%}<|assistant|>{%- else -%}<|user|>{%- endif -%}
+{%- if message.role == 'system' -%}<|system|>
+{%- elif message.role == 'assistant' -%}<|assistant|>
+{%- else -%}<|user|>{%- endif -%}
 {{- message.content or '' -}}<|end|>
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
@@ -65,7 +67,9 @@ class EchoTokenizer:
         """The bytes among `tokens`. Raises `PromptRefused` on an id outside the vocabulary."""
         for token in tokens:
             if not 0 <= token < VOCABULARY_SIZE:
-                raise PromptRefused(f"Token {token} is outside the vocabulary, whose ids go from 0 to {VOCABULARY_SIZE - 1}.")
+                raise PromptRefused(
+                    f"Token {token} is outside the vocabulary, whose ids go from 0 to {VOCABULARY_SIZE - 1}."
+                )
         return bytes(token for token in tokens if token < 256)
 
 
@@ -258,7 +262,11 @@ class EchoGeneration:
         if ASSISTANT not in self._prompt or USER not in self._prompt:
             return 0
         after = self._prompt[::-1].index(ASSISTANT)
-        return after if after < self._prompt[::-1].index(USER) and END not in self._prompt[len(self._prompt) - after :] else 0
+        return (
+            after
+            if after < self._prompt[::-1].index(USER) and END not in self._prompt[len(self._prompt) - after :]
+            else 0
+        )
 
     def _answer(self) -> Iterator[int]:
         turn = self._last_turn()

@@ -41,7 +41,9 @@ class LlamaCppEngine:
     """One GGUF model in an embedded llama-server."""
 
     OPTIONS = {  # noqa: RUF012 - a constant
-        "threads": Option(0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"),
+        "threads": Option(
+            0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"
+        ),
         "batch_size": Option(64, 8, 2048, "tokens prefilled at a time; an abort waits for one such step"),
     }
 
@@ -58,7 +60,9 @@ class LlamaCppEngine:
         self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary)
         try:
             # Held until `close`: dropping the last reference stops the server and frees the model.
-            self._server: object | None = _start(model, self._address.socket, self._address.key, threads, self.context_length)
+            self._server: object | None = _start(
+                model, self._address.socket, self._address.key, threads, self.context_length
+            )
         except BaseException:
             self.close()
             raise
@@ -95,7 +99,8 @@ class LlamaCppEngine:
         if len(prompt.tokens) + prompt.max_tokens > self.context_length:
             raise ContextTooLong(len(prompt.tokens), prompt.max_tokens, self.context_length)
         if max(prompt.tokens) >= len(self._vocabulary) or min(prompt.tokens) < 0:
-            raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {len(self._vocabulary) - 1}.")
+            last = len(self._vocabulary) - 1
+            raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
         return LlamaCppGeneration(self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill)
 
     def close(self) -> None:
@@ -109,7 +114,9 @@ class LlamaCppEngine:
 
 def _weights(model: Model) -> Path:
     if model.path is None:
-        raise ModelRefused(f"{model.id}: the engine llamacpp needs weights. Name the file in the manifest: `file = \"….gguf\"`.")
+        raise ModelRefused(
+            f'{model.id}: the engine llamacpp needs weights. Name the file in the manifest: `file = "….gguf"`.'
+        )
     return model.path
 
 
@@ -119,7 +126,9 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
     notes: list[str] = []
     length = wanted or min(trained or DEFAULT_CONTEXT_LENGTH, DEFAULT_CONTEXT_LENGTH)
     if trained is not None and length > trained:
-        notes.append(f"A context of {length} tokens was asked for, but the model was made for {trained}; it gets {trained}.")
+        notes.append(
+            f"A context of {length} tokens was asked for, but the model was made for {trained}; it gets {trained}."
+        )
         length = trained
     elif wanted is None and trained is not None and trained > length:
         notes.append(
@@ -160,7 +169,7 @@ def _start(model: Model, socket: Path, key: str, threads: int | None, context_le
     # Imported here: the library takes 20 MB and starts threads of its own, which must belong to the process that runs the
     # model, never to one that forks it.
     try:
-        import xllamacpp
+        import xllamacpp  # type: ignore[import-untyped]
     except ImportError as error:
         raise EngineFailed(
             f"xllamacpp cannot be loaded: {error}. Slim systems lack a library it needs: install `libgomp1`."
@@ -187,6 +196,7 @@ def _start(model: Model, socket: Path, key: str, threads: int | None, context_le
     params.enable_chat_template = False  # It would be rendered once at load, unbounded; nothing here uses it.
     params.sse_ping_interval = -1
     params.verbosity = _SILENT
+    _read_ahead(_weights(model))
     count = threads or int(option(model, LlamaCppEngine.OPTIONS, "threads")) or _free_cores()
     for cores in (params.cpuparams, params.cpuparams_batch):
         cores.n_threads = count
@@ -198,6 +208,15 @@ def _start(model: Model, socket: Path, key: str, threads: int | None, context_le
             f"{model.path}: llama.cpp cannot load this file. It is damaged, needs a newer version than "
             f"{importlib.metadata.version('xllamacpp')} of xllamacpp, or does not fit into memory."
         ) from error
+
+
+def _read_ahead(path: Path) -> None:
+    # The library keeps Python's lock while it loads, so no other thread runs, not even one that says "still alive". Reading
+    # the file first, with the lock released, leaves the load itself with a warm cache: short, however slow the disk.
+    with path.open("rb", buffering=0) as file:
+        block = bytearray(8 << 20)
+        while file.readinto(block):
+            pass
 
 
 def _free_cores() -> int:

@@ -13,7 +13,7 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -109,7 +109,7 @@ class LlamaCppGeneration:
                 self._call.close()
             self._finish(end)
 
-    def _stream(self) -> Iterator[Piece]:
+    def _stream(self) -> Generator[Piece, None, End | None]:
         """Stream until the end, which is returned, or until something was held back that cannot be worked out: None."""
         call = self._request(len(self._prompt) + len(self._said), self._max_tokens - len(self._said), stream=True)
         clock = self._clock = _Clock()
@@ -149,7 +149,7 @@ class LlamaCppGeneration:
         yield from self._pieces(silent)
         return None
 
-    def _singly(self) -> Iterator[Piece]:
+    def _singly(self) -> Generator[Piece, None, End | None]:
         """Take token by token until the text ends with a whole character. Returns the end, or None to go on streaming."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while len(self._said) < self._max_tokens:

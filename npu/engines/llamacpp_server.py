@@ -21,7 +21,8 @@ from npu.model import Model
 from npu.vocabulary import Vocabulary
 
 ADDRESS_FILE = "server.json"
-SOCKET_FILE = "s"
+SOCKET_FILE = "s.sock"
+"""llama-server takes a host for a socket when it ends in `.sock`, and for a network address to open when it does not."""
 
 SOCKET_PATH_BYTES = 107
 """The kernel's limit for the path of a Unix socket."""
@@ -52,7 +53,9 @@ def publish_address(folder: Path) -> Address:
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
             path = Path(tempfile.mkdtemp(prefix="rl-")) / SOCKET_FILE  # mkdtemp makes it 0700.
             if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-                raise EngineFailed(f"{path} is too long for a Unix socket ({SOCKET_PATH_BYTES} bytes). Use a shorter TMPDIR.")
+                raise EngineFailed(
+                    f"{path} is too long for a Unix socket ({SOCKET_PATH_BYTES} bytes). Use a shorter TMPDIR."
+                )
         address = Address(path, secrets.token_urlsafe(32))
         draft = folder / f"{ADDRESS_FILE}.new"
         draft.unlink(missing_ok=True)

@@ -32,11 +32,20 @@ def api(
     from ops import environment
     from ops.cli import part
     from ops.configuration import load
+    from ops.up import listen
+    from tasks import lifeline
 
     part.begin()
+    lifeline.watch()
     settings = load(ApiSettings)
-    inherited = environment.listen_fd()
-
+    from api.auth import check_bind
     from api.server import serve
 
-    serve(settings, None if inherited is None else socket.socket(fileno=inherited))
+    check_bind(settings)
+    inherited = environment.listen_fd()
+    if inherited is not None:
+        sock = socket.socket(fileno=inherited)
+    else:
+        sock = listen.listen(settings.host, settings.port)
+        print(f"RockchipLlama's API listens on {listen.url(sock)}", flush=True)
+    serve(settings, [sock])

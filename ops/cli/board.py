@@ -26,10 +26,9 @@ def board(
     )
     import sys
 
-    from tasks.board.settings import BoardSettings
-
     from ops.cli import part
     from ops.configuration import load
+    from tasks.board.settings import BoardSettings
 
     part.begin()
     load(BoardSettings)

@@ -29,21 +29,18 @@ _FOR_THE_USER = _USAGE | {
 """Roots of the errors whose messages are written for the user. By name: a command loads only what it needs."""
 
 
-def _version(asked: bool) -> None:
+def _show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
+        from api.version import VERSION
 
-        try:
-            print(f"rockchipllama {version('rockchipllama')}")
-        except PackageNotFoundError:
-            print("rockchipllama, run from its source tree without being installed")
+        print(f"rockchipllama {VERSION}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     pass

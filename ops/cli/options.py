@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ops import environment
-
-_SETTING = "Settings"
-
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The TOML file with settings.", show_default=False),
@@ -39,6 +35,8 @@ LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="text or j
 
 def apply(config: Path | None = None, **given: str | int | Path | None) -> None:
     """Put what the command line gave where every process of the service reads it."""
+    from ops import environment  # here, because it brings the settings along, which `--help` does not need
+
     if config is not None:
         environment.put(environment.CONFIG, str(config.absolute()))
     environment.give({name: value.absolute() if isinstance(value, Path) else value for name, value in given.items()})

@@ -36,6 +36,7 @@ def up(
     from ops.up.service import Plan, run
     from ops.up.settings import UpSettings
     from tasks import logs
+    from tasks.board.settings import BoardSettings
     from tasks.settings import TaskSettings
 
     configuration.check()
@@ -53,6 +54,7 @@ def up(
         host=http.host,
         port=http.port,
         drain=http.drain,
+        preload=configuration.load(BoardSettings).preload,
         keys=bool(http.api_keys),
     )
     sys.exit(run(plan))

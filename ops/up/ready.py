@@ -1,4 +1,4 @@
-"""Asks the API, until it says yes, whether a model is ready."""
+"""Asks the API, until a model is ready, how things stand."""
 
 from __future__ import annotations
 
@@ -18,17 +18,33 @@ PAUSE = 0.2
 class Readiness:
     """What the API said last. Written by one thread, read by another."""
 
-    api: bool = False
-    """It answers at all."""
-    ready: bool = False
+    served: bool = False
+    """Requests are accepted."""
     models: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why not, if not."""
+
+    @property
+    def loading(self) -> list[str]:
+        """Models on their way into memory."""
+        return [str(model.get("id", "?")) for model in self.models if model.get("loading")]
+
+    @property
+    def loaded(self) -> list[dict[str, Any]]:
+        """Models in memory."""
+        return [model for model in self.models if model.get("loaded")]
+
+    def ready(self, preload: bool) -> bool:
+        """Whether a first answer comes at once; without `preload` models are only loaded on demand."""
+        return self.served and (bool(self.loaded) or not preload)
 
 
 class Probe:
-    """A thread that asks `/readyz` until it answers 200, then ends: an idle service is not polled."""
+    """A thread that asks `/v1/health` until a model is ready, then ends: an idle service is not polled."""
 
-    def __init__(self, url: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, url: str, preload: bool, on_change: Callable[[], None]) -> None:
         self.state = Readiness()
+        self._preload = preload
         self._address = urlsplit(url)
         self._on_change = on_change
         self._over = threading.Event()
@@ -43,32 +59,26 @@ class Probe:
         self._over.set()
 
     def _ask_on(self) -> None:
-        while not self._over.is_set() and not self.state.ready:
-            before = (self.state.api, self.state.ready)
+        while not self._over.is_set() and not self.state.ready(self._preload):
             self._ask()
-            if (self.state.api, self.state.ready) != before:
-                self._on_change()
+            self._on_change()
             self._over.wait(PAUSE)
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=5.0)
         try:
-            connection.request("GET", "/readyz", headers={"Accept": "application/json"})
+            connection.request("GET", "/v1/health")
             answer = connection.getresponse()
-            body = answer.read(1_000_000)
+            self.state = _read(answer.status, answer.read(1_000_000))
         except (OSError, http.client.HTTPException):
             return  # not up yet, or being started again
         finally:
             connection.close()
-        self.state.models = _models(body)
-        self.state.api = True
-        self.state.ready = answer.status == http.HTTPStatus.OK
 
 
-def _models(body: bytes) -> list[dict[str, Any]]:
+def _read(status: int, body: bytes) -> Readiness:
     try:
-        content = json.loads(body)
-    except ValueError:
-        return []
-    models = content.get("models", []) if isinstance(content, dict) else []
-    return [model if isinstance(model, dict) else {"id": str(model)} for model in models]
+        said = json.loads(body)
+        return Readiness(status == http.HTTPStatus.OK, list(said["models"]), list(said.get("reasons", [])))
+    except (ValueError, LookupError, TypeError):
+        return Readiness(reasons=[f"the API answers /v1/health with {status} and no word of its models"])

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from api.version import VERSION
 from ops import configuration, environment
 from ops.up import listen, store
 from ops.up.lock import DataDirLock
@@ -48,6 +48,8 @@ class Plan:
     port: int
     drain: float = 0.0
     """Seconds the API lets open answers go on when it is stopped."""
+    preload: bool = True
+    """A model is loaded at the start, not with the first request."""
     keys: bool = False
     """Clients need a key."""
     commands: Commands = field(default_factory=Commands)
@@ -82,14 +84,14 @@ class _Service:
         self._lock = lock
         self._terminal = terminal
         self._logs = plan.tasks.data_dir / "logs"
-        self._probe = Probe(url, supervisor.wake)
+        self._probe = Probe(url, plan.preload, supervisor.wake)
         self._began = time.monotonic()
         self._store: Part | None = None
         self._parts: list[Part] = []
 
     def start(self, listen_fd: int) -> None:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
-        say(f"RockchipLlama {_version()}")
+        say(f"RockchipLlama {VERSION}")
         redis_url = self._plan.tasks.redis_url or self._start_store()
         shared = {
             environment.variable("redis_url"): redis_url,
@@ -108,19 +110,20 @@ class _Service:
     def serve(self) -> None:
         """Tell when the first model is ready, then keep everything alive. Ends by `StopAsked` or `PartFailed`."""
         self._probe.start()
-        answered = ready = late = False
-        state = self._probe.state
+        told_loading = ready = late = False
         while True:
-            if not answered and state.api and not state.ready:
-                answered = True
-                say(f"Loading {self._plan.tasks.default_model or 'the first model'} …")
-            if not ready and state.ready:
+            state = self._probe.state
+            if not ready and state.ready(self._plan.preload):
                 ready = True
-                self._tell_ready(state.models)
-            waited = now() - self._began
-            if not ready and not late and waited > PATIENCE:
+                self._tell_ready(state.loaded or state.models)
+            if not ready and state.loading and not told_loading:
+                told_loading = True
+                say(f"Loading {', '.join(state.loading)} …")
+            waited = time.monotonic() - self._began
+            if not ready and not state.loading and not late and waited > PATIENCE:
                 late = True
-                say(f"No model is ready after {PATIENCE:.0f} s; {self._logs / 'board.log'} may say why. Waiting on.")
+                why = " ".join(state.reasons) or f"{self._logs / 'board.log'} may say why."
+                say(f"No model is ready after {waited:.0f} s. {why} Waiting on.")
             self._supervisor.turn(None if ready or late else max(0.1, PATIENCE - waited))
 
     def stop(self) -> None:
@@ -208,10 +211,3 @@ def _json() -> bool:
 def _shown(model: dict[str, Any]) -> str:
     engine = model.get("engine_version") or model.get("engine")
     return f"{model.get('id', '?')} on {engine}" if engine else str(model.get("id", "?"))
-
-
-def _version() -> str:
-    try:
-        return version("rockchipllama")
-    except PackageNotFoundError:  # run from the source tree, not installed
-        return "(not installed)"

@@ -13,7 +13,7 @@ import msgspec
 from npu.catalog import Catalog, find_models
 from npu.engines import describe
 from npu.errors import ModelRefused, OutOfMemory
-from npu.hardware import memory
+from npu.hardware import read_memory
 from npu.model import Model
 from tasks import keys, lifeline, logs, roster
 from tasks.board.desk import Desk
@@ -21,9 +21,8 @@ from tasks.board.settings import BoardSettings
 from tasks.board.sweep import sweep
 from tasks.board.workers import Workers, worker_command
 from tasks.connection import UNREACHABLE, connect, text
-from tasks.errors import QueueUnavailable
 from tasks.prompting.cards import card_of
-from tasks.queue import LOAD, Queue
+from tasks.queue import LOAD, send
 from tasks.settings import TaskSettings, redis_url
 
 log = logging.getLogger("rockchipllama.board")
@@ -45,8 +44,7 @@ class Agent:
         self._board = settings.board_name
         self._url = redis_url(settings)
         self._client = connect(self._url)
-        self._queue = Queue(self._url)
-        self._catalog = Catalog.empty()
+        self._catalog = Catalog(())
         self._problems: set[str] = set()
         self._workers = Workers(worker_command, board_settings.restart_limit, lifeline.fds())
         self._started = time.time()
@@ -75,25 +73,25 @@ class Agent:
         self._desk.close()
         self._workers.stop_all(GRACE)
         self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
-        self._queue.close()
         return 0
 
     def load(self, model: Model) -> None:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
         if not self._workers.has(model.id):
-            needed = describe(model).memory_bytes
+            needed = describe(model, self._settings.context_length).memory_bytes
             self._make_sure_it_fits(model, needed)
             self._workers.start(model, needed)
         else:
             self._workers.start(model, 0)
-        self._try(lambda: self._queue.send(LOAD, model.id))
+        self._try(lambda: send(self._client, LOAD, model.id))
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
         self._workers.stop(model.id, GRACE)
 
     def _make_sure_it_fits(self, model: Model, needed: int) -> None:
-        total, available = memory()
+        memory = read_memory()
+        total, available = memory.total, memory.available
         reserve = int(total * self._board_settings.memory_reserve)
         # What loading models will take is not missing from `available` yet, so the larger claim counts.
         free = min(available - reserve, total - reserve - self._workers.reserved())
@@ -106,7 +104,7 @@ class Agent:
 
     def _preload(self) -> None:
         wanted = self._settings.default_model
-        model = self._catalog.get(wanted) if wanted else self._catalog.default()
+        model = self._catalog.find(wanted) if wanted else self._first()
         if model is None:
             if wanted:
                 log.error("the default model '%s' is not in %s", wanted, self._settings.models_dir)
@@ -118,13 +116,18 @@ class Agent:
         except ModelRefused as error:
             log.error("%s", error)
 
+    def _first(self) -> Model | None:
+        """The first model that is more than an echo, else the echo."""
+        models = self._catalog.models
+        return next((model for model in models if model.engine != "echo"), models[0] if models else None)
+
     def _look(self) -> None:
         """Read the models folder, and announce what is there."""
         self._catalog = find_models(self._settings.models_dir)
-        for problem in self._catalog.problems:
+        for problem in (*self._catalog.problems, *self._catalog.clashes):
             if problem not in self._problems:
                 log.warning("%s", problem)
-        self._problems = set(self._catalog.problems)
+        self._problems = {*self._catalog.problems, *self._catalog.clashes}
         announced = set()
         for model in self._catalog.models:
             try:
@@ -146,12 +149,12 @@ class Agent:
 
     def _sweep(self) -> None:
         for model in {field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))}:
-            sweep(self._client, self._queue, model)
+            sweep(self._client, model)
 
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except (*UNREACHABLE, QueueUnavailable) as error:
+        except UNREACHABLE as error:
             log.warning("Redis is away: %s", error)
 
 

@@ -12,7 +12,7 @@ import msgspec
 import redis
 
 from npu.catalog import Catalog
-from npu.engines import describe, open_tokenizer
+from npu.engines import chat_template, describe, open_tokenizer
 from npu.errors import EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.model import Model
 from tasks import commands, keys
@@ -20,7 +20,6 @@ from tasks.connection import UNREACHABLE
 from tasks.events import FailureCode, encode_events
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Preparer
-from tasks.prompting.templates import template_of
 from tasks.requests import Unreadable, decode_request
 from tasks.scripts import FAIL_QUEUED
 from tasks.settings import TaskSettings
@@ -65,8 +64,8 @@ class Desk:
     def _listen(self) -> None:
         while not self._closed.is_set():
             try:
-                with self._client.pubsub(ignore_subscribe_messages=True) as channel:
-                    channel.subscribe(keys.commands(self._settings.board_name))  # type: ignore[no-untyped-call]
+                with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
+                    channel.subscribe(keys.commands(self._settings.board_name))
                     while not self._closed.is_set():
                         message = channel.get_message(timeout=1.0)
                         if message is not None:
@@ -95,7 +94,7 @@ class Desk:
             commands.reply(self._client, envelope, result)
 
     def _obey(self, command: commands.Command) -> object:
-        model = self._catalog().get(command.model)
+        model = self._catalog().find(command.model)
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
         match command:
@@ -118,7 +117,7 @@ class Desk:
         """Check a waiting job; fail it if it can never run. `ready`, `failed`, or `gone` when it does not wait any more."""
         give_up = time.monotonic() + PREPARE_PATIENCE
         while True:
-            state, request = self._client.hmget(keys.job(job), "state", "request")  # type: ignore[misc]
+            state, request = self._client.hmget(keys.job(job), "state", "request")
             if state != b"queued" or request is None:
                 return "gone"
             try:
@@ -136,11 +135,10 @@ class Desk:
     def _preparer(self, model: Model) -> Preparer:
         kept = self._preparers.get(model.id)
         if kept is None or kept[0] != model:
-            facts = describe(model)
-            context_length = min(facts.context_length, self._context_length or facts.context_length)
+            context_length = describe(model, self._context_length).context_length
             tokenizer = open_tokenizer(model, self._settings.data_dir / "run")
             kept = self._preparers[model.id] = (
                 model,
-                Preparer(model, tokenizer, template_of(model), context_length),
+                Preparer(model, tokenizer, chat_template(model), context_length),
             )
         return kept[1]

@@ -8,10 +8,10 @@ from typing import cast
 import redis
 
 from tasks import keys
-from tasks.events import Failed, FailureCode, encode_events
-from tasks.queue import SERVE, Queue
-from tasks.scripts import FAIL_QUEUED
 from tasks.claims import HandedBack, hand_back
+from tasks.events import Failed, FailureCode, encode_events
+from tasks.queue import SERVE, send
+from tasks.scripts import FAIL_QUEUED
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -19,9 +19,9 @@ VANISHED = "The worker that answered this request vanished, and a part of the an
 TOO_LATE = "The request waited longer than its deadline allows and was given up before it began."
 
 
-def sweep(client: redis.Redis, queue: Queue, model: str) -> None:
-    """Mend what is amiss with one model's jobs. Cheap when nothing is. Raises what the client raises, `QueueUnavailable`."""
-    seconds, micros = cast("tuple[int, int]", client.time())
+def sweep(client: redis.Redis, model: str) -> None:
+    """Mend what is amiss with one model's jobs. Cheap when nothing is. Raises what the client raises."""
+    seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
     for raw in cast("list[bytes]", client.zrangebyscore(keys.running(model), "-inf", now)):
         job = raw.decode()
@@ -32,10 +32,8 @@ def sweep(client: redis.Redis, queue: Queue, model: str) -> None:
     too_late = encode_events([Failed(FailureCode.DEADLINE, TOO_LATE)])
     for raw in cast("list[bytes]", client.zrange(keys.waiting(model), 0, -1)):
         job = raw.decode()
-        FAIL_QUEUED.run(
-            client, [keys.job(job), keys.events(job), keys.waiting(model)], job, too_late, 1
-        )
-    waiting = cast(int, client.zcard(keys.waiting(model)))
-    calls = cast(int, client.llen(keys.PREFIX + keys.call_queue(model)))
+        FAIL_QUEUED.run(client, [keys.job(job), keys.events(job), keys.waiting(model)], job, too_late, 1)
+    waiting = client.zcard(keys.waiting(model))
+    calls = client.llen(keys.calls(model))
     for _ in range(waiting - calls):
-        queue.send(SERVE, model, "", "")
+        send(client, SERVE, model, "", "")

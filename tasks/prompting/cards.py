@@ -9,19 +9,19 @@ from tasks.roster import Card
 
 def card_of(model: Model, board: str, context_length: int | None = None) -> Card:
     """The card. Reads the head of the weights, loads nothing. Raises `ModelRefused`."""
-    facts = describe(model)
+    facts = describe(model, context_length)
     return Card(
         id=model.id,
         board=board,
         names=model.names,
         engine=model.engine,
-        engine_version=facts.engine_version,
-        context_length=min(facts.context_length, context_length or facts.context_length),
+        engine_version=facts.version,
+        context_length=facts.context_length,
         created=model.created,
         size_bytes=model.size_bytes,
-        family=model.family,
-        parameters=model.parameters,
-        quantization=model.quantization,
+        family=model.family or facts.family,
+        parameters=model.parameters or facts.parameters,
+        quantization=model.quantization or facts.quantization,
         chat=facts.chat,
         refuses=dict(facts.refuses),
         notes=(*model.notes, *facts.notes),

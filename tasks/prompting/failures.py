@@ -35,5 +35,6 @@ def failure(error: Exception) -> Failed:
     if isinstance(error, requests.Unreadable):
         return Failed(FailureCode.UNREADABLE, str(error))
     return Failed(
-        FailureCode.INTERNAL, f"An internal error ended this request ({type(error).__name__}). The server's log has the details."
+        FailureCode.INTERNAL,
+        f"An internal error ended this request ({type(error).__name__}). The server's log has the details.",
     )

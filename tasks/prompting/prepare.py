@@ -36,9 +36,7 @@ class Prepared:
 class Preparer:
     """Prepares requests for one model. Usable from any thread."""
 
-    def __init__(
-        self, model: Model, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
-    ) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
@@ -46,6 +44,7 @@ class Preparer:
 
     def prepare(self, request: Request) -> Prepared:
         """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it)."""
+        prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
         match request:
             case ChatRequest():
@@ -74,8 +73,12 @@ class Preparer:
                 f"The model '{self._model.id}' has no chat template: it is a base model, which continues text but was "
                 "not taught to answer. Use /v1/completions, or a model whose name says instruct, it or chat."
             )
-        plain = [{key: value for key, value in msgspec.to_builtins(message).items()} for message in messages]
-        return self._template.render(plain, **{**self._model.template_options, **template_options})
+        reserved = template_options.keys() & {"messages", "tools", "self"}
+        if reserved:
+            raise PromptRefused(
+                f"chat_template_kwargs may not hold '{min(reserved)}': it is set from the request itself."
+            )
+        return self._template.render([msgspec.to_builtins(message) for message in messages], **template_options)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The ids of `text`, control tokens in it read as such."""

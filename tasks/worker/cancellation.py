@@ -37,8 +37,8 @@ class ControlListener:
     def _listen(self) -> None:
         while not self._closed:
             try:
-                with self._client.pubsub(ignore_subscribe_messages=True) as channel:
-                    channel.subscribe(self._channel)  # type: ignore[no-untyped-call]
+                with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
+                    channel.subscribe(self._channel)
                     while not self._closed:
                         message = channel.get_message(timeout=1.0)
                         if message is not None:

@@ -19,9 +19,10 @@ from npu.catalog import find_models
 from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import keys, lifeline, logs, roster
+from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
 from tasks.prompting.cards import card_of
-from tasks.queue import LOAD, SERVE, celery_app
+from tasks.queue import LOAD, SERVE
 from tasks.settings import TaskSettings, redis_url
 from tasks.worker.losses import report_loss
 from tasks.worker.serving import Serving
@@ -41,25 +42,25 @@ class WorkerProcess:
         self.name = f"{model.id}@{self.board}"
         self.serving: Serving | None = None
         self.app: Celery = celery_app(self.url)
-        self.app.task(name=SERVE, bind=True)(self.serve)
-        self.app.task(name=LOAD, bind=True)(self.load)
+        self._define_tasks()
 
-    def serve(self, task: Any, model: str, lane: str = "", job: str = "") -> str:
-        """Child: the task behind a call."""
-        assert self.serving is not None
-        return self.serving.serve(task.request.id)
+    def _define_tasks(self) -> None:
+        """What the child does with a message; the arguments beside the model are for people who watch."""
 
-    def load(self, task: Any, model: str) -> str:
-        """Child: load the model now."""
-        assert self.serving is not None
-        return self.serving.load()
+        @self.app.task(name=SERVE, bind=True)
+        def serve(task: Any, model: str, lane: str = "", job: str = "") -> str:
+            assert self.serving is not None
+            return self.serving.serve(task.request.id)
+
+        @self.app.task(name=LOAD)
+        def load(model: str) -> str:
+            assert self.serving is not None
+            return self.serving.load()
 
     def child_begins(self, **_: Any) -> None:
         """Child: right after the fork. Nothing here may take long; the model loads with the first call."""
         lifeline.watch()
-        self.serving = Serving(
-            connect(self.url), self.url, self.model, self.name, self.board, self.settings, WorkerSettings()
-        )
+        self.serving = Serving(connect(self.url), self.model, self.name, self.board, self.settings, WorkerSettings())
 
     def child_ends(self, **_: Any) -> None:
         """Child: on its way out."""
@@ -69,7 +70,7 @@ class WorkerProcess:
     def child_died(self, task_id: str = "", **_: Any) -> None:
         """Parent: the child died with this call in hand."""
         try:
-            report_loss(connect(self.url), self.url, self.model.id, task_id)
+            report_loss(connect(self.url), self.model.id, task_id)
         except UNREACHABLE as error:
             log.error("a lost job could not be reported, its lease will lapse: %s", error)
 
@@ -83,6 +84,7 @@ class WorkerProcess:
     def run(self) -> int:
         """Serve until told to stop."""
         lifeline.watch()
+        logging.getLogger("celery").setLevel(logging.WARNING)  # a line for each call would say less than ours per job
         setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
         worker_process_init.connect(self.child_begins, weak=False)
         worker_process_shutdown.connect(self.child_ends, weak=False)
@@ -109,7 +111,7 @@ def main(model: str) -> int:
     settings = TaskSettings()
     logs.configure(settings.log_level, settings.log_format)
     catalog = find_models(settings.models_dir)
-    found = catalog.get(model)
+    found = catalog.find(model)
     if found is None:
         known = ", ".join(sorted(item.id for item in catalog.models)) or "none"
         raise ModelRefused(f"There is no model '{model}' in {settings.models_dir}. Models there: {known}.")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import redis
 
+from tasks.claims import Renewal, renew
 from tasks.connection import UNREACHABLE
 from tasks.roster import BREATH, Presence, breathe
-from tasks.claims import Renewal, renew
 from tasks.worker.job_run import JobRun
 
 log = logging.getLogger("rockchipllama.worker")
@@ -68,7 +68,9 @@ class Heartbeat:
         limit = run.stalled
         if limit is not None:
             # A thread cannot end C code. The parent reports the dead child, and starts another.
-            log.error("job %s made no progress in %s for %.0f s; restarting the engine", run.claim.job, run.phase, limit)
+            log.error(
+                "job %s made no progress in %s for %.0f s; restarting the engine", run.claim.job, run.phase, limit
+            )
             os.kill(os.getpid(), signal.SIGKILL)
         match renew(self._client, run.claim, self._lease, run.phase.value, run.done):
             case Renewal.CANCELLED:

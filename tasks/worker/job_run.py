@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from npu.engine import Generation
+from tasks.claims import Claim
 from tasks.events import Event, Failed, FailureCode, Finished, FinishReason, Timings
 from tasks.jobs import Phase
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece
-from tasks.claims import Claim
 from tasks.worker.generate import Totals
 from tasks.worker.settings import WorkerSettings
 
@@ -81,16 +82,15 @@ class JobRun:
         if generation is not None:
             generation.abort()
         elif self.phase is Phase.LOADING:
-            try:
+            with suppress(ClaimLost):  # it may have ended in this very moment
                 self.writer.end(self.last_event())
-            except ClaimLost:
-                pass  # it ended in this very moment
 
     def last_event(self, reason: FinishReason = FinishReason.CANCELLED) -> Finished | Failed:
         """The event that ends the job, from what is known now."""
         if self.reason == "deadline":
             return Failed(
-                FailureCode.DEADLINE, "The request's deadline passed before its answer was complete, and it was stopped."
+                FailureCode.DEADLINE,
+                "The request's deadline passed before its answer was complete, and it was stopped.",
             )
         totals = self.totals
         queued = float(max(0, self.claim.started - self.claim.created))

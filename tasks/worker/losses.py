@@ -8,9 +8,8 @@ from typing import cast
 import redis
 
 from tasks import keys
+from tasks.claims import hand_back
 from tasks.connection import text
-from tasks.queue import SERVE, Queue
-from tasks.claims import HandedBack, hand_back
 
 log = logging.getLogger("rockchipllama.worker")
 
@@ -20,16 +19,12 @@ DIED = (
 )
 
 
-def report_loss(client: redis.Redis, redis_url: str, model: str, call: str) -> None:
+def report_loss(client: redis.Redis, model: str, call: str) -> None:
     """End the claim made on this call: the job waits again if nobody saw a part of its answer, else it fails."""
     for raw in cast("list[bytes]", client.zrange(keys.running(model), 0, -1)):
         job = raw.decode()
-        made_on, fence, lane = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "fence", "lane"))
+        made_on, fence = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "fence"))
         if made_on is None or fence is None or text(made_on) != call:
             continue
         became = hand_back(client, model, job, int(fence), DIED, crashed=True)
         log.error("the engine's process died with a job in hand", extra={"job": job, "now": became.name.lower()})
-        if became is HandedBack.WAITING:
-            queue = Queue(redis_url)
-            queue.send(SERVE, model, text(lane), job)
-            queue.close()

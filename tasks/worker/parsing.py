@@ -40,7 +40,8 @@ class TextParser:
             return text
         held = self._held + text
         met = min(
-            ((at, -len(sequence), sequence) for sequence in self._stop if (at := held.find(sequence)) >= 0), default=None
+            ((at, -len(sequence), sequence) for sequence in self._stop if (at := held.find(sequence)) >= 0),
+            default=None,
         )
         if met is not None:
             # The earliest wins; of two that begin at one place, the longer.

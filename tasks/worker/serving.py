@@ -14,19 +14,17 @@ import redis
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import requests
+from tasks.claims import Claim, claim_next, hand_back
 from tasks.connection import UNREACHABLE
-from tasks.errors import QueueUnavailable
 from tasks.events import Failed, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Prepared
-from tasks.queue import SERVE, Queue
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter
 from tasks.worker import generate
 from tasks.worker.cancellation import ControlListener
-from tasks.claims import Claim, HandedBack, claim_next, hand_back
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
 from tasks.worker.settings import WorkerSettings
@@ -43,7 +41,6 @@ class Serving:
     def __init__(
         self,
         client: redis.Redis,
-        redis_url: str,
         model: Model,
         worker: str,
         board: str,
@@ -51,7 +48,6 @@ class Serving:
         settings: WorkerSettings,
     ) -> None:
         self._client = client
-        self._redis_url = redis_url
         self._model = model
         self._worker = worker
         self._board = board
@@ -92,7 +88,7 @@ class Serving:
             worker=self._worker,
             board=self._board,
             child=os.getpid(),
-            call=call,
+            call_id=call,
             lease=self._lease,
         )
         if claim is None:
@@ -168,14 +164,6 @@ class Serving:
 
     def _give_back(self, claim: Claim) -> str:
         became = hand_back(self._client, claim.model, claim.job, claim.fence, STOPPED, crashed=False)
-        if became is HandedBack.WAITING:
-            queue = Queue(self._redis_url)
-            try:
-                queue.send(SERVE, claim.model, claim.lane, claim.job)
-            except QueueUnavailable as error:
-                log.warning("no call was sent for job %s; the sweep makes up for it: %s", claim.job, error)
-            finally:
-                queue.close()
         log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
         return f"{claim.job} handed back"
 
@@ -202,9 +190,7 @@ class Serving:
             state = "idle"
         else:
             state = "busy" if self._run is not None else "loaded"
-        return Presence(
-            name=self._worker, board=self._board, model=self._model.id, state=state, started=self._started
-        )
+        return Presence(name=self._worker, board=self._board, model=self._model.id, state=state, started=self._started)
 
     def leave(self) -> None:
         """Take the worker off the roster."""

@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 from npu.engine import TextEngine
-from npu.engines import open_engine
+from npu.engines import chat_template, open_engine
 from npu.model import Model
 from tasks.prompting.prepare import Preparer
-from tasks.prompting.templates import template_of
 
 log = logging.getLogger("rockchipllama.worker")
 
@@ -46,9 +45,7 @@ class Slot:
                     engine = open_engine(self.model, self._runtime_dir, self._threads, self._context_length)
                 finally:
                     self.loading = False
-                self.preparer = Preparer(
-                    self.model, engine.tokenizer, template_of(self.model), engine.context_length
-                )
+                self.preparer = Preparer(self.model, engine.tokenizer, chat_template(self.model), engine.context_length)
                 self._engine = engine
                 log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
             return self._engine

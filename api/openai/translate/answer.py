@@ -102,7 +102,11 @@ def text_json(text: str) -> bytes:
     """
     data = msgspec.json.encode(text)
     if len(data) != len(text) + 2 and not text.isascii():
-        data = data.replace(b"\xc2\x85", b"\\u0085").replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+        data = (
+            data.replace(b"\xc2\x85", b"\\u0085")
+            .replace(b"\xe2\x80\xa8", b"\\u2028")
+            .replace(b"\xe2\x80\xa9", b"\\u2029")
+        )
     return data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.needs import ModelStatus
+from tasks.roster import ModelStatus
 
 OWNER = "rockchipllama"
 
@@ -36,6 +36,7 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
             "loaded": status.loaded,
             "loading": status.loading,
             "waiting": status.waiting,
+            "boards": list(status.boards),
             "refuses": card.refuses,
             "notes": list(card.notes),
         },

@@ -1,0 +1,88 @@
+"""The application: the one place that puts settings, fronts, middleware and services together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
+
+from api import docs_page, errors, health, jobs, openai
+from api.auth import Auth
+from api.drain import Drain
+from api.errors import Renderer
+from api.fronts import Front, front_of
+from api.leniency import Leniency
+from api.needs import Services
+from api.request_log import RequestLog
+from api.services import open_services
+from api.settings import ApiSettings
+from api.version import VERSION
+from tasks.settings import TaskSettings
+
+FRONTS: tuple[Front, ...] = (openai.FRONT,)
+"""Every dialect that is spoken. A path that none claims for itself is answered by the first."""
+
+LOCAL_ORIGINS = r"(?:https?|tauri|app|vscode-webview)://(?:[a-z0-9-]+\.)?(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?"
+"""Pages and desktop applications of this machine."""
+
+Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[Services]]
+"""Opens and closes what routes need, and yields it."""
+
+
+def create_app(
+    settings: ApiSettings | None = None, tasks_settings: TaskSettings | None = None, lifespan: Lifespan | None = None
+) -> FastAPI:
+    """The ASGI application. Without `lifespan` it lives on the real queue that `tasks_settings` name."""
+    settings = settings or ApiSettings()
+    queue = tasks_settings or TaskSettings()
+    lifespan = lifespan or (lambda app: open_services(settings, queue))
+
+    def front(scope: Scope) -> Front:
+        return front_of(scope["path"], FRONTS)
+
+    def renderer(scope: Scope) -> Renderer:
+        return front(scope).render
+
+    app = FastAPI(
+        title="RockchipLlama",
+        version=VERSION,
+        description="Inference on Rockchip NPU boards through one queue, in the dialects that clients already speak.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        # Nothing leaves the machine unless somebody asked for it.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        middleware=[
+            Middleware(RequestLog, front_of=front),
+            Middleware(CORSMiddleware, **_cors(settings)),
+            Middleware(Leniency),
+            Middleware(Auth, settings=settings, renderer_of=renderer),
+        ],
+    )
+    app.state.settings = settings
+    app.state.drain = Drain()
+    errors.register(app, renderer)
+    for part in (health, jobs, docs_page):
+        app.include_router(part.router)
+    for each in FRONTS:
+        app.include_router(each.router)
+    docs_page.describe(app, tuple(shape for each in FRONTS for shape in each.shapes))
+    return app
+
+
+def _cors(settings: ApiSettings) -> dict[str, Any]:
+    return {
+        "allow_origins": list(settings.cors_origins),
+        "allow_origin_regex": LOCAL_ORIGINS,
+        "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
+        # Browser builds of the official clients send a dozen x-stainless-* headers of their own.
+        "allow_headers": ["*"],
+        "expose_headers": ["x-request-id", "x-job-id", "x-queue-position", "retry-after", "retry-after-ms"],
+        "max_age": 600,
+    }

@@ -1,0 +1,84 @@
+"""The interactive description of the API at `/docs`, from files that came with the installation."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+router = APIRouter(include_in_schema=False)
+
+ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+
+# The page could not reach the internet even if one of its files tried.
+_POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
+)
+
+
+def _folder() -> Path:
+    # Found, not imported: only its files are wanted.
+    spec = find_spec("fastapi_offline")
+    if spec is None or spec.origin is None:
+        raise HTTPException(404)
+    return Path(spec.origin).parent / "static"
+
+
+@router.get("/docs")
+async def docs(http: Request) -> Response:
+    """The page itself."""
+    root = http.scope.get("root_path", "").rstrip("/")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="RockchipLlama API",
+        swagger_js_url=f"{root}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs/swagger-ui.css",
+        swagger_favicon_url=f"{root}/docs/favicon.png",
+        # By default the page asks a server on the internet whether its document is valid.
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
+    )
+    page.headers["content-security-policy"] = _POLICY
+    return page
+
+
+@router.get("/docs/{asset}")
+async def asset(asset: str) -> Response:
+    """One of the page's files."""
+    if asset not in ASSETS:
+        raise HTTPException(404)
+    return FileResponse(_folder() / asset, media_type=ASSETS[asset], headers={"cache-control": "max-age=86400"})
+
+
+def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...]) -> None:
+    """Let `/openapi.json` hold the request bodies as well, which FastAPI cannot see as the routes read them themselves."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            for shape in shapes:
+                schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+                components |= schema.pop("$defs", {})
+                components[shape.__name__] = schema
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

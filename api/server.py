@@ -1,0 +1,159 @@
+"""The HTTP server around the application, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.app import create_app
+from api.auth import check_bind
+from api.drain import Drain
+from api.settings import ApiSettings
+
+log = logging.getLogger("rockchipllama.api")
+
+MAX_HEAD = 65_536
+"""Bytes of a request's first line and headers; the parser itself would gather them without end."""
+KEEP_ALIVE = 75
+"""Seconds an idle connection stays open: longer than the minute after which most proxies and clients drop theirs."""
+FAREWELL = 2.0
+"""Seconds for the last words of answers that the drain has ended."""
+
+
+def serve(settings: ApiSettings, sockets: list[socket.socket] | None = None, app: FastAPI | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let open answers finish for `settings.drain` seconds.
+
+    `sockets` are bound already; without them one is bound to the settings' host and port. Raises `BindRefused` when
+    that would open the API to everybody, and `OSError` when the port is taken.
+    """
+    check_bind(settings)
+    sockets = sockets if sockets is not None else [bind(settings.host, settings.port)]
+    with _surviving_signals():
+        server(settings, app or create_app(settings)).run(sockets=sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on that address, ready to listen. Raises `OSError`."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def server(settings: ApiSettings, app: FastAPI) -> Server:
+    """The server, not yet running."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http=BoundedHttp,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # A header that anybody can send must not decide who is in a trusted network.
+            proxy_headers=False,
+            workers=1,
+            backlog=2048,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(settings.drain + FAREWELL) + 5,
+        ),
+        app.state.drain,
+        settings.drain,
+    )
+
+
+class Server(uvicorn.Server):
+    """Stops in order: no new connections, open answers to their end, those still open after the grace with a word."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, grace: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._grace = grace
+        # The library would cut every stream at the first signal. Its flag is the whole process's, so it is set back here.
+        AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+        AppStatus.should_exit = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, in that order."""
+        ending = asyncio.ensure_future(self._end_after_grace())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+            if self.force_exit:
+                # Somebody pressed Ctrl-C twice. The connections go at once, but the jobs behind them must not run on.
+                await self._drain.end()
+
+    async def _end_after_grace(self) -> None:
+        if self._drain:
+            log.info("waiting for open answers", extra={"open": len(self._drain), "seconds": self._grace})
+        await asyncio.sleep(self._grace)
+        await self._drain.end()
+        await asyncio.sleep(FAREWELL)
+        AppStatus.should_exit = True
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """HTTP as uvicorn parses it, with an end to how long a request's head may be."""
+
+    _head_bytes = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived."""
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD + len(data):
+                self.send_400_response("Request headers are too large.")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request's first byte was seen."""
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A request's head was seen whole."""
+        self._in_head = False
+        super().on_headers_complete()
+
+
+@contextmanager
+def _surviving_signals() -> Iterator[None]:
+    # When it has stopped, uvicorn raises the signal once more for whoever was there before it. By default that kills
+    # the process, and the caller's own cleaning up with it.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,131 @@
+"""Finds the models in the models folder: one a manifest, and one a bare weight file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from npu.engines import ENGINES
+from npu.errors import ModelRefused
+from npu.manifest import FILE_NAME, is_weights, read_manifest
+from npu.model import Model
+from npu.model_name import SUFFIXES, parse_model_name
+
+MAX_DEPTH = 3
+"""Folders below the models folder that are looked into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What was found, in the order of the ids, and what could not be used."""
+
+    models: tuple[Model, ...]
+    clashes: tuple[str, ...] = ()
+    """One sentence for each name that two models claim."""
+    problems: tuple[str, ...] = ()
+    """One sentence for each file that is no usable model."""
+
+    def find(self, name: str) -> Model | None:
+        """The model with this id or name. Names are told apart without regard to case."""
+        wanted = name.lower()
+        for model in self.models:
+            if model.id == wanted:
+                return model
+        return next((model for model in self.models if wanted in (other.lower() for other in model.names)), None)
+
+
+def find_models(models_dir: Path) -> Catalog:
+    """Look through the folder. Whatever is wrong with one model is a sentence in the catalogue and hides no other."""
+    problems: list[str] = []
+    found = list(_walk(models_dir, 0, problems))
+    models, clashes = _settle(found)
+    return Catalog(tuple(sorted(models, key=lambda model: model.id)), tuple(clashes), tuple(problems))
+
+
+def _walk(folder: Path, depth: int, problems: list[str]) -> Iterator[Model]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        problems.append(f"{folder} cannot be read: {error.strerror or error}.")
+        return
+    manifest = folder / FILE_NAME
+    model: Model | None = None
+    if manifest.is_file():
+        try:
+            model = read_manifest(manifest)
+            yield model
+        except ModelRefused as refused:
+            problems.append(str(refused))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not entry.exists():
+            problems.append(f"{entry} is a link to something that is not there. Remove it, or put the file back.")
+        elif entry.is_dir():
+            if entry.is_symlink():
+                problems.append(
+                    f"{entry} is a link to a folder, and those are not followed. Link the weight file instead."
+                )
+            elif depth < MAX_DEPTH:
+                yield from _walk(entry, depth + 1, problems)
+        elif is_weights(entry):
+            if not manifest.is_file():
+                yield from _bare(entry, problems)
+            elif model is not None and model.path != entry:
+                problems.append(f"{entry} lies beside a manifest that does not name it. Give it a folder of its own.")
+
+
+def _bare(path: Path, problems: list[str]) -> Iterator[Model]:
+    engine = SUFFIXES[path.suffix.lower()]
+    if engine not in ENGINES:
+        problems.append(f"{path}: no engine here can run {path.suffix} files yet. It is left alone.")
+        return
+    name = parse_model_name(re.sub(r"-\d{5}-of-\d{5}$", "", path.stem))
+    stat = path.stat()
+    yield Model(
+        id=name.id,
+        engine=engine,
+        folder=path.parent,
+        names=tuple(other for other in dict.fromkeys((*name.tags, path.stem)) if other != name.id),
+        path=path,
+        context_length=name.context_length,
+        family=name.family,
+        parameters=name.parameters,
+        quantization=name.quantization,
+        soc=name.soc,
+        created=int(stat.st_mtime),
+        size_bytes=stat.st_size,
+    )
+
+
+def _settle(found: list[Model]) -> tuple[list[Model], list[str]]:
+    """Give every id and name to the first that claims it: ids before names, full names before short ones."""
+    clashes: list[str] = []
+    owners: dict[str, Model] = {}
+    kept: list[Model] = []
+    for model in found:
+        first = owners.setdefault(model.id, model)
+        if first is model:
+            kept.append(model)
+        else:
+            clashes.append(
+                f"{_place(model)} and {_place(first)} both claim the id {model.id}; the latter has it. Give the former a "
+                f"manifest with another `id`."
+            )
+    for rank in range(max((len(model.names) for model in kept), default=0)):
+        for model in kept:
+            for name in model.names[rank : rank + 1]:
+                owner = owners.setdefault(name.lower(), model)
+                if owner is not model:
+                    clashes.append(
+                        f"{_place(model)} and {_place(owner)} both claim the name {name}; the latter has it."
+                    )
+    return [
+        replace(model, names=tuple(name for name in model.names if owners[name.lower()] is model)) for model in kept
+    ], clashes
+
+
+def _place(model: Model) -> Path:
+    return model.path or model.folder / FILE_NAME

@@ -1,0 +1,255 @@
+"""Reads `models/<name>/manifest.toml`, strictly: what it does not understand it refuses, naming the line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from npu.engine import Sampling
+from npu.engines import ENGINES, Option, engine_class
+from npu.errors import ModelRefused, SamplingRefused
+from npu.model import SAMPLING_DEFAULTS, Model, Value, is_model_id
+from npu.model_name import SOCS, SUFFIXES, parse_model_name
+from npu.sampling import check_sampling
+
+FILE_NAME = "manifest.toml"
+MAX_FILE_BYTES = 1 << 20
+MAX_CONTEXT_LENGTH = 1 << 24
+
+KEYS: Mapping[str, tuple[type, str]] = {
+    "id": (str, "the short name; made from the file's name when absent"),
+    "names": (list, "further names it answers to, `name:tag` first"),
+    "engine": (
+        str,
+        "what runs it: " + ", ".join(f"`{name}`" for name in sorted(ENGINES)) + "; by the file's suffix when absent",
+    ),
+    "file": (str, "the weights, in the manifest's folder; may be absent when exactly one file lies there"),
+    "context_length": (int, "tokens the context holds, prompt and answer together"),
+    "family": (str, "such as `qwen3`"),
+    "parameters": (str, "such as `0.6B`"),
+    "quantization": (str, "such as `W8A8`"),
+    "soc": (str, "the chip the weights were made for, such as `rk3588`"),
+    "stop": (list, "strings that end an answer, besides those of a request"),
+    "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
+    "notes": (list, "sentences its user should know"),
+    "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
+    "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),
+    "engine_options": (dict, "settings of the engine, see below"),
+}
+"""Every key a manifest may have, with its TOML type and meaning."""
+
+SAMPLING_KEYS = tuple(field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias"))
+"""What `[sampling]` may hold. A seed and a bias belong to a request."""
+
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
+_WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table"}
+
+
+def read_manifest(path: Path) -> Model:
+    """The model a manifest describes. Raises `ModelRefused` with the file, the key and the line to mend."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelRefused(f"{path} is larger than {MAX_FILE_BYTES >> 20} MB; this is no manifest.")
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelRefused(f"{path} cannot be read: {error}.") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ModelRefused(f"{path} is not TOML: {error}.") from error
+    return _Manifest(path, text, table).model()
+
+
+class _Manifest:
+    def __init__(self, path: Path, text: str, table: dict[str, Any]) -> None:
+        self._path = path
+        self._folder = path.parent
+        self._text = text
+        self._table = table
+
+    def model(self) -> Model:
+        for key in self._table:
+            if key not in KEYS:
+                raise self._refuse(key, f"is not a key of a manifest. There are: {', '.join(KEYS)}")
+            self._check_type(key, KEYS[key][0])
+        weights, engine = self._weights_and_engine()
+        name = parse_model_name(weights.stem if weights is not None else self._folder.name)
+        model_id = self._table.get("id", name.id)
+        if not is_model_id(model_id):
+            raise self._refuse("id", f"is {model_id!r}: only lower-case letters, digits, `.`, `_` and `-` may be in it")
+        stat = (weights or self._path).stat()
+        context = self._table.get("context_length", name.context_length)
+        if context is not None and not 1 <= context <= MAX_CONTEXT_LENGTH:
+            raise self._refuse("context_length", f"is {context}: it must be between 1 and {MAX_CONTEXT_LENGTH}")
+        soc = self._table.get("soc", name.soc)
+        if soc is not None and soc not in SOCS:
+            raise self._refuse("soc", f"is {soc!r}: the chips known here are {', '.join(SOCS)}")
+        return Model(
+            id=model_id,
+            engine=engine,
+            folder=self._folder,
+            names=self._names(model_id, name.tags, name.stem if weights is not None else ""),
+            path=weights,
+            context_length=context,
+            family=self._table.get("family", name.family if weights is not None else ""),
+            parameters=self._table.get("parameters", name.parameters),
+            quantization=self._table.get("quantization", name.quantization),
+            soc=soc,
+            created=int(stat.st_mtime),
+            size_bytes=stat.st_size if weights is not None else 0,
+            sampling_defaults=self._sampling(),
+            stop=tuple(self._table.get("stop", ())),
+            template=self._template(),
+            template_options=self._values("template_options"),
+            engine_options=self._engine_options(engine),
+            notes=tuple(self._table.get("notes", ())),
+        )
+
+    def _weights_and_engine(self) -> tuple[Path | None, str]:
+        engine = self._table.get("engine")
+        if engine is not None and engine not in ENGINES:
+            raise self._refuse("engine", f"is {engine!r}, which is not known. There are: {', '.join(sorted(ENGINES))}")
+        if "file" in self._table:
+            weights: Path | None = self._inside("file")
+        else:
+            candidates = [] if engine not in (None, *SUFFIXES.values()) else self._candidates(engine)
+            if len(candidates) > 1:
+                names = ", ".join(candidate.name for candidate in candidates)
+                raise ModelRefused(f'{self._path}: several files could be meant ({names}). Name one: `file = "…"`.')
+            weights = candidates[0] if candidates else None
+        if engine is None:
+            engine = SUFFIXES.get(weights.suffix.lower()) if weights is not None else None
+            if engine is None:
+                raise ModelRefused(
+                    f'{self._path}: neither an engine nor weights are named. Add `file = "…"` or `engine = "…"`.'
+                )
+            if engine not in ENGINES:
+                raise ModelRefused(
+                    f"{self._path}: no engine here can run {weights.suffix if weights else ''} files yet."
+                )
+        elif weights is None and engine in SUFFIXES.values():
+            raise ModelRefused(
+                f"{self._path}: the engine {engine} needs weights, and none lie in {self._folder}. Add the file."
+            )
+        return weights, engine
+
+    def _candidates(self, engine: str | None) -> list[Path]:
+        return sorted(
+            entry
+            for entry in self._folder.iterdir()
+            if is_weights(entry) and (engine is None or SUFFIXES[entry.suffix.lower()] == engine)
+        )
+
+    def _inside(self, key: str) -> Path:
+        named = Path(self._table[key])
+        if named.is_absolute() or ".." in named.parts or not named.parts:
+            raise self._refuse(key, f"is {str(named)!r}: it must name a file inside the manifest's own folder")
+        path = self._folder / named
+        if not path.is_file():
+            raise self._refuse(key, f"names {str(named)!r}, and there is no such file in {self._folder}")
+        return path
+
+    def _names(self, model_id: str, tags: tuple[str, ...], stem: str) -> tuple[str, ...]:
+        given: list[str] = self._table.get("names", [])
+        for name in given:
+            if not _NAME.fullmatch(name):
+                raise self._refuse("names", f"holds {name!r}: a name has 1 to 200 characters and no blanks")
+        names = [*(given or tags), stem]
+        return tuple(name for name in dict.fromkeys(names) if name and name != model_id)
+
+    def _sampling(self) -> dict[str, float | int | bool]:
+        given = self._table.get("sampling", {})
+        neutral = Sampling()
+        for key, value in given.items():
+            if key not in SAMPLING_KEYS:
+                raise self._refuse(key, f"is not a sampling field. There are: {', '.join(SAMPLING_KEYS)}", "sampling")
+            expected = type(getattr(neutral, key))
+            if type(value) is not expected and not (expected is float and type(value) is int):
+                raise self._refuse(key, f"is {value!r}: it must be a {expected.__name__}", "sampling")
+        settled = {**SAMPLING_DEFAULTS, **given}
+        try:
+            check_sampling(Sampling(**settled), 0)
+        except SamplingRefused as refused:
+            raise self._refuse(refused.field, f"cannot be honoured: {refused}", "sampling") from None
+        return settled
+
+    def _template(self) -> str | None:
+        if "chat_template" not in self._table:
+            return None
+        path = self._inside("chat_template")
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise self._refuse("chat_template", f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._refuse("chat_template", f"cannot be read: {error}") from error
+
+    def _values(self, key: str) -> dict[str, Value]:
+        values = self._table.get(key, {})
+        for name, value in values.items():
+            if not isinstance(value, (str, int, float, bool)):
+                raise self._refuse(name, "must be a string, a number or a truth value", key)
+        return dict(values)
+
+    def _engine_options(self, engine: str) -> dict[str, Value]:
+        options: Mapping[str, Option] = engine_class(engine).OPTIONS
+        values = self._values("engine_options")
+        for name, value in values.items():
+            if name not in options:
+                known = ", ".join(options) or "none"
+                raise self._refuse(
+                    name, f"is not an option of the engine {engine}. There are: {known}", "engine_options"
+                )
+            option = options[name]
+            whole = isinstance(option.default, int)
+            if isinstance(value, (bool, str)) or (whole and not isinstance(value, int)):
+                raise self._refuse(
+                    name, f"is {value!r}: it must be a {'whole ' if whole else ''}number", "engine_options"
+                )
+            if not option.low <= value <= option.high:
+                raise self._refuse(
+                    name, f"is {value}: it must be between {option.low:g} and {option.high:g}", "engine_options"
+                )
+        return values
+
+    def _check_type(self, key: str, expected: type) -> None:
+        value: object = self._table[key]
+        right = type(value) is expected
+        if right and isinstance(value, list):
+            right = all(isinstance(entry, str) for entry in value)
+        if not right:
+            raise self._refuse(key, f"must be {_WORDS[expected]}")
+
+    def _refuse(self, key: str, what: str, section: str = "") -> ModelRefused:
+        line = self._line(key, section)
+        where = f"{self._path}, line {line}" if line else str(self._path)
+        return ModelRefused(f"{where}: `{section + '.' if section else ''}{key}` {what}.")
+
+    def _line(self, key: str, section: str) -> int | None:
+        # TOML keeps no positions; the first line of the section that sets the key is the one a reader looks for.
+        current = ""
+        quoted = rf"(?:{re.escape(key)}|\"{re.escape(key)}\"|'{re.escape(key)}')"
+        for number, line in enumerate(self._text.splitlines(), 1):
+            header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
+            if header:
+                current = header[1]
+                if not section and current.split(".")[0] == key:
+                    return number
+            elif current == section and re.match(rf"\s*{quoted}\s*[.=]", line):
+                return number
+        return None
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file is one a model may be loaded from: by its suffix, not hidden, and not a part of one.
+
+    A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF and vision
+    projectors (`mmproj…`) are no models of their own.
+    """
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return False
+    shard = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
+    return not path.name.lower().startswith("mmproj") and (shard is None or int(shard[1]) == 1)

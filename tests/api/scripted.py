@@ -1,0 +1,314 @@
+"""A relay, a roster and jobs that do what a test has written down, behind the real application on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import httpx
+from fastapi import FastAPI
+from starlette.requests import Request as HttpRequest
+
+from api.app import create_app
+from api.needs import Services
+from api.relay import Answer, ClientGone, Relay, Waiting
+from api.server import Server, bind, server
+from api.settings import ApiSettings
+from tasks.errors import JobFailed, JobNotFound, QueueUnavailable, UnknownModel
+from tasks.events import (
+    ChoiceEnded,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Queued,
+    Reply,
+    Started,
+    TextDelta,
+    Timings,
+    Usage,
+    fold,
+)
+from tasks.jobs import JobState, JobView, Lane
+from tasks.requests import Request
+from tasks.roster import Card, ModelStatus
+
+JOB = "abcdefghijklmnopqrstuv"
+USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
+TIMINGS = Timings(queued_ms=1.5, load_ms=0.0, prefill_ms=20.0, decode_ms=60.0)
+END = Finished(FinishReason.STOP, USAGE, TIMINGS)
+CANCELLED = Finished(FinishReason.CANCELLED, USAGE, TIMINGS)
+
+
+class Hold:
+    """A step of a script: silence until the answer is closed, and then the end of a cancelled job."""
+
+
+class StartHolds:
+    """A first step: `Relay.start` itself does not return."""
+
+
+Step: TypeAlias = Event | Waiting | Exception | Hold | StartHolds
+
+
+def hello(choice: int = 0, reason: FinishReason = FinishReason.STOP) -> list[Step]:
+    """A short answer."""
+    return [
+        Queued(),
+        Started("w", "b"),
+        TextDelta("Hel", choice),
+        TextDelta("lo", choice),
+        ChoiceEnded(choice, reason),
+        END,
+    ]
+
+
+class ScriptedAnswer(Answer):
+    """Plays a script. `closed` is set once somebody has closed it, however often."""
+
+    def __init__(self, model: str, script: list[Step], position: int) -> None:
+        self.job = JOB
+        self.model = model
+        self.position = position
+        self.script = script
+        self.reached = threading.Event()
+        self.closed = threading.Event()
+        self._closing = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Event | Waiting]:
+        for step in self.script:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, Hold):
+                self.reached.set()
+                await self._closing.wait()
+                yield CANCELLED
+                return
+            assert not isinstance(step, StartHolds)
+            yield step
+
+    async def whole(self, http: HttpRequest) -> Reply:
+        collecting = asyncio.ensure_future(self._collect())
+        leaving = asyncio.ensure_future(_left(http))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                await self.close()
+                raise ClientGone
+            reply = collecting.result()
+        finally:
+            collecting.cancel()
+            leaving.cancel()
+        if isinstance(reply.end, Failed):
+            raise JobFailed(self.job, reply.end)
+        return reply
+
+    async def _collect(self) -> Reply:
+        return fold([event async for event in self if not isinstance(event, Waiting)])
+
+    async def close(self) -> None:
+        self._closing.set()
+        self.closed.set()
+
+
+async def _left(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass
+class Asked:
+    """One call of `Relay.start`."""
+
+    model: str | None
+    request: Request
+    commit_early: bool
+    owner: str
+    lane: Lane
+
+
+class ScriptedRelay(Relay):
+    """Answers each request with the script that was set, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[Step] = hello()
+        self.refusal: Exception | None = None
+        self.position = 0
+        self.calls: list[Asked] = []
+        self.answers: list[ScriptedAnswer] = []
+        self.holding = threading.Event()
+        self.start_cancelled = threading.Event()
+        self.answered = threading.Semaphore(0)
+
+    def play(self, *script: Step, position: int = 0) -> None:
+        """Answer with this script from now on."""
+        self.script = list(script)
+        self.refusal = None
+        self.position = position
+        self.calls.clear()
+        self.answers.clear()
+        self.answered = threading.Semaphore(0)
+        self.holding.clear()
+        self.start_cancelled.clear()
+
+    def refuse(self, error: Exception) -> None:
+        """Refuse with this error from now on."""
+        self.play()
+        self.refusal = error
+
+    def answer(self) -> ScriptedAnswer:
+        """The next answer that was begun, waited for."""
+        assert self.answered.acquire(timeout=10), "no request reached the relay"
+        return self.answers[-1]
+
+    async def start(
+        self,
+        model: str | None,
+        request: Request,
+        *,
+        commit_early: bool,
+        owner: str = "",
+        lane: Lane = Lane.INTERACTIVE,
+        deadline: float | None = None,
+    ) -> Answer:
+        self.calls.append(Asked(model, request, commit_early, owner, lane))
+        if self.refusal is not None:
+            raise self.refusal
+        if self.script and isinstance(self.script[0], StartHolds):
+            try:
+                self.holding.set()
+                await asyncio.Event().wait()
+            finally:
+                self.start_cancelled.set()
+        answer = ScriptedAnswer("tiny", list(self.script), self.position)
+        self.answers.append(answer)
+        self.answered.release()
+        return answer
+
+
+CARD = Card(
+    id="tiny",
+    board="b",
+    names=("tiny:latest", "org/tiny"),
+    engine="echo",
+    engine_version="1",
+    context_length=2048,
+    created=1700000000,
+    size_bytes=1000,
+    family="echo",
+    parameters="1M",
+    quantization="none",
+)
+
+
+class ScriptedRoster:
+    """Knows what a test says."""
+
+    def __init__(self) -> None:
+        self.known = [ModelStatus(card=CARD, served=True, loaded=True, loading=False, waiting=0)]
+
+    def models(self) -> list[ModelStatus]:
+        return list(self.known)
+
+    def resolve(self, name: str | None) -> ModelStatus:
+        for status in self.known:
+            if name in (None, status.card.id, *status.card.names):
+                return status
+        raise UnknownModel(name or "", "tiny")
+
+
+class ScriptedJobs:
+    """Holds one job."""
+
+    def __init__(self) -> None:
+        self.job = view()
+        self.next: JobView | None = None
+        self.waits: list[float] = []
+
+    async def view(self, job: str) -> JobView:
+        if job != self.job.id:
+            raise JobNotFound(job)
+        return self.job
+
+    async def wait(self, job: str, known: JobView, seconds: float) -> JobView:
+        self.waits.append(seconds)
+        return self.next or known
+
+    async def cancel(self, job: str) -> JobView:
+        return await self.view(job)
+
+
+def view(**changed: Any) -> JobView:
+    """A job that waits, but for what is changed."""
+    fields: dict[str, Any] = {
+        "id": JOB,
+        "model": "tiny",
+        "kind": "chat",
+        "lane": Lane.INTERACTIVE,
+        "state": JobState.QUEUED,
+        "position": 3,
+        "created_at": 1700000000.0,
+    }
+    return JobView(**(fields | changed))
+
+
+class World:
+    """Everything a test may script."""
+
+    def __init__(self) -> None:
+        self.relay = ScriptedRelay()
+        self.roster = ScriptedRoster()
+        self.jobs = ScriptedJobs()
+        self.redis_down = False
+
+    async def ping(self) -> None:
+        if self.redis_down:
+            raise QueueUnavailable("connection refused")
+
+    def app(self, settings: ApiSettings) -> FastAPI:
+        """The real application over this world."""
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[Services]:
+            yield {"relay": self.relay, "roster": self.roster, "jobs": self.jobs, "ping": self.ping}
+
+        return create_app(settings, lifespan=lifespan)
+
+
+class Site:
+    """A running server."""
+
+    def __init__(self, world: World, port: int, running: Server, app: FastAPI) -> None:
+        self.world = world
+        self.relay = world.relay
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.server = running
+        self.app = app
+        self.http = httpx.Client(base_url=self.url, timeout=10)
+
+
+@contextmanager
+def site(world: World | None = None, **settings: Any) -> Iterator[Site]:
+    """The application under the real server, on a free port of loopback."""
+    world = world or World()
+    known = ApiSettings(**settings)
+    sock = bind("127.0.0.1", 0)
+    # Connections wait here until the server takes them, so nobody need ask whether it has started.
+    sock.listen(128)
+    app = world.app(known)
+    running = server(known, app)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, name="server")
+    thread.start()
+    place = Site(world, sock.getsockname()[1], running, app)
+    try:
+        yield place
+    finally:
+        place.http.close()
+        running.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"

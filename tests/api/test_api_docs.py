@@ -1,0 +1,39 @@
+"""The description of the API, offline."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.api.scripted import Site
+
+
+def test_the_page_has_local_files_only(place: Site) -> None:
+    """Every file it names is served from here, and a policy keeps it from asking elsewhere."""
+    page = place.http.get("/docs")
+    named = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert sorted(named) == ["/docs/favicon.png", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"]
+    assert not re.findall(r"https?://", page.text)
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for path in named:
+        reply = place.http.get(path)
+        assert reply.status_code == 200
+        assert len(reply.content) > 1000
+
+
+@pytest.mark.parametrize("path", ["/docs/nothing.js", "/docs/..%2f__init__.py", "/docs/redoc.standalone.js"])
+def test_nothing_else_of_the_package_is_served(place: Site, path: str) -> None:
+    """Only the files that the page needs."""
+    assert place.http.get(path).status_code == 404
+
+
+def test_the_description_knows_the_bodies(place: Site) -> None:
+    """Every operation is there, with its body's fields, and every reference leads somewhere."""
+    document = place.http.get("/openapi.json").json()
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ChatCompletionBody"}
+    schemas = document["components"]["schemas"]
+    assert {"messages", "temperature", "stop", "logit_bias"} <= set(schemas["ChatCompletionBody"]["properties"])
+    for reference in set(re.findall(r"#/components/schemas/(\w+)", place.http.get("/openapi.json").text)):
+        assert reference in schemas

@@ -1,0 +1,181 @@
+"""The path of one request through the HTTP side, whatever its dialect."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import httpx
+import pytest
+
+from tasks.errors import QueueFull, QueueUnavailable
+from tests.api.scripted import Site
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_a_post_without_a_content_type_is_read(place: Site) -> None:
+    """What `curl -d` sends is JSON whatever its header says."""
+    reply = place.http.post(
+        "/v1/chat/completions",
+        content=b'{"messages":[{"role":"user","content":"Hi"}]}',
+        headers={"content-type": "application/x-www-form-urlencoded"},
+    )
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"] == "Hello"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/chat/completions/", "/chat/completions", "/chat/completions/"]
+)
+def test_a_path_without_version_or_with_a_slash_is_the_same_path(place: Site, path: str) -> None:
+    """People forget /v1 and add slashes; a redirect would lose their body."""
+    assert place.http.post(path, json=CHAT).status_code == 200
+
+
+def test_an_answer_carries_the_headers_clients_read(place: Site) -> None:
+    """Request id, job id, place in the queue and times are on a good answer."""
+    place.relay.position = 4
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert reply.headers["x-request-id"].startswith("req_")
+    assert reply.headers["openai-version"] == "2020-10-01"
+    assert int(reply.headers["openai-processing-ms"]) >= 0
+    assert reply.headers["x-job-id"] == reply.json()["id"].removeprefix("chatcmpl-")
+    assert reply.headers["x-queue-position"] == "4"
+
+
+def test_an_error_carries_the_headers_clients_read(place: Site) -> None:
+    """They are on errors as well."""
+    reply = place.http.get("/v1/nothing", headers={"x-request-id": "mine-1"})
+    assert reply.status_code == 404
+    assert reply.headers["x-request-id"] == "mine-1"
+    assert reply.headers["openai-version"] == "2020-10-01"
+    assert reply.json()["error"] == {
+        "message": "There is nothing at GET /v1/nothing. GET /docs lists what there is.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unknown_url",
+    }
+
+
+@pytest.mark.parametrize("sent", ["x" * 200, "a b", 'a"b', "ü"])
+def test_an_insane_request_id_is_replaced(place: Site, sent: str) -> None:
+    """What could break a header or a log line is not echoed."""
+    reply = place.http.get("/v1/models", headers={"x-request-id": sent.encode()})
+    assert reply.headers["x-request-id"].startswith("req_")
+
+
+def test_a_wrong_method_names_the_right_ones(place: Site) -> None:
+    """405 is an error object too, with the Allow header."""
+    reply = place.http.delete("/v1/chat/completions")
+    assert reply.status_code == 405
+    assert reply.headers["allow"] == "POST"
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/models", "/v1/models/tiny", "/models", "/healthz", "/readyz", "/openapi.json"]
+)
+def test_head_answers_where_get_does(place: Site, path: str) -> None:
+    """HEAD has the status and headers of GET, and no body."""
+    head, get = place.http.head(path), place.http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_a_full_queue_says_when_to_come_again(place: Site) -> None:
+    """429 carries the time in seconds and in milliseconds."""
+    place.relay.refuse(QueueFull("tiny", 64, 7.25))
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert reply.status_code == 429
+    assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("8", "7250")
+    assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_redis_away_is_a_503_with_a_time(place: Site) -> None:
+    """Nothing is a 500 because the queue cannot be reached."""
+    place.relay.refuse(QueueUnavailable("connection refused"))
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+    assert reply.json()["error"]["type"] == "server_error"
+
+
+def test_an_unexpected_error_is_a_500_with_its_id(place: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets an error object and the id under which the traceback was logged."""
+    place.relay.refuse(ZeroDivisionError("secret"))
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in reply.text
+    logged = [record for record in caplog.records if record.exc_info]
+    assert [getattr(record, "request", None) for record in logged] == [reply.headers["x-request-id"]]
+
+
+def test_the_log_has_one_line_a_request_and_no_contents(place: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Method, path, status, job and sizes are logged; what was said is not."""
+    caplog.set_level(logging.DEBUG)
+    body = {"messages": [{"role": "user", "content": "a-secret-question"}], "stream": True}
+    with place.http.stream("POST", "/v1/chat/completions", json=body, headers={"x-request-id": "once"}) as reply:
+        sent = len(reply.read())
+    place.http.get("/v1/models")  # on the same connection: the line of the request before is written
+    lines = [record for record in caplog.records if getattr(record, "request", None) == "once"]
+    assert [record.getMessage() for record in lines] == ["POST /v1/chat/completions 200"]
+    assert lines[0].__dict__["out"] == sent
+    assert lines[0].__dict__["job"] == place.relay.answers[0].job
+    logged = "".join(record.getMessage() + repr(record.__dict__) for record in caplog.records)
+    assert "a-secret-question" not in logged
+    assert "Hel" not in logged.replace("'HelperThread'", "")
+
+
+def test_a_path_cannot_forge_a_line(place: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A path is logged as the message's argument, where the formatter escapes what is not printable."""
+    caplog.set_level(logging.INFO)
+    place.http.get("/v1/a%0Ab")
+    place.http.get("/v1/models")
+    from tasks.logs import TextLines
+
+    lines = [TextLines().format(record) for record in caplog.records if record.name == "rockchipllama.api"]
+    assert all("\n" not in line for line in lines)
+
+
+def test_endless_headers_are_refused(place: Site) -> None:
+    """A head without an end is answered with 400 instead of being gathered."""
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ")
+        received = b""
+        try:
+            for _ in range(200):
+                sock.sendall(b"a" * 4096)
+            received = sock.recv(4096)
+        except OSError:
+            return
+        assert received == b"" or b" 400 " in received.splitlines()[0]
+
+
+def test_a_page_of_another_site_may_not_read(place: Site) -> None:
+    """A browser lets pages of this machine call the API, and no others unless they are named."""
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
+    mine = place.http.options("/v1/chat/completions", headers={"origin": "http://localhost:3000", **asked})
+    assert mine.status_code == 200
+    assert mine.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "x-stainless-os" in mine.headers["access-control-allow-headers"]
+    other = place.http.options("/v1/chat/completions", headers={"origin": "http://evil.example", **asked})
+    assert "access-control-allow-origin" not in other.headers
+    tricky = place.http.options("/v1/models", headers={"origin": "http://localhost.evil.example", **asked})
+    assert "access-control-allow-origin" not in tricky.headers
+
+
+def test_many_clients_each_get_their_own(place: Site) -> None:
+    """One connection's pipelined requests are answered in order."""
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(
+            b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        received = b""
+        while part := sock.recv(65536):
+            received += part
+    assert received.index(b'"status":"ok"') < received.index(b'"object":"list"')
+
+
+def test_the_server_names_no_software(place: Site) -> None:
+    """No header tells which server and version this is."""
+    assert "server" not in httpx.get(place.url + "/healthz").headers

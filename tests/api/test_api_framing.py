@@ -1,0 +1,165 @@
+"""Streams on the wire, and clients that leave."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from typing import Any
+
+import pytest
+
+from api.relay import Waiting
+from tasks.errors import QueueUnavailable
+from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
+from tests.api.scripted import CANCELLED, END, Hold, Site, StartHolds, Step, site
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
+
+
+def request(body: dict[str, Any]) -> bytes:
+    """A chat request as bytes."""
+    data = json.dumps(body).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+
+
+def lines(place: Site, **body: Any) -> list[str]:
+    """The lines of a streamed answer that are not empty."""
+    reply = place.http.post("/v1/chat/completions", json=CHAT | {"stream": True} | body)
+    assert reply.status_code == 200, reply.text
+    return [line for line in reply.text.split("\n") if line]
+
+
+def test_a_stream_has_the_headers_proxies_need(place: Site) -> None:
+    """So that nothing between client and server keeps the text back."""
+    with place.http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as reply:
+        reply.read()
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in reply.headers
+    assert reply.headers["x-job-id"]
+
+
+def test_waiting_is_told_in_comments(place: Site) -> None:
+    """A waiting client sees its place, a silent one that the line is alive; readers skip both."""
+    place.relay.play(Waiting(3), Waiting(1), Waiting(None), TextDelta("x"), END)
+    assert lines(place)[:3] == [": position 3", ": position 1", ": keep-alive"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "says"),
+    [
+        (Failed(FailureCode.ENGINE_LOST, "The worker died."), "engine_lost", "The worker died."),
+        (CANCELLED, "job_cancelled", "The job was cancelled."),
+        (QueueUnavailable("gone"), "queue_unavailable", "gone"),
+        (ZeroDivisionError("secret"), "internal_error", "The server made an error"),
+    ],
+)
+def test_a_failure_past_the_first_byte_is_the_last_line(place: Site, ending: Step, code: str, says: str) -> None:
+    """The status is long sent; the error is data, and no [DONE] pretends that all is well."""
+    place.relay.play(*TALKING, ending)
+    last = lines(place)[-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["code"] == code
+    assert says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "secret" not in last
+
+
+def test_an_answer_without_an_end_is_an_error(place: Site) -> None:
+    """A stream that merely stops would look complete to many clients."""
+    place.relay.play(*TALKING)
+    assert '"internal_error"' in lines(place)[-1]
+
+
+@pytest.mark.parametrize("script", [[*TALKING, END], [*TALKING, CANCELLED], [*TALKING, ZeroDivisionError()]])
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_answer_is_closed_at_its_end(place: Site, script: list[Step], stream: bool) -> None:
+    """However it ended."""
+    place.relay.play(*script)
+    place.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+    assert place.relay.answer().closed.wait(5)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_in_mid_answer_closes_it(
+    place: Site, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Streaming or not, its job is ended, and the log says 499."""
+    caplog.set_level(logging.INFO)
+    place.relay.play(*TALKING, Hold())
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(request(CHAT | {"stream": stream}))
+        answer = place.relay.answer()
+        assert answer.reached.wait(5)
+        if stream:
+            seen = b""
+            while b'"Hel"' not in seen:
+                seen += sock.recv(65536)
+    assert answer.closed.wait(5)
+    place.http.get("/healthz")
+    logged = [record for record in caplog.records if record.getMessage().startswith("POST")]
+    assert [record.getMessage() for record in logged] == ["POST /v1/chat/completions 499"]
+
+
+def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site) -> None:
+    """Its stream is begun and ended without ever having been read."""
+    place.relay.play(Hold())
+    sock = socket.create_connection(("127.0.0.1", place.port), timeout=10)
+    sock.sendall(request(CHAT | {"stream": True}))
+    sock.close()
+    assert place.relay.answer().closed.wait(5)
+
+
+def test_a_client_that_leaves_while_its_job_is_being_accepted_ends_that(place: Site) -> None:
+    """What waits for the first event is cancelled with its client, and so is the job."""
+    place.relay.play(StartHolds())
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(request(CHAT | {"stream": True}))
+        assert place.relay.holding.wait(5)
+    assert place.relay.start_cancelled.wait(5)
+
+
+def test_a_client_that_leaves_in_mid_body_starts_nothing(place: Site) -> None:
+    """Half a request is none."""
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(request(CHAT)[:-10])
+    assert place.http.get("/healthz").status_code == 200
+    assert place.relay.calls == []
+
+
+def test_a_client_that_stops_reading_is_gone_in_the_end() -> None:
+    """Once its buffers are full and stay so, its job is ended like that of any client that left."""
+    with site(stalled_client=0.2, drain=0) as place:
+        place.relay.play(*TALKING, *[TextDelta("x" * 60_000)] * 400, Hold())
+        with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+            sock.sendall(request(CHAT | {"stream": True}))
+            assert place.relay.answer().closed.wait(20)
+
+
+def test_a_job_cancelled_by_somebody_else_is_a_conflict(place: Site) -> None:
+    """The client of a whole answer is told, and told not to try again."""
+    place.relay.play(*TALKING, CANCELLED)
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "job_cancelled")
+    assert reply.headers["x-should-retry"] == "false"
+    assert reply.headers["x-job-id"] == place.relay.answers[0].job
+
+
+def test_a_job_that_fails_is_a_status(place: Site) -> None:
+    """A whole answer has sent nothing yet, so its failure is a proper one, with the job's id."""
+    place.relay.play(*TALKING, Failed(FailureCode.CONTEXT_TOO_LONG, "3000 tokens do not fit into 2048.", "messages"))
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert reply.json()["error"]["param"] == "messages"
+    assert reply.headers["x-job-id"] == place.relay.answers[0].job
+
+
+def test_what_is_sent_is_not_logged_at_any_level(place: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The streaming library would log each chunk at level debug."""
+    caplog.set_level(logging.DEBUG)
+    place.relay.play(TextDelta("a-secret-answer"), END)
+    assert any("a-secret-answer" in line for line in lines(place))
+    assert not any("a-secret-answer" in record.getMessage() for record in caplog.records)

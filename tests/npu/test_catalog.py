@@ -1,0 +1,132 @@
+"""Models are found, and what is wrong with one hides no other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from npu.catalog import find_models
+
+
+def put(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def test_manifests_and_bare_files_in_the_order_of_their_ids(models: Path) -> None:
+    put(models / "zebra" / "manifest.toml", 'engine = "echo"')
+    put(models / "Qwen3-0.6B-Q8_0.gguf")
+    put(models / "hub" / "someone" / "Alpha-1B.gguf")
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["alpha-1b", "qwen3-0.6b", "zebra"]
+    assert (catalog.clashes, catalog.problems) == ((), ())
+
+
+def test_names_lead_to_their_model(models: Path) -> None:
+    put(models / "Qwen3-0.6B-Q8_0.gguf")
+    catalog = find_models(models)
+    for name in ("qwen3-0.6b", "QWEN3:0.6B", "Qwen3-0.6B-Q8_0"):
+        found = catalog.find(name)
+        assert found is not None
+        assert found.id == "qwen3-0.6b"
+    assert catalog.find("../../etc/passwd") is None
+
+
+def test_hidden_and_partial_files_are_no_models(models: Path) -> None:
+    for name in (".hidden.gguf", "half.gguf.partial", ".git/deep.gguf", "README.md", "mmproj-F16.gguf", "big-00002-of-00003.gguf"):
+        put(models / name)
+    assert find_models(models).models == ()
+
+
+def test_a_split_file_is_one_model(models: Path) -> None:
+    for number in (1, 2, 3):
+        put(models / f"Big-7B-Q4_0-0000{number}-of-00003.gguf")
+    assert [model.id for model in find_models(models).models] == ["big-7b"]
+
+
+def test_a_broken_manifest_is_a_sentence(models: Path) -> None:
+    put(models / "bad" / "manifest.toml", "colour = 1")
+    put(models / "bad" / "weights.gguf")
+    put(models / "good.gguf")
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["good"]
+    assert len(catalog.problems) == 1
+    assert "colour" in catalog.problems[0]
+
+
+def test_two_models_with_one_id(models: Path) -> None:
+    first = put(models / "a" / "Same-1B-Q4_0.gguf")
+    second = put(models / "b" / "Same-1B-Q8_0.gguf")
+    catalog = find_models(models)
+    assert [model.path for model in catalog.models] == [first]
+    assert str(second) in catalog.clashes[0]
+    assert "same-1b" in catalog.clashes[0]
+
+
+def test_two_models_with_one_name(models: Path) -> None:
+    """The base model keeps the name its tuned sibling would be shortened to."""
+    put(models / "Tiny-1B-Instruct.gguf")
+    put(models / "Tiny-1B.gguf")
+    catalog = find_models(models)
+    found = catalog.find("tiny:1b")
+    assert found is not None
+    assert found.id == "tiny-1b"
+    assert len(catalog.clashes) == 1
+
+
+def test_a_file_no_engine_runs_is_a_sentence(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npu.catalog.ENGINES", {"llamacpp": "somewhere:Else"})
+    put(models / "Qwen3-0.6B-w8a8-rk3588.rkllm")
+    catalog = find_models(models)
+    assert catalog.models == ()
+    assert "no engine here can run .rkllm" in catalog.problems[0]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(models: Path, tmp_path: Path) -> None:
+    elsewhere = put(tmp_path / "disk" / "weights.gguf")
+    models.mkdir()
+    (models / "linked.gguf").symlink_to(elsewhere)
+    (models / "folder").symlink_to(tmp_path / "disk")
+    (models / "loop").symlink_to(models)
+    (models / "gone.gguf").symlink_to(tmp_path / "nowhere")
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["linked"]
+    assert len(catalog.problems) == 3
+
+
+def test_a_weight_file_beside_a_manifest_that_means_another(models: Path) -> None:
+    put(models / "a" / "manifest.toml", 'file = "one.gguf"')
+    put(models / "a" / "one.gguf")
+    put(models / "a" / "two.gguf")
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["one"]
+    assert "two.gguf" in catalog.problems[0]
+
+
+def test_depth_is_bounded(models: Path) -> None:
+    put(models / "1" / "2" / "3" / "seen.gguf")
+    put(models / "1" / "2" / "3" / "4" / "unseen.gguf")
+    assert [model.id for model in find_models(models).models] == ["seen"]
+
+
+def test_no_folder_is_a_sentence(models: Path) -> None:
+    assert "cannot be read" in find_models(models).problems[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_folder_is_a_sentence(models: Path) -> None:
+    put(models / "closed" / "x.gguf")
+    put(models / "open.gguf")
+    (models / "closed").chmod(0)
+    catalog = find_models(models)
+    (models / "closed").chmod(0o700)
+    assert [model.id for model in catalog.models] == ["open"]
+    assert len(catalog.problems) == 1

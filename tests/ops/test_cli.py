@@ -1,0 +1,68 @@
+"""The command line itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ops import environment
+from ops.cli.main import app
+
+
+def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", *words],
+        env=environment.for_child(variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Neither settings nor web nor queue: help is what people ask for while they wait."""
+    script = (
+        "import sys, runpy\nsys.argv = ['rockchipllama', 'up', '--help']\n"
+        "try: runpy.run_module('ops.cli.main', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'fastapi', 'celery', 'redis', 'xllamacpp', 'tasks'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment.for_child({}), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ctrl-C stops all of it" in done.stdout
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("up", "--port", "abc"), ("worker",), ("up", "--nonsense")])
+def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
+    """With a sentence and no traceback."""
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:
+    """With the two lines that mend it."""
+    done = run("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", "/nonexistent/data")
+    assert done.returncode == 2
+    assert "ROCKCHIPLLAMA_API_KEYS=" in done.stderr
+    assert "ROCKCHIPLLAMA_TRUSTED_NETWORKS=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_one_line() -> None:
+    """Name and number."""
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("rockchipllama ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_every_command_says_what_it_does() -> None:
+    """One sentence at least."""
+    assert all(command.callback is not None and command.callback.__doc__ for command in app.registered_commands)

@@ -1,0 +1,117 @@
+"""Settings: which value wins, where it came from, and what a mistake is called."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops import configuration, environment
+from ops.configuration import ConfigurationError
+from tasks.settings import TaskSettings
+
+Settings = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in environment.ours():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "from_command_line", set())
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`rockchipllama settings …` with these variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", "settings", *words],
+        env=environment.for_child(variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_stronger_source_wins_and_is_named(tmp_path: Path) -> None:
+    """Default, file, environment, command line."""
+    file = tmp_path / "my.toml"
+    file.write_text("port = 1001\nqueue_limit = 7\nhost = '127.0.0.2'\n[aliases]\nshort = 'long'\n")
+    done = run(
+        "--json", "--port", "1003", "--config", str(file), ROCKCHIPLLAMA_PORT="1002", ROCKCHIPLLAMA_QUEUE_LIMIT="8"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert (rows["port"]["value"], rows["port"]["source"]) == (1003, "the command line")
+    assert (rows["queue_limit"]["value"], rows["queue_limit"]["source"]) == (8, "ROCKCHIPLLAMA_QUEUE_LIMIT")
+    assert (rows["host"]["value"], rows["host"]["source"]) == ("127.0.0.2", str(file))
+    assert rows["aliases"]["value"] == {"short": "long"}
+    assert rows["lease"]["source"] == "default"
+
+
+def test_secrets_are_masked() -> None:
+    """Neither keys nor a password inside a URL are shown, in either form."""
+    secrets = {"ROCKCHIPLLAMA_API_KEYS": "sesame1,sesame2", "ROCKCHIPLLAMA_REDIS_URL": "redis://me:sesame3@host:1/0"}
+    for words in ((), ("--json",)):
+        done = run(*words, **secrets)
+        assert done.returncode == 0, done.stderr
+        assert "sesame" not in done.stdout + done.stderr
+        assert "redis://me:********@host:1/0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "said"),
+    [
+        ((), {"ROCKCHIPLLAMA_PORT": "abc"}, "The setting port is 'abc' (from ROCKCHIPLLAMA_PORT)"),
+        ((), {"ROCKCHIPLLAMA_QUEUE_LIMIT": "0"}, "The setting queue_limit is '0' (from ROCKCHIPLLAMA_QUEUE_LIMIT)"),
+        (("--log-level", "loud"), {}, "The setting log_level is 'loud' (from the command line)"),
+        ((), {"ROCKCHIPLLAMA_ALIASES": "{"}, "ROCKCHIPLLAMA_ALIASES must hold JSON"),
+        ((), {"ROCKCHIPLLAMA_API_KEYS": "sesame here"}, "The setting api_keys (from ROCKCHIPLLAMA_API_KEYS)"),
+        (("--config", "/no/such.toml"), {}, "The configuration file /no/such.toml cannot be read: No such file"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(words: tuple[str, ...], variables: dict[str, str], said: str) -> None:
+    """It names setting, value and source; the exit code is 2 and nobody sees a traceback."""
+    done = run(*words, **variables)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert "sesame" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"port = \n", b"\xff\xfe", b"port = 1\nport = 2\n"])
+def test_a_broken_file_is_a_sentence(content: bytes, tmp_path: Path) -> None:
+    """The one in the current folder is found by itself."""
+    (tmp_path / "rockchipllama.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"The configuration file .*rockchipllama.toml is not "):
+        configuration.load(TaskSettings)
+
+
+def test_what_is_no_setting_is_named_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the file and in the environment; a warning, not an error, so that an older version reads a newer file."""
+    (tmp_path / "rockchipllama.toml").write_text("prot = 1\nqueue_limit = 2\n")
+    monkeypatch.setenv("ROCKCHIPLLAMA_MODEL_DIR", "x")
+    monkeypatch.setenv("ROCKCHIPLLAMA_LIFELINE_FD", "9")
+    in_file, in_environment = configuration.unknown()
+    assert "sets 'prot'" in in_file
+    assert "Did you mean 'port'?" in in_file
+    assert "ROCKCHIPLLAMA_MODEL_DIR" in in_environment
+    assert "Did you mean 'ROCKCHIPLLAMA_MODELS_DIR'?" in in_environment
+
+
+def test_another_spelling_of_a_variable_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are read without regard to case; the command line still wins."""
+    monkeypatch.setenv("rockchipllama_queue_limit", "5")
+    monkeypatch.delenv("ROCKCHIPLLAMA_QUEUE_LIMIT", raising=False)
+    environment.give({"queue_limit": 6, "lease": None})
+    try:
+        assert configuration.load(TaskSettings).queue_limit == 6
+        assert environment.from_command_line == {"queue_limit"}
+    finally:
+        monkeypatch.setenv("ROCKCHIPLLAMA_QUEUE_LIMIT", "")
+        monkeypatch.delenv("ROCKCHIPLLAMA_QUEUE_LIMIT")

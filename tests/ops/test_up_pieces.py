@@ -1,0 +1,175 @@
+"""The pieces of `up` by themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from ops.up import listen, lock, store
+from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
+from ops.up.output import LogFile, Output
+from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
+from ops.up.ready import Readiness, _read
+
+
+def test_one_up_per_data_dir(tmp_path: Path) -> None:
+    """A second is told where the first serves; afterwards the directory is free again."""
+    with lock.DataDirLock(tmp_path) as first:
+        first.wait_for_parts(print)
+        first.write("http://127.0.0.1:1234")
+        with pytest.raises(AlreadyRunning, match=r"already runs .* at http://127.0.0.1:1234 \(process \d+\)"):
+            lock.DataDirLock(tmp_path).__enter__()
+    with lock.DataDirLock(tmp_path) as again:
+        again.wait_for_parts(print)
+
+
+def test_parts_of_an_earlier_run_are_waited_for(tmp_path: Path) -> None:
+    """It is said once, and given up with what to do."""
+    with lock.DataDirLock(tmp_path) as earlier:
+        earlier.wait_for_parts(print)
+        inherited = os.dup(earlier.parts)
+    said: list[str] = []
+    with lock.DataDirLock(tmp_path) as later, pytest.raises(PartFailed, match="End them and start again"):
+        later.wait_for_parts(said.append, patience=0.2)
+    assert len(said) == 1
+    os.close(inherited)
+    with lock.DataDirLock(tmp_path) as later:
+        later.wait_for_parts(said.append)
+
+
+def test_an_unusable_data_dir_is_a_sentence(tmp_path: Path) -> None:
+    """Whatever the reason the system gives."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UpError, match="choose one that this user may write to with --data-dir"):
+        lock.DataDirLock(tmp_path / "file").__enter__()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_the_url_reaches_the_socket(host: str) -> None:
+    """Port 0 is any free one, and the URL is one a browser here can open."""
+    with listen.listen(host, 0) as sock:
+        port = sock.getsockname()[1]
+        assert listen.url(sock).endswith(f":{port}")
+        assert "0.0.0.0" not in listen.url(sock)
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "a" * 300])
+def test_a_foreign_address_is_a_sentence(host: str) -> None:
+    """It names the setting to change."""
+    with pytest.raises(PortInUse, match="ROCKCHIPLLAMA_HOST"):
+        listen.listen(host, 0)
+
+
+def test_the_socket_moves_out_of_a_long_or_odd_path(tmp_path: Path) -> None:
+    """Unix sockets take 107 bytes; the same data directory always finds the same folder."""
+    plain = store.socket_dir(tmp_path)
+    assert plain == tmp_path.resolve() / "run" or not store._fits(tmp_path.resolve() / "run")
+    long = tmp_path / ("x" * 100)
+    odd = tmp_path / "a b%20c"
+    for data_dir in (long, odd):
+        data_dir.mkdir()
+        found = store.socket_dir(data_dir)
+        assert found == store.socket_dir(data_dir)
+        assert len(os.fsencode(found / store.SOCKET_NAME)) <= store.LONGEST_SOCKET_PATH
+        assert found.stat().st_mode & 0o777 == 0o700
+        found.rmdir()
+
+
+def test_somebody_elses_link_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In /tmp, anybody may make a link of the name we want."""
+    data_dir = tmp_path / ("x" * 100)
+    data_dir.mkdir()
+    runtime, elsewhere = tmp_path / "r", tmp_path / "elsewhere"
+    runtime.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setattr(store.environment, "runtime_dir", lambda: runtime)
+    wanted = store.socket_dir(data_dir)
+    wanted.rmdir()
+    if wanted.parent == runtime:
+        wanted.symlink_to(elsewhere)
+        found = store.socket_dir(data_dir)
+        assert found.parent != runtime
+        found.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("total", "asked", "expected"),
+    [
+        (4 * 2**30, None, 256 * 2**20),
+        (2**29, None, 64 * 2**20),
+        (64 * 2**30, None, 2**30),
+        (4 * 2**30, 100, 100 * 2**20),
+    ],
+)
+def test_memory_of_the_store(total: int, asked: int | None, expected: int) -> None:
+    """A sixteenth of the machine between 64 MB and 1 GB, or what was asked for."""
+    assert store.memory_limit(total, asked) == expected
+
+
+def test_a_log_never_outgrows_its_limit(tmp_path: Path) -> None:
+    """It and one predecessor are kept."""
+    log = LogFile(tmp_path / "logs/x.log", limit=100)
+    for number in range(40):
+        log.write(f"line {number:03}\n".encode())
+    log.close()
+    assert {path.name for path in log.path.parent.iterdir()} == {"x.log", "x.log.1"}
+    assert all(path.stat().st_size <= 100 for path in log.path.parent.iterdir())
+    assert "line 039" in log.path.read_text()
+
+
+def test_output_is_taken_apart_into_lines(tmp_path: Path) -> None:
+    """Also when a line comes in pieces, never ends, or is no text."""
+    reader, writer = os.pipe()
+    tail: deque[str] = deque(maxlen=3)
+    shown: list[bytes] = []
+    output = Output(reader, LogFile(tmp_path / "x.log"), tail, shown.append)
+    for data in (b"one\ntw", b"o\n", b"\xff\n"):
+        os.write(writer, data)
+        assert output.read()
+    os.write(writer, b"unended")
+    os.close(writer)
+    assert output.read()
+    assert not output.read()
+    output.close()
+    output.close()
+    assert shown == [b"one\n", b"two\n", b"\xff\n", b"unended\n"]
+    assert list(tail) == ["two", "�", "unended"]
+
+
+def test_restarts_pause_longer_and_longer_and_end(tmp_path: Path) -> None:
+    """Too many deaths in one window are the end; old ones are forgotten."""
+    part = Part("x", ["true"], log=tmp_path / "x.log")
+    pauses = [part.plan_restart(100.0 + number) for number in range(TOO_OFTEN)]
+    assert pauses == [*(FIRST_PAUSE * 2**number for number in range(TOO_OFTEN - 1)), None]
+    assert part.plan_restart(200.0 + WINDOW) == FIRST_PAUSE
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(3, "exit code 3"), (-9, "killed by SIGKILL"), (-62, "killed by signal 62")]
+)
+def test_an_end_in_words(status: int, words: str) -> None:
+    """Signals by name where they have one."""
+    assert describe_end(status) == words
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "preload", "ready"),
+    [
+        (200, b'{"models": [{"id": "a", "loaded": true}]}', True, True),
+        (200, b'{"models": [{"id": "a", "loading": true}]}', True, False),
+        (200, b'{"models": [{"id": "a"}]}', False, True),
+        (503, b'{"models": [], "reasons": ["none"]}', False, False),
+        (500, b"<html>", True, False),
+        (200, b'{"models": null}', False, False),
+    ],
+)
+def test_when_a_service_counts_as_ready(status: int, body: bytes, preload: bool, ready: bool) -> None:
+    """Loaded, or served at all where nothing is to be preloaded."""
+    state = _read(status, body)
+    assert isinstance(state, Readiness)
+    assert state.ready(preload) is ready

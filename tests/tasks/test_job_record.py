@@ -1,0 +1,326 @@
+"""The record of a job: accepted, claimed, appended to, cancelled, handed back, on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.claims import Claim, HandedBack, Renewal, claim_next, hand_back, renew
+from tasks.errors import JobNotFound, QueueFull
+from tasks.events import (
+    ChoiceEnded,
+    Failed,
+    FailureCode,
+    Finished,
+    FinishReason,
+    Queued,
+    Started,
+    TextDelta,
+    Timings,
+    Usage,
+    fold,
+)
+from tasks.feed import LiveFeed, follow
+from tasks.jobs import JobState, Lane, Phase, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.store import JobStore
+from tasks.stream import ClaimLost, EventWriter, RecordedPiece, read_events, read_pieces
+
+pytestmark = pytest.mark.anyio
+
+HELLO = ChatRequest(messages=(Message("user", "hello"),))
+DONE = Finished(FinishReason.STOP, Usage(3, 2), Timings())
+
+
+@pytest.fixture
+def store(aclient: redis.asyncio.Redis) -> JobStore:
+    return JobStore(aclient, queue_limit=5, job_ttl=60, deadline=600)
+
+
+async def accept(store: JobStore, *, lane: Lane = Lane.INTERACTIVE, deadline: float | None = None) -> str:
+    job = new_job_id()
+    await store.accept(job, "echo", HELLO, lane=lane, owner="", deadline=deadline)
+    return job
+
+
+def claim(client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10) -> Claim | None:
+    return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease)
+
+
+def write(client: redis.Redis, claim: Claim, on_cancel: object = None) -> EventWriter:
+    return EventWriter(client, claim.job, claim.model, claim.fence, claim.seq, on_cancel or (lambda: None), patience=5)
+
+
+async def test_a_job_lives_from_acceptance_to_its_last_event(
+    store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """State, events, pieces and usage all come out of the record as they went in; afterwards it expires."""
+    job = await accept(store)
+    assert (await store.view(job)).position == 1
+    held = claim(client)
+    assert held is not None and held.job == job
+    assert (await store.view(job)).phase is Phase.LOADING
+    with write(client, held) as writer:
+        writer.note(phase="prefill", prompt__0=b"\1\0\0\0")
+        writer.write((TextDelta("he"),), RecordedPiece(0, 7, b"he"))
+        writer.write((TextDelta("llo"),), RecordedPiece(0, 8, b"llo"))
+        writer.write((ChoiceEnded(0, FinishReason.STOP),))
+        writer.end(DONE)
+    numbered = await read_events(aclient, job)
+    assert [item.seq for item in numbered] == list(range(1, len(numbered) + 1))
+    events = [item.event for item in numbered]
+    assert events[:2] == [Queued(), Started("w", "b")]
+    assert events[-1] == DONE
+    assert fold(events).choices[0].text == "hello"
+    assert read_pieces(client, job) == [RecordedPiece(0, 7, b"he"), RecordedPiece(0, 8, b"llo")]
+    view = await store.view(job)
+    assert (view.state, view.usage, view.attempts) == (JobState.FINISHED, Usage(3, 2), 1)
+    assert client.pttl(keys.job(job)) > 0 and client.pttl(keys.events(job)) > 0
+    assert not client.exists(keys.waiting("echo"), keys.running("echo"))
+
+
+async def test_lanes_go_first_then_age(store: JobStore, client: redis.Redis) -> None:
+    """An interactive job is claimed before older batch jobs; within a lane the oldest is."""
+    batch = [await accept(store, lane=Lane.BATCH) for _ in range(2)]
+    chats = [await accept(store) for _ in range(2)]
+    assert [(await store.view(job)).position for job in (*chats, *batch)] == [1, 2, 3, 4]
+    order = [claim(client).job for _ in range(4)]  # type: ignore[union-attr]
+    assert order == [*chats, *batch]
+    assert claim(client) is None
+
+
+async def test_a_full_queue_refuses_in_the_same_step(store: JobStore, client: redis.Redis) -> None:
+    """Of many requests at once, exactly as many as fit are accepted; the others leave nothing behind."""
+    results = await asyncio.gather(*(accept(store) for _ in range(40)), return_exceptions=True)
+    refused = [result for result in results if isinstance(result, QueueFull)]
+    assert len(refused) == 35 and len(results) - len(refused) == 5
+    assert all(error.retry_after <= 60 for error in refused)
+    assert client.zcard(keys.waiting("echo")) == 5
+    assert len(client.keys("rl:{*")) == 10
+
+
+async def test_accepting_twice_under_one_id_accepts_once(store: JobStore, client: redis.Redis) -> None:
+    """A reply lost on the way may be asked for again."""
+    job = new_job_id()
+    for _ in range(2):
+        accepted = await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="")
+        assert accepted.place == 0
+    assert client.zcard(keys.waiting("echo")) == 1
+
+
+async def test_an_old_claim_can_write_nothing(store: JobStore, client: redis.Redis) -> None:
+    """After a job was handed to another worker, the first one's events are refused, and it learns so."""
+    job = await accept(store)
+    first = claim(client, worker="one")
+    assert first is not None
+    writer = write(client, first)
+    assert hand_back(client, "echo", job, first.fence, "lost", crashed=True) is HandedBack.WAITING
+    second = claim(client, worker="two")
+    assert second is not None and second.job == job and second.fence == first.fence + 1
+    with pytest.raises(ClaimLost):
+        writer.write((TextDelta("zombie"),), RecordedPiece(0, 1, b"zombie"))
+    with pytest.raises(ClaimLost):
+        writer.end(DONE)
+    writer.close()
+    assert renew(client, first, 10, "decode", 0) is Renewal.LOST
+    with write(client, second) as rightful:
+        rightful.write((TextDelta("right"),))
+        rightful.end(DONE)
+    texts = [item.event for item in await read_events(store._client, job) if isinstance(item.event, TextDelta)]
+    assert texts == [TextDelta("right")]
+
+
+async def test_an_append_sent_twice_is_written_once(
+    store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that breaks after the command was executed loses nothing and repeats nothing."""
+    job = await accept(store)
+    held = claim(client)
+    assert held is not None
+    with write(client, held) as writer:
+        writer.write((TextDelta("a"),))
+        connection = writer._connection
+        read = connection.read_response
+        broken = iter([True])
+
+        def breaking(*args: object, **kwargs: object) -> object:
+            reply = read(*args, **kwargs)
+            if next(broken, False):
+                connection.disconnect()
+                raise redis.ConnectionError("cut off after the reply was sent")
+            return reply
+
+        monkeypatch.setattr(connection, "read_response", breaking)
+        writer.write((TextDelta("b"),))
+        writer.end(DONE)
+    events = [item.event for item in await read_events(aclient, job)]
+    assert fold(events).choices[0].text == "ab"
+    assert [item.seq for item in await read_events(aclient, job)] == list(range(1, len(events) + 1))
+
+
+async def test_a_cancelled_waiting_job_ends_at_once(store: JobStore, client: redis.Redis) -> None:
+    """It leaves the queue, nobody can claim it, and its last event says what happened."""
+    job = await accept(store)
+    assert await store.cancel(job, "client left") is JobState.QUEUED
+    assert claim(client) is None
+    assert (await store.view(job)).state is JobState.CANCELLED
+    assert await store.cancel(job, "again") is JobState.CANCELLED
+    assert client.pttl(keys.job(job)) > 0
+
+
+async def test_a_running_job_learns_of_its_cancellation_with_its_next_append(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """Even when the message on the control channel is lost."""
+    await accept(store)
+    held = claim(client)
+    assert held is not None
+    told = threading.Event()
+    with write(client, held, told.set) as writer:
+        writer.write((TextDelta("a"),))
+        assert not told.is_set()
+        assert await store.cancel(held.job, "client left") is JobState.RUNNING
+        writer.write((TextDelta("b"),))
+        assert told.wait(10)
+        assert renew(client, held, 10, "decode", 0) is Renewal.CANCELLED
+        writer.end(Finished(FinishReason.CANCELLED, Usage(1, 1), Timings()))
+    assert (await store.view(held.job)).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["untouched", "touched"])
+async def test_a_crashed_claim_waits_again_unless_something_was_sent(
+    store: JobStore, client: redis.Redis, sent: bool
+) -> None:
+    """Untouched, the job takes its old place before younger ones; touched, it fails clearly."""
+    job = await accept(store)
+    await accept(store)
+    held = claim(client)
+    assert held is not None
+    with write(client, held) as writer:
+        if sent:
+            writer.write((TextDelta("half an"),))
+    became = hand_back(client, "echo", job, held.fence, "the process died", crashed=True)
+    view = await store.view(job)
+    if sent:
+        assert became is HandedBack.FAILED
+        assert view.error == Failed(FailureCode.ENGINE_LOST, "the process died")
+    else:
+        assert became is HandedBack.WAITING
+        assert (view.state, view.position) == (JobState.QUEUED, 1)
+
+
+async def test_the_third_crash_ends_a_job(store: JobStore, client: redis.Redis) -> None:
+    """A request that kills every engine does not kill them for ever; hand-overs do not count."""
+    job = await accept(store)
+    outcomes = []
+    for crashed in (False, True, True, False, True):
+        held = claim(client)
+        assert held is not None
+        outcomes.append(hand_back(client, "echo", job, held.fence, "died", crashed=crashed))
+    assert outcomes == [HandedBack.WAITING] * 4 + [HandedBack.FAILED]
+    assert (await store.view(job)).attempts == 5
+
+
+async def test_only_a_lapsed_lease_is_swept(store: JobStore, client: redis.Redis) -> None:
+    """A living claim stays; one whose lease has passed is ended."""
+    await accept(store)
+    held = claim(client, lease=30)
+    assert held is not None
+    args = (client, "echo", held.job, held.fence, "vanished")
+    assert hand_back(*args, crashed=True, lapsed_only=True) is HandedBack.NOT_OURS
+    assert renew(client, held, 0.0, "prefill", 5) is Renewal.RENEWED
+    await asyncio.sleep(0.005)  # the clock must pass the lease, which ends now
+    assert hand_back(*args, crashed=True, lapsed_only=True) is HandedBack.WAITING
+
+
+async def test_a_job_past_its_deadline_is_never_started(store: JobStore, client: redis.Redis) -> None:
+    """The claim ends it on the way and takes the next."""
+    late = await accept(store, deadline=0.001)
+    good = await accept(store)
+    await asyncio.sleep(0.02)  # past the deadline of 1 ms
+    held = claim(client)
+    assert held is not None and held.job == good
+    view = await store.view(late)
+    assert view.state is JobState.FAILED and view.error is not None
+    assert view.error.code is FailureCode.DEADLINE
+
+
+async def test_an_unknown_job_is_not_found(store: JobStore) -> None:
+    """Whatever is asked for, and no text that is no id reaches a key."""
+    for job in (new_job_id(), "", "../x", "a}b", "A" * 22, "x" * 10_000):
+        with pytest.raises(JobNotFound):
+            await store.view(job)
+        with pytest.raises(JobNotFound):
+            await store.cancel(job, "")
+
+
+async def test_a_reader_sees_every_event_once_though_the_bell_loses_messages(
+    store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Messages dropped, repeated and reordered on the channel change nothing of what is read."""
+    async with LiveFeed(aclient) as feed:
+        job = new_job_id()
+        async with feed.subscribe(keys.live(job)) as subscription:
+            await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="")
+            put = subscription.put
+            kept: list[bytes | None] = []
+
+            def unreliable(message: bytes | None) -> None:
+                kept.append(message)
+                match len(kept) % 4:
+                    case 1:
+                        pass  # lost
+                    case 2:
+                        put(message)
+                        put(message)  # repeated
+                    case 3:
+                        put(kept[-2])  # an old one, late
+                        put(message)
+                    case _:
+                        put(message)
+
+            subscription.put = unreliable  # type: ignore[method-assign]
+            held = claim(client)
+            assert held is not None
+
+            def work() -> None:
+                with write(client, held) as writer:
+                    for index in range(200):
+                        writer.write((TextDelta(f"{index},"),), RecordedPiece(0, index, b"x"))
+                    writer.write((ChoiceEnded(0, FinishReason.STOP),))
+                    writer.end(DONE)
+
+            thread = asyncio.get_running_loop().run_in_executor(None, work)
+            seen = [item async for item in follow(aclient, subscription, job, patience=0.2) if item is not None]
+            await thread
+    assert [item.seq for item in seen] == list(range(1, len(seen) + 1))
+    assert fold([item.event for item in seen]).choices[0].text == "".join(f"{index}," for index in range(200))
+
+
+async def test_a_reader_survives_a_cut_subscription(
+    store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """The feed reconnects, subscribes anew, and the reader fills the gap from the record."""
+    async with LiveFeed(aclient) as feed:
+        job = await accept(store)
+        async with feed.subscribe(keys.live(job)) as subscription:
+            held = claim(client)
+            assert held is not None
+            seen = []
+            with write(client, held) as writer:
+                async for item in follow(aclient, subscription, job, patience=0.2):
+                    if item is None:
+                        continue
+                    seen.append(item.seq)
+                    if isinstance(item.event, Started):
+                        writer.write((TextDelta("one"),))
+                    elif item.event == TextDelta("one"):
+                        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                        writer.write((TextDelta("two"),))
+                        writer.end(DONE)
+    assert seen == list(range(1, len(seen) + 1)) and len(seen) == 5
