@@ -20,7 +20,7 @@ VARIABLE = "ROCKCHIPLLAMA_LIFELINE_FD"
 GRACE = 5.0
 """Seconds a process may take to leave in order once the pipe has closed."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rockchipllama.lifeline")
 _watching: int | None = None
 """The process that watches already: a fork copies this value, but not the thread."""
 

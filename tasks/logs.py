@@ -15,7 +15,7 @@ from typing import Any
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What a record always carries; the rest of it was given as `extra`."""
 
-_QUIET = ("asyncio", "celery.redirected", "httpcore", "httpx", "kombu", "amqp", "urllib3", "filelock")
+_QUIET = ("asyncio", "celery.redirected", "httpcore", "httpx", "kombu", "amqp", "urllib3", "uvicorn")
 """Libraries whose lines below a warning tell a reader nothing about the service."""
 
 

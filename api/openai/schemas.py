@@ -225,9 +225,10 @@ class ChatMessage(Wire):
         return "".join(part.text or part.refusal or "" for part in self.content)
 
 
-_TOOLS = "Tools are not supported yet; leave {field} out, or send an empty list."
-_FORMAT = "Constrained output is not supported yet; leave {field} out and ask for the format in the prompt."
-_SAMPLER = "This way of sampling is not supported; leave {field} out."
+_TOOLS = "Models are not given tools yet; leave {field} out, or send an empty list."
+_FORMAT = "Output cannot be constrained yet; leave {field} out and ask for the format in the prompt."
+_SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
+_LOGPROBS = "Log probabilities are not computed yet; leave {field} out."
 _NO_AUDIO = "The models here answer in text only."
 
 Refusal: TypeAlias = tuple[tuple[Any, ...], str]
@@ -249,33 +250,36 @@ REFUSED: Mapping[str, Refusal] = {
     "modalities": ((["text"], []), _NO_AUDIO),
     "audio": (({},), _NO_AUDIO),
     "web_search_options": ((), "The models here cannot search the web."),
-    "top_logprobs": ((0,), "Log probabilities are not supported yet."),
-    "n_probs": ((0,), "Log probabilities are not supported yet."),
-    "prompt_logprobs": ((0, False), "Log probabilities are not supported yet."),
-    "min_tokens": ((0,), "A least number of tokens is not supported."),
+    "top_logprobs": ((0,), _LOGPROBS),
+    "n_probs": ((0,), _LOGPROBS),
+    "prompt_logprobs": ((0, False), _LOGPROBS),
+    "min_tokens": ((0,), "An answer has no least number of tokens."),
     "use_beam_search": ((False,), _SAMPLER),
     "length_penalty": ((1,), _SAMPLER),
     "dynatemp_range": ((0,), _SAMPLER),
     "dry_multiplier": ((0,), _SAMPLER),
     "xtc_probability": ((0,), _SAMPLER),
     "top_n_sigma": ((-1, 0), _SAMPLER),
-    "stop_token_ids": (([],), "Stopping at token ids is not supported; use 'stop' with text."),
-    "bad_words": (([],), "Forbidden words are not supported; use 'logit_bias'."),
+    "stop_token_ids": (([],), "Answers do not stop at token ids; use 'stop' with text."),
+    "bad_words": (([],), "Words cannot be forbidden; use 'logit_bias'."),
     "include_stop_str_in_output": ((False,), "A stop sequence is never part of the answer here."),
-    "continue_final_message": ((False,), "Continuing the last message is not supported yet."),
+    "continue_final_message": (
+        (False,),
+        "The last message is never continued; the model always begins a turn of its own.",
+    ),
     "add_generation_prompt": ((True,), "The prompt always ends where the model's own turn begins."),
-    "thinking_budget_tokens": ((-1,), "A budget for thinking is not supported; use 'reasoning_effort'."),
+    "thinking_budget_tokens": ((-1,), "Thinking has no budget of tokens; use 'reasoning_effort'."),
     "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
 }
 """Fields that would change the answer and cannot be honoured; true in every body of this front."""
 
 REFUSED_IN_CHAT: Mapping[str, Refusal] = {
-    "logprobs": ((False,), "Log probabilities are not supported yet."),
+    "logprobs": ((False,), _LOGPROBS),
     "best_of": ((1,), _SAMPLER),
 }
 REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
     # Here 0 is a real request: the log probability of each chosen token.
-    "logprobs": ((False,), "Log probabilities are not supported yet."),
+    "logprobs": ((False,), _LOGPROBS),
     "suffix": (
         ("",),
         "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",
@@ -290,7 +294,7 @@ def refuse(data: Any, *tables: Mapping[str, Refusal]) -> None:
             if value is not None and field in table:
                 neutral, message = table[field]
                 if not any(_same(value, each) for each in neutral):
-                    raise refused(f"'{field}' is not supported. " + message.format(field=f"'{field}'"), field)
+                    raise refused(f"'{field}' is not supported here. " + message.format(field=f"'{field}'"), field)
 
 
 def _same(value: Any, neutral: Any) -> bool:

@@ -143,7 +143,7 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
         )
     return Facts(
         context_length=length,
-        version=f"llama.cpp (xllamacpp {importlib.metadata.version('xllamacpp')})",
+        version=f"llama.cpp (xllamacpp {_version()})",
         chat=chat,
         memory_bytes=gguf.path.stat().st_size
         + gguf.cache_bytes_per_token() * max(SMALLEST_CONTEXT_LENGTH, length)
@@ -153,6 +153,13 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
         quantization=model.quantization or gguf.quantization,
         notes=(*notes, *model.notes),
     )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("xllamacpp")
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelRefused("GGUF models need the package xllamacpp, which is not installed here. Install it.") from None
 
 
 def _check_memory(model: Model, facts: Facts) -> None:
@@ -206,7 +213,7 @@ def _start(model: Model, socket: Path, key: str, threads: int | None, context_le
     except (RuntimeError, MemoryError) as error:
         raise ModelRefused(
             f"{model.path}: llama.cpp cannot load this file. It is damaged, needs a newer version than "
-            f"{importlib.metadata.version('xllamacpp')} of xllamacpp, or does not fit into memory."
+            f"{_version()} of xllamacpp, or does not fit into memory."
         ) from error
 
 

@@ -87,17 +87,13 @@ class LlamaCppGeneration:
         return self._run()
 
     def _run(self) -> Iterator[Piece]:
-        end: End | None = End.ABORTED  # Also what is true when nobody iterates to the end.
+        end: End | None = None
         try:
-            while True:
-                end = None
+            while end is None:
                 end = yield from self._stream()
-                if end is not None:
-                    return
-                end = yield from self._singly()
-                if end is not None:
-                    return
-        except GeneratorExit:
+                if end is None:
+                    end = yield from self._singly()
+        except GeneratorExit:  # Nobody iterates to the end.
             end = End.ABORTED
             raise
         except (OSError, ValueError, KeyError, http.client.HTTPException) as error:

@@ -164,9 +164,11 @@ class Call:
 
 
 def _refusal(answer: dict[str, Any]) -> PromptRefused | EngineFailed:
-    error = answer.get("error")
-    details = error if isinstance(error, dict) else {"message": str(error or answer)}
-    message, code = str(details.get("message", "")), details.get("code")
+    error = answer.get(
+        "error", answer
+    )  # The body of an error wraps it, a server-sent `error:` event is the error itself.
+    details = error if isinstance(error, dict) else {"message": str(error)}
+    message, code = str(details.get("message", details)).rstrip("."), details.get("code")
     if code == 400:
         return PromptRefused(f"llama.cpp refused the request: {message}.")
     if code == 503:

@@ -43,7 +43,7 @@ def up(
     shared, http = configuration.load(TaskSettings), configuration.load(ApiSettings)
     logs.configure(shared.log_level, shared.log_format)
     for sentence in configuration.unknown():
-        logging.getLogger("up").warning("%s", sentence)
+        logging.getLogger("rockchipllama.up").warning("%s", sentence)
     if not http.api_keys and not http.trusted_networks and http.host not in ("127.0.0.1", "::1", "localhost"):
         from api.auth import check_bind  # only now: it brings a web framework along, which `up` does not need
 

@@ -22,7 +22,7 @@ from ops.up.supervisor import StopAsked, Supervisor
 from tasks import lifeline
 from tasks.settings import TaskSettings
 
-log = logging.getLogger("up")
+log = logging.getLogger("rockchipllama.up")
 
 STORE_PATIENCE = 120.0
 """Seconds the embedded Valkey may take to read its files: an append-only file of 1 GB on an SD card."""

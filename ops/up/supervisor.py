@@ -17,7 +17,7 @@ from ops.up.errors import PartFailed
 from ops.up.output import Output
 from ops.up.part import TOO_OFTEN, WINDOW, Part, describe_end, now
 
-log = logging.getLogger("up")
+log = logging.getLogger("rockchipllama.up")
 
 USAGE = 2
 """The exit code of a part that refuses its settings; starting it again would change nothing."""

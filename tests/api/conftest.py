@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 
-from tests.api.scripted import ScriptedJobs, ScriptedRoster, Site, hello, site
+from tests.api.scripted import RequestLines, ScriptedJobs, ScriptedRoster, Site, hello, site
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,15 @@ def place(_running: Site) -> Site:
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.redis_down = False
     return _running
+
+
+@pytest.fixture
+def lines() -> Iterator[RequestLines]:
+    """What the API logs during the test, at every level."""
+    log = logging.getLogger("rockchipllama.api")
+    level, handler = log.level, RequestLines()
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    yield handler
+    log.removeHandler(handler)
+    log.setLevel(level)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -312,3 +314,21 @@ def site(world: World | None = None, **settings: Any) -> Iterator[Site]:
         running.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
+
+
+class RequestLines(logging.Handler):
+    """The log of the API as it is written, by the server's own thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: queue.Queue[logging.LogRecord] = queue.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.put(record)
+
+    def next(self, request: str) -> logging.LogRecord:
+        """The next entry about the request of that id, waited for."""
+        while True:
+            record = self._records.get(timeout=5)
+            if getattr(record, "request", None) == request:
+                return record

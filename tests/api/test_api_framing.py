@@ -12,19 +12,20 @@ import pytest
 from api.relay import Waiting
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
-from tests.api.scripted import CANCELLED, END, Hold, Site, StartHolds, Step, site
+from tests.api.scripted import CANCELLED, END, Hold, RequestLines, Site, StartHolds, Step, site
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
 
 
-def request(body: dict[str, Any]) -> bytes:
+def request(body: dict[str, Any], headers: bytes = b"") -> bytes:
     """A chat request as bytes."""
     data = json.dumps(body).encode()
-    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + headers
+    return head + b"content-length: %d\r\n\r\n" % len(data) + data
 
 
-def lines(place: Site, **body: Any) -> list[str]:
+def stream(place: Site, **body: Any) -> list[str]:
     """The lines of a streamed answer that are not empty."""
     reply = place.http.post("/v1/chat/completions", json=CHAT | {"stream": True} | body)
     assert reply.status_code == 200, reply.text
@@ -45,7 +46,7 @@ def test_a_stream_has_the_headers_proxies_need(place: Site) -> None:
 def test_waiting_is_told_in_comments(place: Site) -> None:
     """A waiting client sees its place, a silent one that the line is alive; readers skip both."""
     place.relay.play(Waiting(3), Waiting(1), Waiting(None), TextDelta("x"), END)
-    assert lines(place)[:3] == [": position 3", ": position 1", ": keep-alive"]
+    assert stream(place)[:3] == [": position 3", ": position 1", ": keep-alive"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_waiting_is_told_in_comments(place: Site) -> None:
 def test_a_failure_past_the_first_byte_is_the_last_line(place: Site, ending: Step, code: str, says: str) -> None:
     """The status is long sent; the error is data, and no [DONE] pretends that all is well."""
     place.relay.play(*TALKING, ending)
-    last = lines(place)[-1]
+    last = stream(place)[-1]
     error = json.loads(last.removeprefix("data: "))["error"]
     assert error["code"] == code
     assert says in error["message"]
@@ -71,7 +72,7 @@ def test_a_failure_past_the_first_byte_is_the_last_line(place: Site, ending: Ste
 def test_an_answer_without_an_end_is_an_error(place: Site) -> None:
     """A stream that merely stops would look complete to many clients."""
     place.relay.play(*TALKING)
-    assert '"internal_error"' in lines(place)[-1]
+    assert '"internal_error"' in stream(place)[-1]
 
 
 @pytest.mark.parametrize("script", [[*TALKING, END], [*TALKING, CANCELLED], [*TALKING, ZeroDivisionError()]])
@@ -84,14 +85,11 @@ def test_every_answer_is_closed_at_its_end(place: Site, script: list[Step], stre
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_in_mid_answer_closes_it(
-    place: Site, stream: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_client_that_leaves_in_mid_answer_closes_it(place: Site, stream: bool, lines: RequestLines) -> None:
     """Streaming or not, its job is ended, and the log says 499."""
-    caplog.set_level(logging.INFO)
     place.relay.play(*TALKING, Hold())
     with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
-        sock.sendall(request(CHAT | {"stream": stream}))
+        sock.sendall(request(CHAT | {"stream": stream}, b"x-request-id: leaver\r\n"))
         answer = place.relay.answer()
         assert answer.reached.wait(5)
         if stream:
@@ -99,9 +97,7 @@ def test_a_client_that_leaves_in_mid_answer_closes_it(
             while b'"Hel"' not in seen:
                 seen += sock.recv(65536)
     assert answer.closed.wait(5)
-    place.http.get("/healthz")
-    logged = [record for record in caplog.records if record.getMessage().startswith("POST")]
-    assert [record.getMessage() for record in logged] == ["POST /v1/chat/completions 499"]
+    assert lines.next("leaver").getMessage() == "POST /v1/chat/completions 499"
 
 
 def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site) -> None:
@@ -161,5 +157,5 @@ def test_what_is_sent_is_not_logged_at_any_level(place: Site, caplog: pytest.Log
     """The streaming library would log each chunk at level debug."""
     caplog.set_level(logging.DEBUG)
     place.relay.play(TextDelta("a-secret-answer"), END)
-    assert any("a-secret-answer" in line for line in lines(place))
+    assert any("a-secret-answer" in line for line in stream(place))
     assert not any("a-secret-answer" in record.getMessage() for record in caplog.records)

@@ -12,7 +12,7 @@ from npu.catalog import find_models
 from npu.engine import TextEngine
 from npu.model import Model
 
-MODELS_DIR = Path(__file__).parents[3] / "models"
+MODELS_DIR = Path(__file__).parents[2] / "models"
 IDS = {"echo": "echo", "llamacpp": "smollm2-135m-instruct"}
 """The model each engine is tested with; a new engine needs a line."""
 

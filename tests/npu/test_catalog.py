@@ -41,7 +41,14 @@ def test_names_lead_to_their_model(models: Path) -> None:
 
 
 def test_hidden_and_partial_files_are_no_models(models: Path) -> None:
-    for name in (".hidden.gguf", "half.gguf.partial", ".git/deep.gguf", "README.md", "mmproj-F16.gguf", "big-00002-of-00003.gguf"):
+    for name in (
+        ".hidden.gguf",
+        "half.gguf.partial",
+        ".git/deep.gguf",
+        "README.md",
+        "mmproj-F16.gguf",
+        "big-00002-of-00003.gguf",
+    ):
         put(models / name)
     assert find_models(models).models == ()
 

@@ -119,7 +119,10 @@ class TestTemplatesInTheWild:
         )
 
     def test_tools_and_calls(self) -> None:
-        tool = {"type": "function", "function": {"name": "weather", "description": "für <Ö>", "parameters": {"b": 1, "a": 2}}}
+        tool = {
+            "type": "function",
+            "function": {"name": "weather", "description": "für <Ö>", "parameters": {"b": 1, "a": 2}},
+        }
         call = {"function": {"name": "weather", "arguments": {"city": "Köln"}}}
         answered = {"role": "assistant", "content": None, "tool_calls": [call]}
         assert render(QWEN3_STYLE, SYSTEM, USER, answered, tools=[tool]) == (
@@ -160,7 +163,9 @@ class TestTemplatesInTheWild:
         assert render("{{ x | tojson(indent=2) }}", x={"b": 1}) == '{\n  "b": 1\n}'
 
     def test_options_of_the_template_yield_to_those_of_the_call(self) -> None:
-        template = ChatTemplate("{{ mood }}{{ pad_token }}", special_tokens={"pad_token": "P"}, options={"mood": "calm"})
+        template = ChatTemplate(
+            "{{ mood }}{{ pad_token }}", special_tokens={"pad_token": "P"}, options={"mood": "calm"}
+        )
         assert template.render([]) == "calmP"
         assert template.render([], mood="wild") == "wildP"
 

@@ -66,7 +66,12 @@ def write(tmp_path: Path, data: bytes) -> Path:
 
 def test_what_a_file_says(tmp_path: Path) -> None:
     found = read_gguf(write(tmp_path, gguf()))
-    assert (found.architecture, found.context_length, found.quantization, found.size_label) == ("tiny", 4096, "Q4_K_M", "1B")
+    assert (found.architecture, found.context_length, found.quantization, found.size_label) == (
+        "tiny",
+        4096,
+        "Q4_K_M",
+        "1B",
+    )
     assert (found.special_token("bos"), found.special_token("eos"), found.special_token("pad")) == ("<s>", "</s>", "")
     assert (found.chat_template, found.parameter_count) == ("{{ messages }}", 32)
 
@@ -77,7 +82,12 @@ def test_cache_size_counts_shared_heads_of_the_widest_layer(tmp_path: Path) -> N
 
 def test_a_file_that_says_little(tmp_path: Path) -> None:
     found = read_gguf(write(tmp_path, gguf({"general.architecture": "tiny"})))
-    assert (found.context_length, found.chat_template, found.quantization, found.cache_bytes_per_token()) == (None, None, "", 0)
+    assert (found.context_length, found.chat_template, found.quantization, found.cache_bytes_per_token()) == (
+        None,
+        None,
+        "",
+        0,
+    )
     with pytest.raises(ModelRefused, match="tokenizer"):
         Vocabulary(found)
 

@@ -20,7 +20,11 @@ def board(tmp_path: Path) -> Path:
     put(tmp_path, "proc/device-tree/model", "Radxa ROCK 5B\0")
     put(tmp_path, "proc/meminfo", "MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n")
     for core in range(8):
-        put(tmp_path, f"sys/devices/system/cpu/cpu{core}/cpu_capacity", "414" if core < 4 else "1024" if core > 5 else "1010")
+        put(
+            tmp_path,
+            f"sys/devices/system/cpu/cpu{core}/cpu_capacity",
+            "414" if core < 4 else "1024" if core > 5 else "1010",
+        )
     put(tmp_path, "sys/class/thermal/thermal_zone0/temp", "45384\n")
     put(tmp_path, "sys/class/thermal/thermal_zone1/temp", "51000\n")
     return tmp_path

@@ -115,7 +115,12 @@ def test_a_wrong_value_is_refused_by_its_field(field: str, value: Any) -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0", "invalid_value"),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "messages.0.content.0.text", "invalid_type"),
         (
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}],
+                }
+            ],
             "messages.0.content.1",
             "unsupported_content",
         ),
@@ -256,7 +261,11 @@ def test_messages_become_plain_text() -> None:
     request = chat_request(
         messages=[
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}], "name": "Ann"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}],
+                "name": "Ann",
+            },
             {"role": "assistant", "content": None, "tool_calls": []},
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
             {"role": "assistant"},
@@ -286,7 +295,10 @@ def test_messages_become_plain_text() -> None:
         ({"reasoning_effort": "high"}, {"enable_thinking": True, "reasoning_effort": "high"}),
         ({"reasoning": {"effort": "low"}}, {"enable_thinking": True, "reasoning_effort": "low"}),
         ({"think": False}, {"enable_thinking": False}),
-        ({"think": True, "chat_template_kwargs": {"enable_thinking": False, "x": 1}}, {"enable_thinking": False, "x": 1}),
+        (
+            {"think": True, "chat_template_kwargs": {"enable_thinking": False, "x": 1}},
+            {"enable_thinking": False, "x": 1},
+        ),
     ],
 )
 def test_how_much_to_think_is_told_to_the_template(fields: dict[str, Any], options: dict[str, Any]) -> None:

@@ -239,7 +239,16 @@ def test_every_sampling_parameter_is_accepted(opened: Opened, sampling: Sampling
 
 
 class TestTokenizer:
-    TEXTS = ("", "plain", "  two  blanks\n\n", "😀 👩‍👩‍👧 🇩🇪", "世界你好", "naïve Ωμέγα עברית", "a\x00b", "{}[]\"'\\ <tag>")
+    TEXTS = (
+        "",
+        "plain",
+        "  two  blanks\n\n",
+        "😀 👩‍👩‍👧 🇩🇪",
+        "世界你好",
+        "naïve Ωμέγα עברית",
+        "a\x00b",
+        "{}[]\"'\\ <tag>",
+    )
 
     def test_round_trip(self, opened: Opened) -> None:
         tokenizer = opened.engine.tokenizer

@@ -1,0 +1,31 @@
+"""Whether this machine's board agent breathes: `python -m ops.board_health`, for the health check of its container."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from tasks import keys
+from tasks.connection import UNREACHABLE, connect
+from tasks.roster import read_roster
+from tasks.scripts import ROSTER
+from tasks.settings import TaskSettings, redis_url
+
+
+def main() -> int:
+    """0: it does. 1: it does not, or Redis cannot be asked."""
+    settings = TaskSettings()
+    try:
+        client = connect(redis_url(settings))
+        roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE])))
+    except UNREACHABLE as error:
+        print(f"Redis does not answer: {error}", file=sys.stderr)
+        return 1
+    if settings.board_name not in roster.boards:
+        print(f"No sign of life from the board '{settings.board_name}'.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

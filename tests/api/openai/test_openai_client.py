@@ -1,0 +1,209 @@
+"""The official Python client, unchanged, against the real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tasks.errors import ModelDown, QueueFull, UnknownModel
+from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Queued, ReasoningDelta, Started, TextDelta
+from tests.api.scripted import CANCELLED, END, Hold, Site, hello, site
+
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def client(place: Site) -> Iterator[openai.OpenAI]:
+    """A client that does not try again by itself."""
+    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=10) as client:
+        yield client
+
+
+def test_a_whole_chat(client: openai.OpenAI) -> None:
+    """Text, finish reason, usage with its details, request id."""
+    reply = client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert reply.choices[0].message.content == "Hello"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage is not None
+    assert (reply.usage.total_tokens, reply.usage.prompt_tokens_details.cached_tokens) == (15, 4)  # type: ignore[union-attr]
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 0  # type: ignore[union-attr]
+    assert reply._request_id is not None
+    assert reply._request_id.startswith("req_")
+
+
+def test_a_streamed_chat_with_usage(client: openai.OpenAI) -> None:
+    """The deltas join to the answer; the last chunk has no choices but the counts."""
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 3)  # type: ignore[union-attr]
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+
+
+def test_the_stream_helper(client: openai.OpenAI, place: Site) -> None:
+    """The client's own accumulator ends with the same completion."""
+    place.relay.play(*hello())
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == "Hello"
+
+
+def test_several_choices(client: openai.OpenAI, place: Site) -> None:
+    """Each has its own text and reason, streamed or not."""
+    script = [
+        Queued(),
+        Started("w", "b"),
+        TextDelta("a", 0),
+        TextDelta("b", 1),
+        ChoiceEnded(1, FinishReason.LENGTH),
+        ChoiceEnded(0, FinishReason.STOP),
+        END,
+    ]
+    place.relay.play(*script)
+    reply = client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)
+    assert [(each.index, each.message.content, each.finish_reason) for each in reply.choices] == [
+        (0, "a", "stop"),
+        (1, "b", "length"),
+    ]
+    texts = {0: "", 1: ""}
+    for chunk in client.chat.completions.create(model="tiny", messages=MESSAGES, n=2, stream=True):
+        for each in chunk.choices:
+            texts[each.index] += each.delta.content or ""
+    assert texts == {0: "a", 1: "b"}
+
+
+def test_thinking_arrives_beside_the_answer(client: openai.OpenAI, place: Site) -> None:
+    """Under both names that clients read, and never in the content."""
+    place.relay.play(ReasoningDelta("Hm."), TextDelta("Yes."), ChoiceEnded(0, FinishReason.STOP), END)
+    message = client.chat.completions.create(model="tiny", messages=MESSAGES).choices[0].message
+    assert message.content == "Yes."
+    assert message.model_extra == {"reasoning_content": "Hm.", "reasoning": "Hm."}
+
+
+def test_a_plain_completion(client: openai.OpenAI, place: Site) -> None:
+    """Whole and streamed, with the extras in extra_body."""
+    reply = client.completions.create(model="tiny", prompt="x", max_tokens=5, extra_body={"top_k": 3, "min_p": 0.1})
+    assert (reply.choices[0].text, reply.object) == ("Hello", "text_completion")
+    sampling = place.relay.calls[-1].request.sampling
+    assert (sampling.top_k, sampling.min_p) == (3, 0.1)
+    chunks = client.completions.create(model="tiny", prompt="x", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello"
+
+
+def test_the_models(client: openai.OpenAI) -> None:
+    """Listed, and shown by any of their names, one with a slash included."""
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("org/tiny").created == 1700000000
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("../../etc/passwd")
+    assert missing.value.code == "model_not_found"
+
+
+def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI, place: Site) -> None:
+    """With code, field, a hint, and the request id."""
+    place.relay.refuse(UnknownModel("tiy", "tiny"))
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="tiy", messages=MESSAGES)
+    error = caught.value
+    assert (error.code, error.param, error.type) == ("model_not_found", "model", "invalid_request_error")
+    assert "'tiny'" in error.message
+    assert error.request_id is not None
+
+
+def test_a_wrong_field_is_a_bad_request_error(client: openai.OpenAI) -> None:
+    """Named as the client wrote it."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=3)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "temperature")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, response_format={"type": "json_object"})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "response_format")
+
+
+def test_a_context_too_long_is_a_bad_request_even_in_a_stream(client: openai.OpenAI, place: Site) -> None:
+    """Known before the first byte, it is a status."""
+    from tasks.errors import JobFailed
+
+    place.relay.refuse(JobFailed("j", Failed(FailureCode.CONTEXT_TOO_LONG, "Too long.", "messages")))
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
+def test_a_full_queue_is_a_rate_limit_error(client: openai.OpenAI, place: Site) -> None:
+    """With the time after which the client would try again."""
+    place.relay.refuse(QueueFull("tiny", 64, 3.0))
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("rate_limit_exceeded", "3")
+
+
+def test_a_model_that_is_down_is_a_server_error(client: openai.OpenAI, place: Site) -> None:
+    """503, which clients try again."""
+    place.relay.refuse(ModelDown("tiny", "its board is away."))
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert (caught.value.status_code, caught.value.code) == (503, "model_unavailable")
+
+
+def test_a_refused_client_tries_again_by_itself(place: Site) -> None:
+    """With its retries on, it waits as told and asks once more."""
+    place.relay.refuse(QueueFull("tiny", 64, 1.0))
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=1, timeout=10)
+    with client, pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert len(place.relay.calls) == 2
+
+
+def test_a_cancelled_job_is_not_tried_again(place: Site) -> None:
+    """A conflict that says so is asked for once only."""
+    place.relay.play(Started("w", "b"), CANCELLED)
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", timeout=10)
+    with client, pytest.raises(openai.ConflictError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert caught.value.code == "job_cancelled"
+    assert len(place.relay.calls) == 1
+
+
+def test_an_error_in_mid_stream_is_raised(client: openai.OpenAI, place: Site) -> None:
+    """The client sees what had come, then the error; not a short answer that looks whole."""
+    place.relay.play(Started("w", "b"), TextDelta("Hel"), Failed(FailureCode.ENGINE_LOST, "The worker died."))
+    seen: list[str] = []
+    stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+    with pytest.raises(openai.APIError, match=r"The worker died\.") as caught:
+        seen.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert ("".join(seen), caught.value.code) == ("Hel", "engine_lost")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_times_out_ends_its_job(place: Site, stream: bool) -> None:
+    """Its timeout closes the connection, and that closes the answer."""
+    place.relay.play(Hold())
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0, timeout=0.3)
+    # In the middle of a stream the client lets its HTTP library's own error through.
+    with client, pytest.raises((openai.APITimeoutError, httpx2.TimeoutException)):
+        list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream))
+    assert place.relay.answer().closed.wait(5)
+
+
+def test_a_wrong_key_is_an_authentication_error() -> None:
+    """As at the real one; a right key passes."""
+    with site(api_keys=("right",), drain=0) as place:
+        client = openai.OpenAI(base_url=place.url + "/v1", api_key="wrong", max_retries=0)
+        with client, pytest.raises(openai.AuthenticationError) as caught:
+            client.models.list()
+        assert caught.value.code == "invalid_api_key"
+        with openai.OpenAI(base_url=place.url + "/v1", api_key="right", max_retries=0) as client:
+            assert client.models.list().data

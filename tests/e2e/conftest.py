@@ -1,0 +1,33 @@
+"""A whole service for the tests of one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """Echo at three paces: as fast as it can, at a readable pace, and with a prefill one can see."""
+    with Stack(
+        {
+            "echo": {},
+            "steady": {"tokens_per_second": 100},
+            "ponderous": {"prefill_tokens_per_second": 100, "tokens_per_second": 100},
+            "sluggish": {"load_seconds": 3},
+        },
+        default_model="echo",
+        queue_limit=8,
+        max_body=1_000_000,
+    ) as stack:
+        yield stack
+
+
+@pytest.fixture
+def openai_client(stack: Stack) -> openai.OpenAI:
+    """The official client, as its users configure it."""
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=60)

