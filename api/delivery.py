@@ -61,8 +61,8 @@ async def begin(
 ) -> Answer:
     """Accept a job for this client. Raises as `Relay.start` does, and `ClientGone`."""
     start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
-    # Only a stream waits inside `start`; a whole answer watches its client in `whole`.
-    return await (while_connected(http, start) if stream else start)
+    # It may take long: until the first event of a stream, or until a board has begun to load the model.
+    return await while_connected(http, start)
 
 
 async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:

@@ -73,7 +73,12 @@ def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...]) -> None:
                 routes=app.routes,
                 tags=app.openapi_tags,
             )
+            # FastAPI promises a 422 of its own wherever a path has a parameter; here every refusal is a front's error.
+            for operation in (each for path in document["paths"].values() for each in path.values()):
+                operation["responses"].pop("422", None)
             components = document.setdefault("components", {}).setdefault("schemas", {})
+            for name in ("HTTPValidationError", "ValidationError"):
+                components.pop(name, None)
             for shape in shapes:
                 schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
                 components |= schema.pop("$defs", {})

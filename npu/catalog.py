@@ -58,6 +58,8 @@ def _walk(folder: Path, depth: int, problems: list[str]) -> Iterator[Model]:
             yield model
         except ModelRefused as refused:
             problems.append(str(refused))
+        except OSError as error:
+            problems.append(f"{manifest} cannot be read: {error.strerror or error}.")
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -83,7 +85,11 @@ def _bare(path: Path, problems: list[str]) -> Iterator[Model]:
         problems.append(f"{path}: no engine here can run {path.suffix} files yet. It is left alone.")
         return
     name = parse_model_name(re.sub(r"-\d{5}-of-\d{5}$", "", path.stem))
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error.strerror or error}.")
+        return
     yield Model(
         id=name.id,
         engine=engine,

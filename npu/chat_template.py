@@ -122,6 +122,8 @@ class _Child:
             self._known.add(digest)
 
     def _ask(self, request: bytes, seconds: float) -> dict[str, str]:
+        if self._process is not None and self._process.poll() is not None:
+            self._kill()  # It died while nobody asked it anything: not this template's fault.
         if self._socket is None:
             self._start()
         try:

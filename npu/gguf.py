@@ -20,6 +20,8 @@ Scalar = str | int | float | bool
 
 MAX_STRING_BYTES = 8 << 20
 MAX_ENTRIES = 100_000
+MAX_NUMBERS = 4096
+"""Longer arrays of numbers are passed over, all but the types of tokens: scores, which nobody here reads."""
 MAX_DEPTH = 4
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -199,7 +201,7 @@ class _Reader:
         elif kind in _SCALARS:
             width = struct.calcsize(_SCALARS[kind])
             self._need(count * width)
-            if count <= MAX_ENTRIES or key.endswith("token_type"):
+            if count <= MAX_NUMBERS or key.endswith("token_type"):
                 numbers[key] = struct.unpack_from(f"<{count}{_SCALARS[kind][1]}", self._data, self._at)
             self._at += count * width
         elif kind == _ARRAY and depth < MAX_DEPTH:

@@ -14,7 +14,6 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -135,12 +134,20 @@ def write(message: dict[str, str]) -> None:
         view = view[os.write(0, view) :]
 
 
-def main(limit: Callable[[int, tuple[int, int]], None] = resource.setrlimit) -> NoReturn:
+def limit_memory(size: int) -> None:
+    """Let the kernel refuse this process more address space than `size`, or than it was allowed before."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+
+
+def main() -> NoReturn:
     """Answer until the parent closes the socket."""
-    # Ctrl-C reaches the whole terminal group; the parent decides when this process ends.
+    # Ctrl-C and a stopping service signal the whole group at once; the parent may still have something to render.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     memory, output_chars = int(sys.argv[1]), int(sys.argv[2])
-    limit(resource.RLIMIT_AS, (memory, memory))
+    limit_memory(memory)
     renderer = Renderer(output_chars)
     write({"text": "ready"})
     while True:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api.auth import owner_of
 from api.body import read_body
 from api.delivery import begin, whole
+from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
@@ -68,16 +69,23 @@ async def text_completions(http: Request) -> Response:
 
 
 async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: _Kind) -> Response:
-    flex = body.service_tier == "flex"
-    lane = Lane.BACKGROUND if flex else Lane.INTERACTIVE
+    lane = Lane.BACKGROUND if body.service_tier == "flex" else Lane.INTERACTIVE
     answer = await begin(http, body.model, request, stream=body.stream, owner=owner_of(http), lane=lane)
-    # From here to the response nothing is awaited: there is no moment in which the answer has no owner.
+    try:
+        return await _deliver(http, body, answer, choices, kind)
+    except BaseException:
+        # Until a response has taken it over, the answer is ours to close.
+        await close(answer)
+        raise
+
+
+async def _deliver(http: Request, body: SamplingBody, answer: Answer, choices: int, kind: _Kind) -> Response:
     top = Head(
         id=f"{kind.prefix}-{answer.job}",
         created=int(time.time()),
         model=body.model or answer.model,
         fingerprint=_fingerprint(http, answer),
-        tier="flex" if flex else "default",
+        tier="flex" if body.service_tier == "flex" else "default",
         choices=choices,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
     )

@@ -120,10 +120,9 @@ class LlamaCppGeneration:
                 self._account(event.get("timings"))
                 if count > seen:
                     break  # It ended inside a character.
-                if event["stop_type"] == "eos":
-                    return End.EOS
-                yield from self._pieces(silent)
-                return End.LENGTH
+                ended = event["stop_type"] == "eos"
+                yield from self._pieces(silent[:-1] if ended else silent)
+                return End.EOS if ended else End.LENGTH
             clock.token()
             token = event["tokens"][-1]
             if count == seen + 1:

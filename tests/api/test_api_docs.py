@@ -32,6 +32,7 @@ def test_the_description_knows_the_bodies(place: Site) -> None:
     """Every operation is there, with its body's fields, and every reference leads somewhere."""
     document = place.http.get("/openapi.json").json()
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "422" not in place.http.get("/openapi.json").text
     assert body == {"$ref": "#/components/schemas/ChatCompletionBody"}
     schemas = document["components"]["schemas"]
     assert {"messages", "temperature", "stop", "logit_bias"} <= set(schemas["ChatCompletionBody"]["properties"])

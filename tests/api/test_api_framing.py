@@ -109,11 +109,19 @@ def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site)
     assert place.relay.answer().closed.wait(5)
 
 
-def test_a_client_that_leaves_while_its_job_is_being_accepted_ends_that(place: Site) -> None:
-    """What waits for the first event is cancelled with its client, and so is the job."""
+def test_an_answer_that_cannot_be_begun_is_closed(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect between the accepted job and its response does not leave a job that nobody reads."""
+    monkeypatch.setattr(place.world.roster, "resolve", lambda name: 1 / 0)
+    assert place.http.post("/v1/chat/completions", json=CHAT).status_code == 500
+    assert place.relay.answer().closed.wait(5)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_leaves_while_its_job_is_being_accepted_ends_that(place: Site, streamed: bool) -> None:
+    """What waits for the first event, or for a model to load, is cancelled with its client, and so is the job."""
     place.relay.play(StartHolds())
     with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
-        sock.sendall(request(CHAT | {"stream": True}))
+        sock.sendall(request(CHAT | {"stream": streamed}))
         assert place.relay.holding.wait(5)
     assert place.relay.start_cancelled.wait(5)
 

@@ -22,7 +22,7 @@ def demo_model(engine: str) -> Model:
     model = find_models(MODELS_DIR).find(IDS[engine])
     if model is None:
         missing = f"models/ has no {IDS[engine]}; fetch it with `ops/run`"
-        if os.environ.get("CI"):  # noqa: TID251 - the one thing tests may ask their surroundings
+        if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
     return model

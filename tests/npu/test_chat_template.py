@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from npu.chat_template import SECONDS, ChatTemplate
+from npu.chat_template import _CHILD, ChatTemplate
 from npu.errors import TemplateFailed
 
 CHATML = """\
@@ -197,12 +201,15 @@ HOSTILE = {
 
 class TestHostileTemplates:
     @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
-    def test_it_fails_within_bounds_and_the_next_render_works(self, source: str) -> None:
-        """Ten times the bound is granted, so that a busy machine fails nothing; unbounded these run for hours."""
+    def test_it_fails_within_bounds_and_the_next_render_works(
+        self, source: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A minute is granted, so that a busy machine fails nothing; unbounded these run for hours."""
         begin = time.monotonic()
-        with pytest.raises(TemplateFailed):
+        with monkeypatch.context() as hurried, pytest.raises(TemplateFailed):
+            hurried.setattr("npu.chat_template.SECONDS", 1.0)
             render(source, USER)
-        assert time.monotonic() - begin < 10 * SECONDS
+        assert time.monotonic() - begin < 60
         assert render(CHATML, USER, add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
 
     def test_a_broken_template_is_known_before_it_is_used(self) -> None:
@@ -249,3 +256,32 @@ class TestAnywhere:
             assert pipe.read() == b"Hi"
         os.waitpid(child, 0)
         assert render("{{ messages[0].content }}", USER) == "Hi"
+
+    def test_a_process_that_died_meanwhile_is_replaced(self) -> None:
+        render(CHATML, USER)
+        child = psutil.Process(rendering_process())
+        child.kill()
+        child.wait(60)
+        assert render("{{ messages[0].content }}", USER) == "Hi"
+
+    def test_it_leaves_with_the_process_it_serves(self) -> None:
+        """Also when that one is killed and can say nothing."""
+        script = (
+            "import os; from npu.chat_template import ChatTemplate, _CHILD\n"
+            "ChatTemplate('x').render([]); print(_CHILD._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        )
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, cwd=root
+        )
+        pid = int(done.stdout)
+        deadline = time.monotonic() + 60
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def rendering_process() -> int:
+    process = _CHILD._process
+    assert process is not None
+    return process.pid

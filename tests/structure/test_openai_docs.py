@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from api.errors import ERRORS, FAILURES
+from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
 from api.openai.schemas import (
-    REFUSED,
-    REFUSED_IN_CHAT,
-    REFUSED_IN_COMPLETIONS,
     ChatCompletionBody,
     ChatMessage,
     CompletionBody,

@@ -8,10 +8,8 @@ import pytest
 
 from api.body import check
 from api.errors import HttpProblem
+from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
 from api.openai.schemas import (
-    REFUSED,
-    REFUSED_IN_CHAT,
-    REFUSED_IN_COMPLETIONS,
     ChatCompletionBody,
     CompletionBody,
 )

@@ -1,0 +1,90 @@
+"""Fields of the OpenAI wire that would change an answer and cannot be honoured: refused by name, never forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from pydantic_core import PydanticCustomError
+
+
+def refused(message: str, param: str | None = None, code: str = "unsupported_parameter") -> PydanticCustomError:
+    """An error of validation with its own `code`, at the field `param` of the object in hand."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "code": code, "param": param})
+
+
+_TOOLS = "Models are not given tools yet; leave {field} out, or send an empty list."
+_FORMAT = "Output cannot be constrained yet; leave {field} out and ask for the format in the prompt."
+_SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
+_LOGPROBS = "Log probabilities are not computed yet; leave {field} out."
+_NO_AUDIO = "The models here answer in text only."
+
+Refusal: TypeAlias = tuple[tuple[Any, ...], str]
+"""The values of a field that ask for nothing, and what to say to any other."""
+
+REFUSED: Mapping[str, Refusal] = {
+    "tools": (([],), _TOOLS),
+    "tool_choice": (("none", "auto"), _TOOLS),
+    "functions": (([],), _TOOLS),
+    "function_call": (("none", "auto"), _TOOLS),
+    "response_format": (({"type": "text"},), _FORMAT),
+    "json_schema": (({},), _FORMAT),
+    "grammar": (("",), _FORMAT),
+    "guided_json": (({}, ""), _FORMAT),
+    "guided_regex": (("",), _FORMAT),
+    "guided_choice": (([],), _FORMAT),
+    "guided_grammar": (("",), _FORMAT),
+    "structured_outputs": (({},), _FORMAT),
+    "modalities": ((["text"], []), _NO_AUDIO),
+    "audio": (({},), _NO_AUDIO),
+    "web_search_options": ((), "The models here cannot search the web."),
+    "top_logprobs": ((0,), _LOGPROBS),
+    "n_probs": ((0,), _LOGPROBS),
+    "prompt_logprobs": ((0, False), _LOGPROBS),
+    "min_tokens": ((0,), "An answer has no least number of tokens."),
+    "use_beam_search": ((False,), _SAMPLER),
+    "length_penalty": ((1,), _SAMPLER),
+    "dynatemp_range": ((0,), _SAMPLER),
+    "dry_multiplier": ((0,), _SAMPLER),
+    "xtc_probability": ((0,), _SAMPLER),
+    "top_n_sigma": ((-1, 0), _SAMPLER),
+    "stop_token_ids": (([],), "Answers do not stop at token ids; use 'stop' with text."),
+    "bad_words": (([],), "Words cannot be forbidden; use 'logit_bias'."),
+    "include_stop_str_in_output": ((False,), "A stop sequence is never part of the answer here."),
+    "continue_final_message": (
+        (False,),
+        "The last message is never continued; the model always begins a turn of its own.",
+    ),
+    "add_generation_prompt": ((True,), "The prompt always ends where the model's own turn begins."),
+    "thinking_budget_tokens": ((-1,), "Thinking has no budget of tokens; use 'reasoning_effort'."),
+    "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
+}
+"""Fields that would change the answer and cannot be honoured; true in every body of this front."""
+
+REFUSED_IN_CHAT: Mapping[str, Refusal] = {
+    "logprobs": ((False,), _LOGPROBS),
+    "best_of": ((1,), _SAMPLER),
+}
+REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
+    # Here 0 is a real request: the log probability of each chosen token.
+    "logprobs": ((False,), _LOGPROBS),
+    "suffix": (
+        ("",),
+        "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",
+    ),
+}
+
+
+def refuse(data: Any, *tables: Mapping[str, Refusal]) -> None:
+    """Raise for the first field in `data` that asks for what a table refuses."""
+    for field, value in data.items() if isinstance(data, dict) else ():
+        for table in tables:
+            if value is not None and field in table:
+                neutral, message = table[field]
+                if not any(_same(value, each) for each in neutral):
+                    raise refused(f"'{field}' is not supported here. " + message.format(field=f"'{field}'"), field)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    # In Python False is 0, and True is 1; on the wire they are not.
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

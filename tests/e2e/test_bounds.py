@@ -1,0 +1,163 @@
+"""Bounds: the full queue, what is too large, what is malformed, and what a template may do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.test_cancellation import begin, body, leave, until_state, view
+from tests.stack import LIMIT, Stack, eventually, raw_request
+
+
+def test_a_full_queue_refuses_at_once_and_recovers(stack: Stack, openai_client: openai.OpenAI) -> None:
+    """429 with Retry-After of at most a minute while it is full, and answers again afterwards."""
+    running, first = begin(stack, "steady", "x" * 6000, stream=True)
+    until_state(stack, first, "running")
+    waiting = [begin(stack, "steady", "w", stream=True) for _ in range(8)]
+    with pytest.raises(openai.RateLimitError) as full:
+        openai_client.chat.completions.create(model="steady", messages=[{"role": "user", "content": "hi"}])
+    assert 1 <= float(full.value.response.headers["retry-after"]) <= 60
+    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    other = openai_client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "other"}])
+    assert other.choices[0].message.content == "other"
+    leave(running)
+    for held, job in waiting:
+        until_state(stack, job, "finished")
+        leave(held)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_prompt_that_is_too_long_is_refused_before_its_turn(
+    stack: Stack, openai_client: openai.OpenAI, stream: bool
+) -> None:
+    """400 while the engine is busy with a job that will take a minute more."""
+    running, first = begin(stack, "steady", "x" * 6000, stream=True)
+    until_state(stack, first, "running")
+    waiting, second = begin(stack, "steady", "w", stream=True)
+    with pytest.raises(openai.BadRequestError) as refused:
+        openai_client.chat.completions.create(
+            model="steady", messages=[{"role": "user", "content": "y" * 9000}], stream=stream
+        )
+    assert refused.value.code == "context_length_exceeded"
+    assert view(stack, first)["state"] == "running"
+    assert view(stack, second)["state"] == "queued"
+    leave(waiting)
+    leave(running)
+    until_state(stack, first, "cancelled")
+
+
+def test_a_waiting_stream_is_told_its_position(stack: Stack) -> None:
+    """In a header and in comments, which every SSE parser skips."""
+    running, first = begin(stack, "steady", "x" * 6000, stream=True)
+    until_state(stack, first, "running")
+    with httpx.stream("POST", f"{stack.url}/v1/chat/completions", content=body("steady", "hi"), timeout=LIMIT) as reply:
+        assert reply.status_code == 200
+        assert reply.headers["x-queue-position"] == "1"
+        lines = reply.iter_lines()
+        assert any(line.startswith(": ") and "position 1" in line for line in lines)
+        leave(running)
+        assert any("[DONE]" in line for line in lines)
+
+
+def test_a_deadline_ends_a_job(stack: Stack) -> None:
+    """A job past its deadline ends as failed, running or not."""
+    # The deadline of the service is an hour; here the record's own is moved into the past, as waiting would do.
+    held, job = begin(stack, "steady", "x" * 6000, stream=False)
+    until_state(stack, job, "running")
+    stack.redis.hset(f"rl:{{{job}}}", "deadline", 1)
+    found = until_state(stack, job, "failed")
+    assert found["error"]["code"] == "deadline"
+    _, connection = held
+    answer = connection.recv(65536).decode()
+    assert answer.startswith("HTTP/1.1 ")
+    assert "deadline" in answer
+    leave(held)
+
+
+BAD = {
+    "malformed JSON": (b'{"model": "echo", "messages": [', 400),
+    "not an object": (b"[1, 2, 3]", 400),
+    "empty body": (b"", 400),
+    "wrong type": (json.dumps({"model": "echo", "messages": "hello"}).encode(), 400),
+    "empty messages": (json.dumps({"model": "echo", "messages": []}).encode(), 400),
+    "unknown role": (json.dumps({"model": "echo", "messages": [{"role": "wizard", "content": "x"}]}).encode(), 400),
+    "invalid UTF-8": (b'{"model": "echo", "messages": [{"role": "user", "content": "\xff\xfe"}]}', 400),
+    "lone surrogate": (b'{"model": "echo", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+    "NaN": (b'{"model": "echo", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', 400),
+    "infinite temperature": (b'{"model": "echo", "temperature": 1e999, "messages": [{"role":"user","content":"x"}]}', 400),
+    "path as model": (body("../../etc/passwd", "x", stream=False), 404),
+    "very long model": (body("m" * 100_000, "x", stream=False), 400),
+    "control characters in model": (body("echo\r\nX: y", "x", stream=False), 404),
+    "no model of that name": (body("rl:{x}", "x", stream=False), 404),
+    "deep nesting": (b'{"model": "echo", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_clear_4xx(stack: Stack, case: str) -> None:
+    """An error object with a message, and the service is healthy afterwards."""
+    content, status = BAD[case]
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", content=content, timeout=LIMIT)
+    assert reply.status_code == status, reply.text
+    error: dict[str, Any] = reply.json()["error"]
+    assert error["message"]
+    assert set(error) >= {"message", "type", "param", "code"}
+    ok = httpx.post(f"{stack.url}/v1/chat/completions", content=body("echo", "fine", stream=False), timeout=LIMIT)
+    assert ok.json()["choices"][0]["message"]["content"] == "fine"
+
+
+def test_a_body_of_50_mb_is_refused_while_it_is_read(stack: Stack) -> None:
+    """413, announced or not, before the rest of it has arrived."""
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", content=b"x" * 50_000_000, timeout=LIMIT)
+    assert reply.status_code == 413
+    assert reply.json()["error"]["message"]
+
+    def drip() -> Any:
+        for _ in range(50):
+            yield b"x" * 1_000_000
+
+    try:
+        unannounced = httpx.post(f"{stack.url}/v1/chat/completions", content=drip(), timeout=LIMIT)
+    except httpx.WriteError:
+        pass  # the server closed the connection before all of it was sent
+    else:
+        assert unannounced.status_code == 413
+    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+
+
+HOSTILE = {
+    "endless": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "gigabyte": "{{ 'x' * 1000000000 }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "refuses": "{{ raise_exception('roles must alternate') }}",
+    "escapes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_fails_its_own_jobs_only(stack: Stack, name: str) -> None:
+    """400 in bounded time; the same worker serves plain completions of the model meanwhile and afterwards."""
+    model = f"hostile-{name}"
+    stack.add_model(model, {}, "")
+    (stack.folder / "models" / model / "chat_template.jinja").write_text(HOSTILE[name])
+    eventually(lambda: model in httpx.get(f"{stack.url}/v1/models").text, what=model)
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", content=body(model, "hi", stream=False), timeout=LIMIT)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["message"]
+    if name == "refuses":
+        assert "roles must alternate" in reply.json()["error"]["message"]
+    plain = httpx.post(
+        f"{stack.url}/v1/completions", json={"model": model, "prompt": "plain", "max_tokens": 50}, timeout=LIMIT
+    )
+    assert plain.json()["choices"][0]["text"] == "plain"
+
+
+def test_slow_senders_do_not_hold_up_others(stack: Stack) -> None:
+    """A request whose body never comes costs nobody anything."""
+    with raw_request(stack.url, b"", path="/healthz") as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert httpx.get(f"{stack.url}/healthz", timeout=5).status_code == 200
