@@ -25,14 +25,16 @@ async def while_connected(http: HttpRequest, work: Coroutine[object, object, Res
     """Run `work`; when the client leaves first, cancel it and raise `ClientGone`. The body must have been read."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(http))
+    taken = False
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
+        taken = True
         return task.result()
     finally:
         gone.cancel()
-        if not task.done():
+        if not taken:
             task.cancel()
             task.add_done_callback(_discard)
 
@@ -43,6 +45,7 @@ async def _disconnected(http: HttpRequest) -> None:
 
 
 _late: set[asyncio.Future[None]] = set()
+"""Closings of answers that came too late; the event loop alone would not keep them alive."""
 
 
 def _discard(task: asyncio.Future[Result]) -> None:

@@ -89,6 +89,8 @@ class Answer:
         ahead, self._ahead = self._ahead, []
         for event in ahead:
             yield event
+        if self.position and not ahead[1:]:
+            yield Waiting(self.position)  # nothing but Queued yet: say at once why nothing comes
         if not self._ended:
             async for item in self._source:
                 yield item

@@ -107,7 +107,7 @@ class LlamaCppGeneration:
 
     def _stream(self) -> Generator[Piece, None, End | None]:
         """Stream until the end, which is returned, or until something was held back that cannot be worked out: None."""
-        call = self._request(len(self._prompt) + len(self._said), self._max_tokens - len(self._said), stream=True)
+        call = self._request(self._max_tokens - len(self._said), stream=True)
         clock = self._clock = _Clock()
         seen = 0
         silent: list[int] = []  # Tokens without text: the one that ends the answer may be among them, and is no piece.
@@ -149,7 +149,7 @@ class LlamaCppGeneration:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while len(self._said) < self._max_tokens:
             self._clock = _Clock()
-            answer = self._request(len(self._prompt) + len(self._said), 1, stream=False).result()
+            answer = self._request(1, stream=False).result()
             self._account(answer.get("timings"))
             if answer["stop_type"] == "eos":
                 return End.EOS
@@ -173,12 +173,14 @@ class LlamaCppGeneration:
         ways = list(islice(self._vocabulary.ways(data[: -len(last)], count), 2))
         return (*ways[0], token) if len(ways) == 1 else None
 
-    def _request(self, position: int, max_tokens: int, *, stream: bool) -> Call:
+    def _request(self, max_tokens: int, *, stream: bool) -> Call:
         body = {
             **self._settings,
             "prompt": self._prompt + self._said,
             "n_predict": max_tokens,
-            "seed": self._seed_at(position),
+            # Each request starts its own generator: with one seed for all, each would draw the same numbers.
+            # 0xFFFFFFFF would mean "any" to llama.cpp.
+            "seed": (self._seed + len(self._said)) % 0xFFFFFFFF,
             "stream": stream,
             "return_progress": stream,
             "response_fields": _FIELDS,
@@ -189,11 +191,6 @@ class LlamaCppGeneration:
             if self._aborted:
                 call.cancel()
         return call
-
-    def _seed_at(self, position: int) -> int:
-        # Each request starts its own generator; the same one twice would draw the same numbers twice.
-        # 0xFFFFFFFF would mean "any" to llama.cpp.
-        return (self._seed + (position - len(self._prompt))) % 0xFFFFFFFF
 
     def _progress(self, progress: dict[str, Any]) -> None:
         if self._said:

@@ -54,8 +54,13 @@ class DataDirLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def wait_for_parts(self, say: Callable[[str], None], patience: float = PATIENCE) -> None:
-        """Return once no part of an earlier run is left. Raises `PartFailed` after `patience` seconds."""
+    def wait_for_parts(
+        self, say: Callable[[str], None], pause: Callable[[float], None], patience: float = PATIENCE
+    ) -> None:
+        """Return once no part of an earlier run is left. Raises `PartFailed` after `patience` seconds.
+
+        `pause` waits so many seconds, or raises when waiting is no longer wanted.
+        """
         told = False
         deadline = time.monotonic() + patience
         while not _try(self.parts):
@@ -67,7 +72,7 @@ class DataDirLock:
                     f"Processes of an earlier run still use {self.data_dir} after {patience:.0f} s; "
                     f"`fuser {self.data_dir / 'parts.lock'}` shows them. End them and start again."
                 )
-            time.sleep(0.05)
+            pause(0.05)
 
     def write(self, url: str) -> None:
         """Leave word for a second `up` where this one serves."""

@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PAUSE = 0.2
-"""Seconds between two questions."""
+"""Seconds between two questions at first."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two questions when nothing has been ready for long."""
 
 
 @dataclass
@@ -59,10 +61,13 @@ class Probe:
         self._over.set()
 
     def _ask_on(self) -> None:
+        pause = PAUSE
         while not self._over.is_set() and not self.state.ready(self._preload):
             self._ask()
             self._on_change()
-            self._over.wait(PAUSE)
+            self._over.wait(pause)
+            # A board without models is not asked five times a second for ever.
+            pause = min(LONGEST_PAUSE, pause * 1.02)
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=5.0)

@@ -23,6 +23,10 @@ USAGE = 2
 """The exit code of a part that refuses its settings; starting it again would change nothing."""
 
 
+HURRIED = 1.0
+"""Seconds a part gets to stop once the user has pressed Ctrl-C again."""
+
+
 class StopAsked(Exception):
     """Raised inside `turn` when Ctrl-C or a signal asked to stop."""
 
@@ -107,20 +111,20 @@ class Supervisor:
         return True
 
     def stop(self, order: Sequence[tuple[Part, float]]) -> None:
-        """End each part in turn: ask, wait so many seconds, kill. A second Ctrl-C while this runs kills at once."""
+        """End each part in turn: ask, wait so many seconds, kill. A second Ctrl-C while this runs hurries it."""
         self._stopping = True
         asked_before = self._asked
         for part, patience in order:
             part.terminate()
-            deadline = now() + patience
+            began = now()
             while part.pid is not None:
                 hurried = self._asked > asked_before
-                if hurried or now() > deadline:
+                left = began + (min(patience, HURRIED) if hurried else patience) - now()
+                if left <= 0:
                     if not hurried:
                         log.warning("%s did not stop within %.0f s; killing it", part.name, patience)
                     part.kill()
-                    deadline = now() + 60.0
-                self._wait(0.1 if hurried else min(1.0, max(0.01, deadline - now())))
+                self._wait(min(1.0, max(0.05, left)))
                 part.ended()
 
     def let_go(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 
@@ -146,12 +147,11 @@ def test_endless_headers_are_refused(place: Site) -> None:
     with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ")
         received = b""
-        try:
+        # The refusal may overtake what is still being sent, and then the connection is reset.
+        with contextlib.suppress(ConnectionError):
             for _ in range(200):
                 sock.sendall(b"a" * 4096)
             received = sock.recv(4096)
-        except OSError:
-            return
         assert received == b"" or b" 400 " in received.splitlines()[0]
 
 

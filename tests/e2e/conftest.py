@@ -19,6 +19,7 @@ def stack() -> Iterator[Stack]:
             "steady": {"tokens_per_second": 100},
             "ponderous": {"prefill_tokens_per_second": 100, "tokens_per_second": 100},
             "sluggish": {"load_seconds": 3},
+            "hostile": {},
         },
         default_model="echo",
         queue_limit=8,

@@ -206,9 +206,10 @@ class TestHostileTemplates:
     ) -> None:
         """A minute is granted, so that a busy machine fails nothing; unbounded these run for hours."""
         begin = time.monotonic()
-        with monkeypatch.context() as hurried, pytest.raises(TemplateFailed):
+        with monkeypatch.context() as hurried:
             hurried.setattr("npu.chat_template.SECONDS", 1.0)
-            render(source, USER)
+            with pytest.raises(TemplateFailed):
+                render(source, USER)
         assert time.monotonic() - begin < 60
         assert render(CHATML, USER, add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from pathlib import Path
 
@@ -19,26 +20,26 @@ from ops.up.ready import Readiness, _read
 def test_one_up_per_data_dir(tmp_path: Path) -> None:
     """A second is told where the first serves; afterwards the directory is free again."""
     with lock.DataDirLock(tmp_path) as first:
-        first.wait_for_parts(print)
+        first.wait_for_parts(print, time.sleep)
         first.write("http://127.0.0.1:1234")
         with pytest.raises(AlreadyRunning, match=r"already runs .* at http://127.0.0.1:1234 \(process \d+\)"):
             lock.DataDirLock(tmp_path).__enter__()
     with lock.DataDirLock(tmp_path) as again:
-        again.wait_for_parts(print)
+        again.wait_for_parts(print, time.sleep)
 
 
 def test_parts_of_an_earlier_run_are_waited_for(tmp_path: Path) -> None:
     """It is said once, and given up with what to do."""
     with lock.DataDirLock(tmp_path) as earlier:
-        earlier.wait_for_parts(print)
+        earlier.wait_for_parts(print, time.sleep)
         inherited = os.dup(earlier.parts)
     said: list[str] = []
     with lock.DataDirLock(tmp_path) as later, pytest.raises(PartFailed, match="End them and start again"):
-        later.wait_for_parts(said.append, patience=0.2)
+        later.wait_for_parts(said.append, time.sleep, patience=0.2)
     assert len(said) == 1
     os.close(inherited)
     with lock.DataDirLock(tmp_path) as later:
-        later.wait_for_parts(said.append)
+        later.wait_for_parts(said.append, time.sleep)
 
 
 def test_an_unusable_data_dir_is_a_sentence(tmp_path: Path) -> None:

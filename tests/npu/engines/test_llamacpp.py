@@ -201,7 +201,9 @@ class TestBrokenServer:
             def serve() -> None:
                 connection, _ = listener.accept()
                 with connection:
-                    connection.recv(1 << 16)
+                    asked = b""
+                    while b"\r\n\r\n" not in asked or not asked.endswith(b"}"):
+                        asked += connection.recv(1 << 16)
                     connection.sendall(answer)
 
             threads.append(threading.Thread(target=serve))

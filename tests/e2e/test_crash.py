@@ -1,0 +1,97 @@
+"""Processes that die: the client hears of it at once, and the next request is answered."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import httpx
+import pytest
+
+from tests.e2e.test_cancellation import begin, body, leave, until_state, view
+from tests.stack import LIMIT, Stack, eventually
+
+
+def chat(stack: Stack, model: str, text: str) -> str:
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", content=body(model, text, stream=False), timeout=LIMIT)
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def test_kill_9_of_the_engine_in_mid_answer(stack: Stack) -> None:
+    """A clear error in the stream at once, no [DONE]; the next request is answered after reload."""
+    with httpx.stream(
+        "POST", f"{stack.url}/v1/chat/completions", content=body("steady", "x" * 4000), timeout=LIMIT
+    ) as reply:
+        lines = reply.iter_lines()
+        next(line for line in lines if '"content":"x' in line)
+        stack.child("steady").kill()
+        rest = list(lines)
+    error = json.loads(next(line for line in rest if '"error"' in line).removeprefix("data: "))["error"]
+    assert "died" in error["message"]
+    assert "data: [DONE]" not in rest
+    assert chat(stack, "steady", "again") == "again"
+
+
+def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack) -> None:
+    """A 5xx with the reason, not a half answer."""
+    held, job = begin(stack, "steady", "x" * 4000, stream=False)
+    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+    stack.child("steady").kill()
+    _, connection = held
+    answer = connection.recv(65536).decode()
+    assert answer.split(" ", 2)[1].startswith("5")
+    assert "died" in answer
+    leave(held)
+
+
+def test_kill_9_of_the_engine_before_anything_was_sent(stack: Stack) -> None:
+    """Nobody saw anything yet, so the job is simply run again, and answered whole."""
+    chat(stack, "ponderous", "warm")
+    held, job = begin(stack, "ponderous", "y" * 150, stream=False)
+    eventually(lambda: view(stack, job)["phase"] == "prefill", what="prefill")
+    stack.child("ponderous").kill()
+    found = until_state(stack, job, "finished")
+    assert found["attempts"] == 2
+    _, connection = held
+    answer = b""
+    while b"y" * 150 not in answer:
+        more = connection.recv(65536)
+        assert more, answer
+        answer += more
+    leave(held)
+
+
+def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
+    """The board starts another; what waited is answered; what it was answering fails or is run again."""
+    chat(stack, "steady", "warm")
+    held, job = begin(stack, "steady", "z" * 2000, stream=True)
+    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+    waiting, second = begin(stack, "steady", "still here", stream=False)
+    worker = stack.worker("steady")
+    for process in (worker, *worker.children(recursive=True)):
+        process.send_signal(signal.SIGKILL)
+    assert until_state(stack, job, "failed")["error"]["code"] == "engine_lost"
+    until_state(stack, second, "finished")
+    leave(held)
+    leave(waiting)
+
+
+@pytest.mark.parametrize("part", ["api", "board"])
+def test_kill_9_of_the_other_parts(stack: Stack, part: str) -> None:
+    """Started again, they go on where they were; models need not be loaded anew for a new API."""
+    process = stack.process(part)
+    if part == "board":
+        workers = [stack.worker("echo")]
+        process.kill()
+        process.wait()
+        # Without `up` and its lifeline, workers outlive their agent; here the test ends them, to start clean.
+        for worker in workers:
+            worker.terminate()
+            worker.wait(30)
+    else:
+        process.kill()
+        process.wait()
+    stack.start(part)
+    eventually(stack.ready, what="readiness")
+    assert chat(stack, "echo", "back") == "back"
