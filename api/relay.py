@@ -27,6 +27,8 @@ log = logging.getLogger("rockchipllama.api")
 
 LOAD_PATIENCE = 30.0
 """Seconds a board may take to say that it began to load a model, or cannot."""
+RESTART_PATIENCE = 10.0
+"""Seconds a board's agent may take to be there again after it died."""
 PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
 OUTAGE_PATIENCE = 30.0
@@ -255,14 +257,20 @@ class Relay:
         model = status.card.id
         if not status.boards:
             raise ModelDown(model, f"the board '{status.card.board}' that has it is not there.")
-        why = ""
-        for board in status.boards:
-            try:
-                await self._commander.ask(board, Load(model), LOAD_PATIENCE)
-                return
-            except CommandFailed as error:
-                why = str(error)
-        raise ModelDown(model, why)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + RESTART_PATIENCE
+        while True:
+            failures: list[CommandFailed] = []
+            for board in status.boards:
+                try:
+                    await self._commander.ask(board, Load(model), LOAD_PATIENCE)
+                    return
+                except CommandFailed as error:
+                    failures.append(error)
+            # An agent that breathed a moment ago and does not listen is being restarted.
+            if any(error.code != "board_away" for error in failures) or loop.time() > give_up:
+                raise ModelDown(model, str(failures[-1]))
+            await asyncio.sleep(0.5)
 
     async def _prepare(self, board: str, model: str, job: str) -> None:
         """Have a board check a job that must wait, so that a hopeless one is refused before its turn."""

@@ -20,6 +20,8 @@ log = logging.getLogger("rockchipllama.feed")
 
 SILENCE = 15.0
 """Seconds without a message after which the connection is probed; twice that, and it is made anew."""
+CONFIRM = 30.0
+"""Seconds Redis may take to confirm a subscription, a reconnection in between included."""
 CATCH_UP = 5.0
 """Seconds without an event after which a reader looks into the record: the bell may have been lost."""
 
@@ -71,7 +73,7 @@ class LiveFeed:
         self._client = client
         self._channels: dict[bytes, list[Subscription]] = {}
         self._live: set[bytes] = set()
-        self._connection: AbstractConnection | None = None
+        self._wishes: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> LiveFeed:
@@ -94,43 +96,44 @@ class LiveFeed:
             if name in self._live:
                 subscription.confirmed.set_result(None)
             elif len(others) == 1:
-                await self._tell("SUBSCRIBE", channel)
+                self._wishes.put_nowait(("SUBSCRIBE", name))
             yield subscription
         finally:
             others.remove(subscription)
             if not others:
                 del self._channels[name]
                 self._live.discard(name)
-                await self._tell("UNSUBSCRIBE", channel)
-
-    async def _tell(self, verb: str, channel: str) -> None:
-        connection = self._connection
-        if connection is None:
-            return  # whoever reconnects subscribes to all that is wanted then
-        try:
-            await connection.send_command(verb, channel, check_health=False)
-        except UNREACHABLE:
-            await connection.disconnect(nowait=True)  # its reader notices, and reconnects
+                self._wishes.put_nowait(("UNSUBSCRIBE", name))
 
     async def _run(self) -> None:
         pause = 0.05
         while True:
             connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            # Its own time-out for sending goes through `asyncio.wait_for`, which on Python 3.11 can swallow a cancellation.
+            connection.socket_timeout = None
             try:
                 await connection.connect()
-                self._connection = connection
-                if self._channels:
-                    await connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+                self._wishes = asyncio.Queue()
+                for name in self._channels:
+                    self._wishes.put_nowait(("SUBSCRIBE", name))
                 pause = 0.05
-                await self._read(connection)
-            except UNREACHABLE as error:
-                log.warning("the live feed lost Redis, reconnecting: %s", error)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._write(connection))
+                    both.create_task(self._read(connection))
+            except* UNREACHABLE as errors:
+                log.warning("the live feed lost Redis, reconnecting: %s", errors.exceptions[0])
             finally:
-                self._connection = None
                 self._live.clear()
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        """Send what subscribers wish. In a task of its own: a subscriber that is cancelled in mid-send would break the
+        connection for all."""
+        while True:
+            verb, name = await self._wishes.get()
+            await connection.send_command(verb, name, check_health=False)
 
     async def _read(self, connection: AbstractConnection) -> None:
         probed = False
@@ -140,7 +143,7 @@ class LiveFeed:
             except TimeoutError:
                 if probed:
                     raise ConnectionError("it does not answer a probe") from None
-                await connection.send_command("PING", check_health=False)
+                self._wishes.put_nowait(("PING", b"feed"))
                 probed = True
                 continue
             probed = False
@@ -166,7 +169,8 @@ async def follow(
     Pub/sub may lose a message; a gap is filled from the record, which is also read at the start and in each silence.
     Raises what the client raises when the record cannot be read, and `Unreadable`.
     """
-    await asyncio.wait_for(asyncio.shield(subscription.confirmed), timeout=30)
+    async with asyncio.timeout(CONFIRM):
+        await asyncio.shield(subscription.confirmed)
     seen = after
     ask_record = True
     while True:

@@ -15,7 +15,7 @@ What never expires, by design; `PERMANENT` lists it and a test compares:
 rl:order               string   counts accepted jobs: the order of acceptance
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
 rl:serve.MODEL         list     Celery: calls to serve, while there are any
-rl:_kombu.binding.*    set      Celery: which queue a call goes to
+rl:_kombu.*            set, zset   Celery: which queue a call goes to
 rl:unacked*            hash, zset, string   Celery: calls that are being served
 
 What expires by itself: rl:presence (hash, workers and boards that breathe; written past the append-only file).
@@ -30,7 +30,7 @@ ORDER = "rl:order"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
 
-PERMANENT = (ORDER, CARDS, "rl:serve.*", "rl:_kombu.binding.*", "rl:unacked*")
+PERMANENT = (ORDER, CARDS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
 """Patterns of the keys that may stand without an expiry when no job is left."""
 
 

@@ -176,6 +176,12 @@ class Stack:
                     return process
         raise LookupError(f"no worker of {model}")
 
+    def has_worker(self, model: str) -> bool:
+        """Whether the board's agent has started a worker of the model, and it runs."""
+        with contextlib.suppress(LookupError):
+            return self.worker(model).is_running()
+        return False
+
     def child(self, model: str) -> psutil.Process:
         """The child of a model's worker, which holds the engine."""
         for process in self.worker(model).children():

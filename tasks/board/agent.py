@@ -46,7 +46,7 @@ class Agent:
         self._client = connect(self._url)
         self._catalog = Catalog(())
         self._problems: set[str] = set()
-        self._workers = Workers(worker_command, board_settings.restart_limit, lifeline.fds())
+        self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
         self._started = time.time()
         self._leaving = threading.Event()
         self._desk: Desk | None = None

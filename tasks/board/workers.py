@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -9,13 +10,51 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
 
 from npu.model import Model
+from tasks import worker_lock
 
 log = logging.getLogger("rockchipllama.board")
 
 STEADY = 60.0
 """Seconds a worker must live for its next death to count as its first."""
+
+
+class Adopted:
+    """A worker that an earlier agent started and left behind: watched by its number, for it is no child of ours."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._process = psutil.Process(pid)
+
+    def poll(self) -> int | None:
+        """None while it lives. How it ended, nobody told us."""
+        if self.returncode is None and not self._process.is_running():
+            self.returncode = 0
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Ask it to leave."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises `subprocess.TimeoutExpired`."""
+        try:
+            self._process.wait(timeout)
+        except psutil.TimeoutExpired:
+            raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0) from None
+        self.returncode = 0
+        return 0
 
 
 @dataclass
@@ -24,7 +63,7 @@ class WorkerChild:
 
     model: Model
     memory_bytes: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Adopted | None = None
     started: float = 0.0
     start_at: float = 0.0
     deaths: int = 0
@@ -37,6 +76,7 @@ class Workers:
     """At most one worker per model. `tick` is called often by the agent's loop; any method from any thread."""
 
     command: Callable[[Model], list[str]]
+    data_dir: Path
     longest_pause: float
     pass_fds: tuple[int, ...]
     _children: dict[str, WorkerChild] = field(default_factory=dict)
@@ -109,6 +149,12 @@ class Workers:
 
     def _spawn(self, child: WorkerChild) -> None:
         child.started = time.monotonic()
+        pid = worker_lock.holder(self.data_dir, child.model.id)
+        if pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.process = Adopted(pid)
+                log.info("adopted the worker of %s pid=%d", child.model.id, pid)
+                return
         child.process = subprocess.Popen(
             self.command(child.model), stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self.pass_fds
         )

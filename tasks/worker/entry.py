@@ -18,7 +18,7 @@ from celery.signals import (
 from npu.catalog import find_models
 from npu.errors import ModelRefused
 from npu.model import Model
-from tasks import keys, lifeline, logs, roster
+from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
 from tasks.prompting.cards import card_of
@@ -83,6 +83,7 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Serve until told to stop."""
+        worker_lock.take(self.settings.data_dir, self.model.id)
         lifeline.watch()
         logging.getLogger("celery").setLevel(logging.WARNING)  # a line for each call would say less than ours per job
         setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
@@ -100,6 +101,7 @@ class WorkerProcess:
             without_gossip=True,
             without_mingle=True,
             loglevel=logging.WARNING,
+            quiet=True,
         )
         worker.start()
         roster.leave(client, self.name)

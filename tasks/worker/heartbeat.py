@@ -18,6 +18,10 @@ from tasks.worker.job_run import JobRun
 
 log = logging.getLogger("rockchipllama.worker")
 
+FIRST_RENEWAL = 0.1
+RENEWAL = 1.0
+"""Seconds from a claim to its first renewal, and at most between two; each tells clients how far the job is."""
+
 
 class Heartbeat:
     """One thread beside the engine's. It must not stop while C code runs, so the engine releases Python's lock."""
@@ -27,7 +31,8 @@ class Heartbeat:
         self._lease = lease
         self._presence = presence
         self._run: JobRun | None = None
-        self._changed = threading.Event()
+        self._wake = threading.Event()
+        self._breath_due = self._renewal_due = 0.0  # monotonic seconds
         self._closed = False
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -35,34 +40,38 @@ class Heartbeat:
     def hold(self, run: JobRun | None) -> None:
         """From now on renew the lease of this run, or of none."""
         self._run = run
+        if run is not None:
+            # The first renewal tells how far a run is that takes its time; a short one has ended by then.
+            self._renewal_due = time.monotonic() + FIRST_RENEWAL
+            self._wake.set()
 
     def changed(self) -> None:
         """The worker's state changed: breathe now."""
-        self._changed.set()
+        self._breath_due = 0.0
+        self._wake.set()
 
     def close(self) -> None:
         """Stop. Twice is safe."""
         self._closed = True
-        self._changed.set()
+        self._wake.set()
         self._thread.join(timeout=5)
 
     def _beat(self) -> None:
-        next_breath = next_renewal = 0.0
         while not self._closed:
+            self._wake.clear()
             now = time.monotonic()
             try:
-                if self._changed.is_set() or now >= next_breath:
-                    self._changed.clear()
+                if now >= self._breath_due:
+                    self._breath_due = now + BREATH
                     breathe(self._client, self._presence())
-                    next_breath = now + BREATH
-                if now >= next_renewal:
-                    next_renewal = now + self._lease / 3
-                    if self._run is not None:
-                        self._renew(self._run)
+                run = self._run
+                if run is not None and now >= self._renewal_due:
+                    self._renewal_due = now + min(RENEWAL, self._lease / 3)
+                    self._renew(run)
             except UNREACHABLE as error:
                 log.warning("Redis is away: %s", error)
-                next_breath = now + BREATH
-            self._changed.wait(max(0.01, min(next_breath, next_renewal) - time.monotonic()))
+            next_due = self._breath_due if self._run is None else min(self._breath_due, self._renewal_due)
+            self._wake.wait(max(0.01, next_due - time.monotonic()))
 
     def _renew(self, run: JobRun) -> None:
         limit = run.stalled

@@ -89,7 +89,10 @@ BAD = {
     "invalid UTF-8": (b'{"model": "echo", "messages": [{"role": "user", "content": "\xff\xfe"}]}', 400),
     "lone surrogate": (b'{"model": "echo", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
     "NaN": (b'{"model": "echo", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', 400),
-    "infinite temperature": (b'{"model": "echo", "temperature": 1e999, "messages": [{"role":"user","content":"x"}]}', 400),
+    "infinite temperature": (
+        b'{"model": "echo", "temperature": 1e999, "messages": [{"role":"user","content":"x"}]}',
+        400,
+    ),
     "path as model": (body("../../etc/passwd", "x", stream=False), 404),
     "very long model": (body("m" * 100_000, "x", stream=False), 400),
     "control characters in model": (body("echo\r\nX: y", "x", stream=False), 404),

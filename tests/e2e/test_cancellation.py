@@ -159,9 +159,7 @@ def test_many_cancels_at_random_moments_never_reach_another_job(stack: Stack) ->
 
     def chat(number: int) -> None:
         text = f"<{number}>" * 20
-        reply = httpx.post(
-            f"{stack.url}/v1/chat/completions", content=body("echo", text, stream=False), timeout=LIMIT
-        )
+        reply = httpx.post(f"{stack.url}/v1/chat/completions", content=body("echo", text, stream=False), timeout=LIMIT)
         if reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"] != text:
             wrong.append(reply.text)
         if reply.status_code not in (200, 409, 429):

@@ -26,7 +26,7 @@ CLIENTS = 32
 @pytest.fixture(scope="module")
 def busy_stack() -> Iterator[Stack]:
     """A fast echo that hesitates at random, and one slow enough to count its tokens."""
-    models = {"echo": {"tokens_per_second": 4000, "jitter": 0.9}, "steady": {"tokens_per_second": 200, "jitter": 0.9}}
+    models = {"echo": {"tokens_per_second": 20000, "jitter": 0.9}, "steady": {"tokens_per_second": 200, "jitter": 0.9}}
     with Stack(models, default_model="echo", queue_limit=64) as stack:
         yield stack
 
