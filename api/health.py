@@ -84,6 +84,7 @@ async def _readiness(http: Request) -> dict[str, Any]:
 def _model(status: ModelStatus) -> dict[str, Any]:
     return {
         "id": status.card.id,
+        "engine": status.card.engine_version or status.card.engine,
         "served": status.served,
         "loaded": status.loaded,
         "loading": status.loading,

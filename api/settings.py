@@ -49,7 +49,7 @@ class ApiSettings(Settings):
     )
     max_stop: int = Field(4, ge=1, description="Stop sequences in one request.")
     drain: float = Field(
-        30.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
+        10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )
 
     @field_validator("api_keys", "trusted_networks", "cors_origins", mode="before")

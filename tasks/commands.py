@@ -6,6 +6,7 @@ Nothing is kept: a board that is away answers nobody, and whoever asked hears so
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
@@ -19,6 +20,9 @@ from tasks.errors import CommandFailed
 from tasks.feed import LiveFeed, Subscription
 from tasks.jobs import new_job_id
 from tasks.requests import Message
+
+
+log = logging.getLogger("rockchipllama.commands")
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -143,7 +147,11 @@ class Commander:
             await subscription.wait(60.0)
             for message in subscription.take():
                 if message is not None:
-                    answer = _replies.decode(message)
+                    try:
+                        answer = _replies.decode(message)
+                    except msgspec.DecodeError as error:
+                        log.warning("a board's reply of another version was ignored: %s", error)
+                        continue
                     future = self._pending.get(answer.id)
                     if future is not None and not future.done():
                         future.set_result(answer)

@@ -122,6 +122,9 @@ class LiveFeed:
                     both.create_task(self._read(connection))
             except* UNREACHABLE as errors:
                 log.warning("the live feed lost Redis, reconnecting: %s", errors.exceptions[0])
+            except* Exception:
+                # A defect of ours; but without the feed every answer of this process would hang.
+                log.exception("the live feed broke, reconnecting")
             finally:
                 self._live.clear()
                 await connection.disconnect(nowait=True)
@@ -138,11 +141,10 @@ class LiveFeed:
     async def _read(self, connection: AbstractConnection) -> None:
         probed = False
         while True:
-            try:
-                message = await connection.read_response(timeout=SILENCE, disconnect_on_error=False)
-            except TimeoutError:
+            message = await connection.read_response(timeout=SILENCE, disconnect_on_error=False)
+            if message is None:
                 if probed:
-                    raise ConnectionError("it does not answer a probe") from None
+                    raise ConnectionError("it does not answer a probe")
                 self._wishes.put_nowait(("PING", b"feed"))
                 probed = True
                 continue

@@ -193,6 +193,8 @@ class Roster:
                 await self.refresh()
             except QueueUnavailable as error:
                 log.debug("the roster is %.0f s old: %s", time.monotonic() - self._snapshot.at, error)
+            except Exception:
+                log.exception("the roster could not be read")  # the old one serves until the next try
 
     async def refresh(self) -> None:
         """Read it anew. Raises `QueueUnavailable`."""

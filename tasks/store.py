@@ -109,9 +109,15 @@ class JobStore:
         return _view(job, reply[0], reply[1], fields(reply[2:]))
 
     async def place(self, job: str, model: str) -> int | None:
-        """How many jobs wait before this one; None when it does not wait."""
+        """How many jobs wait before this one; None when it does not wait. Raises `JobNotFound` when its record is gone."""
         with unavailable_as_refusal():
-            return cast(int | None, await self._client.zrank(keys.waiting(model), job))
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.exists(keys.job(job))
+                pipe.zrank(keys.waiting(model), job)
+                there, rank_ = await pipe.execute()
+        if not there:
+            raise JobNotFound(job)
+        return cast("int | None", rank_)
 
 
 class JobBook:

@@ -158,10 +158,17 @@ class Stack:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for leftover in family:
+        for leftover in (*family, *self._strays()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 leftover.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _strays(self) -> Iterator[psutil.Process]:
+        """Processes of this service whose parents were killed by a test."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get("ROCKCHIPLLAMA_REDIS_URL") == self.redis_url:
+                    yield process
 
     @property
     def redis(self) -> redis.Redis:

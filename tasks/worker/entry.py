@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import (
     setup_logging,
     task_failure,
@@ -85,6 +87,8 @@ class WorkerProcess:
         """Serve until told to stop."""
         worker_lock.take(self.settings.data_dir, self.model.id)
         lifeline.watch()
+        # It warns root of pickles, which this application does not accept.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
         logging.getLogger("celery").setLevel(logging.WARNING)  # a line for each call would say less than ours per job
         setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
         worker_process_init.connect(self.child_begins, weak=False)

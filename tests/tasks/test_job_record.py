@@ -302,6 +302,21 @@ async def test_a_reader_sees_every_event_once_though_the_bell_loses_messages(
     assert fold([item.event for item in seen]).choices[0].text == "".join(f"{index}," for index in range(200))
 
 
+async def test_a_feed_lives_through_silence(aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says anything for long: the connection is probed, and the next message arrives on it."""
+    monkeypatch.setattr("tasks.feed.SILENCE", 0.02)
+    async with LiveFeed(aclient) as feed, feed.subscribe("quiet") as subscription:
+        await subscription.confirmed
+        while not any(item["cmd"] == "ping" for item in await aclient.client_list()):
+            await asyncio.sleep(0.01)  # bounded by the test's own limit
+        await asyncio.sleep(0.2)  # ten more silences
+        assert feed._task is not None
+        assert not feed._task.done()
+        await aclient.publish("quiet", b"hello")
+        assert await subscription.wait(30)
+        assert b"hello" in list(subscription.take())
+
+
 async def test_a_reader_survives_a_cut_subscription(
     store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
 ) -> None:

@@ -1,0 +1,1 @@
+"""Measures what the service itself costs, beside the engine: `rockchipllama bench`."""
