@@ -21,7 +21,6 @@ from tasks.feed import LiveFeed, Subscription
 from tasks.jobs import new_job_id
 from tasks.requests import Message
 
-
 log = logging.getLogger("rockchipllama.commands")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ import redis
 
 from npu.catalog import Catalog
 from npu.engines import chat_template, describe, open_tokenizer
-from npu.errors import EngineFailed, ModelRefused, NpuError, PromptRefused
+from npu.errors import EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
 from tasks import commands, keys
 from tasks.connection import UNREACHABLE
@@ -29,6 +30,12 @@ log = logging.getLogger("rockchipllama.board")
 THREADS = 4
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
+AGAIN = 0.25
+"""Seconds between two tries of such a preparation."""
+
+
+class _NotYet(Exception):
+    """The model's tokenizer comes up with the model, which is still loading."""
 
 
 class Desk:
@@ -50,6 +57,8 @@ class Desk:
         self._unload = unload
         self._context_length = context_length
         self._preparers: dict[str, tuple[Model, Preparer]] = {}
+        self._postponed: deque[tuple[float, commands.Envelope]] = deque()
+        """Preparations to try again, with the moment they came: they must not hold a thread while a model loads."""
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="desk")
         self._listener = threading.Thread(target=self._listen, name="commands", daemon=True)
@@ -67,31 +76,47 @@ class Desk:
                 with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
                     channel.subscribe(keys.commands(self._settings.board_name))
                     while not self._closed.is_set():
-                        message = channel.get_message(timeout=1.0)
+                        message = channel.get_message(timeout=AGAIN if self._postponed else 1.0)
                         if message is not None:
-                            self._threads.submit(self._answer, bytes(message["data"]))
+                            self._threads.submit(self._receive, bytes(message["data"]))
+                        else:
+                            for _ in range(len(self._postponed)):
+                                since, envelope = self._postponed.popleft()
+                                self._threads.submit(self._answer, envelope, since)
             except UNREACHABLE as error:
                 log.warning("the command channel lost Redis, trying again: %s", error)
                 self._closed.wait(0.5)
 
-    def _answer(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         try:
             envelope = commands.decode_envelope(data)
         except msgspec.DecodeError as error:
             log.warning("a command of another version was ignored: %s", error)
             return
+        self._answer(envelope, time.monotonic())
+
+    def _answer(self, envelope: commands.Envelope, since: float) -> None:
+        result: object = None
+        code = error_text = ""
         try:
             result = self._obey(envelope.command)
-        except NpuError as error:
-            failed = failure(error)
-            commands.reply(self._client, envelope, code=failed.code, error=failed.message)
+        except _NotYet as error:
+            if time.monotonic() - since < PREPARE_PATIENCE:
+                self._postponed.append((since, envelope))
+                return
+            code, error_text = FailureCode.MODEL_UNAVAILABLE, str(error)
         except UNREACHABLE as error:
             log.warning("a command went unanswered, Redis is away: %s", error)
+            return
         except Exception as error:
-            log.exception("a command failed")
-            commands.reply(self._client, envelope, code=FailureCode.INTERNAL, error=failure(error).message)
-        else:
-            commands.reply(self._client, envelope, result)
+            failed = failure(error)
+            code, error_text = failed.code, failed.message
+            if failed.code is FailureCode.INTERNAL:
+                log.exception("a command failed")
+        try:
+            commands.reply(self._client, envelope, result, code=code, error=error_text)
+        except UNREACHABLE as error:
+            log.warning("a command went unanswered, Redis is away: %s", error)
 
     def _obey(self, command: commands.Command) -> object:
         model = self._catalog().find(command.model)
@@ -115,22 +140,18 @@ class Desk:
 
     def _prepare(self, model: Model, job: str) -> str:
         """Check a waiting job; fail it if it can never run. `ready`, `failed`, or `gone` when it does not wait any more."""
-        give_up = time.monotonic() + PREPARE_PATIENCE
-        while True:
-            state, request = self._client.hmget(keys.job(job), "state", "request")
-            if state != b"queued" or request is None:
-                return "gone"
-            try:
-                self._preparer(model).prepare(decode_request(request))  # type: ignore[arg-type]
-                return "ready"
-            except (PromptRefused, Unreadable) as error:
-                failed = encode_events([failure(error)])
-                where = [keys.job(job), keys.events(job), keys.waiting(model.id)]
-                return "failed" if FAIL_QUEUED.run(self._client, where, job, failed, 0) == 1 else "gone"
-            except EngineFailed:
-                # Its tokenizer comes up with the model.
-                if time.monotonic() > give_up or self._closed.wait(0.2):
-                    raise
+        state, request = self._client.hmget(keys.job(job), "state", "request")
+        if state != b"queued" or request is None:
+            return "gone"
+        try:
+            self._preparer(model).prepare(decode_request(request))  # type: ignore[arg-type]
+            return "ready"
+        except (PromptRefused, Unreadable) as error:
+            failed = encode_events([failure(error)])
+            where = [keys.job(job), keys.events(job), keys.waiting(model.id)]
+            return "failed" if FAIL_QUEUED.run(self._client, where, job, failed, 0) == 1 else "gone"
+        except EngineFailed as error:
+            raise _NotYet(f"'{model.id}' was not loaded within {PREPARE_PATIENCE:.0f} s: {error}") from error
 
     def _preparer(self, model: Model) -> Preparer:
         kept = self._preparers.get(model.id)
