@@ -202,6 +202,7 @@ class EventWriter:
         """One call of the script past the client's general path: this runs for every token."""
         command = hiredis.pack_command(("EVALSHA", APPEND.digest, 3, *self._keys, *args))
         deadline = time.monotonic() + self._patience
+        told = False
         while True:
             try:
                 self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
@@ -212,7 +213,9 @@ class EventWriter:
                 # Sending again is safe: the record refuses a number it has passed.
                 if time.monotonic() > deadline:
                     raise
-                log.warning("Redis is away, trying again: %s", error)
+                if not told:
+                    told = True
+                    log.warning("Redis is away, trying again for %.0f s: %s", self._patience, error)
                 self._connection.disconnect()  # type: ignore[no-untyped-call]
                 time.sleep(0.1)
 
