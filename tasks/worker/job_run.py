@@ -73,7 +73,11 @@ class JobRun:
         self.writer.write(events, piece)
 
     def cancel(self, reason: str) -> None:
-        """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays."""
+        """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays.
+
+        Reasons are `cancelled`, `deadline`, `lost` (another worker has the job) and `stop` (this worker is to leave, and
+        hands the job back).
+        """
         with self._lock:
             if self.reason is not None:
                 return
@@ -81,7 +85,7 @@ class JobRun:
             generation = self._generation
         if generation is not None:
             generation.abort()
-        elif self.phase is Phase.LOADING:
+        elif self.phase is Phase.LOADING and reason != "stop":
             with suppress(ClaimLost):  # it may have ended in this very moment
                 self.writer.end(self.last_event())
 

@@ -180,8 +180,11 @@ class Serving:
 
     def _stop_run(self) -> None:
         run = self._run
-        if run is not None:
-            run.cancel("stop")
+        if run is None:
+            return
+        run.cancel("stop")
+        if run.phase is Phase.LOADING:
+            self._give_back(run.claim)  # nothing else can end a load early
 
     def _presence(self) -> Presence:
         if self._slot.loading:

@@ -24,6 +24,7 @@ def stack() -> Iterator[Stack]:
         default_model="echo",
         queue_limit=8,
         max_body=1_000_000,
+        worker_grace=1,
     ) as stack:
         yield stack
 

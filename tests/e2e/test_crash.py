@@ -77,6 +77,20 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     leave(waiting)
 
 
+def test_a_stopped_worker_hands_its_job_back(stack: Stack) -> None:
+    """SIGTERM in a long prefill: after its grace the worker leaves, and its successor answers; that is no failure."""
+    chat(stack, "ponderous", "warm")
+    held, job = begin(stack, "ponderous", "y" * 600, stream=False)
+    eventually(lambda: view(stack, job)["phase"] == "prefill", what="prefill")
+    worker = stack.worker("ponderous")
+    worker.terminate()
+    found = until_state(stack, job, "finished")
+    assert found["attempts"] == 2
+    assert not worker.is_running()
+    assert stack.redis.hget(f"rl:{{{job}}}", "failures") is None
+    leave(held)
+
+
 @pytest.mark.parametrize("part", ["api", "board"])
 def test_kill_9_of_the_other_parts(stack: Stack, part: str) -> None:
     """Started again, they go on where they were; models need not be loaded anew for a new API."""
