@@ -155,7 +155,7 @@ class Answer:
                 return
             except (*UNREACHABLE, QueueUnavailable) as error:
                 if loop.time() - up > OUTAGE_PATIENCE:
-                    raise QueueUnavailable(str(error)) from error
+                    raise QueueUnavailable(str(error), begun=True) from error
                 yield Waiting(None)
                 await asyncio.sleep(0.5)
 

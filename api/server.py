@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +27,8 @@ MAX_HEAD = 65_536
 """Bytes of a request's first line and headers; the parser itself would gather them without end."""
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than the minute after which most proxies and clients drop theirs."""
+LOOK = 1.0
+"""Seconds between two looks of the server at its own state; the `date` header of answers is as fine as that."""
 FAREWELL = 2.0
 """Seconds for the last words of answers that the drain has ended."""
 
@@ -95,6 +98,21 @@ class Server(uvicorn.Server):
         # The library would cut every stream at the first signal. Its flag is the whole process's, so it is set back here.
         AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
         AppStatus.should_exit = False
+        self._told = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait until told to stop. The library's own loop wakes ten times a second, all day long."""
+        loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            timer = loop.call_later(LOOK, self._told.set)
+            await self._told.wait()
+            self._told.clear()
+            timer.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come; the loop must not sleep on."""
+        super().handle_exit(sig, frame)
+        self._told.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, in that order."""

@@ -35,7 +35,7 @@ def celery_app(redis_url: str) -> Celery:
         worker_lost_wait=0.1,
         worker_proc_alive_timeout=30,
         worker_hijack_root_logger=False,
-        # Each event costs half a millisecond before a call is served. Flower switches them on while it watches.
+        # Each event costs half a millisecond before a call is served. Flower switches them on when it begins to watch.
         worker_send_task_events=False,
     )
     return app

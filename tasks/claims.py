@@ -10,7 +10,7 @@ import redis
 
 from tasks import keys
 from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Timings, Usage, encode_events
-from tasks.queue import SERVE, call
+from tasks.queue import call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
 from tasks.store import fields
 
@@ -113,7 +113,7 @@ def hand_back(
                 client,
                 [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
                 *(job, fence, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
-                call(SERVE, model, "", job),
+                call(model, "", job),
             ),
         )
     )

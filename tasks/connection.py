@@ -22,6 +22,9 @@ UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
 SOCKET_TIMEOUT = 5.0
 """Seconds one command may take before the connection counts as dead."""
 
+MOST_CONNECTIONS = 16
+"""Connections of one event loop. A thousand clients that come at once wait a moment for one instead of being refused."""
+
 
 def connect(url: str) -> redis.Redis:
     """A client for threads. Each command is tried three times over about half a second."""
@@ -39,12 +42,16 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for an event loop. A dropped connection is tried once more, then it is the caller's to say 503."""
     from redis.asyncio.retry import Retry as AsyncRetry
 
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
-        protocol=2,
+    return redis.asyncio.Redis.from_pool(
+        redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MOST_CONNECTIONS,
+            timeout=SOCKET_TIMEOUT,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=SOCKET_TIMEOUT,
+            retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+            protocol=2,
+        )
     )
 
 

@@ -83,11 +83,12 @@ class JobNotFound(TasksError):
 
 
 class QueueUnavailable(TasksError):
-    """Raised when Redis does not answer. `retry_after` is in seconds."""
+    """Raised when Redis does not answer. `retry_after` is in seconds; `begun` says that a job had been accepted."""
 
-    def __init__(self, why: str, retry_after: float = 5.0) -> None:
+    def __init__(self, why: str, retry_after: float = 5.0, *, begun: bool = False) -> None:
         self.retry_after = retry_after
-        super().__init__(f"The job queue cannot be reached ({why}). Nothing was started; try again shortly.")
+        what = "This answer was on its way and is lost" if begun else "Nothing was started"
+        super().__init__(f"The job queue cannot be reached ({why or 'no answer in time'}). {what}; try again shortly.")
 
 
 class CommandFailed(TasksError):

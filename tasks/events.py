@@ -20,7 +20,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """max_tokens or the context was reached."""
     CANCELLED = "cancelled"
-    """The client left, somebody cancelled the job, or its deadline passed."""
+    """The client left, or somebody cancelled the job."""
 
 
 class FailureCode(StrEnum):
@@ -146,9 +146,15 @@ def encode_events(events: Iterable[Event]) -> bytes:
 def decode_events(data: bytes) -> tuple[Event, ...]:
     """The events in `data`. Raises `Unreadable`."""
     try:
-        return _decoder.decode(data).events
+        wire = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise Unreadable(f"These events were written by another version of rockchipllama: {error}") from error
+    if wire.version > EVENTS_VERSION:
+        raise Unreadable(
+            f"These events were written by a newer version of rockchipllama (format {wire.version}, "
+            f"this one reads up to {EVENTS_VERSION}). Upgrade this machine."
+        )
+    return wire.events
 
 
 def number(last: int, events: tuple[Event, ...]) -> list[Numbered]:

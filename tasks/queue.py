@@ -21,17 +21,16 @@ import redis
 from tasks import keys
 
 SERVE = "tasks.serve"
-LOAD = "tasks.load"
 
 _ORIGIN = f"rockchipllama{os.getpid()}@{socket.gethostname()}"
 _REPLY_TO = str(uuid.uuid4())
 _encode = msgspec.json.Encoder().encode
 
 
-def call(task: str, model: str, *args: str) -> bytes:
+def call(model: str, lane: str, job: str) -> bytes:
     """One call as it lies in the model's queue."""
     call_id = str(uuid.uuid4())
-    arguments = (model, *args)
+    arguments = (model, lane, job)
     body = _encode((arguments, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}))
     return _encode(
         {
@@ -40,7 +39,7 @@ def call(task: str, model: str, *args: str) -> bytes:
             "content-type": "application/json",
             "headers": {
                 "lang": "py",
-                "task": task,
+                "task": SERVE,
                 "id": call_id,
                 "shadow": None,
                 "eta": None,
@@ -72,6 +71,6 @@ def call(task: str, model: str, *args: str) -> bytes:
     )
 
 
-def send(client: redis.Redis, task: str, model: str, *args: str) -> None:
-    """Put a call into the model's queue."""
-    client.lpush(keys.calls(model), call(task, model, *args))
+def send(client: redis.Redis, model: str) -> None:
+    """Put a call for nobody in particular into the model's queue."""
+    client.lpush(keys.calls(model), call(model, "", ""))

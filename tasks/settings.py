@@ -103,7 +103,7 @@ class TaskSettings(Settings):
     lease: float = Field(
         10.0,
         gt=0,
-        description="Seconds a worker's claim on a job lasts unless renewed; it renews three times as often.",
+        description="Seconds a worker's claim on a job lasts unless renewed; it renews at least three times as often.",
     )
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least severe lines to log.")
     log_format: str = Field("text", pattern="^(text|json)$", description="`text` for people, `json` for collectors.")

@@ -15,7 +15,7 @@ from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage,
 from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
 from tasks.policy import rank
-from tasks.queue import SERVE, call
+from tasks.queue import call
 from tasks.requests import ChatRequest, Request, encode_request
 from tasks.scripts import ACCEPT, CANCEL, VIEW
 
@@ -68,7 +68,7 @@ class JobStore:
                         rank(lane),
                         QUEUED,
                         int(limit * 1000),
-                        call(SERVE, model, lane.value, job),
+                        call(model, lane.value, job),
                     ),
                     *("model", model, "kind", kind, "lane", lane.value, "owner", owner),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, board, models, settings, up, worker
+from ops.cli import api, bench, board, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
-    help="Serve language models on Rockchip NPU boards, behind the OpenAI and Ollama APIs.",
+    help="Serve language models on Rockchip NPU boards, behind the OpenAI API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,6 +52,7 @@ app.command("board")(board.board)
 app.command("worker")(worker.worker)
 app.command("settings")(settings.settings)
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

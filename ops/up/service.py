@@ -74,6 +74,7 @@ def run(plan: Plan) -> int:
             say("Stopping. (Ctrl-C again: at once.)")
         finally:
             service.stop()
+        say("Stopped.")
     return 0
 
 

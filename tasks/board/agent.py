@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -18,11 +19,10 @@ from npu.model import Model
 from tasks import keys, lifeline, logs, roster
 from tasks.board.desk import Desk
 from tasks.board.settings import BoardSettings
-from tasks.board.sweep import sweep
+from tasks.board.sweep import sweep, uptime
 from tasks.board.workers import Workers, worker_command
 from tasks.connection import UNREACHABLE, connect, text
 from tasks.prompting.cards import card_of
-from tasks.queue import LOAD, send
 from tasks.settings import TaskSettings, redis_url
 
 log = logging.getLogger("rockchipllama.board")
@@ -47,6 +47,10 @@ class Agent:
         self._catalog = Catalog(())
         self._problems: set[str] = set()
         self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
+        self._outage = -math.inf
+        """When Redis was last away, in monotonic seconds."""
+        self._to_load: set[str] = set()
+        """Models whose worker is still to be told to load: it listens a moment after it was started."""
         self._started = time.time()
         self._leaving = threading.Event()
         self._desk: Desk | None = None
@@ -66,6 +70,7 @@ class Agent:
         pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP}
         while not self._leaving.wait(0.2):
             self._workers.tick()
+            self._try(self._tell_to_load)
             for task, at in due.items():
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
@@ -83,11 +88,16 @@ class Agent:
             self._workers.start(model, needed)
         else:
             self._workers.start(model, 0)
-        self._try(lambda: send(self._client, LOAD, model.id))
+        self._to_load.add(model.id)
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
         self._workers.stop(model.id, GRACE)
+
+    def _tell_to_load(self) -> None:
+        for model in tuple(self._to_load):
+            if self._client.publish(keys.control(f"{model}@{self._board}"), "load"):
+                self._to_load.discard(model)
 
     def _make_sure_it_fits(self, model: Model, needed: int) -> None:
         memory = read_memory()
@@ -148,13 +158,15 @@ class Agent:
         )
 
     def _sweep(self) -> None:
+        leases = time.monotonic() > self._outage + self._settings.lease and uptime(self._client) > self._settings.lease
         for model in {field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))}:
-            sweep(self._client, model)
+            sweep(self._client, model, leases=leases)
 
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
         except UNREACHABLE as error:
+            self._outage = time.monotonic()
             log.warning("Redis is away: %s", error)
 
 

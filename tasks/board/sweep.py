@@ -10,7 +10,7 @@ import redis
 from tasks import keys
 from tasks.claims import HandedBack, hand_back
 from tasks.events import Failed, FailureCode, encode_events
-from tasks.queue import SERVE, send
+from tasks.queue import send
 from tasks.scripts import FAIL_QUEUED
 
 log = logging.getLogger("rockchipllama.board")
@@ -19,11 +19,12 @@ VANISHED = "The worker that answered this request vanished, and a part of the an
 TOO_LATE = "The request waited longer than its deadline allows and was given up before it began."
 
 
-def sweep(client: redis.Redis, model: str) -> None:
-    """Mend what is amiss with one model's jobs. Cheap when nothing is. Raises what the client raises."""
-    seconds, micros = client.time()
-    now = seconds * 1000 + micros // 1000
-    for raw in cast("list[bytes]", client.zrangebyscore(keys.running(model), "-inf", now)):
+def sweep(client: redis.Redis, model: str, *, leases: bool) -> None:
+    """Mend what is amiss with one model's jobs. Cheap when nothing is. Raises what the client raises.
+
+    Without `leases` no lease counts as lapsed: after Redis was away, holders get one whole lease to renew theirs.
+    """
+    for raw in _lapsed(client, model) if leases else ():
         job = raw.decode()
         fence = cast("bytes | None", client.hget(keys.job(job), "fence"))
         became = hand_back(client, model, job, int(fence or 0), VANISHED, crashed=True, lapsed_only=True)
@@ -36,4 +37,16 @@ def sweep(client: redis.Redis, model: str) -> None:
     waiting = client.zcard(keys.waiting(model))
     calls = client.llen(keys.calls(model))
     for _ in range(waiting - calls):
-        send(client, SERVE, model, "", "")
+        send(client, model)
+
+
+def uptime(client: redis.Redis) -> float:
+    """Seconds since Redis was started: leases older than that were not kept."""
+    info = client.info("server")
+    return float(info["uptime_in_seconds"])
+
+
+def _lapsed(client: redis.Redis, model: str) -> list[bytes]:
+    seconds, micros = client.time()
+    now = seconds * 1000 + micros // 1000
+    return cast("list[bytes]", client.zrangebyscore(keys.running(model), "-inf", now))

@@ -33,7 +33,7 @@ class Adopted:
 
     def poll(self) -> int | None:
         """None while it lives. How it ended, nobody told us."""
-        if self.returncode is None and not self._process.is_running():
+        if self.returncode is None and not _lives(self._process):
             self.returncode = 0
         return self.returncode
 
@@ -49,12 +49,12 @@ class Adopted:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises `subprocess.TimeoutExpired`."""
-        try:
-            self._process.wait(timeout)
-        except psutil.TimeoutExpired:
-            raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0) from None
-        self.returncode = 0
-        return 0
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (ended := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
+            time.sleep(0.02)
+        return ended
 
 
 @dataclass
@@ -164,6 +164,13 @@ class Workers:
 def worker_command(model: Model) -> list[str]:
     """The command line of a worker."""
     return [sys.executable, "-m", "ops.cli.main", "worker", model.id]
+
+
+def _lives(process: psutil.Process) -> bool:
+    # Where nobody reaps orphans (a container whose first process is no init), the dead stay as zombies for ever.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _end(children: list[WorkerChild], grace: float) -> None:

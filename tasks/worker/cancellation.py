@@ -1,4 +1,4 @@
-"""Listens for what a worker is told while it works: to cancel the job in hand, or to stop soon."""
+"""Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ class ControlListener:
     """One thread on the worker's control channel. A lost message costs delay only: appends and renewals tell it again."""
 
     def __init__(
-        self, client: redis.Redis, worker: str, on_cancel: Callable[[str, int], None], on_stop: Callable[[], None]
+        self,
+        client: redis.Redis,
+        worker: str,
+        *,
+        on_load: Callable[[], None],
+        on_cancel: Callable[[str, int], None],
+        on_stop: Callable[[], None],
     ) -> None:
         self._client = client
         self._channel = keys.control(worker)
+        self._on_load = on_load
         self._on_cancel = on_cancel
         self._on_stop = on_stop
         self._closed = False
@@ -51,6 +58,8 @@ class ControlListener:
         match message.split():
             case ["cancel", job, fence]:
                 self._on_cancel(job, int(fence))
+            case ["load"]:
+                self._on_load()
             case ["stop"]:
                 self._on_stop()
             case _:

@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import Any
 
+import celery.apps.worker
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import (
@@ -24,7 +25,7 @@ from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
 from tasks.prompting.cards import card_of
-from tasks.queue import LOAD, SERVE
+from tasks.queue import SERVE
 from tasks.settings import TaskSettings, redis_url
 from tasks.worker.losses import report_loss
 from tasks.worker.serving import Serving
@@ -53,11 +54,6 @@ class WorkerProcess:
         def serve(task: Any, model: str, lane: str = "", job: str = "") -> str:
             assert self.serving is not None
             return self.serving.serve(task.request.id)
-
-        @self.app.task(name=LOAD)
-        def load(model: str) -> str:
-            assert self.serving is not None
-            return self.serving.load()
 
     def child_begins(self, **_: Any) -> None:
         """Child: right after the fork. Nothing here may take long; the model loads with the first call."""
@@ -89,6 +85,8 @@ class WorkerProcess:
         lifeline.watch()
         # It warns root of pickles, which this application does not accept.
         warnings.filterwarnings("ignore", category=SecurityWarning)
+        # What it has to say at a signal it prints past every logger, and past the log format.
+        celery.apps.worker.safe_say = lambda *_, **__: None
         logging.getLogger("celery").setLevel(logging.WARNING)  # a line for each call would say less than ours per job
         setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
         worker_process_init.connect(self.child_begins, weak=False)
@@ -96,7 +94,7 @@ class WorkerProcess:
         worker_shutting_down.connect(self.stopping, weak=False)
         task_failure.connect(self.child_died, weak=False)
         client = connect(self.url)
-        roster.announce(client, card_of(self.model, self.board))
+        roster.announce(client, card_of(self.model, self.board, self.settings.context_length))
         worker = self.app.Worker(
             hostname=self.name,
             queues=[keys.call_queue(self.model.id)],

@@ -40,13 +40,15 @@ class TextParser:
             return text
         held = self._held + text
         met = min(
-            ((at, -len(sequence), sequence) for sequence in self._stop if (at := held.find(sequence)) >= 0),
+            ((at + len(sequence), at, sequence) for sequence in self._stop if (at := held.find(sequence)) >= 0),
             default=None,
         )
         if met is not None:
-            # The earliest wins; of two that begin at one place, the longer.
-            self.stopped_by, self._held = met[2], ""
-            return held[: met[0]]
+            # The one that is whole first wins, else it would depend on how the text was cut into tokens; of two that end
+            # at one place, the longer.
+            _, at, self.stopped_by = met
+            self._held = ""
+            return held[:at]
         keep = max(_overlap(held, sequence) for sequence in self._stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

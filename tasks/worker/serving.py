@@ -58,25 +58,13 @@ class Serving:
         self._stopping = False
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence)
-        self._control = ControlListener(client, worker, self._cancel, self._stop)
+        self._control = ControlListener(client, worker, on_load=self._load, on_cancel=self._cancel, on_stop=self._stop)
 
     def close(self) -> None:
         """Close the engine and let go of Redis. Twice is safe."""
         self._heartbeat.close()
         self._control.close()
         self._slot.close()
-
-    def load(self) -> str:
-        """Load the model ahead of the first job. What became of it, for people who watch."""
-        try:
-            self._heartbeat.changed()
-            self._slot.engine()
-        except (ModelRefused, EngineFailed) as error:
-            log.error("%s could not be loaded: %s", self._model.id, error)
-            return f"not loaded: {error}"
-        finally:
-            self._heartbeat.changed()
-        return "loaded"
 
     def serve(self, call: str) -> str:
         """Claim and run the next job, if one waits. What became of it, for people who watch."""
@@ -105,8 +93,6 @@ class Serving:
         ) as run.writer:
             self._run = run
             self._heartbeat.hold(run)
-            if not self._slot.loaded:
-                self._heartbeat.changed()
             try:
                 return self._work(run)
             finally:
@@ -134,7 +120,7 @@ class Serving:
         try:
             begun = time.monotonic()
             was_loaded = self._slot.loaded
-            engine = self._slot.engine()
+            engine = self._slot.engine(self._heartbeat.changed)
             if not was_loaded:
                 run.load_ms = (time.monotonic() - begun) * 1000
                 self._heartbeat.changed()
@@ -166,6 +152,18 @@ class Serving:
         became = hand_back(self._client, claim.model, claim.job, claim.fence, STOPPED, crashed=False)
         log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
         return f"{claim.job} handed back"
+
+    def _load(self) -> None:
+        """Load the model ahead of the first job, beside the thread that listens."""
+        threading.Thread(target=self._load_now, name="load", daemon=True).start()
+
+    def _load_now(self) -> None:
+        try:
+            self._slot.engine(self._heartbeat.changed)
+        except (ModelRefused, EngineFailed) as error:
+            log.error("%s could not be loaded: %s", self._model.id, error)
+        finally:
+            self._heartbeat.changed()
 
     def _cancel(self, job: str, fence: int) -> None:
         run = self._run

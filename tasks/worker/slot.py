@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from npu.engine import TextEngine
@@ -34,11 +35,15 @@ class Slot:
         """Whether the engine is open."""
         return self._engine is not None
 
-    def engine(self) -> TextEngine:
-        """The engine; loads the model on the first call. Raises `ModelRefused` (`OutOfMemory` among it), `EngineFailed`."""
+    def engine(self, on_load: Callable[[], None]) -> TextEngine:
+        """The engine; loads the model on the first call, and calls `on_load` when it begins to.
+
+        Raises `ModelRefused` (`OutOfMemory` among it), `EngineFailed`.
+        """
         with self._lock:
             if self._engine is None:
                 self.loading = True
+                on_load()
                 begun = time.monotonic()
                 log.info("loading %s", self.model.id)
                 try:

@@ -1,0 +1,64 @@
+"""What the pages say of the code is so, as far as a test can tell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.errors import FAILURES
+from ops.configuration import declared
+from tasks.events import FailureCode
+from tasks.jobs import JobState, JobView, Phase
+from tasks.settings import PREFIX, ROOT
+from tests.docs.pages import PAGES
+
+JOBS = (ROOT / "docs/jobs.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_every_way_to_fail_has_a_row(code: FailureCode) -> None:
+    """With the status and the word that clients of the API get, and advice."""
+    rows = re.findall(rf"^\| `{code}` \| (.+) \|$", JOBS, re.MULTILINE)
+    assert len(rows) == 1
+    status, word, what, advice = rows[0].split(" | ")
+    assert (status, word) == (str(FAILURES[code].status), f"`{FAILURES[code].code}`")
+    assert what and advice
+
+
+def test_every_state_phase_and_field_of_a_job_is_explained() -> None:
+    """In the first cell of a row."""
+    cells = re.findall(r"^\| ([^|]+) \|", JOBS, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert {*JobState, *Phase, *JobView.__struct_fields__} <= named
+
+
+def test_every_decision_is_in_the_index() -> None:
+    """In order."""
+    listed = re.findall(r"\((decisions/[^)]+)\)", (ROOT / "docs/index.md").read_text(encoding="utf-8"))
+    there = sorted(f"decisions/{page.name}" for page in (ROOT / "docs/decisions").glob("*.md"))
+    assert listed == there
+
+
+def test_every_page_is_in_the_index() -> None:
+    """Nobody finds a page that nothing links to."""
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_a_page_names_are_there(page: Path) -> None:
+    """Those in our own folders; a path ending in a slash is a folder."""
+    for named in re.findall(r"`((?:api|docs|npu|ops|tasks|tests)/[\w./-]+)`", page.read_text(encoding="utf-8")):
+        assert (ROOT / named).exists(), named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_variables_a_page_names_are_settings(page: Path) -> None:
+    """`ROCKCHIPLLAMA_CONFIG` names the file, so it cannot stand in it; two more belong to containers only."""
+    known = {f"{PREFIX}{setting.name.upper()}" for setting in declared()}
+    known |= {f"{PREFIX}{name}" for name in ("CONFIG", "PUBLISH", "MODELS")}
+    for named in re.findall(rf"{PREFIX}[A-Z_]+[A-Z]", page.read_text(encoding="utf-8")):
+        assert named in known, named

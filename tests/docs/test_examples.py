@@ -1,0 +1,183 @@
+"""What the pages tell a newcomer to type works, letter by letter; only the address is another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from ops.cli.main import app
+from tasks.settings import ROOT
+from tests.docs.pages import PAGES, Block, blocks, commands
+from tests.npu.demo import demo_model
+from tests.stack import LIMIT, Stack
+
+ADDRESS = "http://127.0.0.1:8080"
+DEMO = "smollm2-135m-instruct"
+TYPED = ("README.md", "docs/getting-started.md", "docs/openai.md", "docs/jobs.md")
+"""The pages whose examples are run."""
+JOURNEY = "docs/getting-started.md"
+"""The page whose commands belong together."""
+RUN = re.compile(r"(curl|sleep|JOB=)")
+"""How a command begins that speaks to the service. The others install, start or copy something."""
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """The service with an echo that answers to the demo model's name, at a pace one can interrupt."""
+    with Stack({DEMO: {"tokens_per_second": 200}}, default_model=DEMO) as stack:
+        yield stack
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What the command writes. Fails the test when it fails."""
+    (folder / ".curlrc").write_text("fail-with-body\nmax-time = 60\n")
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "CURL_HOME": str(folder), "PYTHONPATH": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_python(block: Block, url: str, folder: Path) -> str:
+    assert ADDRESS in block.text, f"{block} does not say where it connects to"
+    return run([sys.executable, "-c", block.text.replace(ADDRESS, url)], folder)
+
+
+def run_console(page: Path, url: str, folder: Path) -> str:
+    """All commands of a page that speak to the service, in order, in one shell."""
+    if shutil.which("curl") is None:
+        assert not os.environ.get("CI"), "CI needs curl"
+        pytest.skip("there is no curl")
+    typed = [command for block in blocks(page, "console") for command in commands(block) if RUN.match(command)]
+    script = "set -ex\n" + "\n".join(typed).replace(ADDRESS, url)
+    return run(["sh", "-c", script], folder)
+
+
+PYTHON = [block for name in TYPED for block in blocks(ROOT / name, "python")]
+CONSOLE = [name for name in TYPED if any("$ curl" in block.text for block in blocks(ROOT / name, "console"))]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_a_python_example_runs(block: Block, stack: Stack, tmp_path: Path) -> None:
+    """In a fresh interpreter, and it prints something."""
+    assert run_python(block, stack.url, tmp_path).strip()
+
+
+@pytest.mark.parametrize("name", [name for name in CONSOLE if name != JOURNEY])
+def test_the_curl_lines_of_a_page_work(name: str, stack: Stack, tmp_path: Path) -> None:
+    """No status of 400 and above, and the model's words come back."""
+    said = run_console(ROOT / name, stack.url, tmp_path)
+    assert DEMO in said
+    assert '"error":{' not in said
+
+
+def test_getting_started_leads_from_an_answer_to_a_cancelled_job(stack: Stack, tmp_path: Path) -> None:
+    """Every curl line works, and the job the page follows is seen running, then cancelled."""
+    said = run_console(ROOT / JOURNEY, stack.url, tmp_path)
+    assert '"finish_reason":"stop"' in said
+    assert re.findall(r'"state":"(\w+)"', said) == ["running", "running", "cancelled"]
+    assert "job_cancelled" in (tmp_path / "answer.txt").read_text()
+
+
+class Up:
+    """`rockchipllama up` as the README starts it, with what it says."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "ops.cli.main", "up", "--port", "0", "--data-dir", str(folder / "data")]
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*command, "--models-dir", str(ROOT / "models")],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._over = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._over.wait(LIMIT), self.lines
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("Ctrl-C"):
+                self._over.set()
+        self._over.set()
+
+    @property
+    def url(self) -> str:
+        return next(line.split()[1] for line in self.lines if line.startswith("  api"))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(LIMIT)
+
+
+@pytest.mark.model
+def test_the_readme_on_the_demo_model(tmp_path: Path) -> None:
+    """`up` says what the page shows, the page's examples work on the real model, and Ctrl-C ends it all."""
+    demo_model("llamacpp")
+    readme = ROOT / "README.md"
+    up = Up(tmp_path)
+    try:
+        shown = next(block for block in blocks(readme, "text") if block.text.startswith("RockchipLlama"))
+        assert [masked(line) for line in up.lines] == [masked(line) for line in shown.text.splitlines()]
+        for block in blocks(readme, "python"):
+            assert len(run_python(block, up.url, tmp_path).split()) > 3
+        assert '"delta":{"content":' in run_console(readme, up.url, tmp_path)
+    finally:
+        code = up.stop()
+    assert code == 0
+
+
+def masked(line: str) -> str:
+    """The line without what differs from machine to machine: numbers, and paths."""
+    return re.sub(r"\d[\d.]*", "N", re.sub(r"(?<![\w.])/(?!/)[\w./-]+(?=,| |$)", "PATH", line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_a_page_exist(page: Path) -> None:
+    """Each script is there, and each command and option of `rockchipllama` is one."""
+    for block in blocks(page, "console"):
+        for command in commands(block):
+            for part in re.split(r"&&|\||#.*", command):
+                check_command(part.split(), str(block))
+
+
+def check_command(words: list[str], where: str) -> None:
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    if not words or not (words[0].startswith("ops/") or words[0].endswith("rockchipllama")):
+        return
+    known = get_command(app)
+    if words[0].startswith("ops/"):
+        assert (ROOT / words[0]).exists(), where
+        if words[0] != "ops/run":
+            return
+        words = ["rockchipllama", "up", *words[1:]]
+    for word in words[1:]:
+        if not word.startswith("-") and word in getattr(known, "commands", {}):
+            known = known.commands[word]  # type: ignore[attr-defined]
+    options = {option for parameter in known.params for option in parameter.opts}
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options | {"--help"}, f"{where}: {word}"
