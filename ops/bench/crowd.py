@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,22 +25,22 @@ CONNECTING = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`count` clients send `requests` in turn to `port`; an answer is whole when its text is `expected`."""
+    """`count` clients send `requests` in turn to `port`; with each stands the text of a whole answer."""
 
     port: int
     count: int
-    requests: Sequence[str]
-    expected: str
+    requests: Sequence[tuple[str, str]]
 
 
 class Client(asyncio.Protocol):
     """One streamed answer. Keeps what it received, since that tells whether it was whole."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, expected: str) -> None:
         loop = asyncio.get_running_loop()
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self._request = request
+        self._expected = expected
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -61,17 +63,19 @@ class Client(asyncio.Protocol):
             if not future.done():
                 future.set_result(None)
 
-    def verdict(self, expected: str) -> str:
+    def verdict(self) -> str:
         """Empty when the answer was whole, else what was wrong with it."""
         head, _, body = bytes(self._received).partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
-            return head.split(b"\r\n")[0].decode(errors="replace") or "no answer"
+            return (
+                " ".join((head.split(b"\r\n")[0] + b" " + body[:200]).decode(errors="replace").split()) or "no answer"
+            )
         frames = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: ")]
         if frames[-1:] != [b"[DONE]"]:
             return "broke off"
         choices = [choice for frame in frames[:-1] for choice in json.loads(frame)["choices"]]
         text = "".join(choice["delta"].get("content") or "" for choice in choices)
-        return "" if text == expected else "another text"
+        return "" if text == self._expected else "another text"
 
 
 async def run(plan: Plan) -> None:
@@ -81,15 +85,16 @@ async def run(plan: Plan) -> None:
 
     async def connect(number: int) -> Client:
         async with gate:
-            request = plan.requests[number % len(plan.requests)].encode()
-            _, client = await loop.create_connection(lambda: Client(request), "127.0.0.1", plan.port)
+            request, expected = plan.requests[number % len(plan.requests)]
+            made = Client(request.encode(), expected)
+            _, client = await loop.create_connection(lambda: made, "127.0.0.1", plan.port)
             return client
 
     clients = await asyncio.gather(*(connect(number) for number in range(plan.count)))
     await asyncio.gather(*(client.accepted for client in clients))
     say({"open": sum(not client.ended.done() for client in clients)})
     await asyncio.gather(*(client.ended for client in clients))
-    verdicts = Counter(client.verdict(plan.expected) for client in clients)
+    verdicts = Counter(client.verdict() for client in clients)
     say({"whole": verdicts.pop("", 0), "broken": dict(verdicts)})
 
 
@@ -139,18 +144,14 @@ class Crowd:
 
 def main() -> None:
     """Run the plan on standard input."""
-    import threading
-
     plan = Plan(**json.loads(sys.stdin.buffer.readline()))
-
-    def leave_with_owner() -> None:
-        sys.stdin.buffer.read()
-        import os
-
-        os._exit(1)
-
-    threading.Thread(target=leave_with_owner, daemon=True).start()
+    threading.Thread(target=_leave_with_owner, daemon=True).start()
     asyncio.run(run(plan))
+
+
+def _leave_with_owner() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,13 @@ def members(up: int) -> list[Member]:
     found = {up: Member(up, "up")}
     for process in root.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            found[process.pid] = _member(process.pid, process.cmdline(), found.get(process.ppid()))
+            found[process.pid] = _member(process, process.cmdline(), found.get(process.ppid()))
     return list(found.values())
 
 
-def _member(pid: int, words: list[str], parent: Member | None) -> Member:
-    if Path(words[0]).name.startswith(("valkey-server", "redis-server")):
+def _member(process: psutil.Process, words: list[str], parent: Member | None) -> Member:
+    pid = process.pid
+    if process.name().startswith(("valkey-server", "redis-server")):  # it overwrites its own command line
         return Member(pid, "store")
     if any(word.endswith("template_process.py") for word in words):
         return Member(pid, "renderer", parent.model if parent is not None else "")

@@ -86,7 +86,7 @@ class WorkerProcess:
         # It warns root of pickles, which this application does not accept.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         # What it has to say at a signal it prints past every logger, and past the log format.
-        celery.apps.worker.safe_say = lambda *_, **__: None
+        celery.apps.worker.safe_say = lambda *_, **__: None  # type: ignore[attr-defined]
         logging.getLogger("celery").setLevel(logging.WARNING)  # a line for each call would say less than ours per job
         setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already
         worker_process_init.connect(self.child_begins, weak=False)
