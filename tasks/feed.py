@@ -124,6 +124,9 @@ class LiveFeed:
                 await self._wire.until_lost()
             except UNREACHABLE as error:
                 log.warning("the live feed lost Redis, reconnecting: %s", error)
+            except Exception:
+                # A defect of ours; but without the feed every answer of this process would hang.
+                log.exception("the live feed broke, reconnecting")
             finally:
                 self._wire = None
                 self._live.clear()
@@ -185,8 +188,9 @@ class _Wire(asyncio.Protocol):
         while (message := self._replies.gets()) is not False:
             if isinstance(message, list):
                 self._hear(message)
-            else:
+            elif isinstance(message, hiredis.HiredisError):
                 self._lose(ConnectionError(f"it answered {message!r}"))
+            # What else comes is the answer to a probe while nothing is subscribed.
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end is gone."""
