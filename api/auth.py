@@ -67,7 +67,10 @@ class Auth:
                 problem = Problem(
                     401,
                     "invalid_api_key",
-                    "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys.",
+                    "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
+                    if self._digests
+                    else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
+                    "and it has no API keys.",
                 )
                 await respond(problem, self.renderer_of(scope))(scope, receive, send)
                 return

@@ -60,8 +60,15 @@ class Drain:
         return STOPPING if self.ending else CANCELLED
 
     async def end(self) -> None:
-        """Cancel whatever is still open. Each client is told that the server is shutting down."""
+        """Cancel whatever is still open. Its reader sees the end, and tells the client that the server is shutting down."""
         self.ending = True
         if self._open:
             log.warning("ending answers that are still open", extra={"open": len(self._open)})
-        await asyncio.gather(*(close(answer) for answer in tuple(self._open)))
+        await asyncio.gather(*(_cancelled(answer) for answer in tuple(self._open)))
+
+
+async def _cancelled(answer: Answer) -> None:
+    try:
+        await asyncio.wait_for(answer.cancel(), CLOSE_SECONDS)
+    except Exception as error:
+        log.warning("could not cancel a job", extra={"job": answer.job, "error": repr(error)})

@@ -72,7 +72,10 @@ def _seconds(text: str | None) -> float:
         return 0.0
     match = _WAIT.fullmatch(text.strip())
     if match is None:
-        raise invalid("Invalid 'wait': it should be a time such as 30s, 500ms, or a number of seconds.", "wait")
+        raise invalid(
+            f"Invalid 'wait': it should be a time such as 30s, 2m or 500ms, or a number of seconds (at most {LONGEST_WAIT:.0f}).",
+            "wait",
+        )
     return min(LONGEST_WAIT, float(match[1]) * _UNITS[match[2]])
 
 

@@ -118,6 +118,11 @@ class Answer:
     async def _collect(self) -> Reply:
         return fold([event async for event in self if not isinstance(event, Waiting)])
 
+    async def cancel(self) -> None:
+        """Ask for the job's end, and go on: whoever reads the answer sees its last event."""
+        if not self._ended:
+            await self._relay.cancel(self.job)
+
     async def close(self) -> None:
         """Cancel the job unless it has ended. Twice is safe; done even when the caller is being cancelled itself."""
         if not self._closed:

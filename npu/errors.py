@@ -51,10 +51,11 @@ class TemplateFailed(PromptRefused):
 
 
 class SamplingRefused(NpuError):
-    """Raised when an engine cannot honour a sampling value. `field` is its name in `Sampling`."""
+    """Raised when an engine cannot honour a sampling value. `field` is its name in `Sampling`, `why` the reason."""
 
     def __init__(self, field: str, why: str) -> None:
         self.field = field
+        self.why = why
         super().__init__(f"{field} cannot be honoured: {why}")
 
 

@@ -173,7 +173,7 @@ class _Manifest:
         try:
             check_sampling(Sampling(**settled), 0)
         except SamplingRefused as refused:
-            raise self._refuse(refused.field, f"cannot be honoured: {refused}", "sampling") from None
+            raise self._refuse(refused.field, f"cannot be honoured: {refused.why}", "sampling") from None
         return settled
 
     def _template(self) -> str | None:

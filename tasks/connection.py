@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,17 +45,31 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for an event loop. A dropped connection is tried once more, then it is the caller's to say 503."""
     from redis.asyncio.retry import Retry as AsyncRetry
 
-    return redis.asyncio.Redis.from_pool(
-        redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MOST_CONNECTIONS,
-            timeout=SOCKET_TIMEOUT,
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_connect_timeout=SOCKET_TIMEOUT,
-            retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
-            protocol=2,
-        )
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=MOST_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT,
+        socket_timeout=SOCKET_TIMEOUT,
+        socket_connect_timeout=SOCKET_TIMEOUT,
+        retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+        protocol=2,
     )
+    # The URL's scheme has chosen the kind of connection.
+    pool.connection_class = type("Cancellable", (_Cancellable, pool.connection_class), {})
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class _Cancellable:
+    """Sends through `asyncio.wait_for`, as its base does, but never swallows a cancellation that comes in that moment, as
+    Python 3.11 does there: whoever was cancelled (a client left, a time-out passed) would go on as if nothing had been."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        if task is not None and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # a reply will come that nobody reads
+            raise asyncio.CancelledError
 
 
 def celery_url(url: str) -> str:
@@ -76,6 +93,27 @@ def unavailable_as_refusal() -> Iterator[None]:
         if "OOM" in text or "MISCONF" in text or "READONLY" in text or "LOADING" in text:
             raise QueueUnavailable(text) from error
         raise
+
+
+class Outages:
+    """Says once that Redis is away and once that it is back, however often somebody tries meanwhile."""
+
+    def __init__(self, log: logging.Logger, who: str) -> None:
+        self._log = log
+        self._who = who
+        self._since: float | None = None
+
+    def lost(self, error: object) -> None:
+        """It could not be reached."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self._log.warning("%s lost Redis, and goes on trying: %s", self._who, error)
+
+    def found(self) -> None:
+        """It answered."""
+        if self._since is not None:
+            self._log.warning("%s has Redis back after %.1f s", self._who, time.monotonic() - self._since)
+            self._since = None
 
 
 def text(value: Any) -> str:

@@ -33,7 +33,11 @@ class UnknownModel(Refused):
         self.nearest = nearest
         shown = name if len(name) <= 100 else name[:100] + "…"
         hint = f" Did you mean '{nearest}'?" if nearest else " GET /v1/models lists the models there are."
-        super().__init__(f"The model '{shown}' does not exist.{hint}")
+        super().__init__(
+            f"The model '{shown}' does not exist.{hint}"
+            if name
+            else "No model was named, and there is none to choose: no board has announced one yet."
+        )
 
 
 class ModelDown(Refused):

@@ -13,7 +13,7 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 
 from tasks import keys
-from tasks.connection import UNREACHABLE
+from tasks.connection import UNREACHABLE, Outages
 from tasks.events import TERMINAL, Numbered, decode_events, number
 from tasks.stream import read_events
 
@@ -75,6 +75,7 @@ class LiveFeed:
         self._channels: dict[bytes, list[Subscription]] = {}
         self._live: set[bytes] = set()
         self._wire: _Wire | None = None
+        self._redis = Outages(log, "the live feed")
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> LiveFeed:
@@ -118,12 +119,13 @@ class LiveFeed:
             try:
                 await connection.connect()
                 self._wire = _Wire(connection, self._hear)
+                self._redis.found()
                 for name in self._channels:
                     self._wire.say("SUBSCRIBE", name)
                 pause = 0.05
                 await self._wire.until_lost()
             except UNREACHABLE as error:
-                log.warning("the live feed lost Redis, reconnecting: %s", error)
+                self._redis.lost(error)
             except Exception:
                 # A defect of ours; but without the feed every answer of this process would hang.
                 log.exception("the live feed broke, reconnecting")

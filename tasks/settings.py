@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -105,6 +105,14 @@ class TaskSettings(Settings):
         gt=0,
         description="Seconds a worker's claim on a job lasts unless renewed; it renews at least three times as often.",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return value
+
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least severe lines to log.")
     log_format: str = Field("text", pattern="^(text|json)$", description="`text` for people, `json` for collectors.")
 

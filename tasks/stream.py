@@ -156,10 +156,9 @@ class EventWriter:
                 return
             self._closed = True
             self._pool.release(self._connection)
+        # The flusher leaves by itself: closed, it writes nothing, and the next job need not wait for it.
         self._leaving.set()
         self._due.set()
-        if self._flusher is not None:
-            self._flusher.join(timeout=5)
 
     def _check(self) -> None:
         if self.failure is not None:

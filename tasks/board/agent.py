@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import signal
@@ -21,7 +22,7 @@ from tasks.board.desk import Desk
 from tasks.board.settings import BoardSettings
 from tasks.board.sweep import sweep, uptime
 from tasks.board.workers import Workers, worker_command
-from tasks.connection import UNREACHABLE, connect, text
+from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.prompting.cards import card_of
 from tasks.settings import TaskSettings, redis_url
 
@@ -46,9 +47,11 @@ class Agent:
         self._client = connect(self._url)
         self._catalog = Catalog(())
         self._problems: set[str] = set()
+        self._announced: set[str] = set()
         self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
         self._outage = -math.inf
         """When Redis was last away, in monotonic seconds."""
+        self._redis = Outages(log, "the board")
         self._to_load: set[str] = set()
         """Models whose worker is still to be told to load: it listens a moment after it was started."""
         self._started = time.time()
@@ -61,6 +64,8 @@ class Agent:
 
     def run(self) -> int:
         """Work until told to leave."""
+        while not self._leaving.is_set() and not self._reaches_redis():
+            self._leaving.wait(1.0)
         self._try(self._look)
         self._desk = Desk(
             self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._settings.context_length
@@ -113,43 +118,56 @@ class Agent:
             )
 
     def _preload(self) -> None:
+        """Load the default model, or else the first that can be loaded."""
         wanted = self._settings.default_model
-        model = self._catalog.find(wanted) if wanted else self._first()
-        if model is None:
-            if wanted:
-                log.error("the default model '%s' is not in %s", wanted, self._settings.models_dir)
-            return
+        candidates = [model for model in self._catalog.models if model.id in self._announced]
+        if wanted:
+            default = self._catalog.find(wanted)
+            if default is None:
+                near = difflib.get_close_matches(wanted.lower(), [model.id for model in candidates], n=1, cutoff=0.3)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                log.error("the default model '%s' is not in %s.%s", wanted, self._settings.models_dir, hint)
+            else:
+                candidates = [default]
         if not self._board_settings.preload:
             return
-        try:
-            self.load(model)
-        except ModelRefused as error:
-            log.error("%s", error)
-
-    def _first(self) -> Model | None:
-        """The first model that is more than an echo, else the echo."""
-        models = self._catalog.models
-        return next((model for model in models if model.engine != "echo"), models[0] if models else None)
+        # An echo is for trying things out: whoever has another model means that one.
+        for model in sorted(candidates, key=lambda model: model.engine == "echo"):
+            try:
+                self.load(model)
+                return
+            except ModelRefused as error:
+                log.error("%s", error)
 
     def _look(self) -> None:
         """Read the models folder, and announce what is there."""
         self._catalog = find_models(self._settings.models_dir)
-        for problem in (*self._catalog.problems, *self._catalog.clashes):
-            if problem not in self._problems:
-                log.warning("%s", problem)
-        self._problems = {*self._catalog.problems, *self._catalog.clashes}
+        problems = [*self._catalog.problems, *self._catalog.clashes]
         announced = set()
         for model in self._catalog.models:
             try:
                 card = card_of(model, self._board, self._settings.context_length)
             except ModelRefused as error:
-                log.warning("%s", error)
+                # A file that is still being copied is no problem yet.
+                if time.time() - model.created > LOOK:
+                    problems.append(str(error))
                 continue
             note = self._workers.note(model.id)
             if note:
                 card = msgspec.structs.replace(card, notes=(*card.notes, note))
             roster.announce(self._client, card)
             announced.add(model.id)
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("%s", problem)
+        self._problems = set(problems)
+        for model_id in sorted(announced - self._announced):
+            log.info("found the model %s", model_id)
+        for model_id in sorted(self._announced - announced):
+            log.info("the model %s is gone", model_id)
+            # Its last job gets the worker's grace, for which this loop must not wait.
+            threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
+        self._announced = announced
         roster.withdraw(self._client, self._board, announced)
 
     def _breathe(self) -> None:
@@ -162,12 +180,21 @@ class Agent:
         for model in {field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))}:
             sweep(self._client, model, leases=leases)
 
+    def _reaches_redis(self) -> bool:
+        try:
+            return bool(self._client.ping())
+        except UNREACHABLE as error:
+            self._redis.lost(error)
+            return False
+
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
         except UNREACHABLE as error:
             self._outage = time.monotonic()
-            log.warning("Redis is away: %s", error)
+            self._redis.lost(error)
+        else:
+            self._redis.found()
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from npu.engines import chat_template, describe, open_tokenizer
 from npu.errors import EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
 from tasks import commands, keys
-from tasks.connection import UNREACHABLE
+from tasks.connection import UNREACHABLE, Outages
 from tasks.events import FailureCode, encode_events
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Preparer
@@ -59,6 +59,7 @@ class Desk:
         self._preparers: dict[str, tuple[Model, Preparer]] = {}
         self._postponed: deque[tuple[float, commands.Envelope]] = deque()
         """Preparations to try again, with the moment they came: they must not hold a thread while a model loads."""
+        self._redis = Outages(log, "the command channel")
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="desk")
         self._listener = threading.Thread(target=self._listen, name="commands", daemon=True)
@@ -75,6 +76,7 @@ class Desk:
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
                     channel.subscribe(keys.commands(self._settings.board_name))
+                    self._redis.found()
                     while not self._closed.is_set():
                         message = channel.get_message(timeout=AGAIN if self._postponed else 1.0)
                         if message is not None:
@@ -84,7 +86,7 @@ class Desk:
                                 since, envelope = self._postponed.popleft()
                                 self._threads.submit(self._answer, envelope, since)
             except UNREACHABLE as error:
-                log.warning("the command channel lost Redis, trying again: %s", error)
+                self._redis.lost(error)
                 self._closed.wait(0.5)
 
     def _receive(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import redis
 
 from tasks import keys
-from tasks.connection import UNREACHABLE
+from tasks.connection import UNREACHABLE, Outages
 
 log = logging.getLogger("rockchipllama.worker")
 
@@ -32,6 +32,7 @@ class ControlListener:
         self._on_load = on_load
         self._on_cancel = on_cancel
         self._on_stop = on_stop
+        self._redis = Outages(log, "the control channel")
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="control", daemon=True)
         self._thread.start()
@@ -46,12 +47,13 @@ class ControlListener:
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
                     channel.subscribe(self._channel)
+                    self._redis.found()
                     while not self._closed:
                         message = channel.get_message(timeout=1.0)
                         if message is not None:
                             self._obey(bytes(message["data"]).decode())
             except UNREACHABLE as error:
-                log.warning("the control channel lost Redis, trying again: %s", error)
+                self._redis.lost(error)
                 time.sleep(0.5)
 
     def _obey(self, message: str) -> None:

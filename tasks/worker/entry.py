@@ -120,4 +120,8 @@ def main(model: str) -> int:
         known = ", ".join(sorted(item.id for item in catalog.models)) or "none"
         raise ModelRefused(f"There is no model '{model}' in {settings.models_dir}. Models there: {known}.")
     log.info("worker of %s starting pid=%d", found.id, os.getpid())
-    return WorkerProcess(found, settings).run()
+    try:
+        return WorkerProcess(found, settings).run()
+    except UNREACHABLE as error:
+        log.error("the worker of %s cannot reach Redis and leaves: %s", found.id, error)
+        return 1

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import redis
 
 from tasks.claims import Renewal, renew
-from tasks.connection import UNREACHABLE
+from tasks.connection import UNREACHABLE, Outages
 from tasks.roster import BREATH, Presence, breathe
 from tasks.worker.job_run import JobRun
 
@@ -31,6 +31,7 @@ class Heartbeat:
         self._lease = lease
         self._presence = presence
         self._run: JobRun | None = None
+        self._redis = Outages(log, "the worker")
         self._wake = threading.Event()
         self._breath_due = self._renewal_due = 0.0  # monotonic seconds
         self._closed = False
@@ -68,8 +69,9 @@ class Heartbeat:
                 if run is not None and now >= self._renewal_due:
                     self._renewal_due = now + min(RENEWAL, self._lease / 3)
                     self._renew(run)
+                self._redis.found()
             except UNREACHABLE as error:
-                log.warning("Redis is away: %s", error)
+                self._redis.lost(error)
             next_due = self._breath_due if self._run is None else min(self._breath_due, self._renewal_due)
             self._wake.wait(max(0.01, next_due - time.monotonic()))
 

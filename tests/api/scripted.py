@@ -112,6 +112,9 @@ class ScriptedAnswer(Answer):
     async def _collect(self) -> Reply:
         return fold([event async for event in self if not isinstance(event, Waiting)])
 
+    async def cancel(self) -> None:
+        self._closing.set()
+
     async def close(self) -> None:
         self._closing.set()
         self.closed.set()

@@ -307,7 +307,7 @@ async def test_a_feed_lives_through_silence(aclient: redis.asyncio.Redis, monkey
     monkeypatch.setattr("tasks.feed.SILENCE", 0.02)
     async with LiveFeed(aclient) as feed, feed.subscribe("quiet") as subscription:
         await subscription.confirmed
-        while not any(item["cmd"] == "ping" for item in await aclient.client_list()):
+        while not any(item["cmd"] == "ping" for item in await aclient.client_list()):  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)  # bounded by the test's own limit
         await asyncio.sleep(0.2)  # ten more silences
         assert feed._task is not None

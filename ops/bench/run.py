@@ -1,0 +1,45 @@
+"""One run of `bench overhead`: a private service, every measurement on it, the report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ops.bench import report
+from ops.bench.figures import Figure
+from ops.bench.overhead import BRIEF, FULL, Scale, measurements
+from ops.bench.processes import machine
+from ops.bench.service import Service
+
+
+def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> int:
+    """Measure and print; 0, or 1 when something could not be measured. Budgets decide nothing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here is stopped here
+    begun, facts = time.monotonic(), machine()
+    figures: dict[str, Figure] = {}
+    failures: dict[str, str] = {}
+    say("starting a private service …")
+    with Service() as service:
+        for name, measure in measurements(scale or (BRIEF if quick else FULL)).items():
+            say(f"measuring: {name} …")
+            try:
+                figures |= {figure.id: figure for figure in measure(service)}
+            except (OSError, RuntimeError, ValueError, LookupError) as error:
+                failures[name] = f"{type(error).__name__}: {error}"
+                say(f"  failed: {failures[name]}")
+    seconds = time.monotonic() - begun
+    print("\n".join(report.table(figures)))
+    print("\n" + "\n".join(report.details(figures)))
+    if json_file is not None:
+        said = report.as_json(figures, failures, facts, quick=quick, seconds=seconds)
+        json_file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"took {seconds:.0f} s on {facts['cores']} cores; load before it began: {facts['load_1m_at_start']}")
+    return 1 if failures else 0
+
+
+def say(text: str) -> None:
+    """Progress, apart from the result."""
+    print(text, file=sys.stderr, flush=True)

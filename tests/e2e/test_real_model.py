@@ -1,0 +1,197 @@
+"""The demo model through the whole service: real text, real counts, real cancellation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import openai
+import pytest
+from openai.types.chat import ChatCompletion
+
+from tasks import keys
+from tasks.commands import Command, CommandReply, Envelope, Render, Tokenize
+from tasks.jobs import new_job_id
+from tasks.requests import Message
+from tests.e2e.test_cancellation import until_state, view
+from tests.npu.demo import IDS, demo_model
+from tests.stack import LIMIT, Stack, eventually
+
+pytestmark = pytest.mark.model
+
+MODEL = IDS["llamacpp"]
+CONTEXT = 512
+QUESTION = "Name three colours of the rainbow, please."
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A service whose only model is the demo's file, dropped into the folder as it is, with a small context."""
+    weights = demo_model("llamacpp").path
+    assert weights is not None
+    made = Stack({}, default_model=MODEL, context_length=CONTEXT)
+    (made.folder / "models" / weights.name).symlink_to(weights.resolve())
+    with made:
+        eventually(lambda: made.state(MODEL) == "loaded", what="a loaded model")
+        yield made
+
+
+@pytest.fixture
+def client(stack: Stack) -> openai.OpenAI:
+    """The official client, as its users configure it."""
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=LIMIT)
+
+
+def chat(client: openai.OpenAI, *turns: str, **rest: Any) -> ChatCompletion:
+    """One whole answer to turns of user and assistant."""
+    roles = ("user", "assistant")
+    messages: Any = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
+    answer: ChatCompletion = client.chat.completions.create(
+        model=MODEL, messages=messages, **{"temperature": 0, "max_tokens": 12, **rest}
+    )
+    return answer
+
+
+def said(answer: ChatCompletion) -> str:
+    return answer.choices[0].message.content or ""
+
+
+def ask_board(stack: Stack, command: Command) -> Any:
+    """A command's result, as any process may ask for it."""
+    redis = stack.redis
+    envelope = Envelope(new_job_id(), new_job_id(), command)
+    with redis.pubsub(ignore_subscribe_messages=True) as replies:
+        replies.subscribe(keys.replies(envelope.reply_to))
+        eventually(lambda: redis.publish(keys.commands("test-board"), msgspec.json.encode(envelope)), what="a listener")
+        message = eventually(lambda: replies.get_message(timeout=0.1), what="a reply")
+    reply = msgspec.json.decode(message["data"], type=CommandReply)
+    assert reply.error == ""
+    return msgspec.json.decode(reply.result)
+
+
+def test_streamed_and_whole_are_one_answer(client: openai.OpenAI) -> None:
+    """At temperature 0, word for word and token for token, and a third time the same."""
+    whole = chat(client, QUESTION)
+    assert said(whole).strip()
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == said(whole)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage is not None and whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 1
+    assert said(chat(client, QUESTION)) == said(whole)
+
+
+def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:
+    """Hot, the same seed says the same; other seeds say something else."""
+
+    def hot(seed: int) -> str:
+        return said(chat(client, "Tell me a story.", temperature=1.5, top_p=1.0, seed=seed))
+
+    assert hot(7) == hot(7)
+    assert len({hot(seed) for seed in (7, 8, 9)}) > 1
+
+
+def test_max_tokens(client: openai.OpenAI) -> None:
+    """Exactly as many, and `length` for a reason."""
+    answer = chat(client, "Tell me a very long story.", max_tokens=5)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.completion_tokens == 5
+
+
+def test_stop(client: openai.OpenAI) -> None:
+    """The same answer, cut just before the sequence, though that runs across tokens."""
+    whole = said(chat(client, QUESTION))
+    inside = whole[len(whole) // 2 : len(whole) // 2 + 4]
+    answer = chat(client, QUESTION, stop=[inside])
+    assert said(answer) == whole[: whole.index(inside)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_usage_is_the_models_own_count(client: openai.OpenAI, stack: Stack) -> None:
+    """What the template makes of the messages, tokenized by the model, is what a client is billed for."""
+    answer = chat(client, QUESTION)
+    rendered = ask_board(stack, Render(MODEL, (Message("user", QUESTION),)))
+    assert QUESTION in rendered
+    tokens = ask_board(stack, Tokenize(MODEL, rendered, add_special=False))
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(tokens)
+    spoken = ask_board(stack, Tokenize(MODEL, said(answer), add_special=False))
+    ended_itself = answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens in (len(spoken), len(spoken) + ended_itself)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_second_turn_reuses_the_first(client: openai.OpenAI) -> None:
+    """Only what is new is prefilled, and the usage says how much was not."""
+    first = chat(client, "My name is Ann. " + QUESTION)
+    second = chat(client, "My name is Ann. " + QUESTION, said(first), "And one more?")
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert first.usage.prompt_tokens <= cached + 8
+    assert cached < second.usage.prompt_tokens
+
+
+def test_a_context_that_is_too_small(client: openai.OpenAI) -> None:
+    """Refused with exact figures, before the engine is touched."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, "rainbow " * CONTEXT, max_tokens=7)
+    assert refused.value.code == "context_length_exceeded"
+    assert str(CONTEXT) in refused.value.message
+    assert said(chat(client, "Hi"))
+
+
+def begin(stack: Stack, text: str) -> tuple[Any, httpx.Response, Iterator[str], str]:
+    """A long streamed answer of which something has come."""
+    context = httpx.stream(
+        "POST",
+        f"{stack.url}/v1/chat/completions",
+        json={
+            "model": MODEL,
+            "stream": True,
+            "messages": [{"role": "user", "content": text}],
+            "logit_bias": {"2": -100},  # its end of turn, so that it goes on until it is stopped
+        },
+        timeout=LIMIT,
+    )
+    reply = context.__enter__()
+    lines = reply.iter_lines()
+    assert any('"content":"' in line and '"content":""' not in line for line in lines)
+    return context, reply, lines, reply.headers["x-job-id"]
+
+
+def test_cancelled_in_mid_answer(client: openai.OpenAI, stack: Stack) -> None:
+    """The client leaves, the engine stops, and the next answer is what it would have been."""
+    before = said(chat(client, QUESTION))
+    context, _, _, job = begin(stack, "Count to one thousand.")
+    context.__exit__(None, None, None)
+    found = until_state(stack, job, "cancelled")
+    assert 0 < found["usage"]["completion_tokens"] < CONTEXT
+    assert said(chat(client, QUESTION)) == before
+
+
+def test_kill_9_of_the_engine(client: openai.OpenAI, stack: Stack) -> None:
+    """The stream ends with a clear error; the next request waits for the reload and is answered."""
+    before = said(chat(client, QUESTION))
+    context, _, lines, job = begin(stack, "Count to one thousand.")
+    stack.child(MODEL).kill()
+    rest = list(lines)
+    context.__exit__(None, None, None)
+    error = json.loads(next(line for line in rest if '"error"' in line).removeprefix("data: "))["error"]
+    assert "died" in error["message"]
+    assert "data: [DONE]" not in rest
+    assert view(stack, job)["error"]["code"] == "engine_lost"
+    assert said(chat(client, QUESTION)) == before

@@ -1,0 +1,226 @@
+"""`rockchipllama up` for real: one command to a service, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import LIMIT, eventually, free_port
+
+MANIFEST = 'engine = "echo"\nid = "echo"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
+
+
+class Up:
+    """One `rockchipllama up`, what it said, and every process it was ever seen to have."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        models = folder / "models" / "echo"
+        if not models.exists():
+            models.mkdir(parents=True)
+            (models / "manifest.toml").write_text(MANIFEST)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ops.cli.main", "up", "--port", "0"),
+                *("--data-dir", str(folder / "data"), "--models-dir", str(folder / "models"), *arguments),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+            start_new_session=True,
+        )
+        self.said = ""
+        self.family: list[psutil.Process] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line.decode(errors="replace")
+
+    def until_ready(self) -> Up:
+        """Wait until it says so, and note its processes."""
+        eventually(lambda: "Ctrl-C stops everything." in self.said or self.process.poll() is not None, what="readiness")
+        assert self.process.poll() is None, self.said
+        self.note_family()
+        return self
+
+    def note_family(self) -> None:
+        """Remember who belongs to it now."""
+        process = psutil.Process(self.process.pid)
+        self.family = [process, *process.children(recursive=True)]
+
+    @property
+    def curl(self) -> str:
+        """The line to try, as it was printed."""
+        found = re.search(r"^  (curl .*?'\n)", self.said, re.MULTILINE | re.DOTALL)
+        assert found, self.said
+        return found[1]
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.said)
+        assert found, self.said
+        return found[0]
+
+    def signal(self, number: int) -> None:
+        """As a terminal does it: to the whole process group."""
+        os.killpg(self.process.pid, number)
+
+    def ended(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(LIMIT)
+        self._reader.join(LIMIT)
+        return code
+
+    def left(self) -> list[psutil.Process]:
+        """Those of its processes that still live."""
+        return [process for process in self.family if lives(process)]
+
+    def valkey_sockets(self) -> list[str]:
+        """Sockets that somebody listens on, below its data directory."""
+        table = Path("/proc/net/unix").read_text().splitlines()
+        return [line.split()[-1] for line in table if str(self.folder) in line]
+
+
+def lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for one service. Whatever a failed test leaves running in it is ended."""
+    yield tmp_path
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = [*(process.info["cmdline"] or []), (process.info["environ"] or {}).get("ROCKCHIPLLAMA_DATA_DIR", "")]
+        if process.pid != os.getpid() and any(str(tmp_path) in word for word in words):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def ask(url: str, text: str) -> httpx.Response:
+    reply = httpx.post(
+        f"{url}/v1/chat/completions",
+        json={"model": "echo", "messages": [{"role": "user", "content": text}]},
+        timeout=LIMIT,
+    )
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"] == text
+    return reply
+
+
+def test_what_it_prints_works_verbatim(folder: Path) -> None:
+    """A few lines say what runs where; the curl line, pasted into a shell, is answered."""
+    up = Up(folder).until_ready()
+    for words in ("RockchipLlama", "queue   embedded Valkey", f"api     {up.url}", f"models  {folder}/models", "logs"):
+        assert words in up.said
+    assert "echo on echo 1" in up.said
+    if shutil.which("curl") is None and not os.environ.get("CI"):
+        pytest.skip("there is no curl here")
+    found = subprocess.run(["/bin/sh", "-c", up.curl], capture_output=True, timeout=LIMIT)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["choices"][0]["message"]["content"] == "Why is the sky blue?"
+    up.signal(signal.SIGINT)
+    assert up.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_stopping_with_an_open_stream(folder: Path, number: signal.Signals) -> None:
+    """The answer in progress may end, then all parts leave in order; code 0, no process, no socket, no traceback."""
+    up = Up(folder).until_ready()
+    text = "x" * 200  # a second's worth
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": text}]}
+    with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=body, timeout=LIMIT) as reply:
+        lines = reply.iter_lines()
+        assert any('"content":"x' in line for line in lines)
+        up.note_family()
+        assert len(up.family) >= 6  # itself, Valkey and its guard, API, board, worker and its child
+        if number == signal.SIGINT:
+            up.signal(number)
+        else:
+            up.process.send_signal(number)  # as a service manager does: to the one it started
+        rest = list(lines)
+    assert rest[-2:] == ["data: [DONE]", ""]
+    assert up.ended() == 0
+    eventually(lambda: not up.left(), limit=30, what="the end of every process")
+    assert up.valkey_sockets() == []
+    assert "Stopping." in up.said
+    assert "Traceback" not in up.said
+
+
+def test_a_second_ctrl_c_hurries(folder: Path) -> None:
+    """A long answer is not waited for then; the code is still 0, and nothing is left."""
+    up = Up(folder).until_ready()
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x" * 6000}]}
+    with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=body, timeout=LIMIT) as reply:
+        lines = reply.iter_lines()
+        assert any('"content":"x' in line for line in lines)
+        up.note_family()
+        up.signal(signal.SIGINT)
+        eventually(lambda: "Stopping." in up.said, what="the first Ctrl-C")
+        up.signal(signal.SIGINT)
+        with contextlib.suppress(httpx.TransportError):
+            list(lines)
+    assert up.ended() == 0
+    eventually(lambda: not up.left(), limit=30, what="the end of every process")
+
+
+def test_kill_9_leaves_nothing_and_loses_nothing(folder: Path) -> None:
+    """Within 30 s no process is left; the next `up` on the same data directory knows the jobs of the first."""
+    first = Up(folder).until_ready()
+    job = ask(first.url, "remember me").headers["x-job-id"]
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x" * 6000}]}
+    with httpx.stream("POST", f"{first.url}/v1/chat/completions", json=body, timeout=LIMIT) as reply:
+        assert any('"content":"x' in line for line in reply.iter_lines())
+        broken = reply.headers["x-job-id"]
+        first.note_family()
+        first.process.kill()
+    first.ended()
+    eventually(lambda: not first.left(), limit=30, what="the end of every process")
+    second = Up(folder).until_ready()
+    found = httpx.get(f"{second.url}/v1/jobs/{job}", timeout=LIMIT).json()
+    assert (found["state"], found["usage"]["completion_tokens"]) == ("finished", len("remember me"))
+
+    def ended() -> bool:
+        return httpx.get(f"{second.url}/v1/jobs/{broken}", timeout=LIMIT).json()["state"] in ("failed", "cancelled")
+
+    eventually(ended, what="the end of the job that was cut off")
+    ask(second.url, "and on")
+    second.signal(signal.SIGINT)
+    assert second.ended() == 0
+    eventually(lambda: not second.left(), limit=30, what="the end of every process")
+
+
+def test_a_second_up_says_so_in_one_sentence(folder: Path) -> None:
+    """On the same data directory and on the same port; code 1, and the first goes on."""
+    first = Up(folder).until_ready()
+    same_data = Up(folder, "--port", str(free_port()))
+    assert same_data.ended() == 1
+    port = first.url.rpartition(":")[2]
+    same_port = Up(folder, "--port", port, "--data-dir", str(folder / "other"))
+    assert same_port.ended() == 1
+    for up, words in ((same_data, first.url), (same_port, f"Port {port}")):
+        lines = [line for line in up.said.splitlines() if line]
+        assert len(lines) == 1, up.said
+        assert lines[0].startswith("rockchipllama: ")
+        assert words in lines[0]
+    ask(first.url, "still here")
+    first.signal(signal.SIGINT)
+    assert first.ended() == 0

@@ -1,0 +1,74 @@
+"""A sink for a run's events that knows what a client can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from npu.engine import Generation
+from tasks.events import ChoiceEnded, Event, Reply, TextDelta, fold
+from tasks.stream import RecordedPiece
+
+
+class Transcript(list[Event]):
+    """Collects the events of one run, and refuses a sequence that no client could read.
+
+    With `cancel_at`, the job is cancelled once it has that many pieces (0: before anything begins), and the generation that
+    runs is aborted as its owner would abort it.
+    """
+
+    def __init__(self, *, cancel_at: int | None = None) -> None:
+        super().__init__()
+        self.pieces: list[RecordedPiece] = []
+        self.begun: list[Generation] = []
+        self.progress: list[int] = []
+        self.on_piece: Callable[[], None] = lambda: None
+        self._cancel_at = cancel_at
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel_at is not None and len(self.pieces) >= self._cancel_at
+
+    def begin(self, generation: Generation) -> bool:
+        self.begun.append(generation)
+        return not self.cancelled
+
+    def prefilled(self, tokens: int) -> None:
+        self.progress.append(tokens)
+
+    def write(self, events: tuple[Event, ...], piece: RecordedPiece | None = None) -> None:
+        assert events or piece, "nothing to write"
+        for event in events:
+            self._check(event)
+            self.append(event)
+        if piece is not None:
+            assert self.begun, f"{piece} of no generation"
+            assert not self.cancelled, f"{piece} after the cancellation"
+            self.pieces.append(piece)
+            if self.cancelled:
+                self.begun[-1].abort()
+            self.on_piece()
+
+    def _check(self, event: Event) -> None:
+        ended = [past.choice for past in self if isinstance(past, ChoiceEnded)]
+        match event:
+            case TextDelta(text, choice):
+                assert text, "an empty delta"
+                assert choice == len(ended), f"{event} while choice {len(ended)} is being answered"
+            case ChoiceEnded(choice):
+                assert choice == len(ended), f"{event} after {ended}"
+            case _:
+                raise AssertionError(f"{event} is not a run's to write")
+
+    @property
+    def reply(self) -> Reply:
+        """What a client makes of it."""
+        return fold(self)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each choice."""
+        return [choice.text for choice in self.reply.choices.values()]
+
+    def piece_text(self, choice: int) -> bytes:
+        """The bytes the record keeps of a choice, visible or not."""
+        return b"".join(piece.data for piece in self.pieces if piece.choice == choice)

@@ -1,0 +1,226 @@
+"""Requests made ready to run: rendered, tokenized, checked, every value settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npu.chat_template import ChatTemplate
+from npu.engine import Prompt, Sampling
+from npu.engines.echo import BOS, TEMPLATE, EchoTokenizer
+from npu.errors import ContextTooLong, PromptRefused, TemplateFailed
+from npu.model import SAMPLING_DEFAULTS, Model
+from tasks.prompting.prepare import Preparer
+from tasks.requests import ChatRequest, CompletionRequest, Message, SamplingOptions
+
+MODEL = Model(id="m", engine="echo", folder=Path("/nowhere"))
+PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
+WITH_BOS = "{{ bos_token }}" + PLAIN
+
+
+class Tokenizer(EchoTokenizer):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.encoded: list[tuple[str, bool, bool]] = []
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        self.encoded.append((text, add_special, parse_special))
+        return super().encode(text, add_special=add_special, parse_special=parse_special)
+
+
+def template(source: str, bos: str = "<|bos|>", **options: Any) -> ChatTemplate:
+    return ChatTemplate(source, bos_token=bos, eos_token="<|eos|>", options=options)
+
+
+def preparer(
+    source: str | None = PLAIN, *, context_length: int = 100, model: Model = MODEL, bos: str = "<|bos|>"
+) -> Preparer:
+    return Preparer(model, EchoTokenizer(), None if source is None else template(source, bos), context_length)
+
+
+def chat(*contents: str, **rest: Any) -> ChatRequest:
+    return ChatRequest(messages=tuple(Message("user", content) for content in contents), **rest)
+
+
+def only(prompts: Sequence[Prompt]) -> Prompt:
+    [prompt] = prompts
+    return prompt
+
+
+def test_a_chat_is_rendered_and_tokenized() -> None:
+    """By the model's own template, with control tokens read as such."""
+    prepared = preparer(TEMPLATE).prepare(
+        ChatRequest(messages=(Message("system", "be"), Message("user", "hi"), Message("assistant", "ho")))
+    )
+    expected = EchoTokenizer().encode("<|system|>be<|end|><|user|>hi<|end|><|assistant|>ho<|end|><|assistant|>")
+    assert list(only(prepared.prompts).tokens) == [BOS, *expected]
+    assert (prepared.n, prepared.echoes) == (1, None)
+
+
+@pytest.mark.parametrize("source", [PLAIN, WITH_BOS], ids=["vocabulary", "template"])
+def test_bos_stands_first_and_once(source: str) -> None:
+    """Whether the template writes it or the vocabulary wants it."""
+    tokens = only(preparer(source).prepare(chat("hi")).prompts).tokens
+    assert list(tokens) == [BOS, *b"hi"]
+
+
+def test_bos_is_left_to_the_vocabulary_where_the_model_names_none() -> None:
+    """Every text begins with the empty one, which is no BOS."""
+    assert next(iter(only(preparer(PLAIN, bos="").prepare(chat("hi")).prompts).tokens)) == BOS
+
+
+def test_a_client_that_writes_bos_itself_does_not_lose_the_vocabularys() -> None:
+    """Only what the text begins with counts: elsewhere it is the client's own."""
+    tokens = only(preparer(PLAIN).prepare(chat("a<|bos|>b")).prompts).tokens
+    assert list(tokens) == [BOS, ord("a"), BOS, ord("b")]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "settled"), [(None, 60), (1, 1), (59, 59), (60, 60), (61, 60), (10**9, 60)], ids=str
+)
+def test_max_tokens_is_what_was_asked_for_but_never_past_the_context(max_tokens: int | None, settled: int) -> None:
+    """Not given, the whole rest of the context is the answer's."""
+    prompt = only(preparer(context_length=100).prepare(chat("x" * 39, max_tokens=max_tokens)).prompts)
+    assert (len(prompt.tokens), prompt.max_tokens) == (40, settled)
+
+
+def test_a_prompt_that_leaves_one_token_of_room_fits() -> None:
+    """The last that does."""
+    assert only(preparer(context_length=100).prepare(chat("x" * 98)).prompts).max_tokens == 1
+
+
+@pytest.mark.parametrize("length", [99, 100, 5000])
+def test_a_prompt_without_room_for_one_token_is_refused_with_the_figures(length: int) -> None:
+    """Counted by the model's own tokenizer, BOS included."""
+    with pytest.raises(ContextTooLong) as refused:
+        preparer(context_length=100).prepare(chat("x" * length, max_tokens=7))
+    assert (refused.value.prompt_tokens, refused.value.max_tokens, refused.value.context_length) == (length + 1, 7, 100)
+    for figure in ("100", str(length + 1), str(length + 8)):
+        assert figure in str(refused.value)
+
+
+def test_each_of_several_prompts_is_checked() -> None:
+    """One that is too long is not hidden by others that fit."""
+    with pytest.raises(ContextTooLong):
+        preparer(context_length=10).prepare(CompletionRequest(prompts=("a", "x" * 50)))
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    """As text where the vocabulary has no BOS, and as token ids."""
+
+    class WithoutBos(EchoTokenizer):
+        def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+            return super().encode(text, parse_special=parse_special)
+
+    bare = Preparer(MODEL, WithoutBos(), None, 100)
+    for empty in ("", ()):
+        with pytest.raises(PromptRefused, match="empty"):
+            bare.prepare(CompletionRequest(prompts=(empty,)))
+    # With a BOS there is something to continue.
+    assert list(only(preparer().prepare(CompletionRequest(prompts=("",))).prompts).tokens) == [BOS]
+
+
+def test_a_base_model_refuses_a_chat_and_continues_a_text() -> None:
+    """The sentence says what to use instead."""
+    base = preparer(None)
+    with pytest.raises(PromptRefused, match="/v1/completions") as refused:
+        base.prepare(chat("hi"))
+    assert "'m'" in str(refused.value)
+    assert list(only(base.prepare(CompletionRequest(prompts=("hi",))).prompts).tokens) == [BOS, *b"hi"]
+
+
+def test_completions_go_past_the_template() -> None:
+    """Texts in order, tokenized with the model's BOS; ids go as they are, without one."""
+    prepared = preparer(TEMPLATE).prepare(CompletionRequest(prompts=("hi", (1, 2, 261), "<|user|>"), n=2))
+    assert [list(prompt.tokens) for prompt in prepared.prompts] == [[BOS, *b"hi"], [1, 2, 261], [BOS, 259]]
+    assert prepared.n == 2
+
+
+@pytest.mark.parametrize("bad", [-1, 262, 2**40])
+def test_ids_outside_the_vocabulary_are_refused(bad: int) -> None:
+    """Before the engine sees them, with the id in the sentence."""
+    with pytest.raises(PromptRefused, match=str(bad)):
+        preparer().prepare(CompletionRequest(prompts=((1, bad),)))
+
+
+def test_echo_gives_each_prompt_back() -> None:
+    """A text as it was sent, ids as their bytes; without `echo` nothing."""
+    request = CompletionRequest(prompts=("ä", tuple("ß".encode())), echo=True)
+    assert preparer().prepare(request).echoes == ("ä".encode(), "ß".encode())
+    assert preparer().prepare(CompletionRequest(prompts=("ä",))).echoes is None
+
+
+def test_what_a_request_gives_wins_over_the_models_defaults() -> None:
+    """What neither gives is neutral; nothing is taken for not given but None."""
+    model = replace(MODEL, sampling_defaults={**SAMPLING_DEFAULTS, "seed": 5, "ignore_eos": True, "min_p": 0.1})
+    request = chat("hi", sampling=SamplingOptions(temperature=0.0, top_k=0, ignore_eos=False, logit_bias={7: -1.0}))
+    assert preparer(model=model).prepare(request).sampling == Sampling(
+        temperature=0.0,
+        top_k=0,
+        top_p=SAMPLING_DEFAULTS["top_p"],
+        repeat_penalty=SAMPLING_DEFAULTS["repeat_penalty"],
+        min_p=0.1,
+        seed=5,
+        ignore_eos=False,
+        logit_bias={7: -1.0},
+    )
+    assert preparer(model=replace(MODEL, sampling_defaults={})).prepare(chat("hi")).sampling == Sampling()
+
+
+def test_every_option_of_a_request_has_its_place_in_the_sampling() -> None:
+    """One vocabulary of names, so none can be lost on the way."""
+    values: dict[str, Any] = {
+        name: {3: 1.0} if name == "logit_bias" else name == "ignore_eos" or index + 1
+        for index, name in enumerate(SamplingOptions.__struct_fields__)
+    }
+    settled = preparer().prepare(chat("hi", sampling=SamplingOptions(**values))).sampling
+    assert {name: getattr(settled, name) for name in values} == values
+    assert set(values) == set(Sampling.__dataclass_fields__)
+
+
+def test_stop_sequences_of_request_and_model_are_one_list() -> None:
+    """The request's first, none twice."""
+    model = replace(MODEL, stop=("<end>", "b"))
+    assert preparer(model=model).prepare(chat("hi", stop=("a", "b"))).stop == ("a", "b", "<end>")
+    assert preparer().prepare(chat("hi")).stop == ()
+
+
+def test_template_options_reach_the_template() -> None:
+    """Those of the request win over the model's own."""
+    source = "{{ mood }}{{ depth }}"
+    made = Preparer(MODEL, EchoTokenizer(), template(source, mood="calm", depth=1), 100)
+    assert made.render((Message("user", "x"),), {"mood": "wild"}) == "wild1"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "self"])
+def test_reserved_template_options_are_refused(name: str) -> None:
+    """Nobody puts other messages into a prompt than those that were counted and checked."""
+    with pytest.raises(PromptRefused, match=name):
+        preparer().prepare(chat("hi", template_options={name: "other", "fine": 1}))
+
+
+def test_a_template_that_refuses_says_why() -> None:
+    """In its own words."""
+    with pytest.raises(TemplateFailed, match="no system role"):
+        preparer("{{ raise_exception('no system role') }}").prepare(chat("hi"))
+
+
+def test_names_of_speakers_reach_the_template_only_where_given() -> None:
+    """An absent name is absent, not None: templates ask whether it is there."""
+    source = "{% for m in messages %}[{{ m.name if m.name is defined else '-' }}]{% endfor %}"
+    messages = (Message("user", "x", name="Ann"), Message("user", "y"))
+    assert preparer(source).render(messages, {}) == "[Ann][-]"
+
+
+def test_a_text_is_tokenized_as_the_model_would_see_it() -> None:
+    """Control tokens are read as such; BOS only when asked for."""
+    tokenizer = Tokenizer()
+    made = Preparer(MODEL, tokenizer, None, 100)
+    assert made.tokenize("<|user|>a", add_special=False) == [259, ord("a")]
+    assert made.tokenize("a", add_special=True) == [BOS, ord("a")]
+    assert tokenizer.encoded == [("<|user|>a", False, True), ("a", True, True)]

@@ -1,0 +1,259 @@
+"""Commands to a board: request and reply, refusals, silence, and the check of a waiting job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+import redis.asyncio
+
+from npu.catalog import Catalog
+from npu.errors import OutOfMemory
+from npu.model import Model
+from tasks import keys
+from tasks.board.desk import Desk
+from tasks.claims import claim_next
+from tasks.commands import Command, Commander, Load, Prepare, Render, Tokenize, Unload
+from tasks.connection import connect
+from tasks.errors import CommandFailed
+from tasks.events import FailureCode
+from tasks.feed import LiveFeed
+from tasks.jobs import JobState, Lane, new_job_id
+from tasks.requests import ChatRequest, CompletionRequest, Message, Request
+from tasks.settings import TaskSettings
+from tasks.store import JobStore
+from tests.stack import LIMIT, eventually
+
+pytestmark = pytest.mark.anyio
+
+BOARD = "one"
+
+
+class Office:
+    """A desk with one echo, whose loading a test may hold up or let fail."""
+
+    def __init__(self, client: redis.Redis, folder: Path) -> None:
+        self.loaded: list[str] = []
+        self.unloaded: list[str] = []
+        self.trouble: Exception | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        model = Model(id="echo", engine="echo", folder=folder, names=("echo:small",))
+        settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD)
+        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload, 100)
+
+    def _load(self, model: Model) -> None:
+        self.gate.wait(LIMIT)
+        if self.trouble is not None:
+            raise self.trouble
+        self.loaded.append(model.id)
+
+    def _unload(self, model: Model) -> None:
+        self.unloaded.append(model.id)
+
+
+def listeners(client: redis.Redis) -> int:
+    return int(client.pubsub_numsub(keys.commands(BOARD))[0][1])
+
+
+@pytest.fixture(scope="module")
+def only_office(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """One for all tests: a desk takes a second to close."""
+    client = connect(valkey_url)
+    made = Office(client, tmp_path_factory.mktemp("office"))
+    yield made
+    made.gate.set()
+    made.desk.close()
+    made.desk.close()  # twice is safe
+    assert listeners(client) == 0
+
+
+@pytest.fixture
+def office(only_office: Office, client: redis.Redis) -> Iterator[Office]:
+    eventually(lambda: listeners(client) == 1, what="a listening desk")
+    only_office.loaded, only_office.unloaded, only_office.trouble = [], [], None
+    yield only_office
+    only_office.gate.set()
+
+
+@pytest.fixture
+async def commander(aclient: redis.asyncio.Redis) -> AsyncIterator[Commander]:
+    async with LiveFeed(aclient) as feed, Commander(aclient, feed) as made:
+        yield made
+
+
+@pytest.fixture
+def store(aclient: redis.asyncio.Redis) -> JobStore:
+    return JobStore(aclient, queue_limit=10, job_ttl=60, deadline=600)
+
+
+async def ask(commander: Commander, command: Command, seconds: float = LIMIT) -> object:
+    return msgspec.json.decode(await commander.ask(BOARD, command, seconds))
+
+
+async def accept(store: JobStore, request: Request) -> str:
+    job = new_job_id()
+    await store.accept(job, "echo", request, lane=Lane.INTERACTIVE, owner="")
+    return job
+
+
+async def test_each_command_has_its_reply(commander: Commander, office: Office) -> None:
+    """Models answer to their further names too."""
+    assert await ask(commander, Tokenize("echo", "hi")) == [256, 104, 105]
+    assert await ask(commander, Tokenize("ECHO:small", "<|user|>", add_special=False)) == [259]
+    messages = (Message("user", "hi"),)
+    rendered = await ask(commander, Render("echo", messages, {"add_generation_prompt": msgspec.Raw(b"false")}))
+    assert rendered == "<|user|>hi<|end|>"
+    assert await ask(commander, Load("echo")) is None
+    assert await ask(commander, Unload("echo:small")) is None
+    assert (office.loaded, office.unloaded) == (["echo"], ["echo"])
+
+
+async def test_many_at_once_each_get_their_own(commander: Commander, office: Office) -> None:
+    """Whatever the order in which the board answers."""
+    texts = [f"text {count}" for count in range(100)]
+    replies = await asyncio.gather(*(ask(commander, Tokenize("echo", text, add_special=False)) for text in texts))
+    assert [bytes(reply).decode() for reply in replies] == texts  # type: ignore[call-overload]
+
+
+async def test_a_refusal_has_code_and_words(commander: Commander, office: Office) -> None:
+    """Of a model that is not there, of one that does not fit, of a prompt the template refuses."""
+    with pytest.raises(CommandFailed, match="no model 'absent'") as absent:
+        await ask(commander, Load("absent"))
+    assert absent.value.code == FailureCode.MODEL_UNAVAILABLE
+    office.trouble = OutOfMemory("needs 900 MiB, 100 MiB are free")
+    with pytest.raises(CommandFailed, match="900 MiB") as large:
+        await ask(commander, Load("echo"))
+    assert large.value.code == FailureCode.MODEL_UNAVAILABLE
+    with pytest.raises(CommandFailed, match="tools") as reserved:
+        await ask(commander, Render("echo", (), {"tools": msgspec.Raw(b"[]")}))
+    assert reserved.value.code == FailureCode.BAD_PROMPT
+
+
+async def test_a_defect_is_a_refusal_that_keeps_its_words(
+    commander: Commander, office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has them; the next command is answered."""
+    office.trouble = ZeroDivisionError("the user's secret words")
+    with pytest.raises(CommandFailed) as broken:
+        await ask(commander, Load("echo"))
+    assert broken.value.code == FailureCode.INTERNAL
+    assert "secret" not in str(broken.value)
+    assert "secret" in caplog.text
+    office.trouble = None
+    assert await ask(commander, Load("echo")) is None
+
+
+async def test_nobody_listening_is_told_at_once(commander: Commander) -> None:
+    """Not after a time-out: there is none in this call that could pass."""
+    with pytest.raises(CommandFailed, match="'two'") as away:
+        await commander.ask("two", Load("echo"), seconds=10**6)
+    assert away.value.code == "board_away"
+
+
+async def test_a_board_that_takes_too_long(commander: Commander, office: Office) -> None:
+    """A time-out says so; the late reply reaches nobody and harms nothing."""
+    office.gate.clear()
+    with pytest.raises(CommandFailed) as late:
+        await ask(commander, Load("echo"), seconds=0.1)
+    assert late.value.code == "timeout"
+    office.gate.set()
+    assert await ask(commander, Tokenize("echo", "", add_special=False)) == []
+    await asyncio.to_thread(eventually, lambda: office.loaded == ["echo"], what="the late load")
+    assert commander._pending == {}
+
+
+async def test_a_slow_command_does_not_hold_up_others(commander: Commander, office: Office) -> None:
+    """Loading takes long, and prompts must be checked meanwhile."""
+    office.gate.clear()
+    loading = asyncio.create_task(ask(commander, Load("echo")))
+    assert await ask(commander, Tokenize("echo", "a", add_special=False)) == [97]
+    assert not loading.done()
+    office.gate.set()
+    assert await loading is None
+
+
+async def test_words_of_another_version_are_ignored(
+    commander: Commander, office: Office, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the desk and by whoever waits for a reply; both live on."""
+    for word in (b"junk", b"{}", b'{"id":"x","reply_to":"y","command":{"type":"teleport","model":"echo"}}'):
+        client.publish(keys.commands(BOARD), word)
+    client.publish(keys.replies(commander._process), b'{"no": "id"}')
+    client.publish(keys.replies(commander._process), json.dumps({"id": "nobody's", "future": 1}))
+    assert await ask(commander, Tokenize("echo", "a", add_special=False)) == [97]
+
+
+async def test_commands_go_on_after_the_connection_was_cut(
+    commander: Commander, office: Office, client: redis.Redis
+) -> None:
+    """The desk and the asker both subscribe anew."""
+    assert await ask(commander, Load("echo")) is None
+    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    reply = None
+    async with asyncio.timeout(LIMIT):
+        while reply is None:
+            # A reply that is published while the asker still reconnects is lost, so it asks again.
+            with suppress(CommandFailed):
+                reply = await ask(commander, Tokenize("echo", "a", add_special=False), seconds=1.0)
+            await asyncio.sleep(0.02)
+    assert reply == [97]
+
+
+async def test_prepare_fails_only_a_job_that_can_never_run(
+    commander: Commander, office: Office, store: JobStore, client: redis.Redis
+) -> None:
+    """Too long, it ends while it waits, with the figures; others keep their places."""
+    first = await accept(store, ChatRequest((Message("user", "fits"),)))
+    long = await accept(store, ChatRequest((Message("user", "x" * 500),)))
+    last = await accept(store, CompletionRequest(("fits",)))
+    assert await ask(commander, Prepare("echo", long)) == "failed"
+    view = await store.view(long)
+    assert view.state is JobState.FAILED and view.error is not None
+    assert view.error.code is FailureCode.CONTEXT_TOO_LONG
+    assert "100" in view.error.message and "504" in view.error.message
+    assert await ask(commander, Prepare("echo", first)) == "ready"
+    assert await ask(commander, Prepare("echo", last)) == "ready"
+    assert [(await store.view(job)).position for job in (first, last)] == [1, 2]
+    assert client.pttl(keys.job(long)) > 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (CompletionRequest(((1, 99999),)), FailureCode.BAD_PROMPT),
+        (ChatRequest((Message("user", "x"),), template_options={"messages": []}), FailureCode.BAD_PROMPT),
+        (ChatRequest((Message("user", "x"),), version=99), FailureCode.UNREADABLE),
+    ],
+    ids=["token outside the vocabulary", "reserved option", "newer version"],
+)
+async def test_prepare_refuses_what_is_wrong(
+    commander: Commander, office: Office, store: JobStore, request_: Request, code: FailureCode
+) -> None:
+    """Each for its own reason, before its turn."""
+    job = await accept(store, request_)
+    assert await ask(commander, Prepare("echo", job)) == "failed"
+    view = await store.view(job)
+    assert view.error is not None and view.error.code is code
+
+
+async def test_prepare_leaves_a_job_that_does_not_wait_alone(
+    commander: Commander, office: Office, store: JobStore, client: redis.Redis
+) -> None:
+    """Running, ended or unknown: it is not the board's any more."""
+    job = await accept(store, ChatRequest((Message("user", "x" * 500),)))
+    assert claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=60) is not None
+    assert await ask(commander, Prepare("echo", job)) == "gone"
+    assert (await store.view(job)).state is JobState.RUNNING
+    other = await accept(store, ChatRequest((Message("user", "x" * 500),)))
+    await store.cancel(other, "test")
+    assert await ask(commander, Prepare("echo", other)) == "gone"
+    assert (await store.view(other)).state is JobState.CANCELLED
+    assert await ask(commander, Prepare("echo", new_job_id())) == "gone"

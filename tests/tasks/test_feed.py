@@ -1,0 +1,253 @@
+"""The live feed of a process: readers that share one connection and never feel each other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.claims import Claim, claim_next
+from tasks.events import ChoiceEnded, Finished, FinishReason, Numbered, Started, TextDelta, Timings, Usage, fold
+from tasks.feed import LiveFeed, follow
+from tasks.jobs import Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.store import JobStore
+from tasks.stream import EventWriter, RecordedPiece
+from tests.stack import LIMIT, Stack, eventually
+
+pytestmark = pytest.mark.anyio
+
+HELLO = ChatRequest(messages=(Message("user", "hello"),))
+DONE = Finished(FinishReason.STOP, Usage(3, 2), Timings())
+WORDS = 300
+TEXT = "".join(f"{index}," for index in range(WORDS))
+
+
+@pytest.fixture
+async def feed(aclient: redis.asyncio.Redis) -> AsyncIterator[LiveFeed]:
+    async with LiveFeed(aclient) as made:
+        yield made
+
+
+@pytest.fixture
+def store(aclient: redis.asyncio.Redis) -> JobStore:
+    return JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
+
+
+async def begin(store: JobStore, client: redis.Redis) -> Claim:
+    await store.accept(new_job_id(), "echo", HELLO, lane=Lane.INTERACTIVE, owner="")
+    held = claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
+    assert held is not None
+    return held
+
+
+def answer(client: redis.Redis, held: Claim, pace: float = 0.0, go: threading.Event | None = None) -> None:
+    """Write a whole answer, an append a word."""
+    with EventWriter(client, held.job, held.model, held.fence, held.seq, lambda: None, patience=LIMIT) as writer:
+        for index in range(WORDS):
+            if go is not None and index == WORDS // 2:
+                assert go.wait(LIMIT)
+            writer._last_append = float("-inf")
+            writer.write((TextDelta(f"{index},"),), RecordedPiece(0, index, b"x"))
+            if pace:
+                threading.Event().wait(pace)
+        writer.write((ChoiceEnded(0, FinishReason.STOP),))
+        writer.end(DONE)
+
+
+async def read(
+    feed: LiveFeed, aclient: redis.asyncio.Redis, job: str, *, patience: float = 5.0, until: int | None = None
+) -> list[Numbered]:
+    """What one reader sees, to the end or up to an event."""
+    seen: list[Numbered] = []
+    async with feed.subscribe(keys.live(job)) as subscription:
+        async for item in follow(aclient, subscription, job, patience=patience):
+            if item is not None:
+                seen.append(item)
+                if until is not None and item.seq >= until:
+                    break
+    return seen
+
+
+def check(seen: list[Numbered]) -> None:
+    assert [item.seq for item in seen] == list(range(1, len(seen) + 1))
+    assert fold([item.event for item in seen]).choices[0].text == TEXT
+    assert seen[-1].event == DONE
+
+
+async def subscribers(aclient: redis.asyncio.Redis) -> list[str]:
+    """The connections that listen, by id."""
+    return sorted(item["id"] for item in await aclient.client_list(_type="pubsub"))
+
+
+async def nobody_listens(client: redis.Redis) -> None:
+    """Wait until every channel was left."""
+    await asyncio.to_thread(eventually, lambda: not client.pubsub_channels(), what="the end of all subscriptions")
+
+
+async def test_subscribers_that_are_cancelled_disturb_nobody(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Hundreds come and go at random moments, on the same job and on others, while one reads to the end."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    held = await begin(store, client)
+    reader = asyncio.create_task(read(feed, aclient, held.job, patience=0.5))
+    async with feed.subscribe("steady") as steady:
+        await asyncio.wait_for(steady.confirmed, LIMIT)
+        [connection] = await subscribers(aclient)
+        await besiege(feed, client, aclient, held, chance)
+        check(await asyncio.wait_for(reader, LIMIT))
+        assert await subscribers(aclient) == [connection]
+    await nobody_listens(client)
+
+
+async def besiege(
+    feed: LiveFeed, client: redis.Redis, aclient: redis.asyncio.Redis, held: Claim, chance: random.Random
+) -> None:
+    """Readers that come and are cancelled while the answer is written."""
+    writing = asyncio.create_task(asyncio.to_thread(answer, client, held, 0.001))
+    others = [held.job, new_job_id(), new_job_id()]
+    came = 0
+    while not writing.done():
+        guests = [
+            asyncio.create_task(read(feed, aclient, chance.choice(others), patience=chance.choice((0.001, 5.0))))
+            for _ in range(chance.randrange(1, 12))
+        ]
+        came += len(guests)
+        for _ in range(chance.randrange(0, 30)):
+            await asyncio.sleep(0)
+        if chance.random() < 0.3:
+            await asyncio.sleep(chance.random() / 100)
+        for guest in guests:
+            guest.cancel()
+        await asyncio.gather(*guests, return_exceptions=True)
+    await writing
+    assert came > 50
+
+
+async def test_two_readers_of_one_job(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Both see all of it, also the one that comes in mid-answer; one that leaves takes nothing from the others."""
+    held = await begin(store, client)
+    go = threading.Event()
+    writing = asyncio.create_task(asyncio.to_thread(answer, client, held, 0.0, go))
+    first = asyncio.create_task(read(feed, aclient, held.job))
+    leaver = await read(feed, aclient, held.job, until=WORDS // 2)
+    second = asyncio.create_task(read(feed, aclient, held.job))
+    await asyncio.sleep(0)
+    go.set()
+    check(await asyncio.wait_for(first, LIMIT))
+    check(await asyncio.wait_for(second, LIMIT))
+    await writing
+    assert [item.seq for item in leaver] == list(range(1, WORDS // 2 + 1))
+    check(await asyncio.wait_for(read(feed, aclient, held.job), LIMIT))  # long after its end, from the record
+
+
+async def test_all_readers_share_one_connection(
+    feed: LiveFeed, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """A hundred streams are not a hundred connections."""
+    inside = [feed.subscribe(f"channel {index % 50}") for index in range(100)]
+    subscriptions = [await context.__aenter__() for context in inside]
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(subscription.confirmed for subscription in subscriptions))
+    assert len(await subscribers(aclient)) == 1
+    for index in range(50):
+        assert await aclient.publish(f"channel {index}", b"%d" % index) == 1
+    for index, subscription in enumerate(subscriptions):
+        assert await subscription.wait(LIMIT)
+        assert list(subscription.take()) == [b"%d" % (index % 50)]
+    for context in inside:
+        await context.__aexit__(None, None, None)
+    await nobody_listens(client)
+
+
+async def test_who_subscribes_again_at_once_misses_nothing(feed: LiveFeed, aclient: redis.asyncio.Redis) -> None:
+    """Leaving and coming back overtake each other on the wire; once confirmed, every message arrives or its loss is told."""
+    for index in range(50):
+        async with feed.subscribe("again"):
+            pass
+        async with feed.subscribe("again") as subscription:
+            async with asyncio.timeout(LIMIT):
+                await subscription.confirmed
+            await aclient.publish("again", b"%d" % index)
+            heard: list[bytes | None] = []
+            while b"%d" % index not in heard and None not in heard:
+                assert await subscription.wait(LIMIT)
+                heard += subscription.take()  # perhaps first a message of the round before, which came late
+
+
+async def test_readers_go_on_after_the_connection_was_cut_again_and_again(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Each reconnection is followed by a look into the record."""
+    held = await begin(store, client)
+    readers = [asyncio.create_task(read(feed, aclient, held.job, patience=0.2)) for _ in range(3)]
+    writing = asyncio.create_task(asyncio.to_thread(answer, client, held, 0.003))
+    cuts = 0
+    while not writing.done():
+        await asyncio.sleep(0.02)
+        cuts += int(client.execute_command("CLIENT", "KILL", "TYPE", "pubsub"))
+    await writing
+    for reader in readers:
+        check(await asyncio.wait_for(reader, LIMIT))
+    assert cuts > 2
+
+
+async def test_a_feed_that_begins_while_redis_is_away() -> None:
+    """It connects when Redis is there, and confirms what was subscribed meanwhile."""
+    stack = Stack({})
+    try:
+        aclient = redis.asyncio.Redis.from_url(stack.redis_url, protocol=2)
+        async with LiveFeed(aclient) as feed, feed.subscribe("early") as subscription:
+            await asyncio.sleep(0)
+            assert not subscription.confirmed.done()
+            await asyncio.to_thread(stack.start_valkey)
+            async with asyncio.timeout(LIMIT):
+                await subscription.confirmed
+            assert await aclient.publish("early", b"hello") == 1
+            assert await subscription.wait(LIMIT)
+            assert list(subscription.take()) == [b"hello"]
+        await aclient.aclose()
+    finally:
+        stack.stop()
+
+
+async def test_a_reader_may_begin_anywhere(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Past a number it has seen, it gets the rest; past the last it would wait, as its caller knows."""
+    held = await begin(store, client)
+    await asyncio.to_thread(answer, client, held)
+    whole = await read(feed, aclient, held.job)
+    assert isinstance(whole[1].event, Started)
+    async with feed.subscribe(keys.live(held.job)) as subscription:
+        rest = [item async for item in follow(aclient, subscription, held.job, 100) if item is not None]
+    assert rest == whole[100:]
+
+
+async def test_a_cancelled_command_is_cancelled(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
+    """Whatever the moment, a task that was cancelled in a command does not go on; and the next command gets its own reply."""
+    client.set("known", "known")
+
+    async def ask() -> None:
+        while True:
+            await aclient.get("unknown")
+
+    for moment in range(200):
+        task = asyncio.create_task(ask())
+        for _ in range(moment % 40):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=LIMIT)
+        assert done and task.cancelled()
+        assert await aclient.get("known") == b"known"

@@ -1,0 +1,271 @@
+"""The roster: what names mean, who is alive, and that a pulse leaves no trace on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.claims import Renewal, claim_next, renew
+from tasks.errors import UnknownModel
+from tasks.jobs import Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.roster import ALIVE, Card, Presence, Roster, announce, breathe, leave, withdraw
+from tasks.store import JobStore
+from tests.stack import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+def card(model: str, *names: str, board: str = "one", **rest: object) -> Card:
+    return Card(id=model, board=board, names=names, **rest)  # type: ignore[arg-type]
+
+
+def worker(model: str, board: str = "one", state: str = "loaded") -> Presence:
+    return Presence(name=f"{model}@{board}", board=board, model=model, state=state)
+
+
+def board(name: str = "one") -> Presence:
+    return Presence(name=f"board:{name}", board=name)
+
+
+def breathed(client: redis.Redis, presence: Presence, *, seconds_ago: float) -> None:
+    """A breath taken some time ago, by Redis' clock."""
+    now, micros = client.time()
+    at = int(now * 1000 + micros // 1000 - seconds_ago * 1000)
+    client.hset(keys.PRESENCE, presence.name, f"{at}:".encode() + msgspec.json.encode(presence))
+
+
+async def read(
+    aclient: redis.asyncio.Redis, aliases: dict[str, str] | None = None, default: str | None = None
+) -> Roster:
+    made = Roster(aclient, aliases or {}, default)
+    await made.refresh()
+    return made
+
+
+async def test_names_resolve_in_order(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Exact ids, then aliases, then `:latest`, then further names; in any case of letters."""
+    announce(client, card("qwen3-0.6b", "qwen3:0.6b", "Qwen3-0.6B-w8a8", "shared"))
+    announce(client, card("echo", "other"))
+    announce(client, card("shared"))
+    made = await read(aclient, {"Fast": "qwen3:0.6b", "echo": "shared", "other": "shared", "lost": "nothing"})
+    meant = {
+        "echo": "echo",  # an id, though an alias has the same name
+        "shared": "shared",  # an id, though it is another's further name
+        "fast": "qwen3-0.6b",
+        "FAST": "qwen3-0.6b",
+        "other": "shared",  # an alias, though it is another's further name
+        "echo:latest": "echo",
+        "Echo:LATEST": "echo",
+        "fast:latest": "qwen3-0.6b",
+        "qwen3:0.6b": "qwen3-0.6b",
+        "QWEN3-0.6B-W8A8": "qwen3-0.6b",
+    }
+    assert {name: made.resolve(name).card.id for name in meant} == meant
+    for unknown in ("lost", "qwen3", "latest", ":latest", "", "x" * 10_000):
+        with pytest.raises(UnknownModel):
+            made.resolve(unknown)
+
+
+async def test_a_clash_is_told_once(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first in the order of ids keeps the name, and the log says who else wanted it, once."""
+    announce(client, card("beta", "small"))
+    announce(client, card("alpha", "small"))
+    with caplog.at_level(logging.WARNING):
+        made = await read(aclient)
+        for _ in range(3):
+            await made.refresh()
+    assert made.resolve("small").card.id == "alpha"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert all(word in told[0] for word in ("small", "alpha", "beta"))
+
+
+async def test_the_default_model(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """The one that is set; unset, one that is served now, else the first."""
+    with pytest.raises(UnknownModel):
+        (await read(aclient)).resolve(None)
+    announce(client, card("alpha"))
+    announce(client, card("beta", "b"))
+    assert (await read(aclient)).resolve(None).card.id == "alpha"
+    breathe(client, worker("beta"))
+    assert (await read(aclient)).resolve(None).card.id == "beta"
+    assert (await read(aclient, default="alpha")).resolve(None).card.id == "alpha"
+    assert (await read(aclient, {"mine": "b"}, default="mine")).resolve(None).card.id == "beta"
+    with pytest.raises(UnknownModel) as missing:
+        (await read(aclient, default="bet")).resolve(None)
+    assert (missing.value.name, missing.value.nearest) == ("bet", "beta")
+
+
+async def test_an_unknown_name_is_answered_with_the_nearest(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Aliases and further names count; nothing alike, no guess; a long name is not repeated whole."""
+    announce(client, card("smollm2-135m-instruct", "smollm2:135m"))
+    made = await read(aclient, {"assistant": "smollm2:135m"})
+    for wrong, nearest in {
+        "smolm2-135m-instruct": "smollm2-135m-instruct",
+        "SMOLLM2:135": "smollm2:135m",
+        "asistant": "assistant",
+        "gpt-4o": None,
+    }.items():
+        with pytest.raises(UnknownModel) as unknown:
+            made.resolve(wrong)
+        assert unknown.value.nearest == nearest
+        assert (nearest or wrong) in str(unknown.value)
+    with pytest.raises(UnknownModel) as long:
+        made.resolve("y" * 100_000)
+    assert len(str(long.value)) < 300
+
+
+async def test_who_breathes_is_there(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Served by workers, at home on boards; each state shows."""
+    for model in ("idle", "loading", "loaded", "busy", "none"):
+        announce(client, card(model))
+        if model != "none":
+            breathe(client, worker(model, state=model))
+    breathe(client, board())
+    made = await read(aclient)
+    seen = {status.card.id: (status.served, status.loading, status.loaded, status.boards) for status in made.models()}
+    assert seen == {
+        "idle": (True, False, False, ("one",)),
+        "loading": (True, True, False, ("one",)),
+        "loaded": (True, False, True, ("one",)),
+        "busy": (True, False, True, ("one",)),
+        "none": (False, False, False, ("one",)),
+    }
+    assert made.snapshot.boards == ("one",)
+    assert len(made.snapshot.workers) == 4
+
+
+async def test_who_does_not_breathe_is_gone(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """After a while for readers, and soon after that from Redis; its card stays."""
+    announce(client, card("echo"))
+    breathed(client, worker("echo"), seconds_ago=ALIVE + 1)
+    breathed(client, board(), seconds_ago=ALIVE - 2)
+    status = (await read(aclient)).resolve("echo")
+    assert (status.served, status.boards) == (False, ("one",))
+    breathed(client, worker("echo"), seconds_ago=ALIVE * 4 + 1)
+    assert client.hlen(keys.PRESENCE) > 0
+    breathe(client, board())
+    assert client.hkeys(keys.PRESENCE) == [b"board:one"]
+    assert 0 < client.pttl(keys.PRESENCE) <= ALIVE * 4000
+    leave(client, "board:one")
+    status = (await read(aclient)).resolve("echo")
+    assert (status.served, status.boards) == (False, ())
+
+
+async def test_a_model_on_two_boards_is_one_model(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Its card is that of a board that lives."""
+    announce(client, card("echo", board="one", notes=("first",)))
+    announce(client, card("echo", board="two", notes=("second",)))
+    breathe(client, board("two"))
+    [status] = (await read(aclient)).models()
+    assert (status.card.notes, status.boards) == (("second",), ("two",))
+
+
+async def test_jobs_that_wait_are_counted(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Per model."""
+    announce(client, card("echo"))
+    announce(client, card("idle"))
+    store = JobStore(aclient, queue_limit=5, job_ttl=60, deadline=600)
+    for _ in range(2):
+        await store.accept(new_job_id(), "echo", ChatRequest((Message("user", "x"),)), lane=Lane.INTERACTIVE, owner="")
+    made = await read(aclient)
+    assert (made.resolve("echo").waiting, made.resolve("idle").waiting) == (2, 0)
+
+
+async def test_find_looks_again_before_it_says_no(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """A model that was announced a moment ago is found without waiting for the next refresh."""
+    made = await read(aclient)
+    announce(client, card("echo"))
+    with pytest.raises(UnknownModel):
+        made.resolve("echo")
+    assert (await made.find("echo")).served is False
+    breathe(client, worker("echo"))
+    assert (await made.find("echo")).served is True
+    with pytest.raises(UnknownModel):
+        await made.find("ohce")
+
+
+async def test_withdrawn_models_are_forgotten(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Only those that the board itself no longer has; another board's stay."""
+    for where in ("one", "two"):
+        for model in ("kept", "removed"):
+            announce(client, card(model, board=where))
+    withdraw(client, "one", {"kept"})
+    assert sorted(client.hkeys(keys.CARDS)) == [b"kept/one", b"kept/two", b"removed/two"]
+    withdraw(client, "two", set())
+    assert [status.card.id for status in (await read(aclient)).models()] == ["kept"]
+
+
+async def test_what_cannot_be_read_hides_nothing_else(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged card or breath is skipped with a warning."""
+    announce(client, card("echo"))
+    breathe(client, worker("echo"))
+    client.hset(keys.CARDS, "odd/one", b'{"id": 5}')
+    client.hset(keys.PRESENCE, "odd@one", client.hget(keys.PRESENCE, "echo@one")[:-5])  # type: ignore[index]
+    with caplog.at_level(logging.WARNING):
+        made = await read(aclient)
+    assert [(status.card.id, status.served) for status in made.models()] == [("echo", True)]
+    assert {word for record in caplog.records for word in record.getMessage().split() if word.startswith("odd")} == {
+        "odd/one",
+        "odd@one",
+    }
+
+
+def on_disk(client: redis.Redis) -> tuple[int, bytes]:
+    """The append-only file: its size by the server's own account, and its bytes."""
+    size = int(client.info("persistence")["aof_current_size"])
+    folder = Path(client.config_get("dir")["dir"]) / "appendonlydir"
+    return size, b"".join(path.read_bytes() for path in sorted(folder.glob("*.aof")))
+
+
+async def test_a_pulse_never_touches_the_append_only_file(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Hundreds of breaths and renewals add not one byte to it, and an unchanged card none either: SD cards wear."""
+    store = JobStore(aclient, queue_limit=5, job_ttl=60, deadline=600)
+    await store.accept(new_job_id(), "echo", ChatRequest((Message("user", "x"),)), lane=Lane.INTERACTIVE, owner="")
+    held = claim_next(client, "echo", worker="w", board="one", child=1, call_id="c", lease=60)
+    assert held is not None
+    announce(client, card("echo"))
+    before = on_disk(client)
+    assert held.job.encode() in before[1]
+    for count in range(300):
+        breathe(client, worker("echo", state="busy"))
+        breathe(client, board(f"board-{count % 3}"))
+        assert renew(client, held, 60, "prefill" if count % 2 else "decode", count) is Renewal.RENEWED
+        announce(client, card("echo"))
+    assert on_disk(client) == before
+    client.set("rl:order", 1)
+    assert on_disk(client)[0] > before[0]
+
+
+async def test_an_announced_change_is_written(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """A card that differs replaces the old one."""
+    announce(client, card("echo"))
+    announce(client, card("echo", "again"))
+    assert (await read(aclient)).resolve("again").card.id == "echo"
+
+
+async def test_it_keeps_itself_fresh(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Open, it reads anew by itself, also after a reading that failed; until then the old one serves."""
+    announce(client, card("old"))
+    async with Roster(aclient, {}, None) as made:
+        client.delete(keys.CARDS)
+        client.set(keys.CARDS, "of another type")
+        await asyncio.to_thread(eventually, lambda: "could not be read" in caplog.text, what="a failed reading")
+        assert made.resolve("old").card.id == "old"
+        client.delete(keys.CARDS)
+        announce(client, card("new"))
+        await asyncio.to_thread(eventually, lambda: [status.card.id for status in made.models()] == ["new"])
