@@ -123,7 +123,7 @@ def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
 
 
 def read_roster(reply: list[Any]) -> Snapshot:
-    """The snapshot in a reply of the `ROSTER` script. Cards of newer versions are skipped with a warning."""
+    """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped."""
     now, cards, breaths, waiting = reply
     alive: list[Presence] = []
     for name, raw in _pairs(breaths):

@@ -97,6 +97,7 @@ class Agent:
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
+        self._to_load.discard(model.id)
         self._workers.stop(model.id, GRACE)
 
     def _tell_to_load(self) -> None:

@@ -29,7 +29,7 @@ CODES: dict[type[NpuError], FailureCode] = {
 def failure(error: Exception) -> Failed:
     """The failure that `error` is to a client. What no map knows is a defect of ours, and says no more than that."""
     if isinstance(error, NpuError):
-        kind = next(kind for kind in type(error).__mro__ if kind in CODES)
+        kind = next((kind for kind in type(error).__mro__ if kind in CODES), EngineFailed)
         param = error.field if isinstance(error, SamplingRefused) else None
         return Failed(CODES[kind], str(error), param)
     if isinstance(error, requests.Unreadable):

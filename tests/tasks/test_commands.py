@@ -154,7 +154,7 @@ async def test_a_defect_is_a_refusal_that_keeps_its_words(
 async def test_nobody_listening_is_told_at_once(commander: Commander) -> None:
     """Not after a time-out: there is none in this call that could pass."""
     with pytest.raises(CommandFailed, match="'two'") as away:
-        await commander.ask("two", Load("echo"), seconds=10**6)
+        await asyncio.wait_for(commander.ask("two", Load("echo"), seconds=10**6), LIMIT)
     assert away.value.code == "board_away"
 
 

@@ -233,21 +233,3 @@ async def test_a_reader_may_begin_anywhere(
     async with feed.subscribe(keys.live(held.job)) as subscription:
         rest = [item async for item in follow(aclient, subscription, held.job, 100) if item is not None]
     assert rest == whole[100:]
-
-
-async def test_a_cancelled_command_is_cancelled(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
-    """Whatever the moment, a task that was cancelled in a command does not go on; and the next command gets its own reply."""
-    client.set("known", "known")
-
-    async def ask() -> None:
-        while True:
-            await aclient.get("unknown")
-
-    for moment in range(200):
-        task = asyncio.create_task(ask())
-        for _ in range(moment % 40):
-            await asyncio.sleep(0)
-        task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=LIMIT)
-        assert done and task.cancelled()
-        assert await aclient.get("known") == b"known"
