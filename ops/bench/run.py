@@ -14,6 +14,9 @@ from ops.bench.overhead import BRIEF, FULL, Scale, measurements
 from ops.bench.processes import machine
 from ops.bench.service import Service
 
+QUIET = 10.0
+"""Percent of the machine that other programs may use without it being said."""
+
 
 def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> int:
     """Measure and print; 0, or 1 when something could not be measured. Budgets decide nothing."""
@@ -21,6 +24,9 @@ def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> i
     begun, facts = time.monotonic(), machine()
     figures: dict[str, Figure] = {}
     failures: dict[str, str] = {}
+    busy = float(facts["busy_percent_at_start"])
+    if busy > QUIET:
+        say(f"Other programs keep {busy:.0f} % of this machine busy: times and CPU will read too high.")
     say("starting a private service …")
     with Service() as service:
         for name, measure in measurements(scale or (BRIEF if quick else FULL)).items():
@@ -36,7 +42,7 @@ def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> i
     if json_file is not None:
         said = report.as_json(figures, failures, facts, quick=quick, seconds=seconds)
         json_file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    say(f"took {seconds:.0f} s on {facts['cores']} cores; load before it began: {facts['load_1m_at_start']}")
+    say(f"took {seconds:.0f} s on {facts['cores']} cores, {busy:.0f} % busy with other programs before it began")
     return 1 if failures else 0
 
 
