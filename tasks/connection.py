@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -88,10 +88,11 @@ def unavailable_as_refusal() -> Iterator[None]:
         yield
     except UNREACHABLE as error:
         raise QueueUnavailable(str(error) or type(error).__name__) from error
+    except (OutOfMemoryError, ReadOnlyError) as error:
+        raise QueueUnavailable(str(error)) from error
     except ResponseError as error:
-        text = str(error)
-        if "OOM" in text or "MISCONF" in text or "READONLY" in text or "LOADING" in text:
-            raise QueueUnavailable(text) from error
+        if str(error).startswith(("OOM", "MISCONF", "READONLY", "LOADING")):
+            raise QueueUnavailable(str(error)) from error
         raise
 
 

@@ -11,7 +11,7 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.claims import Claim, HandedBack, Renewal, claim_next, hand_back, renew
-from tasks.errors import JobNotFound, QueueFull
+from tasks.errors import JobNotFound, QueueFull, QueueUnavailable
 from tasks.events import (
     ChoiceEnded,
     Failed,
@@ -339,3 +339,15 @@ async def test_a_reader_survives_a_cut_subscription(
                         writer.write((TextDelta("two"),))
                         writer.end(DONE)
     assert seen == list(range(1, len(seen) + 1)) and len(seen) == 5
+
+
+async def test_a_full_memory_refuses_new_jobs_and_recovers(store: JobStore, client: redis.Redis) -> None:
+    """Out of memory, acceptance says that the queue is unavailable, and nothing is left half accepted."""
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueUnavailable):
+            await accept(store)
+    finally:
+        client.config_set("maxmemory", "512mb")
+    assert not client.keys("rl:{*")
+    await accept(store)
