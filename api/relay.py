@@ -31,6 +31,8 @@ RESTART_PATIENCE = 10.0
 """Seconds a board's agent may take to be there again after it died."""
 PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
+CLOSE_PATIENCE = 1.0
+"""Seconds a client waits for its job's cancellation to be recorded."""
 OUTAGE_PATIENCE = 30.0
 """Seconds Redis may be away before an answer in progress is given up."""
 
@@ -124,10 +126,13 @@ class Answer:
             await self._relay.cancel(self.job)
 
     async def close(self) -> None:
-        """Cancel the job unless it has ended. Twice is safe; done even when the caller is being cancelled itself."""
+        """Cancel the job unless it has ended. Twice is safe; done even when the caller is being cancelled itself.
+
+        Returns once that is done, or a moment later while Redis is away: then it goes on in the background.
+        """
         if not self._closed:
             self._closed = True
-            await asyncio.shield(self._relay.in_background(self._close()))
+            await asyncio.wait({self._relay.in_background(self._close())}, timeout=CLOSE_PATIENCE)
 
     async def _close(self) -> None:
         try:

@@ -52,6 +52,7 @@ class Agent:
         self._outage = -math.inf
         """When Redis was last away, in monotonic seconds."""
         self._redis = Outages(log, "the board")
+        self._fitting = threading.Lock()
         self._to_load: set[str] = set()
         """Models whose worker is still to be told to load: it listens a moment after it was started."""
         self._started = time.time()
@@ -87,12 +88,11 @@ class Agent:
 
     def load(self, model: Model) -> None:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
-        if not self._workers.has(model.id):
-            needed = describe(model, self._settings.context_length).memory_bytes
-            self._make_sure_it_fits(model, needed)
+        needed = describe(model, self._settings.context_length).memory_bytes
+        with self._fitting:  # two at once would both find the same room
+            if not self._workers.has(model.id):
+                self._make_sure_it_fits(model, needed)
             self._workers.start(model, needed)
-        else:
-            self._workers.start(model, 0)
         self._to_load.add(model.id)
 
     def unload(self, model: Model) -> None:
