@@ -36,6 +36,7 @@ def test_celery_is_told_the_same_redis(url: str, celerys: str) -> None:
         redis.ConnectionError("x"),
         redis.TimeoutError("x"),
         redis.BusyLoadingError("x"),
+        redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'"),
         redis.ResponseError("OOM command not allowed"),
         redis.ReadOnlyError("READONLY x"),
         redis.ResponseError("MISCONF x"),
