@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ MEMORY_BYTES = 256 << 20
 
 OUTPUT_CHARS = 16 << 20
 """How long a rendered prompt may be, in characters."""
+
+REST_SECONDS = 60.0
+"""How long a template is left alone that broke a bound twice in a row: each try keeps everybody else waiting."""
+
+BROKEN_KEPT = 32
+"""How many such templates are remembered."""
 
 START_SECONDS = 30.0
 """How long the rendering process may take to start: it imports jinja2, from a slow card at worst."""
@@ -83,28 +90,52 @@ class ChatTemplate:
         return hashlib.sha256(self.source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class _BoundBroken(Exception):
+    """Raised when a render takes more time or memory than it may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """What became of a template's last renders."""
+
+    words: str
+    """Why the last one failed."""
+    times: int
+    """How many failed in a row."""
+    since: float
+    """When the last one failed, in seconds of the clock."""
+
+
 class _Child:
     """The rendering process of this process, started when first needed and again whenever it had to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._known: set[str] = set()
+        self._broken: dict[str, _Broken] = {}
+        """By digest: the templates whose last render broke a bound."""
 
     def render(self, digest: str, source: str, variables: Mapping[str, Any]) -> str:
+        self._check_rest(digest)
         request = _packed({"id": digest, "variables": variables})
         with self._lock:
-            self._compile(digest, source)
-            answer = self._ask(request, SECONDS)
-            if "unknown" in answer:  # It keeps the newest templates only.
-                self._known.discard(digest)
+            self._check_rest(digest)  # Once more: it may have broken while this one waited its turn.
+            with self._watching(digest):
                 self._compile(digest, source)
                 answer = self._ask(request, SECONDS)
+                if "unknown" in answer:  # It keeps the newest templates only.
+                    self._known.discard(digest)
+                    self._compile(digest, source)
+                    answer = self._ask(request, SECONDS)
         return _text(answer)
 
     def compile(self, digest: str, source: str) -> None:
-        with self._lock:
+        self._check_rest(digest)
+        with self._lock, self._watching(digest):
             self._compile(digest, source)
 
     def forget(self) -> None:
@@ -115,6 +146,29 @@ class _Child:
             self._process.returncode = 0  # Not ours to wait for, and Popen would complain that nobody did.
         self._lock = threading.Lock()
         self._process, self._socket, self._known = None, None, set()
+
+    def _check_rest(self, digest: str) -> None:
+        broken = self._broken.get(digest)
+        if broken is None or broken.times < 2:
+            return
+        left = broken.since + REST_SECONDS - self._clock()
+        if left > 0:
+            raise TemplateFailed(
+                f"{broken.words} That happened {broken.times} times in a row; it is tried again in {left:.0f} s."
+            )
+
+    @contextmanager
+    def _watching(self, digest: str) -> Iterator[None]:
+        """Remember a bound that is broken in here; forget the earlier ones when none is."""
+        try:
+            yield
+        except _BoundBroken as error:
+            before = self._broken.pop(digest, None)
+            while len(self._broken) >= BROKEN_KEPT:
+                del self._broken[next(iter(self._broken))]
+            self._broken[digest] = _Broken(str(error), before.times + 1 if before else 1, self._clock())
+            raise TemplateFailed(str(error)) from error
+        self._broken.pop(digest, None)
 
     def _compile(self, digest: str, source: str) -> None:
         if digest not in self._known:
@@ -127,19 +181,22 @@ class _Child:
         if self._socket is None:
             self._start()
         try:
-            return self._exchange(request, seconds)
+            answer = self._exchange(request, seconds)
         except TimeoutError:
             self._kill()
-            raise TemplateFailed(
+            raise _BoundBroken(
                 f"The model's chat template did not end within {seconds:g} seconds. "
                 "Give the model another one: `chat_template` in its manifest."
             ) from None
         except (OSError, ValueError) as error:
             self._kill()
-            raise TemplateFailed(
+            raise _BoundBroken(
                 "The process that renders chat templates broke while rendering, most likely for want of memory. "
                 "Shorten the messages, or give the model another template: `chat_template` in its manifest."
             ) from error
+        if "memory" in answer:
+            raise _BoundBroken(answer["memory"])
+        return answer
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -149,6 +206,7 @@ class _Child:
                 [sys.executable, "-I", str(script), str(MEMORY_BYTES), str(OUTPUT_CHARS)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                env=_environment(),
             )
         self._socket = ours
         try:
@@ -189,6 +247,12 @@ class _Child:
             self._process.kill()
             self._process.wait()
         self._process, self._socket, self._known = None, None, set()
+
+
+def _environment() -> dict[str, str]:
+    """What the interpreter and the clock may need, and nothing of ours: the settings hold keys."""
+    environment = os.environ  # noqa: TID251 - handed on, not read
+    return {name: environment[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in environment}
 
 
 def _packed(message: Mapping[str, Any]) -> bytes:

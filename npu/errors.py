@@ -2,7 +2,9 @@
 
 NpuError
 ├── ModelRefused          the model cannot be used as asked: a bad manifest, a missing file, an unknown engine
-│   └── OutOfMemory       it does not fit into what is free
+│   ├── OutOfMemory       it does not fit into what is free
+│   ├── RuntimeNotFound   the vendor's library is nowhere on this machine
+│   └── RuntimeRefused    that library cannot be used: damaged, for another machine, of another version than said
 ├── PromptRefused         this prompt cannot be run; the engine is unharmed
 │   ├── ContextTooLong    more tokens than the context holds
 │   └── TemplateFailed    the model's chat template refused the messages, or broke a bound
@@ -23,6 +25,14 @@ class OutOfMemory(ModelRefused):
     """Raised when a model does not fit into the memory that is free."""
 
 
+class RuntimeNotFound(ModelRefused):
+    """Raised when the vendor's library is nowhere on this machine; the message lists where it was looked for."""
+
+
+class RuntimeRefused(ModelRefused):
+    """Raised when the vendor's library cannot be used: no library, damaged, for another machine, of an unknown version."""
+
+
 class PromptRefused(NpuError):
     """Raised when a prompt cannot be run. The engine is unharmed and takes the next one."""
 
@@ -31,15 +41,20 @@ class ContextTooLong(PromptRefused):
     """Raised, before any prefill, when prompt and answer do not fit into the context.
 
     `prompt_tokens`, `max_tokens` (None when the answer's length was not asked for) and `context_length` are counts of tokens.
+    `at_least` says that the prompt has `prompt_tokens` or more: it was too long to be worth counting.
     """
 
-    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_tokens: int | None, context_length: int, *, at_least: bool = False
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.context_length = context_length
-        wanted = f"{prompt_tokens} in the prompt"
+        self.at_least = at_least
+        about = "at least " if at_least else ""
+        wanted = f"{about}{prompt_tokens} in the prompt"
         if max_tokens is not None:
-            wanted = f"{prompt_tokens + max_tokens} ({prompt_tokens} in the prompt, {max_tokens} for the answer)"
+            wanted = f"{about}{prompt_tokens + max_tokens} ({prompt_tokens} in the prompt, {max_tokens} for the answer)"
         super().__init__(
             f"This model's maximum context length is {context_length} tokens, but the request needs {wanted}. "
             "Shorten the messages" + (" or lower max_tokens." if max_tokens is not None else ".")

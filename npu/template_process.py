@@ -2,7 +2,8 @@
 
 It runs as a script and imports nothing of this project: `python -I template_process.py MEMORY_BYTES OUTPUT_CHARS`, with
 a socket as standard input. Each message is four bytes of length (big-endian) and JSON. The parent sends
-`{"id", "source"}` once for a template and `{"id", "variables"}` to render it; the answer is `{"text"}` or `{"error"}`.
+`{"id", "source"}` once for a template and `{"id", "variables"}` to render it; the answer is `{"text"}`, `{"error"}`, or
+`{"memory"}` when the error is that the memory did not suffice.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ class Renderer:
                 return {"text": ""}
             template = self._templates.get(request["id"])
             return {"unknown": request["id"]} if template is None else self._render(template, request["variables"])
+        except MemoryError as error:
+            return {"memory": explain(error)}
         except Exception as error:
             return {"error": explain(error)}
 

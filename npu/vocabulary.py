@@ -1,9 +1,13 @@
-"""The tokens of a GGUF file as bytes: what each adds to a text, and which ids can make up given bytes."""
+"""The tokens of a GGUF file as bytes: what each adds to a text, which ids can make up given bytes, and where a text may be
+cut without changing its tokens."""
 
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from npu.errors import ModelRefused, PromptRefused
@@ -23,6 +27,18 @@ def _byte_level() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_level()
+
+
+_PADDED = ("<mask>", "[MASK]")
+"""Markers before which llama.cpp drops blanks, so that they belong together with the text before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A marker (empty at the beginning of a text) and what follows it."""
+
+    marker: str
+    text: str
 
 
 class Vocabulary:
@@ -48,6 +64,7 @@ class Vocabulary:
         with self._path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._fragments: dict[bytes, tuple[int, ...]] | None = None
+        self._ends_texts = gguf.metadata.get("tokenizer.ggml.add_eos_token") is True
 
     def __len__(self) -> int:
         return len(self._strings.offsets)
@@ -56,8 +73,7 @@ class Vocabulary:
         """What `token` adds to a text. Raises `PromptRefused` on an id outside the vocabulary."""
         if not 0 <= token < len(self._strings.offsets):
             raise PromptRefused(f"Token {token} is outside the vocabulary, whose ids go from 0 to {len(self) - 1}.")
-        start = self._strings.offsets[token]
-        raw = self._data[start : start + self._strings.lengths[token]]
+        raw = self._raw(token)
         kind = self._types[token] if token < len(self._types) else 1
         if kind in (_CONTROL, _UNKNOWN):
             return b""
@@ -83,9 +99,62 @@ class Vocabulary:
                 for rest in self.ways(data[size:], count - 1):
                     yield (token, *rest)
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token, markers as they are written: no token stands for more of a text."""
+        lengths = self._strings.lengths
+        longest = max((len(self._raw(token)) for token in self._special), default=1)
+        for token in sorted(range(len(self)), key=lengths.__getitem__, reverse=True):
+            if lengths[token] <= longest:  # What a token adds is never longer than how it is written in the file.
+                break
+            longest = max(longest, len(self.bytes_of(token)))
+        return longest
+
+    def cut(self, text: str, parse_special: bool) -> list[TextPiece]:
+        """`text` cut before each marker: tokenized one by one, the pieces give the tokens of the whole.
+
+        The markers are control tokens, when `parse_special` says that they are read as such, and those a model's maker added.
+        Of a text that is not to be cut there is one piece.
+        """
+        first, lengths, markers = self._cuts[parse_special]
+        if not markers or self._ends_texts:
+            return [TextPiece("", text)]
+        pieces: list[TextPiece] = []
+        marker, begin = "", 0
+        for match in first.finditer(text):
+            at = match.start()
+            if at < begin:
+                continue
+            found = next((text[at : at + length] for length in lengths if text[at : at + length] in markers), None)
+            if found is not None:
+                if at:
+                    pieces.append(TextPiece(marker, text[begin:at]))
+                marker, begin = found, at + len(found)
+        return [*pieces, TextPiece(marker, text[begin:])]
+
     def close(self) -> None:
         """Let go of the file. Twice is safe."""
         self._data.close()
+
+    @cached_property
+    def _special(self) -> list[int]:
+        return [token for token, kind in enumerate(self._types) if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
+
+    @cached_property
+    def _cuts(self) -> tuple[_Cuts, _Cuts]:
+        # llama.cpp finds special tokens longest first, wherever they are. So it is certain to find one that no other can
+        # overlap: its first character occurs inside no other, and none of its further ones begins another.
+        texts = {token: self._raw(token).decode(errors="replace") for token in self._special}
+        texts = {token: text for token, text in texts.items() if text and "\ufffd" not in text}
+        firsts = {text[0] for text in texts.values()}
+        inner = {char for text in texts.values() for char in text[1:]}
+        clear = {
+            token: text
+            for token, text in texts.items()
+            if text not in _PADDED and text[0] not in inner and firsts.isdisjoint(text[1:])
+        }
+        added = [text for token, text in clear.items() if self._types[token] == _USER_DEFINED]
+        return _cuts_at(added), _cuts_at(list(clear.values()))
 
     def _fragment_ids(self, data: bytes) -> tuple[int, ...]:
         if self._fragments is None:
@@ -96,6 +165,10 @@ class Vocabulary:
                     found[piece] = (*found.get(piece, ()), token)
             self._fragments = found
         return self._fragments.get(data, ())
+
+    def _raw(self, token: int) -> bytes:
+        start = self._strings.offsets[token]
+        return self._data[start : start + self._strings.lengths[token]]
 
     def _from_byte_level(self, raw: bytes) -> bytes:
         text = raw.decode(errors="replace")
@@ -108,6 +181,19 @@ class Vocabulary:
         if byte and len(raw) == 6 and raw.startswith(b"<0x"):
             return bytes((int(raw[3:5], 16),))
         return raw.replace("▁".encode(), b" ")
+
+
+_Cuts = tuple[re.Pattern[str], list[int], frozenset[str]]
+"""How markers begin, how long they are (longest first), and what they are."""
+
+
+def _cuts_at(markers: list[str]) -> _Cuts:
+    firsts = "".join(sorted({marker[0] for marker in markers}))
+    return (
+        re.compile(f"[{re.escape(firsts)}]" if firsts else "(?!)"),
+        sorted({len(marker) for marker in markers}, reverse=True),
+        frozenset(markers),
+    )
 
 
 def _is_fragment(piece: bytes) -> bool:

@@ -1,22 +1,23 @@
 """Runs GGUF models on the CPU with llama.cpp, through the llama-server that the `xllamacpp` wheel embeds.
 
-The server listens on a Unix socket in a private directory and nowhere else. Its Python binding offers neither token ids nor
-a way to abort, so the engine is a client of its own process, exactly as the tokenizers of other processes are.
+The server has a process of its own, which the engine kills when it closes, and listens on a Unix socket in a private
+directory and nowhere else. The engine is its client, exactly as the tokenizers of other processes are.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Prompt, Sampling
 from npu.engines import Facts, Option, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
-from npu.engines.llamacpp_server import ServerTokenizer, model_dir, publish_address, withdraw_address
+from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
+from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
+from npu.engines.llamacpp_tokenizer import ServerTokenizer
 from npu.errors import ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import Gguf, read_gguf
 from npu.hardware import read_big_cores, read_memory
@@ -33,8 +34,6 @@ SMALLEST_CONTEXT_LENGTH = 256
 
 OVERHEAD_BYTES = 128 << 20
 """Compute buffers, and the library itself (measured: 62 MB with a batch of 64 and 49,152 tokens of vocabulary)."""
-
-_SILENT = -1
 
 
 class LlamaCppEngine:
@@ -55,14 +54,17 @@ class LlamaCppEngine:
         self._vocabulary = Vocabulary(gguf)
         self._folder = model_dir(model, runtime_dir)
         self._owner = os.getpid()
+        self._model = model
+        self._threads = threads or int(option(model, self.OPTIONS, "threads")) or _free_cores()
         _check_memory(model, facts)
-        self._address = publish_address(self._folder)
-        self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary)
+        self._lock = threading.Lock()
+        """Held while a server is started."""
+        self._closed = False
+        self._address: Address
+        self._server: ServerProcess | None = None
+        self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary, self)
         try:
-            # Held until `close`: dropping the last reference stops the server and frees the model.
-            self._server: object | None = _start(
-                model, self._address.socket, self._address.key, threads, self.context_length
-            )
+            self._start()
         except BaseException:
             self.close()
             raise
@@ -75,7 +77,7 @@ class LlamaCppEngine:
     @staticmethod
     def open_tokenizer(model: Model, runtime_dir: Path) -> ServerTokenizer:
         """Asks the loaded engine; it decodes without one."""
-        return ServerTokenizer(model, model_dir(model, runtime_dir), Vocabulary(read_gguf(_weights(model))))
+        return ServerTokenizer(model, model_dir(model, runtime_dir), Vocabulary(read_gguf(_weights(model))), None)
 
     @staticmethod
     def describe(model: Model, context_length: int | None) -> Facts:
@@ -91,7 +93,7 @@ class LlamaCppEngine:
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> LlamaCppGeneration:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
-        if self._server is None:
+        if self._closed:
             raise EngineFailed("This engine was closed. Open it anew.")
         check_sampling(sampling, len(self._vocabulary))
         if not prompt.tokens:
@@ -101,15 +103,59 @@ class LlamaCppEngine:
         if max(prompt.tokens) >= len(self._vocabulary) or min(prompt.tokens) < 0:
             last = len(self._vocabulary) - 1
             raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
-        return LlamaCppGeneration(self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill)
+        self.revive()
+        return LlamaCppGeneration(
+            self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill, self.last_words
+        )
 
     def close(self) -> None:
-        """Stop the server, free the model, remove the socket. Twice is safe; in a forked child it does nothing."""
+        """Kill the server, remove the socket. Twice is safe, from any thread; in a forked child it does nothing."""
         if os.getpid() != self._owner:
             return
-        self._server = None
-        withdraw_address(self._folder)
-        self._vocabulary.close()
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        with self._lock:  # Who was starting a server has noticed by now.
+            withdraw_address(self._folder)
+            self._vocabulary.close()
+
+    def revive(self) -> None:
+        """Start a new server if this one died while nobody asked it anything. Raises as `open` does."""
+        if os.getpid() != self._owner or self._server is None or self._server.running:
+            return
+        with self._lock:
+            if not self._closed and not self._server.running:
+                self._start()
+
+    def restart(self, address: Address) -> None:
+        """Replace the server that listens at `address`, whatever it is doing. Raises as `open` does."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if not self._closed and self._address == address:
+                assert self._server is not None
+                self._server.close()
+                self._start()
+
+    def last_words(self) -> str | None:
+        """How the server ended, as a sentence; None while it runs, and in a forked child, which cannot know."""
+        return self._server.last_words() if self._server is not None and os.getpid() == self._owner else None
+
+    def _start(self) -> None:
+        self._address = publish_address(self._folder, self.context_length)
+        self._server = ServerProcess()
+        if self._closed:
+            self._server.close()
+        self._server.load(
+            ServerSettings(
+                path=str(_weights(self._model)),
+                socket=str(self._address.socket),
+                key=self._address.key,
+                context=self.context_length,
+                batch=int(option(self._model, self.OPTIONS, "batch_size")),
+                threads=self._threads,
+            )
+        )
 
 
 def _weights(model: Model) -> Path:
@@ -143,7 +189,7 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
         )
     return Facts(
         context_length=length,
-        version=f"llama.cpp (xllamacpp {_version()})",
+        version=f"llama.cpp (xllamacpp {xllamacpp_version()})",
         chat=chat,
         memory_bytes=gguf.path.stat().st_size
         + gguf.cache_bytes_per_token() * max(SMALLEST_CONTEXT_LENGTH, length)
@@ -155,13 +201,6 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
     )
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("xllamacpp")
-    except importlib.metadata.PackageNotFoundError:
-        raise ModelRefused("GGUF models need the package xllamacpp, which is not installed here. Install it.") from None
-
-
 def _check_memory(model: Model, facts: Facts) -> None:
     # Asked for too much, llama.cpp takes it page by page until the kernel kills the process.
     available = read_memory().available
@@ -170,60 +209,6 @@ def _check_memory(model: Model, facts: Facts) -> None:
             f"{model.id} needs about {facts.memory_bytes >> 20} MB with a context of {facts.context_length} tokens, and "
             f"{available >> 20} MB are free. Lower `context_length` in its manifest, or unload another model."
         )
-
-
-def _start(model: Model, socket: Path, key: str, threads: int | None, context_length: int) -> object:
-    # Imported here: the library takes 20 MB and starts threads of its own, which must belong to the process that runs the
-    # model, never to one that forks it.
-    try:
-        import xllamacpp  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise EngineFailed(
-            f"xllamacpp cannot be loaded: {error}. Slim systems lack a library it needs: install `libgomp1`."
-        ) from error
-
-    params: Any = xllamacpp.CommonParams()
-    params.model.path = str(_weights(model))
-    params.hostnames = [str(socket)]
-    params.api_keys = [key]
-    params.n_ctx = context_length
-    params.n_batch = params.n_ubatch = int(option(model, LlamaCppEngine.OPTIONS, "batch_size"))
-    params.n_parallel = 1
-    params.n_threads_http = 4
-    params.ctx_shift = False
-    params.cache_ram_mib = 0  # A second cache, of 8 GB by default, for conversations that left the context.
-    params.cache_idle_slots = False
-    params.n_ctx_checkpoints = 4
-    params.fit_params = False
-    params.warmup = False
-    params.ui = False
-    params.endpoint_slots = False
-    params.offline = True
-    params.use_jinja = False
-    params.enable_chat_template = False  # It would be rendered once at load, unbounded; nothing here uses it.
-    params.sse_ping_interval = -1
-    params.verbosity = _SILENT
-    _read_ahead(_weights(model))
-    count = threads or int(option(model, LlamaCppEngine.OPTIONS, "threads")) or _free_cores()
-    for cores in (params.cpuparams, params.cpuparams_batch):
-        cores.n_threads = count
-        cores.poll = 0  # It would spin between two steps, on cores that others need.
-    try:
-        return xllamacpp.Server(params)
-    except (RuntimeError, MemoryError) as error:
-        raise ModelRefused(
-            f"{model.path}: llama.cpp cannot load this file. It is damaged, needs a newer version than "
-            f"{_version()} of xllamacpp, or does not fit into memory."
-        ) from error
-
-
-def _read_ahead(path: Path) -> None:
-    # The library keeps Python's lock while it loads, so no other thread runs, not even one that says "still alive". Reading
-    # the file first, with the lock released, leaves the load itself with a warm cache: short, however slow the disk.
-    with path.open("rb", buffering=0) as file:
-        block = bytearray(8 << 20)
-        while file.readinto(block):
-            pass
 
 
 def _free_cores() -> int:

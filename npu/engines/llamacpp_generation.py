@@ -39,7 +39,9 @@ class LlamaCppGeneration:
         prompt: Prompt,
         sampling: Sampling,
         on_prefill: Callable[[int], None] | None,
+        last_words: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`last_words` says how the server ended, or None while it runs."""
         self._address = address
         self._vocabulary = vocabulary
         self._prompt = list(prompt.tokens)
@@ -47,6 +49,7 @@ class LlamaCppGeneration:
         self._settings = _settings(sampling, context_length)
         self._seed = random.getrandbits(31) if sampling.seed is None else sampling.seed
         self._on_prefill = on_prefill
+        self._last_words = last_words
         self._said: list[int] = []
         self._lock = threading.Lock()
         self._call: Call | None = None
@@ -98,7 +101,8 @@ class LlamaCppGeneration:
             raise
         except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
             if not self._aborted:
-                raise EngineFailed(f"The connection to llama.cpp broke: {error or type(error).__name__}.") from error
+                words = self._last_words() or f"The connection to llama.cpp broke: {error or type(error).__name__}."
+                raise EngineFailed(words) from error
             end = End.ABORTED
         finally:
             if self._call is not None:

@@ -1,4 +1,4 @@
-"""Talks to the llama-server an engine has embedded, over its Unix socket: one address file, one client, one tokenizer."""
+"""Where the llama-server of an engine listens, and how it is asked: one address file, one client."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npu.engine import Tokenizer
 from npu.errors import EngineFailed, PromptRefused
 from npu.model import Model
-from npu.vocabulary import Vocabulary
 
 ADDRESS_FILE = "server.json"
 SOCKET_FILE = "s.sock"
@@ -27,9 +25,6 @@ SOCKET_FILE = "s.sock"
 SOCKET_PATH_BYTES = 107
 """The kernel's limit for the path of a Unix socket."""
 
-CALL_SECONDS = 60.0
-"""How long tokenizing may take, while every core computes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -37,6 +32,8 @@ class Address:
 
     socket: Path
     key: str
+    context_length: int
+    """Tokens, prompt and answer together."""
 
 
 def model_dir(model: Model, runtime_dir: Path) -> Path:
@@ -44,7 +41,7 @@ def model_dir(model: Model, runtime_dir: Path) -> Path:
     return runtime_dir / model.id
 
 
-def publish_address(folder: Path) -> Address:
+def publish_address(folder: Path, context_length: int) -> Address:
     """Choose a socket and a key, and write them down for tokenizers in other processes. Raises `EngineFailed`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,11 +53,11 @@ def publish_address(folder: Path) -> Address:
                 raise EngineFailed(
                     f"{path} is too long for a Unix socket ({SOCKET_PATH_BYTES} bytes). Use a shorter TMPDIR."
                 )
-        address = Address(path, secrets.token_urlsafe(32))
+        address = Address(path, secrets.token_urlsafe(32), context_length)
         draft = folder / f"{ADDRESS_FILE}.new"
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"socket": str(path), "key": address.key}, file)
+            json.dump({"socket": str(path), "key": address.key, "context_length": context_length}, file)
         draft.replace(folder / ADDRESS_FILE)
         return address
     except OSError as error:
@@ -71,7 +68,7 @@ def read_address(folder: Path) -> Address | None:
     """What `publish_address` wrote there; None when nothing is published."""
     try:
         stored = json.loads((folder / ADDRESS_FILE).read_text())
-        return Address(Path(stored["socket"]), stored["key"])
+        return Address(Path(stored["socket"]), stored["key"], stored["context_length"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -174,41 +171,3 @@ def _refusal(answer: dict[str, Any]) -> PromptRefused | EngineFailed:
     if code == 503:
         return EngineFailed("The model is still loading. Try again in a moment.")
     return EngineFailed(f"llama.cpp failed: {message}.")
-
-
-class ServerTokenizer(Tokenizer):
-    """llama.cpp's own tokenizer, asked over the socket of whichever engine has the model loaded.
-
-    Bytes of tokens are read from the GGUF itself, since the server answers in text and would replace half a character.
-    """
-
-    def __init__(self, model: Model, folder: Path, vocabulary: Vocabulary) -> None:
-        self._id = model.id
-        self._folder = folder
-        self._vocabulary = vocabulary
-
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        """As the contract says. Raises `EngineFailed` while the model is not loaded, `PromptRefused` on half a surrogate pair."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptRefused("The text is not valid Unicode: it holds half of a surrogate pair.") from error
-        address = read_address(self._folder)
-        if address is None:
-            raise self._absent()
-        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        try:
-            tokens = Call(address, "/tokenize", body, CALL_SECONDS).result()["tokens"]
-        except (FileNotFoundError, ConnectionError, http.client.HTTPException) as error:
-            raise self._absent() from error
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineFailed(f"The tokenizer of {self._id} failed: {error}.") from error
-        assert isinstance(tokens, list)
-        return tokens
-
-    def decode(self, tokens: Sequence[int]) -> bytes:
-        """The bytes the tokens add to a text; control tokens add none. Needs no engine."""
-        return self._vocabulary.decode(tokens)
-
-    def _absent(self) -> EngineFailed:
-        return EngineFailed(f"{self._id} is not loaded yet, and only its engine can tokenize. Load it first.")

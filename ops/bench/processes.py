@@ -17,7 +17,8 @@ CPUCLOCK_SCHED = 2
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One process of the service. `role` is `up`, `guard`, `store`, `api`, `board`, `parent`, `child` or `renderer`."""
+    """One process of the service. `role` is `up`, `guard`, `store`, `api`, `board`, `parent`, `child`, `server`
+    (llama.cpp's) or `renderer`."""
 
     pid: int
     role: str
@@ -41,6 +42,8 @@ def _member(process: psutil.Process, words: list[str], parent: Member | None) ->
         return Member(pid, "store")
     if any(word.endswith("template_process.py") for word in words):
         return Member(pid, "renderer", parent.model if parent is not None else "")
+    if any(word.endswith("llamacpp_host.py") for word in words):
+        return Member(pid, "server", parent.model if parent is not None else "")
     if words[-2] == "worker":
         return Member(pid, "child" if parent is not None and parent.role == "parent" else "parent", words[-1])
     return Member(pid, words[-1] if words[-1] in ("api", "board") else "guard")

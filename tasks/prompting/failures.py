@@ -9,6 +9,8 @@ from npu.errors import (
     NpuError,
     OutOfMemory,
     PromptRefused,
+    RuntimeNotFound,
+    RuntimeRefused,
     SamplingRefused,
     TemplateFailed,
 )
@@ -18,6 +20,8 @@ from tasks.events import Failed, FailureCode
 CODES: dict[type[NpuError], FailureCode] = {
     ModelRefused: FailureCode.MODEL_UNAVAILABLE,
     OutOfMemory: FailureCode.MODEL_UNAVAILABLE,
+    RuntimeNotFound: FailureCode.MODEL_UNAVAILABLE,
+    RuntimeRefused: FailureCode.MODEL_UNAVAILABLE,
     PromptRefused: FailureCode.BAD_PROMPT,
     ContextTooLong: FailureCode.CONTEXT_TOO_LONG,
     TemplateFailed: FailureCode.BAD_PROMPT,

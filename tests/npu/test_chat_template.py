@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from npu.chat_template import _CHILD, ChatTemplate
+from npu.chat_template import _CHILD, ChatTemplate, _Child
 from npu.errors import TemplateFailed
 
 CHATML = """\
@@ -221,6 +222,90 @@ class TestHostileTemplates:
     def test_what_is_no_json_is_refused(self) -> None:
         with pytest.raises(TemplateFailed, match="set"):
             render(CHATML, {"role": "user", "content": {1, 2}})
+
+
+GREEDY = "{{ 'a' * 10**9 if messages[0].content == 'greedy' }}ok"
+
+
+class Resting:
+    """One rendering process, with a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.child = _Child(lambda: self.now)
+
+    def render(self, content: str, source: str = GREEDY) -> str:
+        return self.child.render(source, source, {"messages": [{"content": content}]})
+
+    def breaks(self, words: str, without: str = "\x00") -> None:
+        with pytest.raises(TemplateFailed, match=words) as failed:
+            self.render("greedy")
+        assert without not in str(failed.value)
+
+
+class TestRest:
+    """A template that breaks its bounds again and again, while others wait for the same process."""
+
+    @pytest.fixture
+    def resting(self) -> Iterator[Resting]:
+        resting = Resting()
+        yield resting
+        resting.child._kill()
+
+    def test_after_two_in_a_row_it_fails_at_once_and_is_tried_again_after_a_minute(self, resting: Resting) -> None:
+        for _ in range(2):
+            resting.breaks("needed more memory", without="again")
+        with resting.child._lock:  # Nobody waits for the process, which another template may have just now.
+            resting.now += 59
+            resting.breaks("needed more memory.* 2 times in a row; it is tried again in 1 s")
+            with pytest.raises(TemplateFailed, match="tried again"):
+                resting.child.compile(GREEDY, GREEDY)
+        resting.now += 1
+        assert resting.render("fine") == "ok"
+        resting.breaks("needed more memory", without="again")
+        assert resting.render("fine") == "ok"
+
+    def test_tried_again_in_vain_it_rests_anew(self, resting: Resting) -> None:
+        for _ in range(2):
+            resting.breaks("memory")
+        resting.now += 60
+        resting.breaks("memory", without="again")
+        resting.breaks("3 times in a row; it is tried again in 60 s")
+
+    def test_one_absurd_prompt_keeps_nobody_from_rendering(self, resting: Resting) -> None:
+        for _ in range(3):
+            resting.breaks("memory", without="again")
+            assert resting.render("fine") == "ok"
+
+    def test_a_break_of_time_counts_too(self, resting: Resting, monkeypatch: pytest.MonkeyPatch) -> None:
+        endless = HOSTILE["no end"]
+        assert resting.render("fine", "a") == "a"
+        with monkeypatch.context() as hurried:
+            hurried.setattr("npu.chat_template.SECONDS", 0.3)
+            for words in ("did not end", "did not end", "did not end.*tried again in 60 s"):
+                with pytest.raises(TemplateFailed, match=words):
+                    resting.render("", endless)
+        assert resting.render("fine", "a") == "a"
+
+    def test_a_refusal_is_no_break(self, resting: Resting) -> None:
+        for _ in range(3):
+            with pytest.raises(TemplateFailed, match=r"refused the messages: no$"):
+                resting.render("", "{{ raise_exception('no') }}")
+
+
+def test_the_process_knows_no_settings_of_ours() -> None:
+    script = (
+        "from npu.chat_template import ChatTemplate, _CHILD; import psutil\n"
+        "assert ChatTemplate('{{ strftime_now(\"%H\") }}').render([]).isdigit()\n"
+        "print(sorted(psutil.Process(_CHILD._process.pid).environ().items()))"
+    )
+    secret = {**os.environ, "ROCKCHIPLLAMA_API_KEYS": "secret", "TZ": "Asia/Kolkata"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, check=True, env=secret, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "secret" not in done.stdout and "ROCKCHIPLLAMA" not in done.stdout
+    assert "('TZ', 'Asia/Kolkata')" in done.stdout
 
 
 class TestAnywhere:

@@ -25,6 +25,7 @@ from npu.hardware import Memory
 from npu.model import Model
 from npu.vocabulary import Vocabulary
 from tests.npu.demo import MODELS_DIR, demo_model
+from tests.npu.engines.hosts import host
 from tests.npu.test_gguf import gguf
 
 GREEDY = Sampling(temperature=0.0)
@@ -62,17 +63,16 @@ class TestLoading:
             open_engine(Model(id="x", engine="llamacpp", folder=tmp_path), tmp_path)
 
     def test_no_network_port_is_opened_and_the_key_is_private(self, model: Model, tmp_path: Path) -> None:
-        before = set(psutil.Process().net_connections("inet"))
         engine = open_engine(model, tmp_path, context_length=256)
-        assert set(psutil.Process().net_connections("inet")) == before
+        assert psutil.Process(host(engine)).net_connections("inet") == []
         assert stat.S_IMODE((tmp_path / model.id / "server.json").stat().st_mode) == 0o600
         assert stat.S_IMODE((tmp_path / model.id).stat().st_mode) == 0o700
         address = read_address(tmp_path / model.id)
         assert address is not None
         stranger = open_tokenizer(model, tmp_path / "stranger")
-        publish_address(tmp_path / "stranger" / model.id)
+        publish_address(tmp_path / "stranger" / model.id, 256)
         (tmp_path / "stranger" / model.id / "server.json").write_text(
-            json.dumps({"socket": str(address.socket), "key": "guessed"})
+            json.dumps({"socket": str(address.socket), "key": "guessed", "context_length": 256})
         )
         with pytest.raises(EngineFailed, match="API Key"):
             stranger.encode("hello")
@@ -152,7 +152,7 @@ class TestTokenizerWithoutEngine:
             open_tokenizer(model, tmp_path).encode("hello")
 
     def test_also_when_a_killed_engine_left_its_address(self, model: Model, tmp_path: Path) -> None:
-        address = publish_address(tmp_path / model.id)
+        address = publish_address(tmp_path / model.id, 256)
         left = socket.socket(socket.AF_UNIX)
         left.bind(str(address.socket))
         left.close()
@@ -208,7 +208,7 @@ class TestBrokenServer:
 
             threads.append(threading.Thread(target=serve))
             threads[-1].start()
-            address = Address(tmp_path / "s.sock", "key")
+            address = Address(tmp_path / "s.sock", "key", 512)
             return LlamaCppGeneration(address, vocabulary, 512, Prompt([28120], 4), GREEDY, None)
 
         yield start
