@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import kombu
 from celery import Celery
+from celery.app.amqp import AMQP
 
 from tasks import keys
 from tasks.connection import SOCKET_TIMEOUT, celery_url
 
+RECONNECT = 1.0
+"""Seconds between two tries to reach a Redis that is away."""
+
+
+class _Connection(kombu.Connection):
+    """Comes back with Redis. Celery itself waits longer after each failure, up to half a minute, and all answers with it."""
+
+    def _ensure_connection(self, errback: Callable[..., object] | None = None, *args: Any, **options: Any) -> Any:
+        said = False
+
+        def say_once(error: Exception, interval: float) -> None:
+            nonlocal said
+            if errback is not None and not said:
+                said = True
+                errback(error, interval)
+
+        options |= {"interval_start": RECONNECT, "interval_step": 0, "interval_max": RECONNECT}
+        return super()._ensure_connection(say_once, *args, **options)
+
+
+class _Amqp(AMQP):
+    Connection = _Connection
+
 
 def celery_app(redis_url: str) -> Celery:
     """The application on that Redis, without tasks."""
-    app = Celery("rockchipllama", broker=celery_url(redis_url), set_as_current=False)
+    app = Celery("rockchipllama", broker=celery_url(redis_url), set_as_current=False, amqp=_Amqp)
     app.conf.update(
         broker_connection_retry_on_startup=True,
+        # However long Redis is away: a worker that gave up would only be started again, and load its model anew.
+        broker_connection_max_retries=None,
         broker_transport_options={
             "global_keyprefix": keys.PREFIX,
             "socket_timeout": 30,

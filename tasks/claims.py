@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
@@ -60,15 +61,28 @@ class HandedBack(Enum):
 
 
 def claim_next(
-    client: redis.Redis, model: str, *, worker: str, board: str, child: int, call_id: str, lease: float
+    client: redis.Redis,
+    model: str,
+    *,
+    worker: str,
+    board: str,
+    child: int,
+    call_id: str,
+    lease: float,
+    attempt: str | None = None,
 ) -> Claim | None:
-    """Claim the job of `model` that is next; None when none waits. `lease` is in seconds."""
+    """Claim the job of `model` that is next; None when none waits. `lease` is in seconds.
+
+    A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
+    same claim; the client's own retries do so by themselves.
+    """
     reply = cast(
         "list[Any] | None",
         CLAIM.run(
             client,
             [keys.waiting(model), keys.running(model)],
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
+            attempt or uuid.uuid4().hex,
         ),
     )
     if reply is None:

@@ -17,11 +17,16 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import unavailable_as_refusal
 from tasks.errors import CommandFailed
+from tasks.events import FailureCode
 from tasks.feed import LiveFeed, Subscription
 from tasks.jobs import new_job_id
 from tasks.requests import Message
 
 log = logging.getLogger("rockchipllama.commands")
+
+VERSION = 1
+"""Version of the envelope and the reply. Fields a reader does not know it ignores; what is newer, and a kind of command it
+does not know, it refuses with a reply that says so."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -68,7 +73,7 @@ class Envelope(msgspec.Struct, frozen=True):
     id: str
     reply_to: str
     command: Command
-    version: int = 1
+    version: int = VERSION
 
 
 class CommandReply(msgspec.Struct, frozen=True):
@@ -78,23 +83,68 @@ class CommandReply(msgspec.Struct, frozen=True):
     result: msgspec.Raw = msgspec.Raw(b"null")
     code: str = ""
     error: str = ""
-    version: int = 1
+    version: int = VERSION
+
+
+class Address(msgspec.Struct, frozen=True):
+    """What every version of an envelope and of a reply has, so that either can be answered or told apart."""
+
+    id: str
+    reply_to: str = ""
+    version: int = VERSION
+
+
+class NotUnderstood(msgspec.DecodeError):
+    """Raised when a command is damaged, newer, or of an unknown kind. `address` says where it came from, if that is known."""
+
+    def __init__(self, why: str, address: Address | None) -> None:
+        self.address = address
+        super().__init__(why)
 
 
 _encoder = msgspec.json.Encoder()
 _envelopes = msgspec.json.Decoder(Envelope)
 _replies = msgspec.json.Decoder(CommandReply)
+_addresses = msgspec.json.Decoder(Address)
 
 
 def decode_envelope(data: bytes) -> Envelope:
-    """The command in `data`. Raises `msgspec.DecodeError` on an unknown kind."""
-    return _envelopes.decode(data)
+    """The command in `data`. Raises `NotUnderstood`."""
+    address = None
+    try:
+        address = _addresses.decode(data)
+        if address.version <= VERSION:
+            return _envelopes.decode(data)
+        why = f"it has format {address.version}, and this board reads up to {VERSION}"
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = str(error)
+    raise NotUnderstood(f"This board does not know such a command: {why}. Upgrade the board.", address)
 
 
-def reply(client: redis.Redis, envelope: Envelope, result: object = None, *, code: str = "", error: str = "") -> None:
+def reply(
+    client: redis.Redis, envelope: Envelope | Address, result: object = None, *, code: str = "", error: str = ""
+) -> None:
     """Answer a command."""
     answer = CommandReply(envelope.id, msgspec.Raw(_encoder.encode(result)), code, error)
     client.publish(keys.replies(envelope.reply_to), _encoder.encode(answer))
+
+
+def refuse(client: redis.Redis, error: NotUnderstood) -> None:
+    """Tell whoever sent what was not understood; nobody when it does not say who that is."""
+    if error.address is not None and error.address.reply_to:
+        reply(client, error.address, code=FailureCode.UNREADABLE, error=str(error))
+
+
+def decode_reply(data: bytes) -> CommandReply:
+    """The reply in `data`; a newer one as a failure with its id. Raises `msgspec.DecodeError` when it has none."""
+    address = _addresses.decode(data)
+    if address.version <= VERSION:
+        return _replies.decode(data)
+    why = (
+        f"The board answered in a newer format ({address.version}, this machine reads up to {VERSION}). "
+        "Upgrade this machine."
+    )
+    return CommandReply(address.id, code=FailureCode.UNREADABLE, error=why)
 
 
 class Commander:
@@ -147,9 +197,9 @@ class Commander:
             for message in subscription.take():
                 if message is not None:
                     try:
-                        answer = _replies.decode(message)
-                    except msgspec.DecodeError as error:
-                        log.warning("a board's reply of another version was ignored: %s", error)
+                        answer = decode_reply(message)
+                    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                        log.warning("a board's reply that cannot be read was ignored: %s", error)
                         continue
                     future = self._pending.get(answer.id)
                     if future is not None and not future.done():

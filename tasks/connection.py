@@ -7,20 +7,35 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 import redis.asyncio
+import redis.asyncio.connection
+import redis.connection
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from tasks.errors import QueueUnavailable
 
-UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
-"""What a client raises when Redis is away, restarting, or loading its file."""
+
+class TakesNothing(ResponseError):
+    """Raised when Redis answers but takes no command now: its disk failed, its replicas are away, a script holds it up."""
+
+
+UNREACHABLE = (
+    *(RedisConnectionError, RedisTimeoutError, OSError),
+    *(OutOfMemoryError, ReadOnlyError, MasterDownError, TakesNothing),
+)
+"""What a client raises while Redis cannot serve, and trying again later helps: it is away, restarting, loading its file,
+full, read-only, or takes nothing for another reason."""
+
+OUTAGE_PATIENCE = 30.0
+"""Seconds Redis may be away before an answer in progress is given up. A worker that gave up earlier than the API would
+lose answers whose clients still wait; one that went on for longer would write for nobody."""
 
 SOCKET_TIMEOUT = 5.0
 """Seconds one command may take before the connection counts as dead."""
@@ -37,6 +52,7 @@ def connect(url: str) -> redis.Redis:
         socket_connect_timeout=SOCKET_TIMEOUT,
         health_check_interval=30,
         protocol=2,
+        parser_class=_Parser,
         retry=Retry(ExponentialBackoff(cap=0.25, base=0.05), 3),
     )
 
@@ -53,10 +69,23 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         socket_connect_timeout=SOCKET_TIMEOUT,
         retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
         protocol=2,
+        parser_class=_AsyncParser,
     )
     # The URL's scheme has chosen the kind of connection.
     pool.connection_class = type("Cancellable", (_Cancellable, pool.connection_class), {})
     return redis.asyncio.Redis.from_pool(pool)
+
+
+# The client itself knows no class for these answers.
+_TAKES_NOTHING = dict.fromkeys(("MISCONF", "NOREPLICAS", "BUSY"), TakesNothing)
+
+
+class _Parser(redis.connection.DefaultParser):  # type: ignore[misc, valid-type]  # which one depends on what is installed
+    EXCEPTION_CLASSES: ClassVar = {**redis.connection.DefaultParser.EXCEPTION_CLASSES, **_TAKES_NOTHING}
+
+
+class _AsyncParser(redis.asyncio.connection.DefaultParser):  # type: ignore[misc, valid-type]
+    EXCEPTION_CLASSES: ClassVar = {**redis.asyncio.connection.DefaultParser.EXCEPTION_CLASSES, **_TAKES_NOTHING}
 
 
 class _Cancellable:
@@ -83,17 +112,15 @@ def celery_url(url: str) -> str:
 
 @contextmanager
 def unavailable_as_refusal() -> Iterator[None]:
-    """Turn what a client raises while Redis is away, read-only or full into `QueueUnavailable`."""
+    """Turn what a client raises while Redis cannot serve into `QueueUnavailable`."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise QueueUnavailable(str(error), problem="has no memory left") from error
+    except (ReadOnlyError, TakesNothing) as error:
+        raise QueueUnavailable(str(error), problem="takes nothing in at the moment") from error
     except UNREACHABLE as error:
         raise QueueUnavailable(str(error) or type(error).__name__) from error
-    except (OutOfMemoryError, ReadOnlyError) as error:
-        raise QueueUnavailable(str(error)) from error
-    except ResponseError as error:
-        if str(error).startswith(("OOM", "MISCONF", "READONLY", "LOADING")):
-            raise QueueUnavailable(str(error)) from error
-        raise
 
 
 class Outages:

@@ -8,7 +8,7 @@ TasksError
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
 ├── JobNotFound             no job of that id, or its record has expired
-├── QueueUnavailable        Redis does not answer
+├── QueueUnavailable        Redis is away, full, or cannot serve for another reason
 └── CommandFailed           a board refused a command, or did not answer in time
 """
 
@@ -87,12 +87,16 @@ class JobNotFound(TasksError):
 
 
 class QueueUnavailable(TasksError):
-    """Raised when Redis does not answer. `retry_after` is in seconds; `begun` says that a job had been accepted."""
+    """Raised when Redis cannot serve. `detail` is what the client of Redis said; it may name addresses and paths, so it is
+    for logs and no part of the message. `retry_after` is in seconds; `begun` says that a job had been accepted."""
 
-    def __init__(self, why: str, retry_after: float = 5.0, *, begun: bool = False) -> None:
+    def __init__(
+        self, detail: str, retry_after: float = 5.0, *, begun: bool = False, problem: str = "cannot be reached"
+    ) -> None:
+        self.detail = detail
         self.retry_after = retry_after
         what = "This answer was on its way and is lost" if begun else "Nothing was started"
-        super().__init__(f"The job queue cannot be reached ({why or 'no answer in time'}). {what}; try again shortly.")
+        super().__init__(f"The job queue {problem}. {what}; try again shortly.")
 
 
 class CommandFailed(TasksError):

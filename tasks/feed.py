@@ -21,6 +21,9 @@ log = logging.getLogger("rockchipllama.feed")
 
 SILENCE = 15.0
 """Seconds without a message after which the connection is probed; twice that, and it is made anew."""
+SHORTEST_PAUSE = 0.05
+LONGEST_PAUSE = 1.0
+"""Seconds before it is made anew; each try in vain doubles the pause."""
 CONFIRM = 30.0
 """Seconds Redis may take to confirm a subscription, a reconnection in between included."""
 CATCH_UP = 5.0
@@ -75,6 +78,7 @@ class LiveFeed:
         self._channels: dict[bytes, list[Subscription]] = {}
         self._live: set[bytes] = set()
         self._wire: _Wire | None = None
+        self._pause = SHORTEST_PAUSE
         self._redis = Outages(log, "the live feed")
         self._task: asyncio.Task[None] | None = None
 
@@ -113,28 +117,32 @@ class LiveFeed:
             self._wire.say(verb, name)
 
     async def _run(self) -> None:
-        pause = 0.05
         while True:
-            connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()
-                self._wire = _Wire(connection, self._hear)
-                self._redis.found()
-                for name in self._channels:
-                    self._wire.say("SUBSCRIBE", name)
-                pause = 0.05
-                await self._wire.until_lost()
+                await self._listen()
             except UNREACHABLE as error:
                 self._redis.lost(error)
             except Exception:
                 # A defect of ours; but without the feed every answer of this process would hang.
                 log.exception("the live feed broke, reconnecting")
-            finally:
-                self._wire = None
-                self._live.clear()
-                await connection.disconnect(nowait=True)
-            await asyncio.sleep(pause)
-            pause = min(1.0, pause * 2)
+            await asyncio.sleep(self._pause)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+
+    async def _listen(self) -> None:
+        """Ends only by raising, with the connection."""
+        connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()
+            self._wire = _Wire(connection, self._hear)
+            self._redis.found()
+            for name in self._channels:
+                self._wire.say("SUBSCRIBE", name)
+            self._pause = SHORTEST_PAUSE
+            await self._wire.until_lost()
+        finally:
+            self._wire = None
+            self._live.clear()
+            await connection.disconnect(nowait=True)
 
     def _hear(self, message: list[bytes]) -> None:
         kind, name = message[0], message[1]

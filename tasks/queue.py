@@ -19,6 +19,7 @@ import msgspec
 import redis
 
 from tasks import keys
+from tasks.scripts import CALL
 
 SERVE = "tasks.serve"
 
@@ -73,4 +74,4 @@ def call(model: str, lane: str, job: str) -> bytes:
 
 def send(client: redis.Redis, model: str) -> None:
     """Put a call for nobody in particular into the model's queue."""
-    client.lpush(keys.calls(model), call(model, "", ""))
+    CALL.run(client, [keys.calls(model)], call(model, "", ""))

@@ -51,6 +51,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     """What its user should know."""
     version: int = CARD_VERSION
+    """A reader takes its own version and any older one; it skips a newer one. Fields it does not know it ignores."""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -86,6 +87,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
     workers: tuple[Presence, ...]
     boards: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    """A sentence for each card and breath that was skipped."""
 
 
 def announce(client: redis.Redis, card: Card) -> None:
@@ -123,16 +126,17 @@ def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
 
 
 def read_roster(reply: list[Any]) -> Snapshot:
-    """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped."""
+    """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped, and named."""
     now, cards, breaths, waiting = reply
     alive: list[Presence] = []
+    unreadable: list[str] = []
     for name, raw in _pairs(breaths):
         seen, _, payload = bytes(raw).partition(b":")
         if now - int(seen) <= ALIVE * 1000:
             try:
                 alive.append(_presence_decoder.decode(payload))
             except msgspec.DecodeError as error:
-                log.warning("the presence of %s cannot be read: %s", name, error)
+                unreadable.append(f"the presence of {name} cannot be read: {error}")
     boards = tuple(sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None))
     counts = {model: int(count) for model, count in _pairs(waiting)}
     found: dict[str, list[Card]] = {}
@@ -140,7 +144,13 @@ def read_roster(reply: list[Any]) -> Snapshot:
         try:
             card = _card_decoder.decode(raw)
         except msgspec.DecodeError as error:
-            log.warning("the card %s cannot be read: %s", field, error)
+            unreadable.append(f"the card {field} cannot be read: {error}")
+            continue
+        if card.version > CARD_VERSION:
+            unreadable.append(
+                f"the card {field} was written by a newer version of rockchipllama (format {card.version}, this one "
+                f"reads up to {CARD_VERSION}), so its model is not offered here; upgrade this machine"
+            )
             continue
         found.setdefault(card.id, []).append(card)
     models = []
@@ -158,7 +168,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
             )
         )
     workers = tuple(breath for breath in alive if breath.model is not None)
-    return Snapshot(time.monotonic(), tuple(models), workers, boards)
+    return Snapshot(time.monotonic(), tuple(models), workers, boards, tuple(unreadable))
 
 
 class Roster:
@@ -171,13 +181,14 @@ class Roster:
         self._snapshot = Snapshot(0.0, (), (), ())
         self._names: dict[str, ModelStatus] = {}
         self._clashes: set[str] = set()
+        self._unreadable: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Roster:
         try:
             await self.refresh()
         except QueueUnavailable as error:
-            log.warning("%s", error)
+            log.warning("the roster could not be read, and is empty for now: %s", error.detail)
         self._task = asyncio.create_task(self._keep_fresh(), name="roster")
         return self
 
@@ -192,7 +203,7 @@ class Roster:
             try:
                 await self.refresh()
             except QueueUnavailable as error:
-                log.debug("the roster is %.0f s old: %s", time.monotonic() - self._snapshot.at, error)
+                log.debug("the roster is %.0f s old: %s", time.monotonic() - self._snapshot.at, error.detail)
             except Exception:
                 log.exception("the roster could not be read")  # the old one serves until the next try
 
@@ -201,6 +212,10 @@ class Roster:
         with unavailable_as_refusal():
             reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE])
         self._snapshot = read_roster(cast("list[Any]", reply))
+        for problem in self._snapshot.unreadable:
+            if problem not in self._unreadable:
+                log.warning("%s", problem)
+        self._unreadable = self._snapshot.unreadable
         self._names = self._index(self._snapshot.models)
 
     def models(self) -> list[ModelStatus]:

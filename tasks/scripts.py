@@ -2,14 +2,15 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner request order created deadline ttl   set by `ACCEPT`, never changed
+  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed
+  request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
   fence     raised by each claim; whoever writes must hold the newest
   failures  claims that ended by a crash, a stall or a lapsed lease
-  worker child board call started phase done                 of the newest claim; `phase` is loading, prefill or decode
+  worker child board call attempt started phase done   of the newest claim; `phase` is loading, prefill or decode
   sent      1 once a client may have seen a part of the answer
   cancel    why the job is to end early, once somebody asked
-  prompt:I  the token ids of prompt I as the model saw them, int32 little-endian
+  prompt:I  the token ids of prompt I as the model saw them, int32 little-endian, until the job ends
   end ended the last event as bytes, and when it was written
 
 Every stream entry has as its id the number of its last event, as `e` the events and as `p` the pieces they came from.
@@ -45,6 +46,10 @@ local function bell(job)
 end
 local function finish(job, events, state, payload)
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
+  -- What nobody reads after the end is most of a record, and the record stays for a while.
+  for _, name in ipairs(redis.call('HKEYS', job)) do
+    if name == 'request' or string.find(name, '^prompt:') then redis.call('HDEL', job, name) end
+  end
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
   redis.call('PEXPIRE', job, ttl)
   redis.call('PEXPIRE', events, ttl)
@@ -53,10 +58,15 @@ end
 
 
 class Script:
-    """One Lua step, sent by its digest; the source follows only when Redis has forgotten it."""
+    """One Lua step, sent by its digest; the source follows only when Redis has forgotten it.
 
-    def __init__(self, source: str) -> None:
-        self.source: Final = _COMMON + source
+    `flags` are those of Redis 7. `allow-oom` lets a step run while the memory is full: whatever goes on, ends or hands
+    back a job must, since only that makes room. Without any, writing is refused in full memory before it begins.
+    """
+
+    def __init__(self, source: str, *, flags: str = "allow-oom") -> None:
+        head = f"#!lua flags={flags}\n" if flags else ""
+        self.source: Final = head + _COMMON + source
         self.digest: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, client: redis.Redis, keys: list[str], *args: str | bytes | int | float) -> object:
@@ -92,13 +102,24 @@ redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
 redis.call('LPUSH', KEYS[6], ARGV[6])
 return accepted()
-"""
+""",
+    flags="",  # what is new waits for room; sent again, what was accepted before it ran out stays accepted
 )
 
 CLAIM = Script(
     """
--- KEYS waiting running   ARGV worker board child call lease-ms started-event deadline-event
+-- KEYS waiting running   ARGV worker board child call lease-ms started-event deadline-event attempt
 -- -> {id, seq, field, value, ...} of the job now held, or nil.  Jobs past their deadline end on the way.
+-- Sent twice with one attempt it claims once, and gives the same job again.
+local function held(id, job, seq)
+  redis.call('ZADD', KEYS[2], now() + ARGV[5], id)
+  return {id, seq, unpack(redis.call('HGETALL', job))}
+end
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  local job = 'rl:{' .. id .. '}'
+  local kept = redis.call('HMGET', job, 'state', 'attempt')
+  if kept[1] == 'running' and kept[2] == ARGV[8] then return held(id, job, last_seq(job .. ':events')) end
+end
 while true do
   local id = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
   if not id then return nil end
@@ -113,11 +134,8 @@ while true do
     else
       redis.call('HINCRBY', job, 'fence', 1)
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
-        'child', ARGV[3], 'call', ARGV[4], 'started', now())
-      redis.call('ZADD', KEYS[2], now() + ARGV[5], id)
-      local seq = tell(job, events, ARGV[6], 1)
-      local record = redis.call('HGETALL', job)
-      return {id, seq, unpack(record)}
+        'child', ARGV[3], 'call', ARGV[4], 'attempt', ARGV[8], 'started', now())
+      return held(id, job, tell(job, events, ARGV[6], 1))
     end
   end
 end
@@ -198,7 +216,7 @@ if kept[3] or kept[5] or failures >= tonumber(ARGV[6]) then
   return kept[5] and 3 or 1
 end
 redis.call('HSET', KEYS[1], 'state', 'queued')
-redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'done')
+redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'attempt', 'done')
 redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
 redis.call('LPUSH', KEYS[5], ARGV[8])
 bell(KEYS[1])
@@ -220,6 +238,13 @@ elseif kept[1] == 'running' then
   redis.call('PUBLISH', 'rl:control:' .. kept[2], 'cancel ' .. ARGV[1] .. ' ' .. kept[3])
 end
 return kept[1]
+"""
+)
+
+CALL = Script(
+    """
+-- KEYS calls   ARGV call -> nothing.  Also while the memory is full: a job that waits without a call is never served.
+redis.call('LPUSH', KEYS[1], ARGV[1])
 """
 )
 
@@ -246,7 +271,8 @@ local record = redis.call('HGETALL', KEYS[1])
 if #record == 0 then return nil end
 local place = redis.call('ZRANK', 'rl:waiting:' .. redis.call('HGET', KEYS[1], 'model'), ARGV[1])
 return {place or -1, last_seq(KEYS[2]), unpack(record)}
-"""
+""",
+    flags="no-writes",
 )
 
 BREATHE = Script(
@@ -277,5 +303,6 @@ for i = 1, #cards, 2 do
   end
 end
 return {now(), cards, redis.call('HGETALL', KEYS[2]), counts}
-"""
+""",
+    flags="no-writes",
 )

@@ -38,6 +38,9 @@ LATE = 0.015
 """Seconds after an append when what no later piece has carried along is sent by itself. A little more than the above: an
 engine that is fast enough to share appends nearly always brings that piece first, and a thread's wake-up is spared."""
 
+AGAIN = 0.1
+"""Seconds between two tries while Redis cannot serve."""
+
 
 class ClaimLost(Exception):
     """Raised when the job is not this worker's any more: it ended, or another claim has a newer fence."""
@@ -85,8 +88,11 @@ class EventWriter:
         """Number of the last event appended."""
         self._connection = client.connection_pool.get_connection()
         self._pool = client.connection_pool
+        self.waits = False
+        """Redis cannot serve at the moment, and somebody is kept waiting for it."""
         self._patience = patience
-        """Seconds to go on trying while Redis is away."""
+        """Seconds to go on trying meanwhile."""
+        self._hurried = threading.Event()
         self._on_cancel = on_cancel
         self._keys = (keys.job(job), keys.events(job), keys.running(model))
         self._fence = str(fence)
@@ -112,7 +118,7 @@ class EventWriter:
     def write(self, events: Iterable[Event], piece: RecordedPiece | None = None) -> None:
         """Append soon: at once when the last append is `COALESCE` ago, else together with what follows.
 
-        Raises `ClaimLost`, or what the client raises when Redis stayed away longer than its patience.
+        Raises `ClaimLost`, or one of `UNREACHABLE` when Redis stayed away longer than its patience.
         """
         with self._lock:
             self._check()
@@ -149,8 +155,13 @@ class EventWriter:
             self._append(terminal=event)
             self._ended = True
 
+    def hurry(self) -> None:
+        """Wait for Redis no longer: what it does not take from now on fails at once."""
+        self._hurried.set()
+
     def close(self) -> None:
         """Let go of the connection. Twice is safe; what is buffered and was not ended is dropped."""
+        self.hurry()
         with self._lock:
             if self._closed:
                 return
@@ -179,7 +190,8 @@ class EventWriter:
         if terminal is not None:
             args += [terminal_state(terminal).value, encode_events([terminal])]
         else:
-            if self._events and not self._sent and any(isinstance(event, TextDelta) for event in self._events):
+            # Whatever is written here is for the client, the end of an empty choice as well.
+            if self._events and not self._sent:
                 self._fields += ["sent", "1", "phase", "decode"]
                 self._sent = True
             if self._fields:
@@ -205,22 +217,24 @@ class EventWriter:
         """One call of the script past the client's general path: this runs for every token."""
         command = hiredis.pack_command(("EVALSHA", APPEND.digest, 3, *self._keys, *args))
         deadline = time.monotonic() + self._patience
-        told = False
-        while True:
-            try:
-                self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
-                return int(self._connection.read_response())
-            except NoScriptError:
-                command = hiredis.pack_command(("EVAL", APPEND.source, 3, *self._keys, *args))
-            except UNREACHABLE as error:
-                # Sending again is safe: the record refuses a number it has passed.
-                if time.monotonic() > deadline:
-                    raise
-                if not told:
-                    told = True
-                    log.warning("Redis is away, trying again for %.0f s: %s", self._patience, error)
-                self._connection.disconnect()  # type: ignore[no-untyped-call]
-                time.sleep(0.1)
+        try:
+            while True:
+                try:
+                    self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
+                    return int(self._connection.read_response())
+                except NoScriptError:
+                    command = hiredis.pack_command(("EVAL", APPEND.source, 3, *self._keys, *args))
+                except UNREACHABLE as error:
+                    # Sending again is safe: the record refuses a number it has passed.
+                    if time.monotonic() > deadline or self._hurried.is_set():
+                        raise
+                    if not self.waits:
+                        self.waits = True
+                        log.warning("Redis cannot serve, trying again for %.0f s: %s", self._patience, error)
+                    self._connection.disconnect()  # type: ignore[no-untyped-call]
+                    self._hurried.wait(AGAIN)
+        finally:
+            self.waits = False
 
     def _flush_late(self) -> None:
         """Append what no later piece has carried along in time."""

@@ -14,6 +14,9 @@ from tasks.connection import UNREACHABLE, Outages
 
 log = logging.getLogger("rockchipllama.worker")
 
+AGAIN = 0.5
+"""Seconds before it listens anew after a failure."""
+
 
 class ControlListener:
     """One thread on the worker's control channel. A lost message costs delay only: appends and renewals tell it again."""
@@ -54,7 +57,11 @@ class ControlListener:
                             self._obey(bytes(message["data"]).decode())
             except UNREACHABLE as error:
                 self._redis.lost(error)
-                time.sleep(0.5)
+                time.sleep(AGAIN)
+            except Exception:
+                # A defect of ours; but deaf, this worker could neither be cancelled nor stopped.
+                log.exception("the control channel broke, listening anew")
+                time.sleep(AGAIN)
 
     def _obey(self, message: str) -> None:
         match message.split():

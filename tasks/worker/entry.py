@@ -45,6 +45,8 @@ class WorkerProcess:
         self.name = f"{model.id}@{self.board}"
         self.serving: Serving | None = None
         self.app: Celery = celery_app(self.url)
+        # What Redis says when it is full: else the parent would die of it, and its child with the model.
+        self.app.conf.broker_channel_error_retry = True
         self._define_tasks()
 
     def _define_tasks(self) -> None:

@@ -54,8 +54,8 @@ class Totals:
 
 
 def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals) -> FinishReason:
-    """Generate every choice in turn; the reason of the last, or CANCELLED. What it cost is added to `totals`, also when
-    it raises. Raises what the engine and the sink raise."""
+    """Generate every choice in turn; the reason of the last, or CANCELLED. What it cost is added to `totals`; of a
+    generation that raised, its tokens. Raises what the engine and the sink raise."""
     reason = FinishReason.STOP
     for index, prompt in enumerate(prepared.prompts):
         for turn in range(prepared.n):
@@ -77,15 +77,20 @@ def _answer(
     if not sink.begin(generation):
         return FinishReason.CANCELLED, None
     tokens = 0
-    for piece in generation:
-        if parser.stopped_by is not None or sink.cancelled:
-            continue  # the abort is on its way; what the engine still says is not part of the answer
-        tokens += 1
-        text = parser.feed(piece.data)
-        recorded = RecordedPiece(choice, piece.token, piece.data)
-        sink.write((TextDelta(text, choice),) if text else (), recorded)
-        if parser.stopped_by is not None:
-            generation.abort()
+    try:
+        for piece in generation:
+            if parser.stopped_by is not None or sink.cancelled:
+                continue  # the abort is on its way; what the engine still says is not part of the answer
+            tokens += 1
+            text = parser.feed(piece.data)
+            recorded = RecordedPiece(choice, piece.token, piece.data)
+            sink.write((TextDelta(text, choice),) if text else (), recorded)
+            if parser.stopped_by is not None:
+                generation.abort()
+    except BaseException:
+        # The engine's own account is there only after its end. A prompt that was answered has been read.
+        totals.add(Stats(len(prompt.tokens) if tokens else 0, 0, 0.0, tokens, 0.0), tokens, first_of_prompt=first)
+        raise
     totals.add(generation.stats, tokens, first_of_prompt=first)
     if sink.cancelled:
         return FinishReason.CANCELLED, None

@@ -72,6 +72,9 @@ class Heartbeat:
                 self._redis.found()
             except UNREACHABLE as error:
                 self._redis.lost(error)
+            except Exception:
+                # A defect of ours; but without its pulse this worker would soon count as dead.
+                log.exception("the heartbeat stumbled, and goes on")
             next_due = self._breath_due if self._run is None else min(self._breath_due, self._renewal_due)
             self._wake.wait(max(0.01, next_due - time.monotonic()))
 

@@ -45,6 +45,8 @@ class JobRun:
     @property
     def stalled(self) -> float | None:
         """The limit in seconds that passed without progress; None while all is well."""
+        if self.writer.waits:
+            self._progressed = time.monotonic()  # Redis keeps the engine waiting
         limit = self._limits[self.phase]
         return limit if time.monotonic() - self._progressed > limit else None
 
@@ -76,8 +78,10 @@ class JobRun:
         """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays.
 
         Reasons are `cancelled`, `deadline`, `lost` (another worker has the job) and `stop` (this worker is to leave, and
-        hands the job back).
+        hands the job back; it waits for Redis no longer).
         """
+        if reason == "stop":
+            self.writer.hurry()
         with self._lock:
             if self.reason is not None:
                 return

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from itertools import islice
 
 import redis
@@ -16,7 +17,7 @@ from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import requests
 from tasks.claims import Claim, claim_next, hand_back
-from tasks.connection import UNREACHABLE
+from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
@@ -36,7 +37,11 @@ log = logging.getLogger("rockchipllama.jobs")
 JOBS_PER_CALL = 8
 """Jobs served in a row on one call. Bounded, so that Celery's parent gets its acknowledgement and watchers their news."""
 
+AGAIN = 0.5
+"""Seconds between two tries while Redis cannot serve."""
+
 STOPPED = "The worker was stopped while it worked on this request, and a part of the answer had been sent. Ask again."
+AWAY = "The job queue was away for so long that the rest of this answer is lost, and a part of it had been sent. Ask again."
 
 
 class Serving:
@@ -60,12 +65,16 @@ class Serving:
         self._slot = Slot(model, tasks_settings.data_dir / "run", settings.threads, tasks_settings.context_length)
         self._run: JobRun | None = None
         self._stopping = False
+        self._leaving = threading.Event()
+        """Its grace is over: it waits for nothing any more."""
+        self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence)
         self._control = ControlListener(client, worker, on_load=self._load, on_cancel=self._cancel, on_stop=self._stop)
 
     def close(self) -> None:
         """Close the engine and let go of Redis. Twice is safe."""
+        self._leaving.set()
         self._heartbeat.close()
         self._control.close()
         self._slot.close()
@@ -81,51 +90,65 @@ class Serving:
 
     def _serve_one(self, call: str) -> str | None:
         """Claim and run the next job; None when there is none for this worker."""
-        if self._stopping:
-            return None
-        claim = claim_next(
-            self._client,
-            self._model.id,
-            worker=self._worker,
-            board=self._board,
-            child=os.getpid(),
-            call_id=call,
-            lease=self._lease,
-        )
+        claim = self._claim(call)
         if claim is None:
             return None
         run = JobRun(claim, self._settings)
-        with EventWriter(
-            self._client,
-            claim.job,
-            claim.model,
-            claim.fence,
-            claim.seq,
-            lambda: run.cancel("cancelled"),
-            patience=self._lease,
-        ) as run.writer:
-            self._run = run
-            self._heartbeat.hold(run)
+        try:
+            with EventWriter(
+                self._client,
+                claim.job,
+                claim.model,
+                claim.fence,
+                claim.seq,
+                lambda: run.cancel("cancelled"),
+                patience=OUTAGE_PATIENCE,
+            ) as run.writer:
+                self._run = run
+                self._heartbeat.hold(run)
+                try:
+                    return self._work(run)
+                finally:
+                    self._run = None
+                    self._heartbeat.hold(None)
+        except UNREACHABLE as error:
+            log.error("a job could not be recorded, Redis stayed away: %s", error, extra={"job": claim.job})
+            return self._give_back(claim, AWAY)
+
+    def _claim(self, call: str) -> Claim | None:
+        """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time."""
+        attempt = uuid.uuid4().hex
+        while not self._stopping:
             try:
-                return self._work(run)
-            finally:
-                self._run = None
-                self._heartbeat.hold(None)
+                claim = claim_next(
+                    self._client,
+                    self._model.id,
+                    worker=self._worker,
+                    board=self._board,
+                    child=os.getpid(),
+                    call_id=call,
+                    lease=self._lease,
+                    attempt=attempt,
+                )
+            except UNREACHABLE as error:
+                self._redis.lost(error)
+                self._leaving.wait(AGAIN)
+            else:
+                self._redis.found()
+                return claim
+        return None
 
     def _work(self, run: JobRun) -> str:
         claim = run.claim
         try:
             last = self._answer(run)
             if run.reason == "stop":
-                return self._give_back(claim)
+                return self._give_back(claim, STOPPED)
             run.writer.end(last)
         except ClaimLost as error:
-            outcome = "cancelled" if run.cancelled else f"lost: {error}"
+            outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
             return f"{claim.job} {outcome}"
-        except UNREACHABLE as error:
-            log.error("job %s could not be recorded, Redis stayed away: %s", claim.job, error)
-            return f"{claim.job} not recorded"
         return _log_end(run, last)
 
     def _answer(self, run: JobRun) -> Finished | Failed:
@@ -144,9 +167,11 @@ class Serving:
             run.writer.note(phase=Phase.PREFILL.value, **_prompt_fields(prepared))
             reason = generate.run(prepared, engine, run, run.totals)
             return run.last_event(reason)
-        except (ClaimLost, *UNREACHABLE):
+        except ClaimLost:
             raise
         except Exception as error:
+            if error is run.writer.failure:
+                raise  # not the engine's: the record could not be written
             if run.cancelled:
                 return run.last_event()
             failed = failure(error)
@@ -161,10 +186,18 @@ class Serving:
             )
             return failed
 
-    def _give_back(self, claim: Claim) -> str:
-        became = hand_back(self._client, claim.model, claim.job, claim.fence, STOPPED, crashed=False)
-        log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
-        return f"{claim.job} handed back"
+    def _give_back(self, claim: Claim, why: str) -> str:
+        """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
+        while True:
+            try:
+                became = hand_back(self._client, claim.model, claim.job, claim.fence, why, crashed=False)
+            except UNREACHABLE as error:
+                if self._leaving.wait(AGAIN):
+                    log.error("a job could not be handed back: %s", error, extra={"job": claim.job})
+                    return f"{claim.job} not handed back"
+            else:
+                log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
+                return f"{claim.job} handed back"
 
     def _load(self) -> None:
         """Load the model ahead of the first job, beside the thread that listens."""
@@ -175,6 +208,8 @@ class Serving:
             self._slot.engine(self._heartbeat.changed)
         except (ModelRefused, EngineFailed) as error:
             log.error("%s could not be loaded: %s", self._model.id, error)
+        except Exception:
+            log.exception("%s could not be loaded", self._model.id)
         finally:
             self._heartbeat.changed()
 
@@ -190,12 +225,13 @@ class Serving:
         timer.start()
 
     def _stop_run(self) -> None:
+        self._leaving.set()
         run = self._run
         if run is None:
             return
         run.cancel("stop")
         if run.phase is Phase.LOADING:
-            self._give_back(run.claim)  # nothing else can end a load early
+            self._give_back(run.claim, STOPPED)  # nothing else can end a load early
 
     def _presence(self) -> Presence:
         if self._slot.loading:

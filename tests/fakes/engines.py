@@ -154,6 +154,22 @@ def hangs_until_aborted() -> ScriptedEngine:
     return ScriptedEngine(script)
 
 
+def hears_late(text: str) -> ScriptedEngine:
+    """Says all of its text, one byte at a time, however early it is aborted."""
+
+    class HearsLate(ScriptedGeneration):
+        def abort(self) -> None:
+            """Too late for this run."""
+
+    class Engine(ScriptedEngine):
+        def generate(
+            self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+        ) -> ScriptedGeneration:
+            return HearsLate(prompt, self._script)
+
+    return Engine(lambda _: pieces_of(text, size=1))
+
+
 def never_ends() -> ScriptedEngine:
     """Goes on to the limit."""
 

@@ -20,7 +20,19 @@ from npu.model import Model
 from tasks import keys
 from tasks.board.desk import Desk
 from tasks.claims import claim_next
-from tasks.commands import Command, Commander, Load, Prepare, Render, Tokenize, Unload
+from tasks.commands import (
+    Command,
+    Commander,
+    Load,
+    NotUnderstood,
+    Prepare,
+    Render,
+    Tokenize,
+    Unload,
+    decode_envelope,
+    decode_reply,
+    refuse,
+)
 from tasks.connection import connect
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
@@ -118,7 +130,7 @@ async def test_each_command_has_its_reply(commander: Commander, office: Office) 
 
 async def test_many_at_once_each_get_their_own(commander: Commander, office: Office) -> None:
     """Whatever the order in which the board answers."""
-    texts = [f"text {count}" for count in range(100)]
+    texts = [f"text {count}" for count in range(30)]
     replies = await asyncio.gather(*(ask(commander, Tokenize("echo", text, add_special=False)) for text in texts))
     assert [bytes(reply).decode() for reply in replies] == texts  # type: ignore[call-overload]
 
@@ -189,6 +201,65 @@ async def test_words_of_another_version_are_ignored(
     client.publish(keys.replies(commander._process), b'{"no": "id"}')
     client.publish(keys.replies(commander._process), json.dumps({"id": "nobody's", "future": 1}))
     assert await ask(commander, Tokenize("echo", "a", add_special=False)) == [97]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        (b'{"id":"x","reply_to":"me","version":2,"command":{"type":"load","model":"echo"}}', "reads up to 1"),
+        (b'{"id":"x","reply_to":"me","version":2,"command":"all is different"}', "reads up to 1"),
+        (b'{"id":"x","reply_to":"me","command":{"type":"teleport","model":"echo"}}', "teleport"),
+    ],
+    ids=["newer", "newer and of another shape", "of an unknown kind"],
+)
+async def test_what_this_version_does_not_know_is_refused_with_a_reply(
+    client: redis.Redis, word: bytes, says: str
+) -> None:
+    """Whoever asked hears why at once, instead of a time-out."""
+    with client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(keys.replies("me"))
+        with pytest.raises(NotUnderstood, match=says) as unknown:
+            decode_envelope(word)
+        refuse(client, unknown.value)
+        message = eventually(lambda: heard.get_message(timeout=1.0), what="a reply")
+    answer = decode_reply(message["data"])
+    assert (answer.id, answer.code) == ("x", FailureCode.UNREADABLE)
+    assert says in answer.error and "Upgrade the board" in answer.error
+
+
+@pytest.mark.parametrize("word", [b"junk", b"{}", b'{"id":5}', b'"\xff"'])
+def test_what_names_no_sender_reaches_nobody(client: redis.Redis, word: bytes) -> None:
+    """There is nobody to tell."""
+    with pytest.raises(NotUnderstood) as unknown:
+        decode_envelope(word)
+    with client.pubsub() as heard:
+        heard.psubscribe("*")
+        heard.get_message(timeout=LIMIT)
+        refuse(client, unknown.value)
+        client.publish("after", b"it")
+        assert heard.get_message(timeout=LIMIT)["channel"] == b"after"
+
+
+def test_fields_of_a_later_release_are_ignored() -> None:
+    """As long as it did not raise the version."""
+    word = b'{"id":"x","reply_to":"me","urgent":true,"command":{"type":"load","model":"echo","slowly":true}}'
+    assert decode_envelope(word).command == Load("echo")
+    assert bytes(decode_reply(b'{"id":"x","result":5,"mood":"good"}').result) == b"5"
+
+
+async def test_a_newer_reply_is_told_to_whoever_waits_for_it(commander: Commander, client: redis.Redis) -> None:
+    """At once, and with what to do; a reply that cannot be read at all harms nobody."""
+    with client.pubsub(ignore_subscribe_messages=True) as board:
+        board.subscribe(keys.commands("newer"))
+        board.get_message(timeout=LIMIT)
+        asking = asyncio.create_task(commander.ask("newer", Load("echo"), LIMIT))
+        message = await asyncio.to_thread(eventually, lambda: board.get_message(timeout=1.0), what="the command")
+        asked = decode_envelope(message["data"])
+        for word in (b'"\xff"', b'{"id":"%s","version":2,"result":{"of":"another shape"},"error":5}'):
+            client.publish(keys.replies(asked.reply_to), word.replace(b"%s", asked.id.encode()))
+        with pytest.raises(CommandFailed, match="Upgrade this machine") as newer:
+            await asking
+    assert newer.value.code == FailureCode.UNREADABLE
 
 
 async def test_commands_go_on_after_the_connection_was_cut(

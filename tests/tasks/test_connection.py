@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 import redis.asyncio
 
-from tasks.connection import celery_url, connect_async, unavailable_as_refusal
+from tasks.connection import UNREACHABLE, TakesNothing, celery_url, connect, connect_async, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
-from tests.stack import LIMIT
+from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -37,9 +40,8 @@ def test_celery_is_told_the_same_redis(url: str, celerys: str) -> None:
         redis.TimeoutError("x"),
         redis.BusyLoadingError("x"),
         redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'"),
-        redis.ResponseError("OOM command not allowed"),
-        redis.ReadOnlyError("READONLY x"),
-        redis.ResponseError("MISCONF x"),
+        redis.ReadOnlyError("x"),
+        TakesNothing("MISCONF x"),
         ConnectionResetError("x"),
         TimeoutError(),
     ],
@@ -62,8 +64,102 @@ def test_a_defect_is_no_refusal() -> None:
 
 async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
     """Is told by the kind of error that says so."""
-    with pytest.raises(QueueUnavailable), unavailable_as_refusal():
+    with pytest.raises(QueueUnavailable) as refused, unavailable_as_refusal():
         await connect_async(f"unix://{tmp_path}/nothing.sock").ping()
+    assert "/" not in str(refused.value)
+    assert str(tmp_path) in refused.value.detail
+
+
+@pytest.fixture(scope="module")
+def troubled() -> Iterator[Stack]:
+    """A Valkey whose snapshots cannot be written: a folder has their name."""
+    stack = Stack({})
+    (stack.folder / "dump.rdb").mkdir()
+    stack.start_valkey()
+    yield stack
+    stack.stop()
+
+
+@contextmanager
+def full(stack: Stack) -> Iterator[None]:
+    stack.redis.config_set("maxmemory", 1)
+    yield
+    stack.redis.config_set("maxmemory", "1gb")
+
+
+@contextmanager
+def without_replicas(stack: Stack) -> Iterator[None]:
+    stack.redis.config_set("min-replicas-to-write", 1)
+    yield
+    stack.redis.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def read_only(stack: Stack) -> Iterator[None]:
+    stack.redis.replicaof("127.0.0.1", 1)
+    yield
+    stack.redis.replicaof("NO", "ONE")
+
+
+@contextmanager
+def with_a_broken_disk(stack: Stack) -> Iterator[None]:
+    client = stack.redis
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="a snapshot that failed")
+    yield
+    client.config_set("save", "")
+
+
+@contextmanager
+def held_up(stack: Stack) -> Iterator[None]:
+    client = stack.redis
+    client.config_set("busy-reply-threshold", 1)
+
+    def loop() -> None:
+        with pytest.raises(redis.ResponseError):
+            stack.redis.eval("while true do end", 0)
+
+    looping = threading.Thread(target=loop)
+    looping.start()
+
+    def busy() -> bool:
+        try:
+            return not client.ping()
+        except redis.ResponseError:
+            return True
+
+    eventually(busy, what="a script that holds Redis up")
+    yield
+    client.script_kill()
+    looping.join(LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (full, "no memory left"),
+        (without_replicas, "takes nothing"),
+        (read_only, "takes nothing"),
+        (with_a_broken_disk, "takes nothing"),
+        (held_up, "takes nothing"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_redis_that_answers_but_cannot_serve_counts_as_away(
+    troubled: Stack, trouble: Callable[[Stack], AbstractContextManager[None]], says: str
+) -> None:
+    """For threads and for event loops; the client's sentence names no path, and afterwards all is well."""
+    client, aclient = connect(troubled.redis_url), connect_async(troubled.redis_url)
+    with trouble(troubled):
+        with pytest.raises(UNREACHABLE):
+            client.set("a", 1)
+        with pytest.raises(QueueUnavailable, match=says) as refused, unavailable_as_refusal():
+            await aclient.set("a", 1)
+        assert "/" not in str(refused.value)
+    assert client.set("a", 1)
+    assert await aclient.set("a", 1)
+    await aclient.aclose()
 
 
 async def test_a_cancelled_command_is_cancelled(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:

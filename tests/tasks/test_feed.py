@@ -13,7 +13,19 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.claims import Claim, claim_next
-from tasks.events import ChoiceEnded, Finished, FinishReason, Numbered, Started, TextDelta, Timings, Usage, fold
+from tasks.events import (
+    ChoiceEnded,
+    Event,
+    Finished,
+    FinishReason,
+    Numbered,
+    Started,
+    TextDelta,
+    Timings,
+    Usage,
+    encode_events,
+    fold,
+)
 from tasks.feed import LiveFeed, follow
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
@@ -220,6 +232,56 @@ async def test_a_feed_that_begins_while_redis_is_away() -> None:
         await aclient.aclose()
     finally:
         stack.stop()
+
+
+def publish(client: redis.Redis, job: str, seq: int) -> None:
+    """Ring for an event of the record that was appended without a word."""
+    [(_, fields)] = client.xrange(keys.events(job), f"{seq}-0", f"{seq}-0")
+    client.publish(keys.live(job), f"{seq}:".encode() + fields[b"e"])
+
+
+def append_unheard(client: redis.Redis, job: str, *events: Event) -> int:
+    """Append events as if the message about them was lost; the number of the last."""
+    [(last, _)] = client.xrevrange(keys.events(job), count=1)
+    seq = int(last.split(b"-")[0])
+    for event in events:
+        seq += 1
+        client.xadd(keys.events(job), {"e": encode_events([event])}, id=f"{seq}-0")
+    return seq
+
+
+async def test_a_gap_is_filled_from_the_record_at_once(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """A message that jumps over others tells of them; no silence is waited for."""
+    held = await begin(store, client)
+    seen: list[Numbered] = []
+    async with feed.subscribe(keys.live(held.job)) as subscription, asyncio.timeout(LIMIT):
+        async for item in follow(aclient, subscription, held.job, patience=10**6):
+            assert item is not None
+            seen.append(item)
+            if item.seq == held.seq:
+                append_unheard(client, held.job, TextDelta("lost"))
+                publish(client, held.job, append_unheard(client, held.job, TextDelta("heard")))
+            elif item.event == TextDelta("heard"):
+                publish(client, held.job, append_unheard(client, held.job, DONE))
+    assert [item.event for item in seen[held.seq :]] == [TextDelta("lost"), TextDelta("heard"), DONE]
+    assert [item.seq for item in seen] == list(range(1, len(seen) + 1))
+
+
+async def test_silence_is_reason_to_look_into_the_record(
+    feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """The last message may be the one that was lost, and then no other ever comes."""
+    held = await begin(store, client)
+    seen: list[Numbered | None] = []
+    async with feed.subscribe(keys.live(held.job)) as subscription, asyncio.timeout(LIMIT):
+        async for item in follow(aclient, subscription, held.job, patience=0.05):
+            seen.append(item)
+            if item is not None and item.seq == held.seq:
+                append_unheard(client, held.job, TextDelta("lost"), DONE)
+    assert None in seen
+    assert [item.event for item in seen if item is not None][held.seq :] == [TextDelta("lost"), DONE]
 
 
 async def test_a_reader_may_begin_anywhere(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import redis
@@ -23,13 +24,17 @@ from tasks.events import (
     TextDelta,
     Timings,
     Usage,
+    encode_events,
     fold,
 )
 from tasks.feed import LiveFeed, follow
 from tasks.jobs import JobState, Lane, Phase, new_job_id
 from tasks.requests import ChatRequest, Message
+from tasks.roster import Presence, breathe
+from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece, read_events, read_pieces
+from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -48,8 +53,20 @@ async def accept(store: JobStore, *, lane: Lane = Lane.INTERACTIVE, deadline: fl
     return job
 
 
-def claim(client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10) -> Claim | None:
-    return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease)
+def claim(
+    client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10, attempt: str | None = None
+) -> Claim | None:
+    return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease, attempt=attempt)
+
+
+def lapsed(client: redis.Redis, held: Claim) -> bool:
+    seconds, micros = client.time()
+    return seconds * 1000 + micros // 1000 > client.zscore(keys.running("echo"), held.job)  # type: ignore[operator]
+
+
+def taken_for_lost(client: redis.Redis, held: Claim) -> HandedBack:
+    """What the sweep does with a lapsed lease."""
+    return hand_back(client, "echo", held.job, held.fence, "vanished", crashed=True, lapsed_only=True)
 
 
 def write(client: redis.Redis, claim: Claim, on_cancel: object = None) -> EventWriter:
@@ -163,10 +180,143 @@ async def test_an_append_sent_twice_is_written_once(
     assert [item.seq for item in await read_events(aclient, job)] == list(range(1, len(events) + 1))
 
 
+async def test_an_append_in_mid_answer_sent_twice_is_written_once(
+    store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself: no later append and no end makes good what the second sending might have broken."""
+    await accept(store)
+    held = claim(client)
+    assert held is not None
+    with write(client, held) as writer, client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(keys.live(held.job))
+        heard.get_message(timeout=10)
+        sent_twice(monkeypatch, writer._connection)
+        writer.write((TextDelta("a"),), RecordedPiece(0, 1, b"a"))
+        assert writer.seq == held.seq + 1
+        assert read_pieces(client, held.job) == [RecordedPiece(0, 1, b"a")]
+        entries = client.xrange(keys.events(held.job))
+        assert [entry for entry, _ in entries] == [b"1-0", b"2-0", b"3-0"]
+        client.publish(keys.live(held.job), b"4:after")
+        messages = [heard.get_message(timeout=10)["data"] for _ in range(2)]
+        assert [message.partition(b":")[0] for message in messages] == [b"3", b"4"]
+
+
+def sent_twice(monkeypatch: pytest.MonkeyPatch, connection: Any) -> None:
+    """Cut the connection once, when Redis has executed the next command and its reply is on the way."""
+    read = connection.read_response
+    cut = iter([True])
+
+    def reading(*args: object, **kwargs: object) -> object:
+        reply = read(*args, **kwargs)
+        if next(cut, False):
+            connection.disconnect()
+            raise redis.ConnectionError("cut off after the reply was sent")
+        return reply
+
+    monkeypatch.setattr(connection, "read_response", reading)
+
+
+async def test_a_claim_whose_reply_was_lost_is_made_once(
+    store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client asks again by itself, and gets the job it already has instead of a second one."""
+    first, second = await accept(store), await accept(store)
+    assert (
+        claim_next(client, "other", worker="w", board="b", child=1, call_id="c", lease=60) is None
+    )  # the script is known
+    connection = client.connection_pool.get_connection()
+    client.connection_pool.release(connection)  # the next command takes it again
+    sent_twice(monkeypatch, connection)
+    held = claim(client)
+    assert held is not None
+    assert (held.job, held.fence, held.seq) == (first, 1, 2)
+    assert client.zrange(keys.running("echo"), 0, -1) == [first.encode()]
+    assert (await store.view(second)).state is JobState.QUEUED
+
+
+async def test_an_attempt_asked_for_again_is_the_same_claim(store: JobStore, client: redis.Redis) -> None:
+    """With its lease anew, for as long as it is held; another attempt never gets it."""
+    first, second, third = [await accept(store) for _ in range(3)]
+    held = claim(client, attempt="one", lease=0)
+    assert held is not None and held.job == first
+    assert claim(client, attempt="one", lease=60) == held
+    assert not lapsed(client, held)
+    assert claim(client, attempt="two").job == second  # type: ignore[union-attr]
+    assert hand_back(client, "echo", first, held.fence, "", crashed=False) is HandedBack.WAITING
+    again = claim(client, attempt="three")
+    assert again is not None and (again.job, again.fence) == (first, 2)
+    assert claim(client, attempt="one").job == third  # type: ignore[union-attr]
+    assert claim(client, attempt="one").job == third  # type: ignore[union-attr]
+    assert claim(client) is None
+
+
+async def test_an_empty_choice_that_ended_was_sent_too(store: JobStore, client: redis.Redis) -> None:
+    """After a crash it must not end a second time, so the job fails."""
+    await accept(store)
+    held = claim(client)
+    assert held is not None
+    with write(client, held) as writer:
+        writer.write((ChoiceEnded(0, FinishReason.STOP),))
+        assert client.hget(keys.job(held.job), "sent") == b"1"
+    assert hand_back(client, "echo", held.job, held.fence, "died", crashed=True) is HandedBack.FAILED
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody took it", "the sweep took it"])
+async def test_a_lapsed_lease_is_renewed_unless_somebody_took_the_job(
+    store: JobStore, client: redis.Redis, taken: bool
+) -> None:
+    """A worker that was frozen for a while goes on where it was, or learns that the job is another's now."""
+    job = await accept(store)
+    held = claim(client, lease=0)
+    assert held is not None
+    eventually(lambda: lapsed(client, held), what="the end of the lease")
+    if taken:
+        assert taken_for_lost(client, held) is HandedBack.WAITING
+        assert renew(client, held, 60, "loading", 0) is Renewal.LOST
+        assert (await store.view(job)).state is JobState.QUEUED
+        return
+    assert renew(client, held, 60, "loading", 0) is Renewal.RENEWED
+    assert taken_for_lost(client, held) is HandedBack.NOT_OURS
+    with write(client, held) as writer:
+        writer.end(DONE)
+    assert (await store.view(job)).state is JobState.FINISHED
+
+
+async def test_what_nobody_reads_after_the_end_is_dropped(store: JobStore, client: redis.Redis) -> None:
+    """The request and its prompts are most of a record; a job that may still run keeps them."""
+
+    def big(job: str) -> list[bytes]:
+        return sorted(name for name in client.hkeys(keys.job(job)) if name == b"request" or name.startswith(b"prompt:"))
+
+    answered, cancelled, failed, late = [await accept(store) for _ in range(3)] + [await accept(store, deadline=0.001)]
+    held = claim(client)
+    assert held is not None and held.job == answered
+    with write(client, held) as writer:
+        writer.note(prompt__0=b"\1\0\0\0", prompt__1=b"\2\0\0\0")
+        writer.write((TextDelta("x"),))
+        assert big(answered) == [b"prompt:0", b"prompt:1", b"request"]
+        writer.end(DONE)
+    await store.cancel(cancelled, "test")
+    crashed = claim(client)
+    assert crashed is not None and crashed.job == failed
+    hand_back(client, "echo", failed, crashed.fence, "", crashed=False)
+    assert big(failed) == [b"request"]
+    for _ in range(3):
+        crashed = claim(client)
+        assert crashed is not None
+        hand_back(client, "echo", failed, crashed.fence, "died", crashed=True)
+    await asyncio.sleep(0.02)  # past the deadline of 1 ms
+    assert claim(client) is None
+    for job, state in ((answered, "finished"), (cancelled, "cancelled"), (failed, "failed"), (late, "failed")):
+        assert (await store.view(job)).state == state
+        assert big(job) == []
+
+
 async def test_a_cancelled_waiting_job_ends_at_once(store: JobStore, client: redis.Redis) -> None:
     """It leaves the queue, nobody can claim it, and its last event says what happened."""
     job = await accept(store)
     assert await store.cancel(job, "client left") is JobState.QUEUED
+    assert client.zscore(keys.waiting("echo"), job) is None  # whoever waits behind it moves up at once
     assert claim(client) is None
     assert (await store.view(job)).state is JobState.CANCELLED
     assert await store.cancel(job, "again") is JobState.CANCELLED
@@ -351,3 +501,49 @@ async def test_a_full_memory_refuses_new_jobs_and_recovers(store: JobStore, clie
         client.config_set("maxmemory", "512mb")
     assert not client.keys("rl:{*")
     await accept(store)
+
+
+async def test_in_full_memory_whatever_was_accepted_goes_on(store: JobStore, client: redis.Redis) -> None:
+    """Claimed, written, renewed, cancelled, handed back, swept: only what ends makes room."""
+    answered, cancelled, stopped, lost, left = [await accept(store) for _ in range(5)]
+    late = new_job_id()
+    await store.accept(late, "other", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=0.001)
+    gone = claim(client)  # the scripts must be sent anew, too
+    assert gone is not None
+    hand_back(client, "echo", answered, gone.fence, "", crashed=False)
+    client.script_flush()
+    client.config_set("maxmemory", 1)
+    try:
+        held = claim(client)
+        assert held is not None and held.job == answered
+        with write(client, held) as writer:
+            writer.note(prompt__0=b"\1\0\0\0")
+            writer.write((TextDelta("a"),), RecordedPiece(0, 1, b"a"))
+            assert renew(client, held, 60, "decode", 0) is Renewal.RENEWED
+            writer.end(DONE)
+        running = claim(client)
+        assert running is not None and running.job == cancelled
+        assert await store.cancel(cancelled, "test") is JobState.RUNNING
+        with write(client, running) as writer:
+            writer.end(Finished(FinishReason.CANCELLED, Usage(0, 0), Timings()))
+        running = claim(client)
+        assert running is not None and running.job == stopped
+        assert hand_back(client, "echo", stopped, running.fence, "", crashed=False) is HandedBack.WAITING
+        assert await store.cancel(stopped, "test") is JobState.QUEUED
+        running = claim(client, lease=0)
+        assert running is not None and running.job == lost
+        eventually(lambda: lapsed(client, running), what="the end of the lease")
+        assert taken_for_lost(client, running) is HandedBack.WAITING
+        where = [keys.job(late), keys.events(late), keys.waiting("other")]
+        assert FAIL_QUEUED.run(client, where, late, encode_events([Failed(FailureCode.DEADLINE, "")]), 1) == 1
+        breathe(client, Presence(name="board:b", board="b"))
+        with pytest.raises(QueueUnavailable, match="no memory left"):
+            await accept(store)
+        states = [(await store.view(job)).state for job in (answered, cancelled, stopped, lost, left, late)]
+    finally:
+        client.config_set("maxmemory", "512mb")
+    assert states == [
+        *(JobState.FINISHED, JobState.CANCELLED, JobState.CANCELLED),
+        *(JobState.QUEUED, JobState.QUEUED, JobState.FAILED),
+    ]
+    assert client.hexists(keys.PRESENCE, "board:b")

@@ -16,7 +16,7 @@ from tasks.claims import Renewal, claim_next, renew
 from tasks.errors import UnknownModel
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
-from tasks.roster import ALIVE, Card, Presence, Roster, announce, breathe, leave, withdraw
+from tasks.roster import ALIVE, CARD_VERSION, Card, Presence, Roster, announce, breathe, leave, withdraw
 from tasks.store import JobStore
 from tests.stack import eventually
 
@@ -216,11 +216,34 @@ async def test_what_cannot_be_read_hides_nothing_else(
     client.hset(keys.PRESENCE, "odd@one", client.hget(keys.PRESENCE, "echo@one")[:-5])  # type: ignore[index]
     with caplog.at_level(logging.WARNING):
         made = await read(aclient)
+        for _ in range(3):
+            await made.refresh()
     assert [(status.card.id, status.served) for status in made.models()] == [("echo", True)]
+    assert len(caplog.records) == 2  # once each, however often it is read
     assert {word for record in caplog.records for word in record.getMessage().split() if word.startswith("odd")} == {
         "odd/one",
         "odd@one",
     }
+
+
+async def test_a_newer_card_is_skipped_and_told_once(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What its fields mean is not known here; fields that only a later release has are no reason."""
+    announce(client, card("echo"))
+    announce(client, card("newer", version=CARD_VERSION + 1))
+    later = msgspec.json.decode(msgspec.json.encode(card("later"))) | {"mood": "good"}
+    client.hset(keys.CARDS, "later/one", msgspec.json.encode(later))
+    with caplog.at_level(logging.WARNING):
+        made = await read(aclient)
+        await made.refresh()
+    assert [status.card.id for status in made.models()] == ["echo", "later"]
+    [told] = [record.getMessage() for record in caplog.records]
+    assert "newer/one" in told and "upgrade" in told
+    with caplog.at_level(logging.WARNING):
+        announce(client, card("newest", version=CARD_VERSION + 1))
+        await made.refresh()
+    assert len(caplog.records) == 2 and "newest/one" in caplog.records[-1].getMessage()
 
 
 def on_disk(client: redis.Redis) -> tuple[int, bytes]:

@@ -328,6 +328,32 @@ def test_a_longer_outage_is_an_error_that_stays(shaky: Stack, monkeypatch: pytes
     assert job.client.hget(keys.job(job.id), "state") == b"running"
 
 
+@pytest.mark.parametrize("way", ["hurry", "close"])
+def test_a_writer_in_a_hurry_waits_no_longer(shaky: Stack, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Though Redis is away and its patience long, whoever ends the run gets the thread that writes back at once."""
+    monkeypatch.setattr(stream, "COALESCE", 0.0)
+    job = Job(shaky.redis)
+    writer = job.writer(patience=10**6)
+    say(writer, "a")
+    assert not writer.waits
+    stop(shaky)
+    failed = threading.Event()
+
+    def work() -> None:
+        with pytest.raises(UNREACHABLE):
+            say(writer, "b")
+        failed.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    eventually(lambda: writer.waits, what="a writer that waits for Redis")
+    getattr(writer, way)()
+    assert failed.wait(LIMIT)
+    assert not writer.waits
+    thread.join(LIMIT)
+    writer.close()
+
+
 def test_an_outage_that_only_the_late_sender_meets(shaky: Stack, hasty: None) -> None:
     """Its error is the writer's next call's."""
     job = Job(shaky.redis)

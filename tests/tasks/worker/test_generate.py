@@ -129,6 +129,22 @@ def test_a_stop_sequence_on_the_last_token_is_stop_not_length() -> None:
     assert transcript[-1] == ChoiceEnded(0, FinishReason.STOP, "STOP")
 
 
+def test_what_an_engine_says_after_a_stop_sequence_is_nobodys() -> None:
+    """An abort takes a while: what comes meanwhile is neither recorded nor counted, and spoils no later answer."""
+    transcript, totals = go(engines.hears_late("abSTOPcdSTOPef"), prepared(n=2, stop=("STOP",)))
+    assert transcript.texts == ["ab", "ab"]
+    assert [transcript.piece_text(choice) for choice in (0, 1)] == [b"abSTOP"] * 2
+    assert totals.completion_tokens == 12
+
+
+def test_what_an_engine_says_after_a_cancellation_is_nobodys() -> None:
+    """Nor does a stop sequence in it make a whole answer of it."""
+    transcript, totals = go(engines.hears_late("abcSTOPd"), prepared(stop=("STOP",)), Transcript(cancel_at=2))
+    assert transcript.texts == ["ab"]
+    assert transcript.piece_text(0) == b"ab"
+    assert totals.completion_tokens == 2
+
+
 def test_n_answers_to_one_prompt() -> None:
     """Each whole and in turn under its own number; the prompt counts once, the answers all."""
     transcript, totals = go(RecordingEngine(), prepared("abc", n=3))
@@ -230,6 +246,16 @@ def test_an_engine_that_breaks_midway() -> None:
         run(prepared(), engines.raises_midway(), transcript, totals)
     assert transcript.texts == ["One "]
     assert not any(isinstance(event, ChoiceEnded) for event in transcript)
+    assert totals.usage() == Usage(5, 2)
+
+
+def test_an_engine_that_breaks_in_a_later_answer() -> None:
+    """What it cost adds up to the answers before, and the prompt counts once."""
+    said = iter((engines.pieces_of("abcd", size=1), engines.raises_midway()._script(threading.Event())))
+    totals = Totals()
+    with pytest.raises(EngineFailed, match="on purpose"):
+        run(prepared(n=2), ScriptedEngine(lambda _: next(said)), Transcript(), totals)
+    assert totals.usage() == Usage(5, 6)
 
 
 def test_an_engine_that_refuses_the_prompt() -> None:
@@ -238,6 +264,7 @@ def test_an_engine_that_refuses_the_prompt() -> None:
     with pytest.raises(PromptRefused):
         run(prepared(), engines.refuses_the_prompt(), transcript, totals)
     assert list(transcript) == []
+    assert totals.usage() == Usage(0, 0)
 
 
 def test_a_sink_that_raises_ends_the_run() -> None:
@@ -252,6 +279,8 @@ def test_a_sink_that_raises_ends_the_run() -> None:
         raise LostClaim
 
     transcript.on_piece = lose
+    totals = Totals()
     with pytest.raises(LostClaim):
-        run(prepared(), engines.never_ends(), transcript, Totals())
+        run(prepared(), engines.never_ends(), transcript, totals)
     assert len(transcript.pieces) == 1
+    assert totals.usage() == Usage(5, 1)

@@ -1,0 +1,244 @@
+"""The sweep: what is amiss is mended, and what is not is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.claims import Claim, claim_next, renew
+from tasks.connection import connect
+from tasks.events import FailureCode, TextDelta
+from tasks.jobs import JobState, Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.store import JobStore
+from tasks.stream import EventWriter
+from tasks.sweep import VANISHED, Sweeper, sweep
+from tests.stack import eventually
+
+pytestmark = pytest.mark.anyio
+
+HELLO = ChatRequest(messages=(Message("user", "hello"),))
+
+
+@pytest.fixture
+def store(aclient: redis.asyncio.Redis) -> JobStore:
+    return JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
+
+
+async def accept(store: JobStore, deadline: float | None = None) -> str:
+    job = new_job_id()
+    await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=deadline)
+    return job
+
+
+def claim(client: redis.Redis, lease: float = 60) -> Claim:
+    held = claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=lease)
+    assert held is not None
+    return held
+
+
+def clock(client: redis.Redis) -> int:
+    """Milliseconds by Redis' clock."""
+    seconds, micros = client.time()  # type: ignore[misc]
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def lapse(client: redis.Redis, held: Claim) -> None:
+    """Let the lease end now, and wait until the clock is past it."""
+    renew(client, held, 0.0, "prefill", 0)
+    end = client.zscore(keys.running("echo"), held.job)
+    eventually(lambda: clock(client) > end, what="the end of a lease")  # type: ignore[operator]
+
+
+def everything(client: redis.Redis) -> dict[bytes, object]:
+    return {key: client.dump(key) for key in client.keys("*")}
+
+
+async def test_a_job_whose_worker_vanished_waits_again(store: JobStore, client: redis.Redis) -> None:
+    """In its old place, with a call that brings a worker; its claim counts as a failure."""
+    job, later = await accept(store), await accept(store)
+    held = claim(client)
+    lapse(client, held)
+    client.delete(keys.calls("echo"))
+    sweep(client, "echo", clock(client))
+    view = await store.view(job)
+    assert (view.state, view.position, (await store.view(later)).position) == (JobState.QUEUED, 1, 2)
+    assert client.hget(keys.job(job), "failures") == b"1"
+    assert client.llen(keys.calls("echo")) == 2
+    assert client.zcard(keys.running("echo")) == 0
+    assert claim(client).fence == held.fence + 1
+
+
+async def test_a_job_whose_answer_was_begun_fails(store: JobStore, client: redis.Redis) -> None:
+    """Its client is told that the worker vanished."""
+    await accept(store)
+    held = claim(client)
+    with EventWriter(client, held.job, "echo", held.fence, held.seq, lambda: None, patience=5) as writer:
+        writer.write((TextDelta("half an"),))
+    lapse(client, held)
+    sweep(client, "echo", clock(client))
+    view = await store.view(held.job)
+    assert view.state is JobState.FAILED and view.error is not None
+    assert (view.error.code, view.error.message) == (FailureCode.ENGINE_LOST, VANISHED)
+
+
+async def test_a_cancelled_job_of_a_vanished_worker_ends_cancelled(store: JobStore, client: redis.Redis) -> None:
+    """Nobody wants it any more, so it does not wait again."""
+    job = await accept(store)
+    held = claim(client)
+    await store.cancel(job, "client left")
+    lapse(client, held)
+    sweep(client, "echo", clock(client))
+    assert (await store.view(job)).state is JobState.CANCELLED
+
+
+async def test_a_job_past_its_deadline_is_given_up_while_it_waits(store: JobStore, client: redis.Redis) -> None:
+    """Wherever it stands in the queue, with a sentence; the others stay."""
+    first = await accept(store)
+    late = await accept(store, deadline=0.001)
+    last = await accept(store)
+    eventually(lambda: past_deadline(client, late), what="the deadline")
+    sweep(client, "echo", clock(client))
+    view = await store.view(late)
+    assert view.state is JobState.FAILED and view.error is not None
+    assert view.error.code is FailureCode.DEADLINE
+    assert client.pttl(keys.job(late)) > 0
+    assert [(await store.view(job)).position for job in (first, last)] == [1, 2]
+
+
+def past_deadline(client: redis.Redis, job: str) -> bool:
+    return clock(client) > int(client.hget(keys.job(job), "deadline"))  # type: ignore[arg-type]
+
+
+async def test_missing_calls_are_topped_up(store: JobStore, client: redis.Redis) -> None:
+    """To at least as many as jobs wait; a surplus stays, since it costs nothing."""
+    for _ in range(5):
+        await accept(store)
+    client.ltrim(keys.calls("echo"), 0, 1)
+    sweep(client, "echo", clock(client))
+    assert client.llen(keys.calls("echo")) == 5
+    claim(client)
+    sweep(client, "echo", clock(client))
+    assert client.llen(keys.calls("echo")) == 5
+
+
+async def test_what_has_lost_its_record_is_forgotten(store: JobStore, client: redis.Redis) -> None:
+    """Somebody deleted keys by hand: no ghost stays in the queue or among what runs."""
+    running, waiting = await accept(store), await accept(store)
+    held = claim(client)
+    lapse(client, held)
+    client.delete(keys.job(running), keys.job(waiting))
+    sweep(client, "echo", clock(client))
+    assert client.exists(keys.running("echo"), keys.waiting("echo")) == 0
+
+
+async def test_nothing_is_done_when_nothing_is_amiss(store: JobStore, client: redis.Redis) -> None:
+    """Not one byte of any key changes, nor of the append-only file: it runs every few seconds for years."""
+    for _ in range(3):
+        await accept(store)
+    claim(client)
+    before, size = everything(client), client.info("persistence")["aof_current_size"]
+    for _ in range(5):
+        sweep(client, "echo", clock(client))
+        sweep(client, "unheard-of", clock(client))
+    assert everything(client) == before
+    assert client.info("persistence")["aof_current_size"] == size
+
+
+async def test_two_boards_may_sweep_at_once(store: JobStore, client: redis.Redis) -> None:
+    """A lapsed claim is ended once."""
+    job = await accept(store)
+    lapse(client, claim(client))
+    await asyncio.gather(*(asyncio.to_thread(sweep, client, "echo", clock(client)) for _ in range(8)))
+    assert client.hget(keys.job(job), "failures") == b"1"
+    assert (await store.view(job)).state is JobState.QUEUED
+
+
+async def test_leases_stand_while_redis_has_just_come_back(
+    store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds a job could not renew, or its renewals are forgotten: it gets a lease's time first."""
+    pace = Pace()
+    monkeypatch.setattr("tasks.sweep.time", pace)
+    eventually(lambda: client.info("server")["uptime_in_seconds"] >= 2, what="a Redis that has run for a while")
+    job = await accept(store)
+    lapse(client, claim(client))
+
+    async def state_after(sweeper: Sweeper) -> JobState:
+        sweeper.sweep(["echo"])
+        return (await store.view(job)).state
+
+    restarted = Sweeper(client, lease=10**6)  # Redis has run for less
+    pace.now += 2 * 10**6
+    assert await state_after(restarted) is JobState.RUNNING
+
+    sweeper = Sweeper(client, lease=1.5)
+    assert await state_after(sweeper) is JobState.RUNNING  # it cannot know what was before it
+    pace.now += 2
+    sweeper.lost_redis()
+    assert await state_after(sweeper) is JobState.RUNNING
+    pace.now += 2
+    pace.stall = 1.2
+    assert await state_after(sweeper) is JobState.RUNNING  # Redis stalled, so nobody could renew meanwhile
+    assert await state_after(sweeper) is JobState.RUNNING
+    pace.now += 2
+    assert await state_after(sweeper) is JobState.QUEUED
+
+
+class Pace:
+    """A clock in the place of `time`: it moves only when told, and by `stall` between the next two looks."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.stall = 0.0
+
+    def monotonic(self) -> float:
+        now, self.now, self.stall = self.now, self.now + self.stall, 0.0
+        return now
+
+
+async def test_an_unreachable_redis_is_an_outage_the_sweeper_sees_itself(store: JobStore, client: redis.Redis) -> None:
+    """Whoever runs it need not tell."""
+    away = Sweeper(connect("unix:///nowhere.sock"), lease=1)
+    away._outage = 0.0
+    with pytest.raises(redis.ConnectionError):
+        away.sweep(["echo"])
+    assert away._outage > 0
+
+
+async def test_a_lease_that_ends_during_the_sweep_is_left_to_the_next(store: JobStore, client: redis.Redis) -> None:
+    """Redis may stall in the middle of one, and nobody could renew meanwhile."""
+    job = await accept(store)
+    begun = clock(client) - 1
+    lapse(client, claim(client))
+    sweep(client, "echo", begun)
+    assert (await store.view(job)).state is JobState.RUNNING
+
+
+async def test_without_leases_all_else_is_mended(store: JobStore, client: redis.Redis) -> None:
+    """Calls and deadlines do not depend on anybody's renewals."""
+    running, late, waiting = await accept(store), await accept(store, deadline=0.001), await accept(store)
+    lapse(client, claim(client))
+    eventually(lambda: past_deadline(client, late), what="the deadline")
+    client.delete(keys.calls("echo"))
+    sweep(client, "echo", None)
+    states = [(await store.view(job)).state for job in (running, late, waiting)]
+    assert states == [JobState.RUNNING, JobState.FAILED, JobState.QUEUED]
+    assert client.llen(keys.calls("echo")) == 1
+
+
+async def test_missing_calls_are_made_up_for_in_full_memory(store: JobStore, client: redis.Redis) -> None:
+    """A job that waits without one would never be served, and its end is what makes room."""
+    await accept(store)
+    client.delete(keys.calls("echo"))
+    before = client.config_get("maxmemory")["maxmemory"]
+    client.config_set("maxmemory", 1)
+    try:
+        sweep(client, "echo", None)
+    finally:
+        client.config_set("maxmemory", before)
+    assert client.llen(keys.calls("echo")) == 1

@@ -1,0 +1,423 @@
+"""What a worker's child does with a call when things go wrong: outages, late messages, slow loads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from npu.engine import TextEngine
+from npu.engines.echo import EchoEngine
+from npu.errors import ModelRefused
+from npu.model import Model
+from tasks import keys
+from tasks.claims import HandedBack, claim_next, hand_back
+from tasks.connection import connect, connect_async
+from tasks.events import FailureCode, TextDelta
+from tasks.jobs import JobState, JobView, Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.settings import TaskSettings
+from tasks.store import JobStore
+from tasks.stream import read_events
+from tasks.worker import heartbeat, serving, slot
+from tasks.worker.serving import Serving
+from tasks.worker.settings import WorkerSettings
+from tests.fakes import engines
+from tests.stack import LIMIT, Stack, eventually
+
+WORKER = "echo@one"
+
+
+class Place:
+    """A worker's child in this process, with an engine that a test holds up, and the jobs it serves."""
+
+    def __init__(self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: float) -> None:
+        self.url = url
+        self.client = connect(url)
+        self.model = Model(id="echo", engine="echo", folder=folder)
+        self.loaded = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.engine: Callable[[], TextEngine] = lambda: EchoEngine(self.model)
+        monkeypatch.setattr(slot, "open_engine", self._open)
+        lease = settings.pop("lease", 60.0)
+        self.serving = Serving(
+            self.client,
+            self.model,
+            WORKER,
+            "one",
+            TaskSettings(data_dir=folder, models_dir=folder, lease=lease),
+            WorkerSettings(**settings),
+        )
+        eventually(lambda: self.client.pubsub_numsub(keys.control(WORKER))[0][1] == 1, what="a listening worker")
+        self.outcomes: list[str] = []
+        self._threads: list[threading.Thread] = []
+
+    def _open(self, *_: object) -> TextEngine:
+        assert self.gate.wait(LIMIT)
+        self.loaded += 1
+        return self.engine()
+
+    def accept(self, text: str = "hello") -> str:
+        job = new_job_id()
+
+        async def send() -> None:
+            aclient = connect_async(self.url)
+            store = JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
+            await store.accept(job, "echo", ChatRequest((Message("user", text),)), lane=Lane.INTERACTIVE, owner="")
+            await aclient.aclose()
+
+        asyncio.run(send())
+        return job
+
+    def view(self, job: str) -> JobView:
+        async def look() -> JobView:
+            aclient = connect_async(self.url)
+            found = await JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600).view(job)
+            await aclient.aclose()
+            return found
+
+        return asyncio.run(look())
+
+    def text(self, job: str) -> str:
+        async def read() -> str:
+            aclient = connect_async(self.url)
+            events = [item.event for item in await read_events(aclient, job)]
+            await aclient.aclose()
+            return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+        return asyncio.run(read())
+
+    def until(self, job: str, state: JobState) -> JobView:
+        eventually(lambda: self.view(job).state is state, what=f"{state} of {job}")
+        return self.view(job)
+
+    def call(self) -> threading.Thread:
+        """Serve a call in a thread, as Celery has the child do."""
+        thread = threading.Thread(target=lambda: self.outcomes.append(self.serving.serve("a call")))
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        self.gate.set()
+        self.serving.close()
+        for thread in self._threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+
+
+Make = Callable[..., Place]
+
+
+@pytest.fixture
+def make(
+    client: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Place]]:
+    """Makes the place, on the shared Valkey or another."""
+    made: list[Place] = []
+
+    def build(url: str = valkey_url, **settings: float) -> Place:
+        made.append(Place(url, tmp_path, monkeypatch, **settings))
+        return made[-1]
+
+    yield build
+    for place in made:
+        place.close()
+
+
+@pytest.fixture
+def shaky() -> Iterator[Stack]:
+    """A Valkey that can be stopped, and started again on its files."""
+    stack = Stack({})
+    stack.start_valkey()
+    yield stack
+    stack.stop()
+
+
+def stop(stack: Stack) -> None:
+    process = stack.process("valkey")
+    process.terminate()
+    process.wait(LIMIT)
+
+
+class Talker:
+    """An engine that says a word each time it is let."""
+
+    def __init__(self) -> None:
+        self.said = threading.Semaphore(0)
+        self.engine = engines.ScriptedEngine(self._script)
+
+    def _script(self, aborted: threading.Event) -> Iterator[bytes]:
+        for letter in b"abcdef":
+            while not self.said.acquire(timeout=0.01):
+                if aborted.is_set():
+                    return
+            yield bytes((letter,))
+
+    def say(self, count: int) -> None:
+        self.said.release(count)
+
+
+def talking(place: Place) -> Talker:
+    talker = Talker()
+    place.engine = lambda: talker.engine
+    return talker
+
+
+def test_a_late_message_cancels_nothing_else(make: Make) -> None:
+    """Of another job, or of an earlier claim of this one: the run goes on. Its own ends it."""
+    place = make()
+    talker = talking(place)
+    job = place.accept()
+    heard: list[tuple[str, int]] = []
+    cancel = place.serving._control._on_cancel
+
+    def hear(job: str, fence: int) -> None:
+        cancel(job, fence)
+        heard.append((job, fence))
+
+    place.serving._control._on_cancel = hear
+    first = claim_next(place.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
+    assert first is not None
+    assert hand_back(place.client, "echo", job, first.fence, "", crashed=False) is HandedBack.WAITING
+    place.call()
+    talker.say(2)
+    eventually(lambda: place.text(job) == "ab", what="the first words")
+    late = [(new_job_id(), 2), (job, 1), (job, 3)]
+    for other, fence in late:
+        place.client.publish(keys.control(WORKER), f"cancel {other} {fence}")
+    eventually(lambda: heard == late, what="the messages")
+    talker.say(1)
+    eventually(lambda: place.text(job) == "abc", what="more words")
+    assert place.serving._run is not None and not place.serving._run.cancelled
+    place.client.publish(keys.control(WORKER), f"cancel {job} 2")
+    place.until(job, JobState.CANCELLED)
+    assert place.text(job) == "abc"
+
+
+def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Make) -> None:
+    """Nothing ends a load early, and the job need not wait for it; the load's end changes nothing any more."""
+    place = make(worker_grace=0)
+    place.gate.clear()
+    job = place.accept()
+    serving_ = place.call()
+    eventually(lambda: place.serving._run is not None, what="the claim")
+    place.client.publish(keys.control(WORKER), "stop")
+    place.until(job, JobState.QUEUED)
+    assert serving_.is_alive() and place.loaded == 0
+    assert place.client.hget(keys.job(job), "failures") is None
+    successor = claim_next(place.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
+    assert successor is not None and successor.job == job
+    place.gate.set()
+    serving_.join(LIMIT)
+    assert place.view(job).state is JobState.RUNNING
+    assert place.client.hget(keys.job(job), "fence") == b"2"
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody took it", "the sweep took it"])
+def test_a_load_that_outlasts_the_lease_while_the_pulse_is_frozen(
+    make: Make, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """If nobody took the job it is answered; if somebody did, the run ends without a word and the engine stays loaded."""
+    frozen = threading.Event()
+    thawed = threading.Event()
+    real = heartbeat.renew
+
+    def renew(*args: object) -> object:
+        frozen.set()
+        assert thawed.wait(LIMIT)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(heartbeat, "renew", renew)
+    place = make(lease=0.2)
+    place.gate.clear()
+    job = place.accept()
+    serving_ = place.call()
+    assert frozen.wait(LIMIT)
+
+    def lapsed() -> bool:
+        seconds, micros = place.client.time()
+        return seconds * 1000 + micros // 1000 > place.client.zscore(keys.running("echo"), job)  # type: ignore[operator]
+
+    eventually(lapsed, what="the end of the lease")
+    if taken:
+        back = hand_back(place.client, "echo", job, 1, "vanished", crashed=True, lapsed_only=True)
+        assert back is HandedBack.WAITING
+        thawed.set()
+        eventually(lambda: place.serving._run is not None and place.serving._run.cancelled, what="the news")
+    else:
+        thawed.set()
+        eventually(lambda: not lapsed(), what="the renewal")
+    place.gate.set()
+    serving_.join(LIMIT)
+    found = place.view(job)
+    # Given back, it waited behind this very call, and was claimed anew once the first run had ended.
+    assert (found.state, found.attempts) == (JobState.FINISHED, 2 if taken else 1)
+    assert place.text(job) == "hello"
+    assert place.loaded == 1
+    [outcome] = place.outcomes
+    assert ("lost" in outcome) == taken
+
+
+def test_a_claim_waits_for_redis_and_is_made_once(shaky: Stack, make: Make) -> None:
+    """The call is not given up, though Redis is away for longer than its client tries."""
+    place = make(shaky.redis_url)
+    jobs = [place.accept(text) for text in ("one", "two")]
+    stop(shaky)
+    place.call()
+    eventually(lambda: place.serving._redis._since is not None, what="a claim in vain")
+    shaky.start_valkey()
+    for job, text in zip(jobs, ("one", "two"), strict=True):
+        assert place.until(job, JobState.FINISHED).attempts == 1
+        assert place.text(job) == text
+
+
+def test_a_claim_whose_reply_is_lost_for_good_strands_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis went away in that very moment, for longer than its client tries: the same claim is asked for again."""
+    place = make()
+    monkeypatch.setattr(serving, "AGAIN", 0.0)
+    real = serving.claim_next
+    lost = iter(range(3))
+
+    def claim(*args: object, **kwargs: object) -> object:
+        held = real(*args, **kwargs)  # type: ignore[arg-type]
+        if next(lost, None) is not None:
+            raise redis.ConnectionError("cut off after the reply was sent")
+        return held
+
+    monkeypatch.setattr(serving, "claim_next", claim)
+    jobs = [place.accept(text) for text in ("one", "two")]
+    place.call()
+    for job in jobs:
+        assert place.until(job, JobState.FINISHED).attempts == 1
+    assert place.client.zcard(keys.running("echo")) == 0
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing was sent", "a part was sent"])
+def test_an_outage_longer_than_a_workers_patience(
+    shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Once Redis is back the job is handed back at once: it runs again, or fails clearly; nobody waits for its lease."""
+    monkeypatch.setattr(serving, "OUTAGE_PATIENCE", 0.2)
+    in_vain: list[Exception] = []
+    real = serving.hand_back
+
+    def hand(*args: object, **kwargs: object) -> object:
+        try:
+            return real(*args, **kwargs)  # type: ignore[arg-type]
+        except redis.RedisError as error:
+            in_vain.append(error)
+            raise
+
+    monkeypatch.setattr(serving, "hand_back", hand)
+    place = make(shaky.redis_url, lease=10**6)
+    talker = talking(place)
+    job = place.accept()
+    place.call()
+    if begun:
+        talker.say(1)
+        eventually(lambda: place.text(job) == "a", what="a part of the answer")
+    eventually(lambda: place.serving._run is not None and place.serving._run.phase != "loading", what="the run")
+    stop(shaky)
+    talker.say(1)
+    eventually(lambda: len(in_vain) > 1, what="the end of its patience, and tries in vain")
+    shaky.start_valkey()
+    talker.say(6)
+    found = place.until(job, JobState.FAILED if begun else JobState.FINISHED)
+    assert place.client.hget(keys.job(job), "failures") is None
+    if begun:
+        assert found.error is not None and found.error.code is FailureCode.ENGINE_LOST
+        assert "was away" in found.error.message
+    else:
+        assert found.attempts == 2
+
+
+def test_an_outage_is_no_standstill_of_the_engine(shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the writer waits for Redis, longer than a lease, the engine that waits for it is not stuck; and the answer ends
+    whole."""
+    killed = threading.Event()
+    monkeypatch.setattr(heartbeat, "os", SimpleNamespace(kill=lambda *_: killed.set(), getpid=os.getpid))
+    place = make(shaky.redis_url, lease=0.1)
+    talker = talking(place)
+    job = place.accept()
+    serving_ = place.call()
+    talker.say(1)
+    eventually(lambda: place.text(job) == "a", what="the first word")
+    run = place.serving._run
+    assert run is not None
+    stop(shaky)
+    talker.say(5)
+    eventually(lambda: run.writer.waits, what="a writer that waits")
+    serving_.join(1.0)  # ten leases
+    assert run.writer.waits
+    run._progressed -= 10**6  # long past the limit for a token
+    assert run.stalled is None
+    shaky.start_valkey()
+    place.until(job, JobState.FINISHED)
+    assert place.text(job) == "abcdef"
+    assert not killed.is_set()
+    run._progressed -= 10**6
+    assert run.stalled == 60  # without an outage, it is one
+
+
+def test_a_worker_that_stops_in_an_outage_waits_no_longer(
+    shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its grace over, it leaves; the sweep ends its claim when Redis is back."""
+    monkeypatch.setattr(serving, "OUTAGE_PATIENCE", 10.0**6)
+    place = make(shaky.redis_url, worker_grace=0)
+    talker = talking(place)
+    job = place.accept()
+    serving_ = place.call()
+    talker.say(1)
+    eventually(lambda: place.text(job) == "a", what="the first word")
+    run = place.serving._run
+    assert run is not None
+    stop(shaky)
+    talker.say(5)
+    eventually(lambda: run.writer.waits, what="a writer that waits")
+    place.serving._stop()  # as a Redis that is away cannot tell it
+    serving_.join(LIMIT)
+    assert not serving_.is_alive()
+    assert place.outcomes == [f"{job} not handed back"]
+
+
+def test_an_engine_that_cannot_read_its_files_is_no_outage(make: Make) -> None:
+    """Though both are an OSError: the job fails, and is not run again for ever."""
+    place = make()
+
+    def unreadable() -> TextEngine:
+        raise OSError(5, "Input/output error")
+
+    place.engine = unreadable
+    job = place.accept()
+    place.call()
+    found = place.until(job, JobState.FAILED)
+    assert found.error is not None and found.error.code is FailureCode.INTERNAL
+    assert found.attempts == 1
+
+
+@pytest.mark.parametrize("defect", [ModelRefused("too old"), ZeroDivisionError("x")], ids=["refused", "defect"])
+def test_a_load_ahead_of_jobs_that_fails_is_logged(
+    make: Make, defect: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next job tries again."""
+    place = make()
+
+    def fail() -> TextEngine:
+        raise defect
+
+    place.engine = fail
+    place.client.publish(keys.control(WORKER), "load")
+    eventually(lambda: "echo could not be loaded" in caplog.text, what="the word in the log")
+    place.engine = lambda: EchoEngine(place.model)
+    job = place.accept()
+    place.call()
+    place.until(job, JobState.FINISHED)
