@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tasks import lifeline
@@ -13,6 +13,9 @@ CONFIG = f"{PREFIX}CONFIG"
 LISTEN_FD = f"{PREFIX}LISTEN_FD"
 INTERNAL = frozenset({CONFIG, LISTEN_FD, lifeline.VARIABLE})
 """Variables with our prefix that are no settings: where the file is, and descriptors that `up` hands down."""
+
+API_SECRETS = frozenset({f"{PREFIX}API_KEYS"})
+"""Variables that hold secrets of the API. No other part needs them, and a worker runs what others have written."""
 
 from_command_line: set[str] = set()
 """Names of the settings that the command line gave; they stand in this process's environment since then."""
@@ -35,6 +38,12 @@ def put(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def forget(names: Collection[str]) -> None:
+    """Take variables away from this process and those it starts from now on."""
+    for key in [key for key in os.environ if key.upper() in names]:
+        del os.environ[key]
+
+
 def give(given: Mapping[str, str | int | Path | None]) -> None:
     """Let values from the command line win: into the environment, which is stronger than the file. None: not given."""
     for setting, value in given.items():
@@ -50,8 +59,8 @@ def listen_fd() -> int | None:
     return int(named) if named.isdigit() else None
 
 
-def for_child(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process to start: ours and `extra`."""
+def for_child(extra: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
+    """The environment of a process to start: ours and `extra`, but not what `without` names."""
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     python = {
         # `python -m` looks into the current folder first, and the user may stand in one that has a tasks/ of its own.
@@ -60,7 +69,8 @@ def for_child(extra: Mapping[str, str]) -> dict[str, str]:
         # Their output is a pipe to us, and Python would hold lines back in a buffer.
         "PYTHONUNBUFFERED": "1",
     }
-    return {**os.environ, **python, **extra}
+    kept = {key: value for key, value in os.environ.items() if key.upper() not in without}
+    return {**kept, **python, **extra}
 
 
 def runtime_dir() -> Path | None:

@@ -26,10 +26,12 @@ def board(
     )
     import sys
 
+    from ops import environment
     from ops.cli import part
     from ops.configuration import load
     from tasks.board.settings import BoardSettings
 
+    environment.forget(environment.API_SECRETS)  # its workers inherit what it has
     part.begin()
     load(BoardSettings)
 

@@ -33,6 +33,7 @@ def up(
 
     from api.settings import ApiSettings
     from ops import configuration
+    from ops.up import listen
     from ops.up.service import Plan, run
     from ops.up.settings import UpSettings
     from tasks import logs
@@ -45,6 +46,7 @@ def up(
     for sentence in configuration.unknown():
         logging.getLogger("rockchipllama.up").warning("%s", sentence)
     if not http.api_keys and not http.trusted_networks and http.host not in ("127.0.0.1", "::1", "localhost"):
+        listen.resolve(http.host, http.port)  # a mistyped address is no wide one
         from api.auth import check_bind  # only now: it brings a web framework along, which `up` does not need
 
         check_bind(http)

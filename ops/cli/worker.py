@@ -29,13 +29,27 @@ def worker(
     )
     import sys
 
+    from ops import environment
     from ops.cli import part
     from ops.configuration import load
     from tasks.worker.settings import WorkerSettings
 
+    environment.forget(environment.API_SECRETS)
     part.begin()
     load(WorkerSettings)
+    _share_a_temporary_folder()
 
     from tasks.worker.entry import main
 
     sys.exit(main(model))
+
+
+def _share_a_temporary_folder() -> None:
+    import os
+    import tempfile
+    from multiprocessing import process
+
+    # Celery's pool keeps counters in a file that it unlinks at once, but in a folder made for it alone, which stays for
+    # ever when the process is killed. It takes one that is named here instead; in memory where the system has such.
+    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+    process.current_process()._config["tempdir"] = shared  # type: ignore[attr-defined]

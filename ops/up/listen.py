@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 from ops.up.errors import PortInUse
 
@@ -11,16 +12,26 @@ BACKLOG = 2048
 """Connections that may wait while the API is busy or being restarted."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` and `port` (0: any that is free). Raises `PortInUse`."""
+ANYWHERE = "192.0.2.1"
+"""An address of nobody, reserved for documentation: which of ours would be used to reach it is asked of the kernel."""
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """The family and the address that `host` and `port` mean. Raises `PortInUse`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise PortInUse(
-            f"'{host}' is no address of this machine: choose another with --host or ROCKCHIPLLAMA_HOST."
+            f"'{host}' is neither an address nor a name that is known here. Choose another with --host or "
+            "ROCKCHIPLLAMA_HOST: 127.0.0.1 is this machine alone, 0.0.0.0 is every network it is in."
         ) from error
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
+    return found[0][0], found[0][4]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` and `port` (0: any that is free). Raises `PortInUse`."""
+    family, address = resolve(host, port)
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and host == "::":
@@ -36,8 +47,23 @@ def listen(host: str, port: int) -> socket.socket:
 def url(sock: socket.socket) -> str:
     """Where a client on this machine finds what listens on `sock`."""
     host, port = sock.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+
+
+def network_url(sock: socket.socket) -> str:
+    """Where a client on another machine finds it; the same as `url` when it listens on one address, or is in no network."""
+    host, port = sock.getsockname()[:2]
+    if host not in ("0.0.0.0", "::"):
+        return url(sock)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((ANYWHERE, 9))  # of a datagram socket this sends nothing
+        except OSError:
+            return url(sock)
+        return _url(probe.getsockname()[0], port)
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

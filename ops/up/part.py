@@ -36,8 +36,10 @@ class Part:
         stdin: int | None = None,
         show: Callable[[bytes], None] | None = None,
         whole_group: bool = False,
+        secrets: bool = False,
     ) -> None:
-        """`whole_group`: what the process started must not outlive it, so a death takes the rest of its group along."""
+        """`whole_group`: what the process started must not outlive it, so a death takes the rest of its group along.
+        `secrets`: it may know the API's."""
         self.name = name
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.start_again_at: float | None = None
@@ -49,6 +51,7 @@ class Part:
         self._stdin = stdin
         self._show = show
         self._whole_group = whole_group
+        self._without = frozenset() if secrets else environment.API_SECRETS
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=TOO_OFTEN)
 
@@ -72,7 +75,7 @@ class Part:
                 stdin=subprocess.DEVNULL if self._stdin is None else self._stdin,
                 stdout=writer,
                 stderr=writer,
-                env=environment.for_child(self._env),
+                env=environment.for_child(self._env, self._without),
                 pass_fds=self._fds,
                 start_new_session=True,  # Ctrl-C is for `up`, which stops its parts in order
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,10 +43,16 @@ class Readiness:
 
 
 class Probe:
-    """A thread that asks `/v1/health` until a model is ready, then ends: an idle service is not polled."""
+    """A thread that asks `/v1/health` until a model is ready, then ends: an idle service is not polled.
 
-    def __init__(self, url: str, preload: bool, on_change: Callable[[], None]) -> None:
+    First of all it knocks at `redis_url`, if there is one: nothing gets ready without it.
+    """
+
+    def __init__(self, url: str, preload: bool, on_change: Callable[[], None], redis_url: str | None = None) -> None:
         self.state = Readiness()
+        self.absent: str | None = None
+        """Where Redis should be, while nobody listens there: host and port, or a socket."""
+        self._redis_url = redis_url
         self._preload = preload
         self._address = urlsplit(url)
         self._on_change = on_change
@@ -61,6 +68,11 @@ class Probe:
         self._over.set()
 
     def _ask_on(self) -> None:
+        while self._redis_url is not None and not self._over.is_set() and not listens(self._redis_url):
+            self.absent = place(self._redis_url)
+            self._on_change()
+            self._over.wait(1.0)
+        self.absent = None
         pause = PAUSE
         while not self._over.is_set() and not self.state.ready(self._preload):
             self._ask()
@@ -79,6 +91,30 @@ class Probe:
             return  # not up yet, or being started again
         finally:
             connection.close()
+
+
+def listens(redis_url: str, seconds: float = 2.0) -> bool:
+    """Whether anybody listens where the URL of a Redis points to."""
+    found = urlsplit(redis_url)
+    try:
+        if found.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(seconds)
+                client.connect(found.path)
+        else:
+            socket.create_connection((found.hostname or "localhost", found.port or 6379), seconds).close()
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def place(redis_url: str) -> str:
+    """Where that is, without user and password."""
+    found = urlsplit(redis_url)
+    if found.scheme == "unix":
+        return found.path
+    host = found.hostname or "localhost"
+    return f"[{host}]:{found.port or 6379}" if ":" in host else f"{host}:{found.port or 6379}"
 
 
 def _read(status: int, body: bytes) -> Readiness:

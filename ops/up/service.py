@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from api.version import VERSION
@@ -65,7 +66,7 @@ def run(plan: Plan) -> int:
         stack.enter_context(contextlib.suppress(StopAsked))
         lock.wait_for_parts(say, supervisor.turn)
         sock = stack.enter_context(contextlib.closing(listen.listen(plan.host, plan.port)))
-        service = _Service(plan, supervisor, lock, terminal, listen.url(sock))
+        service = _Service(plan, supervisor, lock, terminal, listen.url(sock), listen.network_url(sock))
         lock.write(service.url)
         try:
             service.start(sock.fileno())
@@ -79,16 +80,21 @@ def run(plan: Plan) -> int:
 
 
 class _Service:
-    def __init__(self, plan: Plan, supervisor: Supervisor, lock: DataDirLock, terminal: Terminal, url: str) -> None:
+    def __init__(
+        self, plan: Plan, supervisor: Supervisor, lock: DataDirLock, terminal: Terminal, url: str, shown_url: str
+    ) -> None:
         self.url = url
+        self._shown_url = shown_url
+        """For people, who may sit at another machine."""
         self._plan = plan
         self._supervisor = supervisor
         self._lock = lock
         self._terminal = terminal
         self._logs = plan.tasks.data_dir / "logs"
-        self._probe = Probe(url, plan.preload, supervisor.wake)
+        self._probe = Probe(url, plan.preload, supervisor.wake, plan.tasks.redis_url)
         self._began = time.monotonic()
         self._store: Part | None = None
+        self._store_socket: Path | None = None
         self._parts: list[Part] = []
 
     def start(self, listen_fd: int) -> None:
@@ -101,10 +107,9 @@ class _Service:
         }
         if self._plan.tasks.redis_url:
             say(f"  queue   {configuration.without_password(redis_url)}")
-        self._start_part(
-            "api", self._plan.commands.api, {**shared, environment.LISTEN_FD: str(listen_fd)}, (listen_fd,)
-        )
-        say(f"  api     {self.url}")
+        api = {**shared, environment.LISTEN_FD: str(listen_fd)}
+        self._start_part("api", self._plan.commands.api, api, (listen_fd,), secrets=True)
+        say(f"  api     {self._shown_url}")
         self._start_part("board", self._plan.commands.board, shared)
         say(f"  models  {self._plan.tasks.models_dir}")
         say(f"  logs    {self._logs}")
@@ -112,9 +117,16 @@ class _Service:
     def serve(self) -> None:
         """Tell when the first model is ready, then keep everything alive. Ends by `StopAsked` or `PartFailed`."""
         self._probe.start()
-        told_loading = ready = late = False
+        told_absent = told_loading = ready = late = False
         while True:
             state = self._probe.state
+            absent = self._probe.absent
+            if absent and not told_absent:
+                told_absent = True
+                say(
+                    f"Waiting for Redis at {absent}, where nobody answers. "
+                    "Start it, or look at ROCKCHIPLLAMA_REDIS_URL; without that, the service brings its own."
+                )
             if not ready and state.ready(self._plan.preload):
                 ready = True
                 self._tell_ready(state.loaded or state.models)
@@ -142,11 +154,14 @@ class _Service:
         self._supervisor.let_go()
         if not self._supervisor.drain(lifeline.GRACE + 2.0):
             log.warning("some processes of the service have not ended; the next start waits for them")
+        if self._store_socket is not None:
+            store.clean_up(self._store_socket, self._plan.tasks.data_dir)
 
     def _start_store(self) -> str:
         folder = self._plan.tasks.data_dir / "valkey"
         sock = store.socket_dir(self._plan.tasks.data_dir) / store.SOCKET_NAME
         sock.unlink(missing_ok=True)
+        self._store_socket = sock
         memory = store.memory_limit(store.total_memory(), self._plan.up.store_memory)
         part = store.valkey(
             folder,
@@ -169,7 +184,15 @@ class _Service:
         say(f"  queue   embedded Valkey, files in {folder}, at most {memory // 1024**2} MB")
         return f"unix://{sock}"
 
-    def _start_part(self, name: str, command: Sequence[str], env: dict[str, str], fds: tuple[int, ...] = ()) -> None:
+    def _start_part(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: dict[str, str],
+        fds: tuple[int, ...] = (),
+        *,
+        secrets: bool = False,
+    ) -> None:
         part = Part(
             name,
             command,
@@ -177,6 +200,7 @@ class _Service:
             env=env,
             fds=(self._supervisor.lifeline, self._lock.parts, *fds),
             show=self._terminal.show,
+            secrets=secrets,
         )
         self._parts.append(part)
         self._supervisor.start(part)
@@ -189,7 +213,7 @@ class _Service:
         named = f'"model": "{model}", ' if model else ""
         key = " -H 'Authorization: Bearer YOUR-KEY'" if self._plan.keys else ""
         say(
-            f"\n  curl {self.url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+            f"\n  curl {self._shown_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
             f'    -d \'{{{named}"messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'
             "Ctrl-C stops everything."
         )

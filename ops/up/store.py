@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -77,6 +78,14 @@ def socket_dir(data_dir: Path) -> Path:
     )
 
 
+def clean_up(sock: Path, data_dir: Path) -> None:
+    """Take the socket away, which a killed server leaves behind, and its folder if that lies outside the data directory."""
+    sock.unlink(missing_ok=True)
+    if sock.parent != data_dir.resolve() / "run":
+        with contextlib.suppress(OSError):  # somebody else's business is in there
+            sock.parent.rmdir()
+
+
 def memory_limit(total: int, megabytes: int | None) -> int:
     """Bytes Valkey may fill with jobs, of `total` the machine has."""
     if megabytes is not None:
@@ -114,6 +123,8 @@ def valkey(
         "auto-aof-rewrite-min-size": "32mb",
         "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",  # a job accepted is a job kept: refuse new ones instead
+        "hz": "1",  # an idle board should sleep; what is due at a moment (expired keys that are read, replies) is exact
+        "dynamic-hz": "no",
         "daemonize": "no",
         "logfile": "",
         "always-show-logo": "no",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import signal
 import threading
 import time
@@ -18,20 +17,23 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import read_memory
 from npu.model import Model
 from tasks import keys, lifeline, logs, roster
+from tasks.board.defects import Defects
 from tasks.board.desk import Desk
 from tasks.board.settings import BoardSettings
-from tasks.board.sweep import sweep, uptime
+from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.prompting.cards import card_of
+from tasks.roster import Card
 from tasks.settings import TaskSettings, redis_url
+from tasks.sweep import SWEEP, Sweeper
 
 log = logging.getLogger("rockchipllama.board")
 
 LOOK = 10.0
 """Seconds between two looks into the models folder."""
-SWEEP = 5.0
-"""Seconds between two sweeps."""
+WATCH = 5.0
+"""Seconds between two looks at the workers' breaths."""
 GRACE = 15.0
 """Seconds a worker gets to stop, its own grace for the job in hand included."""
 
@@ -49,12 +51,14 @@ class Agent:
         self._problems: set[str] = set()
         self._announced: set[str] = set()
         self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
-        self._outage = -math.inf
-        """When Redis was last away, in monotonic seconds."""
+        self._sweeper = Sweeper(self._client, settings.lease)
+        self._watchdog = Watchdog(self._client, self._board, self._workers)
         self._redis = Outages(log, "the board")
+        self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
         self._to_load: set[str] = set()
         """Models whose worker is still to be told to load: it listens a moment after it was started."""
+        self._preloaded = False
         self._started = time.time()
         self._leaving = threading.Event()
         self._desk: Desk | None = None
@@ -71,18 +75,17 @@ class Agent:
         self._desk = Desk(
             self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._settings.context_length
         )
-        self._preload()
-        due = {self._breathe: 0.0, self._look: time.monotonic() + LOOK, self._sweep: time.monotonic() + SWEEP}
-        pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP}
+        pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP, self._watchdog.look: WATCH}
+        due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
-            self._workers.tick()
+            self._survive(self._workers.tick)
             self._try(self._tell_to_load)
             for task, at in due.items():
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
                     self._try(task)
         self._desk.close()
-        self._workers.stop_all(GRACE)
+        self._survive(lambda: self._workers.stop_all(GRACE))
         self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
         return 0
 
@@ -137,31 +140,23 @@ class Agent:
             try:
                 self.load(model)
                 return
-            except ModelRefused as error:
+            except (ModelRefused, OSError) as error:
                 log.error("%s", error)
 
     def _look(self) -> None:
         """Read the models folder, and announce what is there."""
-        self._catalog = find_models(self._settings.models_dir)
-        problems = [*self._catalog.problems, *self._catalog.clashes]
-        announced = set()
-        for model in self._catalog.models:
-            try:
-                card = card_of(model, self._board, self._settings.context_length)
-            except ModelRefused as error:
-                # A file that is still being copied is no problem yet.
-                if time.time() - model.created > LOOK:
-                    problems.append(str(error))
-                continue
-            note = self._workers.note(model.id)
-            if note:
-                card = msgspec.structs.replace(card, notes=(*card.notes, note))
-            roster.announce(self._client, card)
-            announced.add(model.id)
+        problems: list[str] = []
+        found = self._read_models(problems)
         for problem in problems:
             if problem not in self._problems:
                 log.warning("%s", problem)
         self._problems = set(problems)
+        if found is None:
+            return
+        for card in found.values():
+            if card is not None:
+                roster.announce(self._client, card)
+        announced = set(found)
         for model_id in sorted(announced - self._announced):
             log.info("found the model %s", model_id)
         for model_id in sorted(self._announced - announced):
@@ -170,6 +165,40 @@ class Agent:
             threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
         self._announced = announced
         roster.withdraw(self._client, self._board, announced)
+        if not self._preloaded:
+            self._preloaded = True
+            self._preload()
+
+    def _read_models(self, problems: list[str]) -> dict[str, Card | None] | None:
+        """The card of each model here, None for one that is known and cannot be read now. None when nothing can be read.
+
+        Adds what is wrong to `problems`. A disk that fails is no outage of Redis, though both are `OSError`s; models on
+        it stay announced, for a worker may hold them in memory.
+        """
+        folder = self._settings.models_dir
+        try:
+            self._catalog = find_models(folder)
+        except OSError as error:
+            problems.append(f"The models folder {folder} cannot be read ({error}). What was found there before stays.")
+            return None
+        problems += [*self._catalog.problems, *self._catalog.clashes]
+        found: dict[str, Card | None] = {}
+        for model in self._catalog.models:
+            try:
+                card = card_of(model, self._board, self._settings.context_length)
+            except ModelRefused as error:
+                # A file that is still being copied is no problem yet.
+                if time.time() - model.created > LOOK:
+                    problems.append(str(error))
+                continue
+            except OSError as error:
+                problems.append(f"The model {model.id} in {model.folder} cannot be read ({error}).")
+                if model.id in self._announced:
+                    found[model.id] = None
+                continue
+            note = self._workers.note(model.id)
+            found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, note)) if note else card
+        return found
 
     def _breathe(self) -> None:
         roster.breathe(
@@ -177,25 +206,36 @@ class Agent:
         )
 
     def _sweep(self) -> None:
-        leases = time.monotonic() > self._outage + self._settings.lease and uptime(self._client) > self._settings.lease
-        for model in {field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))}:
-            sweep(self._client, model, leases=leases)
+        self._sweeper.sweep({field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))})
 
     def _reaches_redis(self) -> bool:
         try:
             return bool(self._client.ping())
         except UNREACHABLE as error:
             self._redis.lost(error)
-            return False
+        except Exception as error:
+            self._defects.met(error)
+        return False
 
     def _try(self, task: Callable[[], None]) -> None:
+        """Do something that needs Redis. The loop goes on whatever comes of it."""
         try:
             task()
         except UNREACHABLE as error:
-            self._outage = time.monotonic()
+            self._sweeper.lost_redis()
+            self._watchdog.forgive()
             self._redis.lost(error)
+        except Exception as error:
+            self._defects.met(error)
         else:
             self._redis.found()
+
+    def _survive(self, task: Callable[[], None]) -> None:
+        """Do something that does not need Redis. The loop goes on whatever comes of it."""
+        try:
+            task()
+        except Exception as error:
+            self._defects.met(error)
 
 
 def main() -> int:

@@ -1,13 +1,12 @@
-"""Answers commands to one board: a few threads, none of which ever waits for a generation."""
+"""Answers commands to one board. Each model has lanes of its own, so none waits for another's, nor for a generation."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 import redis
@@ -17,6 +16,8 @@ from npu.engines import chat_template, describe, open_tokenizer
 from npu.errors import EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
 from tasks import commands, keys
+from tasks.board.defects import Defects
+from tasks.board.lanes import Lanes
 from tasks.connection import UNREACHABLE, Outages
 from tasks.events import FailureCode, encode_events
 from tasks.prompting.failures import failure
@@ -27,15 +28,14 @@ from tasks.settings import TaskSettings
 
 log = logging.getLogger("rockchipllama.board")
 
-THREADS = 4
+WAITING = {"worker": 32, "text": 256, "prepare": 32}
+"""Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
+BUSY = "busy"
+"""The code of the reply to a command that found its lane full."""
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
 AGAIN = 0.25
 """Seconds between two tries of such a preparation."""
-
-
-class _NotYet(Exception):
-    """The model's tokenizer comes up with the model, which is still loading."""
 
 
 class Desk:
@@ -57,19 +57,18 @@ class Desk:
         self._unload = unload
         self._context_length = context_length
         self._preparers: dict[str, tuple[Model, Preparer]] = {}
-        self._postponed: deque[tuple[float, commands.Envelope]] = deque()
-        """Preparations to try again, with the moment they came: they must not hold a thread while a model loads."""
         self._redis = Outages(log, "the command channel")
+        self._defects = Defects(log, "the command channel")
         self._closed = threading.Event()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="desk")
+        self._lanes = Lanes()
         self._listener = threading.Thread(target=self._listen, name="commands", daemon=True)
         self._listener.start()
 
     def close(self) -> None:
         """Take no more commands. Twice is safe."""
         self._closed.set()
+        self._lanes.close()
         self._listener.join(timeout=5)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _listen(self) -> None:
         while not self._closed.is_set():
@@ -78,49 +77,57 @@ class Desk:
                     channel.subscribe(keys.commands(self._settings.board_name))
                     self._redis.found()
                     while not self._closed.is_set():
-                        message = channel.get_message(timeout=AGAIN if self._postponed else 1.0)
+                        message = channel.get_message(timeout=1.0)
                         if message is not None:
-                            self._threads.submit(self._receive, bytes(message["data"]))
-                        else:
-                            for _ in range(len(self._postponed)):
-                                since, envelope = self._postponed.popleft()
-                                self._threads.submit(self._answer, envelope, since)
+                            self._receive(bytes(message["data"]))
             except UNREACHABLE as error:
                 self._redis.lost(error)
                 self._closed.wait(0.5)
+            except Exception as error:
+                self._defects.met(error)
+                self._closed.wait(0.5)
 
     def _receive(self, data: bytes) -> None:
+        """Put a command into its lane."""
         try:
             envelope = commands.decode_envelope(data)
-        except msgspec.DecodeError as error:
-            log.warning("a command of another version was ignored: %s", error)
+        except commands.NotUnderstood as error:
+            log.warning("a command was refused: %s", error)
+            commands.refuse(self._client, error)
             return
-        self._answer(envelope, time.monotonic())
+        model = self._catalog().find(envelope.command.model)
+        kind = _kind(envelope.command)
+        lane = (kind, model.id if model is not None else None)
+        if not self._lanes.submit(lane, partial(self._answer, envelope, time.monotonic()), WAITING[kind]):
+            full = f"Too many commands of this kind wait for '{envelope.command.model}' on this board. Try again later."
+            self._reply(envelope, code=BUSY, error=full)
 
     def _answer(self, envelope: commands.Envelope, since: float) -> None:
-        result: object = None
-        code = error_text = ""
+        """Obey, and reply whatever comes of it: somebody waits."""
         try:
-            result = self._obey(envelope.command)
-        except _NotYet as error:
-            if time.monotonic() - since < PREPARE_PATIENCE:
-                self._postponed.append((since, envelope))
-                return
-            code, error_text = FailureCode.MODEL_UNAVAILABLE, str(error)
+            result = self._obey(envelope.command, since)
+        except OSError as error:
+            log.error("a command failed, the files of %s cannot be read: %s", envelope.command.model, error)
+            why = f"The files of '{envelope.command.model}' cannot be read on this board ({error.strerror or error})."
+            self._reply(envelope, code=FailureCode.MODEL_UNAVAILABLE, error=why)
         except UNREACHABLE as error:
-            log.warning("a command went unanswered, Redis is away: %s", error)
-            return
+            log.warning("a command failed, Redis is away: %s", error)
+            self._reply(envelope, code=FailureCode.INTERNAL, error="The board lost Redis while it did this. Try again.")
         except Exception as error:
             failed = failure(error)
-            code, error_text = failed.code, failed.message
             if failed.code is FailureCode.INTERNAL:
                 log.exception("a command failed")
-        try:
-            commands.reply(self._client, envelope, result, code=code, error=error_text)
-        except UNREACHABLE as error:
-            log.warning("a command went unanswered, Redis is away: %s", error)
+            self._reply(envelope, code=failed.code, error=failed.message)
+        else:
+            self._reply(envelope, result)
 
-    def _obey(self, command: commands.Command) -> object:
+    def _reply(self, envelope: commands.Envelope, result: object = None, *, code: str = "", error: str = "") -> None:
+        try:
+            commands.reply(self._client, envelope, result, code=code, error=error)
+        except UNREACHABLE as away:
+            log.warning("a command went unanswered, Redis is away: %s", away)
+
+    def _obey(self, command: commands.Command, since: float) -> object:
         model = self._catalog().find(command.model)
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
@@ -138,10 +145,23 @@ class Desk:
                     messages, {name: msgspec.json.decode(raw) for name, raw in options.items()}
                 )
             case commands.Prepare(job=job):
-                return self._prepare(model, job)
+                return self._prepare(model, job, since)
 
-    def _prepare(self, model: Model, job: str) -> str:
-        """Check a waiting job; fail it if it can never run. `ready`, `failed`, or `gone` when it does not wait any more."""
+    def _prepare(self, model: Model, job: str, since: float) -> str:
+        """Check a waiting job; fail it if it can never run. `ready`, `failed`, or `gone` when it does not wait any more.
+
+        Some tokenizers come up with their model only. Then all of its preparations wait, in this lane, until it is loaded.
+        """
+        while True:
+            try:
+                return self._check(model, job)
+            except EngineFailed as error:
+                if time.monotonic() - since > PREPARE_PATIENCE or self._closed.wait(AGAIN):
+                    raise ModelRefused(
+                        f"'{model.id}' was not loaded within {time.monotonic() - since:.0f} s: {error}"
+                    ) from error
+
+    def _check(self, model: Model, job: str) -> str:
         state, request = self._client.hmget(keys.job(job), "state", "request")
         if state != b"queued" or request is None:
             return "gone"
@@ -152,8 +172,6 @@ class Desk:
             failed = encode_events([failure(error)])
             where = [keys.job(job), keys.events(job), keys.waiting(model.id)]
             return "failed" if FAIL_QUEUED.run(self._client, where, job, failed, 0) == 1 else "gone"
-        except EngineFailed as error:
-            raise _NotYet(f"'{model.id}' was not loaded within {PREPARE_PATIENCE:.0f} s: {error}") from error
 
     def _preparer(self, model: Model) -> Preparer:
         kept = self._preparers.get(model.id)
@@ -165,3 +183,14 @@ class Desk:
                 Preparer(model, tokenizer, chat_template(model), context_length),
             )
         return kept[1]
+
+
+def _kind(command: commands.Command) -> str:
+    """What is quick must not wait behind what is slow; loading and unloading one model keep their order."""
+    match command:
+        case commands.Load() | commands.Unload():
+            return "worker"
+        case commands.Tokenize() | commands.Render():
+            return "text"
+        case commands.Prepare():
+            return "prepare"

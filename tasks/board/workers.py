@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import subprocess
 import sys
@@ -12,49 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from npu.model import Model
-from tasks import worker_lock
+from tasks.board.process import WorkerProcess, adopt, kill, wait_or_kill
 
 log = logging.getLogger("rockchipllama.board")
 
 STEADY = 60.0
 """Seconds a worker must live for its next death to count as its first."""
-
-
-class Adopted:
-    """A worker that an earlier agent started and left behind: watched by its number, for it is no child of ours."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._process = psutil.Process(pid)
-
-    def poll(self) -> int | None:
-        """None while it lives. How it ended, nobody told us."""
-        if self.returncode is None and not _lives(self._process):
-            self.returncode = 0
-        return self.returncode
-
-    def terminate(self) -> None:
-        """Ask it to leave."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._process.terminate()
-
-    def kill(self) -> None:
-        """End it."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._process.kill()
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end. Raises `subprocess.TimeoutExpired`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (ended := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
-            time.sleep(0.02)
-        return ended
 
 
 @dataclass
@@ -63,12 +26,12 @@ class WorkerChild:
 
     model: Model
     memory_bytes: int
-    process: subprocess.Popen[bytes] | Adopted | None = None
+    process: WorkerProcess | None = None
     started: float = 0.0
     start_at: float = 0.0
     deaths: int = 0
-    last_exit: int | None = None
-    stopping: bool = False
+    last_end: str = ""
+    """How it ended the last time, in words."""
 
 
 @dataclass
@@ -80,13 +43,15 @@ class Workers:
     longest_pause: float
     pass_fds: tuple[int, ...]
     _children: dict[str, WorkerChild] = field(default_factory=dict)
+    _leaving: dict[str, WorkerProcess] = field(default_factory=dict)
+    """Workers that were told to stop and still live. Their successors start after them."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, model: Model, memory_bytes: int) -> None:
         """Have a worker of this model from now on. One that is there already stays as it is."""
         with self._lock:
             child = self._children.get(model.id)
-            if child is None or child.stopping:
+            if child is None:
                 child = self._children[model.id] = WorkerChild(model, memory_bytes)
                 self._spawn(child)
             else:
@@ -96,17 +61,41 @@ class Workers:
         """Stop the worker of a model; False when there is none. Waits at most `grace` seconds, then kills."""
         with self._lock:
             child = self._children.pop(model_id, None)
-        if child is None:
-            return False
-        child.stopping = True
-        _end([child], grace)
+            if child is None:
+                return False
+            process = child.process
+            if process is None:
+                return True
+            self._leaving[model_id] = process
+        try:
+            process.terminate()
+            wait_or_kill([process], grace)
+        finally:
+            with self._lock:
+                del self._leaving[model_id]
         return True
 
     def stop_all(self, grace: float) -> None:
         """Stop every worker, together."""
         with self._lock:
             children, self._children = list(self._children.values()), {}
-        _end(children, grace)
+            leaving = list(self._leaving.values())
+        living = [child.process for child in children if child.process is not None]
+        for process in living:
+            process.terminate()
+        wait_or_kill([*living, *leaving], grace)
+
+    def kill(self, model_id: str) -> None:
+        """End the worker of a model at once. `tick` then starts it again, as after any death."""
+        with self._lock:
+            child = self._children.get(model_id)
+            if child is not None and child.process is not None:
+                kill(child.process)
+
+    def living(self) -> dict[str, int]:
+        """The model and the process of each worker that runs and was not told to stop."""
+        with self._lock:
+            return {model: child.process.pid for model, child in self._children.items() if child.process is not None}
 
     def reserved(self) -> int:
         """Bytes of memory that the models of all workers were estimated at."""
@@ -124,7 +113,7 @@ class Workers:
             child = self._children.get(model_id)
             if child is None or child.deaths == 0:
                 return None
-            return f"its worker died {child.deaths} times in a row (last exit code {child.last_exit})"
+            return f"its worker died {child.deaths} times in a row ({child.last_end})"
 
     def tick(self) -> None:
         """Notice the dead, and start again whoever has waited long enough."""
@@ -132,56 +121,37 @@ class Workers:
         with self._lock:
             for child in self._children.values():
                 if child.process is not None and child.process.poll() is not None:
-                    self._bury(child, now)
+                    self._bury(child, f"last exit code {child.process.returncode}")
                 if child.process is None and now >= child.start_at:
                     self._spawn(child)
 
-    def _bury(self, child: WorkerChild, now: float) -> None:
-        assert child.process is not None
-        child.last_exit = child.process.returncode
+    def _bury(self, child: WorkerChild, end: str) -> None:
+        now = time.monotonic()
         child.deaths = child.deaths + 1 if now - child.started < STEADY else 1
-        pause = min(self.longest_pause, 2.0 ** (child.deaths - 1))
-        child.start_at = now + pause
+        child.last_end = end
         child.process = None
-        log.error(
-            "the worker of %s ended with code %s; starting it again in %.0f s", child.model.id, child.last_exit, pause
-        )
+        pause = min(self.longest_pause, 2.0 ** min(child.deaths - 1, 30))
+        child.start_at = now + pause
+        log.error("the worker of %s is gone (%s); starting it again in %.0f s", child.model.id, end, pause)
 
     def _spawn(self, child: WorkerChild) -> None:
+        if child.model.id in self._leaving:
+            return  # `tick` tries again: adopting the one that leaves would be the death of the new one
         child.started = time.monotonic()
-        pid = worker_lock.holder(self.data_dir, child.model.id)
-        if pid is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.process = Adopted(pid)
-                log.info("adopted the worker of %s pid=%d", child.model.id, pid)
+        try:
+            child.process = adopt(self.data_dir, child.model.id)
+            if child.process is not None:
+                log.info("adopted the worker of %s pid=%d", child.model.id, child.process.pid)
                 return
-        child.process = subprocess.Popen(
-            self.command(child.model), stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self.pass_fds
-        )
+            child.process = subprocess.Popen(
+                self.command(child.model), stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self.pass_fds
+            )
+        except OSError as error:
+            self._bury(child, f"it could not be started: {error}")
+            return
         log.info("started a worker of %s pid=%d", child.model.id, child.process.pid)
 
 
 def worker_command(model: Model) -> list[str]:
     """The command line of a worker."""
     return [sys.executable, "-m", "ops.cli.main", "worker", model.id]
-
-
-def _lives(process: psutil.Process) -> bool:
-    # Where nobody reaps orphans (a container whose first process is no init), the dead stay as zombies for ever.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _end(children: list[WorkerChild], grace: float) -> None:
-    living = [child.process for child in children if child.process is not None and child.process.poll() is None]
-    for process in living:
-        process.terminate()
-    deadline = time.monotonic() + grace
-    for process in living:
-        try:
-            process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            log.warning("worker pid=%d did not stop within %.0f s and was killed", process.pid, grace)
-            process.kill()
-            process.wait()

@@ -18,7 +18,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.stack import LIMIT, eventually, free_port
+from ops.up import listen
+from ops.up.store import SOCKET_NAME, server_binary, socket_dir
+from tests.stack import LIMIT, Stack, eventually, free_port
 
 MANIFEST = 'engine = "echo"\nid = "echo"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
 
@@ -26,7 +28,7 @@ MANIFEST = 'engine = "echo"\nid = "echo"\ncontext_length = 8192\n[engine_options
 class Up:
     """One `rockchipllama up`, what it said, and every process it was ever seen to have."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.folder = folder
         models = folder / "models" / "echo"
         if not models.exists():
@@ -40,7 +42,8 @@ class Up:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+            env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")}
+            | variables,
             start_new_session=True,
         )
         self.said = ""
@@ -166,8 +169,13 @@ def test_stopping_with_an_open_stream(folder: Path, number: signal.Signals) -> N
 
 
 def test_a_second_ctrl_c_hurries(folder: Path) -> None:
-    """A long answer is not waited for then; the code is still 0, and nothing is left."""
-    up = Up(folder).until_ready()
+    """A long answer is not waited for then; the code is still 0, and nothing is left, in /tmp neither."""
+    long = folder / ("x" * 100)  # too long for a socket, which therefore lies elsewhere
+    long.mkdir()
+    sockets = socket_dir(long)
+    assert folder not in sockets.parents
+    up = Up(folder, "--data-dir", str(long)).until_ready()
+    assert (sockets / SOCKET_NAME).exists()
     body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x" * 6000}]}
     with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=body, timeout=LIMIT) as reply:
         lines = reply.iter_lines()
@@ -180,6 +188,7 @@ def test_a_second_ctrl_c_hurries(folder: Path) -> None:
             list(lines)
     assert up.ended() == 0
     eventually(lambda: not up.left(), limit=30, what="the end of every process")
+    assert not sockets.exists()
 
 
 def test_kill_9_leaves_nothing_and_loses_nothing(folder: Path) -> None:
@@ -224,3 +233,57 @@ def test_a_second_up_says_so_in_one_sentence(folder: Path) -> None:
     ask(first.url, "still here")
     first.signal(signal.SIGINT)
     assert first.ended() == 0
+
+
+def test_an_absent_redis_is_waited_for_aloud(folder: Path) -> None:
+    """It is said at once, with the place and without the password; when it is there, all goes well."""
+    port = free_port()
+    up = Up(folder, "--redis-url", f"redis://default:sesame@127.0.0.1:{port}/0")
+    eventually(lambda: f"Waiting for Redis at 127.0.0.1:{port}" in up.said, what="the news")
+    server = [str(server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "sesame", "--save", ""]
+    with subprocess.Popen(server, cwd=folder, stdout=subprocess.DEVNULL) as valkey:
+        try:
+            up.until_ready()
+            ask(up.url, "at last")
+            up.signal(signal.SIGINT)
+            assert up.ended() == 0
+        finally:
+            valkey.terminate()
+    assert up.said.count("Waiting for Redis") == 1
+    assert "sesame" not in up.said
+
+
+def test_only_the_api_knows_its_keys_and_the_network_its_address(folder: Path) -> None:
+    """What the other parts were started with holds no key; the line to try works from another machine."""
+    up = Up(folder, "--host", "0.0.0.0", ROCKCHIPLLAMA_API_KEYS="sesame").until_ready()
+    knowing = [process for process in up.family[1:] if "sesame" in process.environ().values()]
+    assert [process.cmdline()[-1] for process in knowing] == ["api"]
+    assert any(process.cmdline()[-2:] == ["worker", "echo"] for process in up.family)
+    found = re.search(r"^  api     (http://\S+)$", up.said, re.MULTILINE)
+    assert found, up.said
+    with listen.listen("0.0.0.0", 0) as sock:
+        assert found[1].rpartition(":")[0] == listen.network_url(sock).rpartition(":")[0]
+    assert f"curl {found[1]}/v1/chat/completions" in up.curl
+    assert "Bearer YOUR-KEY" in up.curl
+    reply = httpx.get(f"{found[1]}/v1/models", headers={"authorization": "Bearer sesame"}, timeout=LIMIT)
+    assert reply.json()["data"][0]["id"] == "echo"
+    up.signal(signal.SIGINT)
+    assert up.ended() == 0
+
+
+def test_a_worker_alone_with_its_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not inherit the API's keys from a board that was started with them; killed hard, it leaves no folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    kept = set(Path("/dev/shm").glob("pymp-*"))
+    with Stack({"echo": {}}, default_model="echo", api_keys="sesame") as stack:
+        eventually(lambda: stack.state("echo") == "loaded", what="a loaded model")
+        worker = stack.worker("echo")
+        family = [worker, *worker.children(recursive=True)]
+        assert len(family) >= 2
+        assert not any("sesame" in process.environ().values() for process in family)
+        assert {process.environ()["TMPDIR"] for process in family} == {str(tmp_path)}
+        for process in family:
+            process.kill()
+        eventually(lambda: not any(map(lives, family)), what="the end of the worker")
+        assert list(tmp_path.iterdir()) == []
+        assert set(Path("/dev/shm").glob("pymp-*")) == kept

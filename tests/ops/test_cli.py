@@ -55,6 +55,15 @@ def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_mistyped_address_is_told_as_such() -> None:
+    """Not as one that would let everybody in."""
+    done = run("up", "--host", "bogus.invalid", "--port", "0", "--data-dir", "/nonexistent/data")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "'bogus.invalid' is neither an address nor a name that is known here" in done.stderr
+    assert "--host" in done.stderr
+
+
 def test_the_version_is_one_line() -> None:
     """Name and number."""
     done = run("--version")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections import deque
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from ops.up import listen, lock, store
 from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
-from ops.up.ready import Readiness, _read
+from ops.up.ready import Readiness, _read, listens, place
 
 
 def test_one_up_per_data_dir(tmp_path: Path) -> None:
@@ -57,6 +60,69 @@ def test_the_url_reaches_the_socket(host: str) -> None:
         assert listen.url(sock).endswith(f":{port}")
         assert "0.0.0.0" not in listen.url(sock)
         socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_the_network_finds_it_too() -> None:
+    """Listening everywhere, people are shown an address that another machine can use; listening on one, that one."""
+    with listen.listen("0.0.0.0", 0) as sock:
+        port = sock.getsockname()[1]
+        shown = urlsplit(listen.network_url(sock))
+        assert shown.port == port
+        own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+        assert shown.hostname in own and shown.hostname != "0.0.0.0"
+        routes = Path("/proc/net/route").read_text().splitlines()[1:]
+        if any(line.split()[1] == "00000000" for line in routes):  # this machine is in a network
+            assert not str(shown.hostname).startswith("127.")
+        socket.create_connection((str(shown.hostname), port)).close()
+    with listen.listen("127.0.0.1", 0) as sock:
+        assert listen.network_url(sock) == listen.url(sock)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://me:sesame@example.net:1/0", "example.net:1"),
+        ("rediss://example.net", "example.net:6379"),
+        ("redis://:sesame@[::1]/3", "[::1]:6379"),
+        ("unix://me:sesame@/run/redis.sock?db=1", "/run/redis.sock"),
+    ],
+)
+def test_where_redis_should_be(url: str, shown: str) -> None:
+    """Without what nobody should read over a shoulder."""
+    assert place(url) == shown
+
+
+def test_whether_anybody_listens(tmp_path: Path) -> None:
+    """On a port or a socket."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://:sesame@127.0.0.1:{server.getsockname()[1]}/0"
+        assert listens(url)
+    assert not listens(url)
+    path = tmp_path / "redis.sock"
+    assert not listens(f"unix://{path}?db=0")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        assert listens(f"unix://{path}?db=0")
+
+
+def test_what_a_killed_server_leaves_is_cleaned_up(tmp_path: Path) -> None:
+    """The socket; its folder too where it is not the data directory's. What else lies there stays."""
+    short, long = tmp_path / "d", tmp_path / ("x" * 100)
+    for data_dir in (short, long):
+        data_dir.mkdir()
+        sock = store.socket_dir(data_dir) / store.SOCKET_NAME
+        for _ in range(2):  # twice is safe
+            sock.touch()
+            store.clean_up(sock, data_dir)
+            store.clean_up(sock, data_dir)
+            assert not sock.exists()
+            assert sock.parent.exists() is (sock.parent == data_dir.resolve() / "run")
+            sock.parent.mkdir(exist_ok=True)
+        (sock.parent / "other").touch()
+        store.clean_up(sock, data_dir)
+        assert (sock.parent / "other").exists()
+        shutil.rmtree(sock.parent)
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "a" * 300])

@@ -129,6 +129,7 @@ def test_ctrl_c_stops_everything_in_order(up: Callable[..., Up]) -> None:
     """API first, then the board, the store last; nothing is left and the exit code is 0."""
     one = up()
     one.is_up()
+    assert _redis(one, b"CONFIG GET hz\r\n").split() == [b"*2", b"$2", b"hz", b"$1", b"1"]  # it lets the board sleep
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 0
     words = [line.rsplit(" ", 1)[0] for line in one.journal.read_text().splitlines()]

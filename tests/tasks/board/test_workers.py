@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -302,3 +304,84 @@ def test_the_lock_is_no_worker(board: Board) -> None:
     path.write_text(str(os.getpid()))
     board.start()
     assert board.begun() == [board.pid()]
+
+
+def test_whoever_is_wanted_again_starts_after_the_one_that_leaves(board: Board) -> None:
+    """It is never adopted, though it still holds the lock: that would be the death of the new one."""
+    code = (
+        "import os, pathlib, signal, sys, threading; from tasks import worker_lock; here = pathlib.Path(sys.argv[1]); "
+        "worker_lock.take(here, 'm'); go = threading.Event(); "
+        "signal.signal(signal.SIGTERM, lambda *_: ((here / 'told').touch(), go.set())); "
+        "(here / 'started').write_text(str(os.getpid()) + chr(10)); go.wait(); "
+        "[threading.Event().wait(0.02) for _ in iter(lambda: (here / 'go').exists(), True)]"
+    )
+    board.line = f"cd {ROOT} && exec {sys.executable} -c {shlex.quote(code)} {board.folder}"
+    board.start()
+    [first] = board.begun()
+    stopping = threading.Thread(target=board.workers.stop, args=("m", LIMIT))
+    stopping.start()
+    eventually(lambda: (board.folder / "told").exists(), what="the word to leave")
+    board.line = LIVES
+    board.start()
+    board.workers.tick()
+    assert board.workers.has("m") and board.child().process is None
+    assert worker_lock.holder(board.folder, "m") == first
+    (board.folder / "go").touch()
+    stopping.join(LIMIT)
+    assert gone(first)
+    board.workers.tick()
+    assert board.begun(2) == [first, board.pid()]
+    assert board.workers.note("m") is None
+
+
+def test_stop_all_waits_for_those_that_leave_already(board: Board) -> None:
+    """An agent that ends leaves nobody behind whom it has told to go."""
+    board.line = STUBBORN
+    board.start()
+    [pid] = board.begun()
+    stopping = threading.Thread(target=board.workers.stop, args=("m", LIMIT))
+    stopping.start()
+    eventually(lambda: not board.workers.has("m"), what="the stop")
+    board.workers.stop_all(0.1)
+    assert gone(pid)
+    stopping.join(LIMIT)
+
+
+def test_a_kill_takes_the_whole_family(board: Board) -> None:
+    """Its child, which leads a group of its own, and an orphan of its group, which is nobody's child any more: each may
+    hold the model, and a stopped one would never notice. The worker is started again like any other."""
+    child = "setsid sh -c 'echo $$ >> started; exec sleep 1000' &"
+    orphan = "sh -c 'sh -c \"echo \\$\\$ >> started; exec sleep 1000\" &';"
+    board.line = f"{child} {orphan} echo $$ >> started; wait"
+    board.start()
+    pids = board.begun(3)
+    assert len({os.getpgid(pid) for pid in pids}) == 2
+    assert len({psutil.Process(pid).ppid() for pid in pids} & {board.pid()}) == 1
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    assert board.workers.living() == {"m": board.pid()}
+    board.workers.kill("m")
+    eventually(lambda: all(gone(pid) for pid in pids), what="the end of all")
+    board.dead()
+    board.workers.tick()
+    assert board.workers.note("m") == "its worker died 1 times in a row (last exit code -9)"
+    assert board.workers.living() == {}
+    board.workers.kill("m")  # there is none to kill
+    board.start()
+    board.workers.tick()
+    assert board.begun(6)
+
+
+def test_one_that_cannot_be_started_holds_up_no_other(board: Board, clock: Clock) -> None:
+    """It is tried again after a pause, like one that died."""
+    real = board._command
+    board.workers.command = lambda model: [f"{board.folder}/nothing"] if model.id == "m" else real(model)
+    board.start("m")
+    board.start("n")
+    assert board.begun() == [board.pid("n")]
+    assert board.child("m").start_at - clock.now == 1
+    assert "could not be started" in (board.workers.note("m") or "")
+    board.workers.command = real
+    clock.now += 1
+    board.workers.tick()
+    assert board.begun(2)[1] == board.pid("m")

@@ -1,0 +1,221 @@
+"""The agent's loop: it goes on whatever happens, and takes no failing disk for a lost Redis."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from npu.catalog import Catalog
+from npu.model import Model
+from tasks import keys, roster
+from tasks.board import agent as module
+from tasks.board.agent import Agent
+from tasks.board.defects import AGAIN, Defects
+from tasks.board.settings import BoardSettings
+from tasks.roster import Card
+from tasks.settings import TaskSettings
+from tests.stack import LIMIT, eventually
+
+MANIFEST = 'engine = "echo"\nid = "%s"\n'
+
+
+class Board:
+    """An agent in a thread, whose workers do nothing but live, and which looks often."""
+
+    def __init__(self, client: redis.Redis, url: str, folder: Path) -> None:
+        self.client = client
+        self.models = folder / "models"
+        self.add("first")
+        settings = TaskSettings(redis_url=url, data_dir=folder / "data", models_dir=self.models, board_name="one")
+        self.agent = Agent(settings, BoardSettings())
+        self.agent._workers.command = lambda _: ["/bin/sleep", "1000"]
+        self._thread = threading.Thread(target=self.agent.run)
+
+    def add(self, name: str) -> None:
+        (self.models / name).mkdir(parents=True)
+        (self.models / name / "manifest.toml").write_text(MANIFEST % name)
+
+    def start(self) -> None:
+        self._thread.start()
+        self.knows("first")
+
+    def knows(self, name: str) -> None:
+        """Wait for a model's card."""
+        eventually(lambda: self.client.hexists(keys.CARDS, f"{name}/one"), what=f"the card of {name}")
+
+    def goes_on(self) -> None:
+        """It notices a new model."""
+        self.add("another")
+        self.knows("another")
+        assert self._thread.is_alive()
+
+    def leave(self) -> None:
+        self.agent.leave()
+        if self._thread.ident is not None:
+            self._thread.join(LIMIT)
+        self.agent._workers.stop_all(0.0)
+
+
+@pytest.fixture
+def board(client: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    for pause in ("LOOK", "SWEEP", "WATCH"):
+        monkeypatch.setattr(module, pause, 0.1)
+    made = Board(client, valkey_url, tmp_path)
+    yield made
+    made.leave()
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: Exception, times: int) -> threading.Event:
+    """Have a function raise so many times, and then work again; the event is set with the last time."""
+    real: Callable[..., object] = getattr(owner, name)
+    done = threading.Event()
+    left = times
+
+    def played(*words: object, **more: object) -> object:
+        nonlocal left
+        if left == 0:
+            return real(*words, **more)
+        left -= 1
+        if left == 0:
+            done.set()
+        raise type(error)(*error.args)
+
+    monkeypatch.setattr(owner, name, played)
+    return done
+
+
+@pytest.mark.parametrize("where", ["_workers.tick", "_look", "_sweep", "_tell_to_load", "_watchdog.look", "_preload"])
+def test_a_defect_ends_no_loop(
+    board: Board, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, with its traceback."""
+    owner: object = board.agent
+    *path, name = where.split(".")
+    for word in path:
+        owner = getattr(owner, word)
+    times = 1 if name in ("_preload", "_look") else 3
+    done = fails(monkeypatch, owner, name, ZeroDivisionError("played"), times)
+    board.start()
+    assert done.wait(LIMIT)
+    board.goes_on()
+    told = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("name", "times"), [("tick", 3), ("start", 1)], ids=["in the loop", "at the start"])
+def test_workers_that_cannot_be_looked_after_are_no_outage(
+    board: Board, name: str, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No memory for a process is an `OSError`, as a broken connection is."""
+    done = fails(monkeypatch, board.agent._workers, name, OSError(errno.ENOMEM, "Cannot allocate memory"), times)
+    board.start()
+    assert done.wait(LIMIT)
+    board.goes_on()
+    assert "Cannot allocate memory" in caplog.text
+    assert "lost Redis" not in caplog.text
+
+
+def test_a_full_redis_ends_nothing(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, like an outage; nobody is judged by leases or silence then; with room again, all goes on."""
+    caplog.set_level(logging.WARNING)
+    forgiven = threading.Event()
+    monkeypatch.setattr(board.agent._watchdog, "forgive", forgiven.set)
+    board.start()
+    client.config_set("maxmemory", "1")
+    try:
+        board.add("late")
+        eventually(lambda: "the board lost Redis" in caplog.text, what="the news")
+        assert forgiven.is_set()
+    finally:
+        client.config_set("maxmemory", "512mb")
+    board.knows("late")
+
+
+def test_a_pulled_stick_is_told_and_is_no_outage(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was found stays announced and served; what is lost on the way is named."""
+    board.start()
+    eventually(lambda: board.agent._workers.living(), what="a worker")
+    swept = board.agent._sweeper._outage
+    with monkeypatch.context() as patched:
+        done = fails(patched, module, "find_models", OSError(errno.EIO, "Input/output error"), 5)
+        assert done.wait(LIMIT)
+    assert caplog.text.count("cannot be read ([Errno 5] Input/output error). What was found there before stays.") == 1
+    assert "lost Redis" not in caplog.text and board.agent._sweeper._outage == swept
+    assert client.hexists(keys.CARDS, "first/one")
+    assert board.agent._workers.has("first")
+    board.goes_on()
+
+
+def test_one_model_that_cannot_be_read_hides_no_other(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A known one stays, for its worker may hold it in memory; an unknown one is not announced."""
+    board.start()
+    real = module.card_of
+
+    def played(model: Model, name: str, context_length: int | None) -> Card:
+        if model.id in ("first", "fresh"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(model, name, context_length)
+
+    monkeypatch.setattr(module, "card_of", played)
+    board.add("fresh")
+    eventually(lambda: "The model fresh in" in caplog.text, what="the news")
+    board.goes_on()
+    assert client.hexists(keys.CARDS, "first/one") and not client.hexists(keys.CARDS, "fresh/one")
+    assert board.agent._workers.has("first")
+    assert "lost Redis" not in caplog.text
+
+
+def test_what_could_not_be_looked_at_first_is_loaded_later(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that is loaded with the start waits for the first look that succeeds."""
+    fails(monkeypatch, roster, "announce", redis.exceptions.ReadOnlyError("You can't write against a replica."), 3)
+    board.start()
+    eventually(lambda: board.agent._workers.has("first"), what="a worker")
+
+
+def test_a_file_that_cannot_be_read_is_not_preloaded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next model is tried."""
+    board.agent._catalog = Catalog(tuple(Model(id=name, engine="echo", folder=board.models) for name in "ab"))
+    board.agent._announced = {"a", "b"}
+    fails(monkeypatch, module, "describe", OSError(errno.EIO, "Input/output error"), 1)
+    board.agent._preload()
+    assert board.agent._workers.has("b") and not board.agent._workers.has("a")
+
+
+def test_a_defect_is_told_again_only_after_long(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind by itself: the same class from another place is another one."""
+    now = 1000.0
+    monkeypatch.setattr("tasks.board.defects.time", SimpleNamespace(monotonic=lambda: now))
+    defects = Defects(logging.getLogger("test"), "the test")
+
+    def here() -> None:
+        raise ValueError("here")
+
+    def there() -> None:
+        raise ValueError("there")
+
+    def met(place: Callable[[], None]) -> int:
+        caplog.clear()
+        try:
+            place()
+        except ValueError as error:
+            defects.met(error)
+        return len(caplog.records)
+
+    assert [met(here), met(here), met(there), met(there)] == [1, 0, 1, 0]
+    now += AGAIN
+    assert [met(here), met(here)] == [1, 0]

@@ -1,0 +1,199 @@
+"""The watchdog: whoever lives and does not breathe is ended; whoever cannot be heard is not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from npu.model import Model
+from tasks import keys, roster
+from tasks.board import watchdog as module
+from tasks.board.agent import Agent
+from tasks.board.settings import BoardSettings
+from tasks.board.watchdog import Watchdog
+from tasks.board.workers import Workers
+from tasks.roster import Presence
+from tasks.settings import TaskSettings
+from tests.stack import LIMIT, eventually
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Kennel:
+    """A watchdog over workers that do nothing but live; the test breathes for them, and lets time pass."""
+
+    def __init__(self, client: redis.Redis, folder: Path, clock: Clock) -> None:
+        self.client = client
+        self.clock = clock
+        self.workers = Workers(lambda _: ["/bin/sleep", "1000"], folder, 60.0, ())
+        self.watchdog = Watchdog(client, "one", self.workers, silence=60, first_breath=120)
+        self.folder = folder
+        self.killed: list[str] = []
+        self._breaths = 0
+        self._kill = self.workers.kill
+        self.workers.kill = self._note_and_kill  # type: ignore[method-assign]
+
+    def _note_and_kill(self, name: str) -> None:
+        self.killed.append(name)
+        self._kill(name)
+
+    def start(self, name: str) -> int:
+        self.workers.start(Model(id=name, engine="echo", folder=self.folder), 0)
+        return self.workers.living()[name]
+
+    def breathe(self, name: str) -> None:
+        self._breaths += 1
+        self.client.hset(keys.PRESENCE, f"{name}@one", f"{self._breaths}:{{}}")
+
+    def passes(self, seconds: int) -> None:
+        """Time, with a look each five seconds."""
+        for _ in range(0, seconds, 5):
+            self.clock.now += 5
+            self.watchdog.look()
+
+
+@pytest.fixture
+def kennel(client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kennel]:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    made = Kennel(client, tmp_path, clock)
+    yield made
+    made.workers.stop_all(0.0)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_silence_is_the_end(kennel: Kennel, caplog: pytest.LogCaptureFixture) -> None:
+    """After the limit, not before; of the silent one only; and it is said."""
+    silent = kennel.start("silent")
+    kennel.start("busy")
+    kennel.passes(5)
+    kennel.breathe("silent")
+    for _ in range(13):
+        kennel.breathe("busy")
+        kennel.passes(5)
+    assert kennel.killed == []
+    kennel.client.hdel(keys.PRESENCE, "silent@one")  # the roster forgets who is silent; that is no breath
+    kennel.breathe("busy")
+    kennel.passes(5)
+    eventually(lambda: gone(silent), what="the end of the silent one")
+    assert kennel.killed == ["silent"]
+    assert f"the worker of silent pid={silent} lives but has not breathed for 65 s" in caplog.text
+
+
+def test_a_new_worker_gets_longer(kennel: Kennel) -> None:
+    """It breathes when it has started. Its predecessor's last breath is not its own."""
+    kennel.breathe("m")
+    pid = kennel.start("m")
+    kennel.passes(125)
+    assert kennel.killed == []
+    kennel.passes(5)
+    eventually(lambda: gone(pid), what="the end of one that never breathed")
+
+
+def test_a_successor_is_judged_by_itself(kennel: Kennel) -> None:
+    """Its time begins when it is first seen."""
+    pid = kennel.start("m")
+    kennel.passes(5)
+    kennel.breathe("m")
+    kennel.passes(60)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: gone(pid), what="a death")
+    kennel.workers.stop("m", LIMIT)
+    kennel.start("m")
+    kennel.passes(120)
+    assert kennel.killed == []
+
+
+def test_nobody_is_judged_after_an_outage(kennel: Kennel) -> None:
+    """One whole period is given first: while Redis is away nobody can be heard."""
+    pid = kennel.start("m")
+    kennel.passes(5)
+    kennel.breathe("m")
+    kennel.passes(60)
+    kennel.watchdog.forgive()
+    kennel.passes(60)
+    assert kennel.killed == []
+    kennel.passes(5)
+    eventually(lambda: gone(pid), what="the end of the silent one")
+
+
+def test_a_look_that_comes_late_judges_nobody(kennel: Kennel) -> None:
+    """Whoever was stopped together with its agent has had no time to breathe."""
+    kennel.start("m")
+    kennel.passes(5)
+    kennel.breathe("m")
+    kennel.passes(5)
+    kennel.clock.now += 3600
+    kennel.watchdog.look()
+    kennel.passes(60)
+    assert kennel.killed == []
+
+
+@pytest.fixture
+def agent(
+    client: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Agent, threading.Thread]]:
+    """A real agent with a real worker, and short limits."""
+    folder = tmp_path / "models" / "echo"
+    folder.mkdir(parents=True)
+    (folder / "manifest.toml").write_text('engine = "echo"\nid = "echo"\n')
+    settings = TaskSettings(
+        redis_url=valkey_url, data_dir=tmp_path / "data", models_dir=tmp_path / "models", board_name="one"
+    )
+    for name in ("redis_url", "data_dir", "models_dir", "board_name"):
+        monkeypatch.setenv(f"ROCKCHIPLLAMA_{name.upper()}", str(getattr(settings, name)))
+    monkeypatch.setattr("tasks.board.agent.WATCH", 0.5)
+    made = Agent(settings, BoardSettings())
+    made._watchdog = Watchdog(client, "one", made._workers, silence=4 * roster.BREATH, first_breath=LIMIT)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    yield made, thread
+    made.leave()
+    thread.join(LIMIT)
+    made._workers.stop_all(0.0)
+
+
+def worker(agent: Agent) -> psutil.Process:
+    eventually(lambda: agent._workers.living(), what="a worker")
+    return psutil.Process(agent._workers.living()["echo"])
+
+
+def breath(client: redis.Redis) -> Presence | None:
+    raw = client.hget(keys.PRESENCE, "echo@one")
+    if raw is None:
+        return None
+    return Presence(**json.loads(bytes(raw).partition(b":")[2]))  # type: ignore[arg-type]
+
+
+def test_a_stopped_worker_is_replaced(
+    agent: tuple[Agent, threading.Thread], client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real one, whose child was stopped while it served: parent and child end, and another breathes soon."""
+    first = worker(agent[0])
+    eventually(lambda: (breath(client) or Presence(name="", board="")).state == "loaded", what="a loaded model")
+    [child] = [process for process in first.children() if process.cmdline()[-2:] == ["worker", "echo"]]
+    child.suspend()
+    eventually(lambda: gone(first.pid) and gone(child.pid), what="the end of the stuck worker")
+    assert "lives but has not breathed" in caplog.text
+    eventually(lambda: agent[0]._workers.living().get("echo", first.pid) != first.pid, what="another worker")
+    client.delete(keys.PRESENCE)
+    eventually(lambda: breath(client) is not None, what="its breath")
