@@ -18,6 +18,7 @@ from api.errors import Renderer
 from api.fronts import Front, front_of
 from api.leniency import Leniency
 from api.needs import Services
+from api.origins import LOCAL_ORIGINS
 from api.request_log import RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
@@ -26,9 +27,6 @@ from tasks.settings import TaskSettings
 
 FRONTS: tuple[Front, ...] = (openai.FRONT,)
 """Every dialect that is spoken. A path that none claims for itself is answered by the first."""
-
-LOCAL_ORIGINS = r"(?:https?|tauri|app|vscode-webview)://(?:[a-z0-9-]+\.)?(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?"
-"""Pages and desktop applications of this machine."""
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[Services]]
 """Opens and closes what routes need, and yields it."""

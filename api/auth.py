@@ -1,4 +1,4 @@
-"""Who may use the API: a key, or an address in a trusted network."""
+"""Who may use the API: a key, or an address in a trusted network, called as this server may be called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import Problem, Renderer, respond
+from api.origins import Origins
 from api.settings import ApiSettings
 
 OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/docs", "/openapi.json"})
@@ -52,31 +53,44 @@ def owner_of(http: Request) -> str:
 
 
 class Auth:
-    """ASGI middleware that lets through who may pass. With neither keys nor networks set, everybody may."""
+    """ASGI middleware that lets through who may pass. With neither keys nor networks set, everybody may.
+
+    Who shows no key may do so only under the server's own names and from its own pages (`Origins`).
+    """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings, renderer_of: Callable[[Scope], Renderer]) -> None:
         self.app = app
         self.renderer_of = renderer_of
         self._digests = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
         self._networks = [ipaddress.ip_network(word) for word in settings.trusted_networks]
+        self._origins = Origins(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope[OWNER] = scope["client"][0] if scope.get("client") else ""
-            if (self._digests or self._networks) and not self._may_pass(scope):
-                problem = Problem(
-                    401,
-                    "invalid_api_key",
-                    "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
-                    if self._digests
-                    else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
-                    "and it has no API keys.",
-                )
+            problem = self.refusal(scope)
+            if problem is not None:
                 await respond(problem, self.renderer_of(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
+    def refusal(self, scope: Scope) -> Problem | None:
+        """Why this request may not pass; None when it may."""
+        path: str = scope["path"]
+        if self._shows_key(scope) or path in OPEN or path.startswith(OPEN_BELOW):
+            return None
+        if not (self._digests or self._networks) or self._trusted(scope):
+            return self._origins.refusal(scope)
+        return Problem(
+            401,
+            "invalid_api_key",
+            "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
+            if self._digests
+            else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
+            "and it has no API keys.",
+        )
+
+    def _shows_key(self, scope: Scope) -> bool:
         key = _presented(scope)
         if key is not None and self._digests:
             digest = _digest(key)
@@ -84,8 +98,7 @@ class Auth:
             if sum(hmac.compare_digest(digest, known) for known in self._digests):
                 scope[OWNER] = "key:" + digest.hex()[:16]
                 return True
-        path: str = scope["path"]
-        return path in OPEN or path.startswith(OPEN_BELOW) or self._trusted(scope)
+        return False
 
     def _trusted(self, scope: Scope) -> bool:
         if not self._networks or not scope.get("client"):

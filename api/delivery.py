@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request as HttpRequest
 
 from api.drain import close
-from api.errors import INTERNAL, HttpProblem
+from api.errors import INTERNAL, STOPPING, HttpProblem
 from api.needs import drain_of, services_of
 from api.relay import Answer, ClientGone
 from tasks.errors import JobFailed
@@ -22,18 +22,23 @@ Result = TypeVar("Result")
 
 
 async def while_connected(http: HttpRequest, work: Coroutine[object, object, Result]) -> Result:
-    """Run `work`; when the client leaves first, cancel it and raise `ClientGone`. The body must have been read."""
+    """Run `work`; when the client leaves or the server stops first, cancel it. The body must have been read.
+
+    Raises `ClientGone`, and `HttpProblem` when the server stops.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(http))
+    stopping = asyncio.ensure_future(drain_of(http).ended.wait())
     taken = False
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientGone if gone.done() else HttpProblem(STOPPING)
         taken = True
         return task.result()
     finally:
         gone.cancel()
+        stopping.cancel()
         if not taken:
             task.cancel()
             task.add_done_callback(_discard)
@@ -62,7 +67,7 @@ def _discard(task: asyncio.Future[Result]) -> None:
 async def begin(
     http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane
 ) -> Answer:
-    """Accept a job for this client. Raises as `Relay.start` does, and `ClientGone`."""
+    """Accept a job for this client. Raises as `Relay.start` and `while_connected` do."""
     start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
 from api.errors import CANCELLED, STOPPING, Problem
@@ -16,17 +16,21 @@ CLOSE_SECONDS = 5.0
 """How long closing an answer may take before it is left to its lease: the queue may be the thing that is down."""
 
 
-_closing: set[asyncio.Future[None]] = set()
-"""Closings under way; the event loop alone would not keep them alive."""
+_ending: set[asyncio.Future[None]] = set()
+"""Closings and cancellations under way; the event loop alone would not keep them alive."""
+
+
+def _keep(work: Coroutine[object, object, None]) -> asyncio.Future[None]:
+    ending = asyncio.ensure_future(work)
+    _ending.add(ending)
+    ending.add_done_callback(_ending.discard)
+    return ending
 
 
 async def close(answer: Answer) -> None:
     """Close an answer, whatever happens meanwhile to the task that asks. A failure to do so is logged, not raised."""
-    closing = asyncio.ensure_future(_closed(answer))
-    _closing.add(closing)
-    closing.add_done_callback(_closing.discard)
     # Cancelled here, the asking task leaves; the closing goes on without it.
-    await asyncio.wait({closing})
+    await asyncio.wait({_keep(_closed(answer))})
 
 
 async def _closed(answer: Answer) -> None:
@@ -37,10 +41,10 @@ async def _closed(answer: Answer) -> None:
 
 
 class Drain:
-    """Every answer on its way to a client."""
+    """Every answer on its way to a client. `ended` is set once those that are left are being ended."""
 
     def __init__(self) -> None:
-        self.ending = False
+        self.ended = asyncio.Event()
         self._open: set[Answer] = set()
 
     def __len__(self) -> int:
@@ -48,8 +52,10 @@ class Drain:
 
     @contextmanager
     def holding(self, answer: Answer) -> Iterator[None]:
-        """Count the answer as open for the length of the block."""
+        """Count the answer as open for the length of the block. One that comes too late is ended at once."""
         self._open.add(answer)
+        if self.ended.is_set():
+            _keep(_cancelled(answer))
         try:
             yield
         finally:
@@ -57,11 +63,11 @@ class Drain:
 
     def cancelled(self) -> Problem:
         """What to tell a client whose job was cancelled by somebody else."""
-        return STOPPING if self.ending else CANCELLED
+        return STOPPING if self.ended.is_set() else CANCELLED
 
     async def end(self) -> None:
         """Cancel whatever is still open. Its reader sees the end, and tells the client that the server is shutting down."""
-        self.ending = True
+        self.ended.set()
         if self._open:
             log.warning("ending answers that are still open", extra={"open": len(self._open)})
         await asyncio.gather(*(_cancelled(answer) for answer in tuple(self._open)))

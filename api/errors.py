@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tasks.errors import (
     UnknownModel,
 )
 from tasks.events import Failed, FailureCode
+
+log = logging.getLogger("rockchipllama.api")
 
 CLIENT_GONE = 499
 """Nobody reads this status; it only stands in the log."""
@@ -188,6 +191,9 @@ def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
 
     async def tasks_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, TasksError)
+        if isinstance(error, QueueUnavailable):
+            # It may name addresses, so it is not for the client.
+            log.warning("a request was refused without the queue: %s", error.detail)
         return respond(of_error(error), renderer_of(request.scope))
 
     async def http_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.drain import Drain, close
 from api.errors import INTERNAL, Problem, of_error, of_failed
 from api.relay import Answer, Waiting
-from tasks.errors import TasksError
+from tasks.errors import QueueUnavailable, TasksError
 from tasks.events import Event, Failed, Finished, FinishReason
 
 log = logging.getLogger("rockchipllama.api")
@@ -58,6 +58,8 @@ async def frames(answer: Answer, writer: Writer, drain: Drain) -> AsyncIterator[
                     if type(event) is Finished:
                         return
     except TasksError as error:
+        if isinstance(error, QueueUnavailable):
+            log.warning("an answer was lost with the queue: %s", error.detail, extra={"job": answer.job})
         yield writer.problem(of_error(error))
     except Exception:
         log.exception("an answer broke off", extra={"job": answer.job})

@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from tasks import keys
 from tasks.commands import Commander, Load, Prepare
-from tasks.connection import UNREACHABLE
+from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.errors import CommandFailed, FieldRefused, JobFailed, ModelDown, QueueUnavailable, TasksError
 from tasks.events import TERMINAL, Event, Failed, Numbered, Queued, Reply, Started, fold
 from tasks.feed import LiveFeed, Subscription, follow
@@ -33,8 +33,6 @@ PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
 CLOSE_PATIENCE = 1.0
 """Seconds a client waits for its job's cancellation to be recorded."""
-OUTAGE_PATIENCE = 30.0
-"""Seconds Redis may be away before an answer in progress is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,8 @@ class Answer:
                 return
             except (*UNREACHABLE, QueueUnavailable) as error:
                 if loop.time() - up > OUTAGE_PATIENCE:
-                    raise QueueUnavailable(str(error), begun=True) from error
+                    detail = error.detail if isinstance(error, QueueUnavailable) else str(error)
+                    raise QueueUnavailable(detail, begun=True) from error
                 yield Waiting(None)
                 await asyncio.sleep(0.5)
 

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from api.needs import Services
 from api.relay import Relay
 from api.settings import ApiSettings
+from api.sweeping import sweeping
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.feed import LiveFeed
@@ -26,6 +27,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         feed = await stack.enter_async_context(LiveFeed(client))
         commander = await stack.enter_async_context(Commander(client, feed))
         roster = await stack.enter_async_context(Roster(client, tasks_settings.aliases, tasks_settings.default_model))
+        stack.enter_context(sweeping(url, tasks_settings.lease, roster.models))
         store = JobStore(
             client,
             queue_limit=tasks_settings.queue_limit,

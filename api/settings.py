@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SecretStr, field_validator
@@ -31,6 +32,11 @@ class ApiSettings(Settings):
         description="Web origins whose pages may call the API from a browser, separated by commas; `*` is any. "
         "Pages served from this machine always may.",
     )
+    allowed_hosts: CommaList = Field(
+        (),
+        description="Names under which the API may be called without a key, separated by commas; `*` is any. Addresses, "
+        "this machine's own names and names without a dot always may.",
+    )
     patience: float = Field(
         2.0,
         gt=0,
@@ -52,7 +58,7 @@ class ApiSettings(Settings):
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )
 
-    @field_validator("api_keys", "trusted_networks", "cors_origins", mode="before")
+    @field_validator("api_keys", "trusted_networks", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return split_commas(value)
@@ -66,6 +72,14 @@ class ApiSettings(Settings):
             if not plain or not all("!" <= char <= "~" for char in plain):
                 raise ValueError("an API key must be visible ASCII characters without spaces")
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+                raise ValueError(f"'{name}' is no host name: give the name alone, without http:// and without a port")
+        return tuple(name.lower() for name in value)
 
     @field_validator("trusted_networks")
     @classmethod

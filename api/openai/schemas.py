@@ -176,7 +176,7 @@ Content: TypeAlias = Annotated[
     Discriminator(
         _content_kind,
         custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of parts",
+        custom_error_message="it should be a string or a list of parts",
     ),
 ]
 

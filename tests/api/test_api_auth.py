@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.auth import Auth, BindRefused, check_bind
+from api.auth import OWNER, Auth, BindRefused, check_bind
 from api.settings import ApiSettings
 from tests.api.scripted import Site, site
 
@@ -73,7 +73,8 @@ def test_without_keys_a_client_is_known_by_its_address(place: Site) -> None:
 def passes(host: str, *networks: str) -> bool:
     """Whether a client at `host` needs no key."""
     auth = Auth(None, ApiSettings(trusted_networks=networks), None)  # type: ignore[arg-type]
-    return auth._may_pass({"type": "http", "path": "/v1/models", "headers": [], "client": (host, 1)})
+    scope = {"type": "http", "path": "/v1/models", "headers": [], "client": (host, 1), OWNER: host}
+    return auth.refusal(scope) is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,16 @@ def test_settings_come_as_comma_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.trusted_networks == ("192.168.1.0/24", "fd00::/8")
 
 
-@pytest.mark.parametrize("bad", [{"api_keys": ("a b",)}, {"trusted_networks": ("home",)}, {"port": 70000}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"api_keys": ("a b",)},
+        {"trusted_networks": ("home",)},
+        {"port": 70000},
+        {"allowed_hosts": ("https://ai.example.com",)},
+        {"allowed_hosts": ("ai.example.com:8080",)},
+    ],
+)
 def test_a_setting_that_cannot_work_is_refused_at_start(bad: dict[str, Any]) -> None:
     """Not at the first request."""
     with pytest.raises(ValidationError):

@@ -134,6 +134,56 @@ def test_a_body_full_of_errors_is_cheap() -> None:
     assert caught.value.problem.param == "messages.0"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"messages": "Hi"}, "messages", "it should be a list"),
+        ({"messages": []}, "messages", "it should have 1 or more items"),
+        ({"messages": ["Hi"]}, "messages.0", "it should be an object"),
+        (
+            {"messages": [{"role": "user", "content": 1}]},
+            "messages.0.content",
+            "it should be a string or a list of parts",
+        ),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0", "it should be an object"),
+        (
+            {"messages": [{"role": "wizard", "content": "x"}]},
+            "messages.0.role",
+            "it should be one of 'system', 'developer', 'user', 'assistant', 'tool' or 'function'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 4097}]},
+            "messages.0.content",
+            "it should have at most 4096 items",
+        ),
+        ({"model": 1}, "model", "it should be a string"),
+        ({"model": "m" * 600}, "model", "it should be at most 512 characters long"),
+        ({"stream": "yes"}, "stream", "it should be true or false"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "it should be true or false"),
+        ({"stream_options": []}, "stream_options", "it should be an object"),
+        ({"n": 1.5}, "n", "it should be a whole number"),
+        ({"n": "1"}, "n", "it should be a whole number"),
+        (
+            {"messages": [{"role": "user", "content": "x", "function_call": "f"}]},
+            "messages.0.function_call",
+            "it should be an object",
+        ),
+        ({"n": 0}, "n", "it should be at least 1"),
+        ({"n": 9}, "n", "it should be at most 8"),
+        ({"temperature": "0.5"}, "temperature", "it should be a number"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "it should be more than 0"),
+        ({"top_k": 2**31}, "top_k", "it should be less than 2147483648"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_value_is_named_and_explained(fields: dict[str, Any], param: str, says: str) -> None:
+    """In a client's words: the field by its path, and what it should be."""
+    with pytest.raises(HttpProblem) as caught:
+        check({"messages": [{"role": "user", "content": "x"}]} | fields, ChatCompletionBody)
+    problem = caught.value.problem
+    assert (problem.message, problem.param) == (f"Invalid '{param}': {says}.", param)
+
+
 def test_null_means_absent_at_every_level() -> None:
     """Clients that send every field they know send null for those they do not mean."""
     body = check(

@@ -103,6 +103,21 @@ def test_redis_away_is_a_503_with_a_time(place: Site) -> None:
     assert reply.json()["error"]["type"] == "server_error"
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["refused", "in mid-stream"])
+def test_where_redis_is_goes_into_the_log_only(place: Site, streamed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A client is told what it can do, not which paths and addresses there are."""
+    error = QueueUnavailable("Error 111 connecting to /run/secret/valkey.sock:6379.")
+    if streamed:
+        place.relay.play(TextDelta("Hel"), error)
+    else:
+        place.relay.refuse(error)
+    reply = place.http.post("/v1/chat/completions", json=CHAT | {"stream": streamed})
+    assert "secret" not in reply.text and "6379" not in reply.text
+    assert "The job queue cannot be reached." in reply.text
+    assert "try again shortly" in reply.text
+    assert "/run/secret/valkey.sock" in caplog.text
+
+
 def test_an_unexpected_error_is_a_500_with_its_id(place: Site, lines: RequestLines) -> None:
     """The client gets an error object and the id under which the traceback was logged."""
     place.relay.refuse(ZeroDivisionError("secret"))

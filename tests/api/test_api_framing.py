@@ -54,7 +54,7 @@ def test_waiting_is_told_in_comments(place: Site) -> None:
     [
         (Failed(FailureCode.ENGINE_LOST, "The worker died."), "engine_lost", "The worker died."),
         (CANCELLED, "job_cancelled", "The job was cancelled."),
-        (QueueUnavailable("gone"), "queue_unavailable", "gone"),
+        (QueueUnavailable("gone"), "queue_unavailable", "cannot be reached"),
         (ZeroDivisionError("secret"), "internal_error", "The server made an error"),
     ],
 )
@@ -98,6 +98,18 @@ def test_a_client_that_leaves_in_mid_answer_closes_it(place: Site, stream: bool,
                 seen += sock.recv(65536)
     assert answer.closed.wait(5)
     assert lines.next("leaver").getMessage() == "POST /v1/chat/completions 499"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_closes_its_half_has_left(place: Site, stream: bool) -> None:
+    """One that is gone says no more than that, and its job must not run on: so nobody is answered half closed."""
+    place.relay.play(*TALKING, Hold())
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(request(CHAT | {"stream": stream}))
+        answer = place.relay.answer()
+        assert answer.reached.wait(5)
+        sock.shutdown(socket.SHUT_WR)
+        assert answer.closed.wait(5)
 
 
 def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site) -> None:

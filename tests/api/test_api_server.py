@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -14,8 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
+from api.drain import Drain
+from api.errors import STOPPING
 from tasks.events import Queued, Started, TextDelta
-from tests.api.scripted import Hold, Site, Step, site
+from tests.api.scripted import CANCELLED, Hold, ScriptedAnswer, Site, StartHolds, Step, site
+from tests.stack import LIMIT, eventually
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
@@ -24,7 +29,7 @@ TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
 def in_background(place: Site, body: dict[str, Any]) -> tuple[threading.Thread, list[httpx.Response]]:
     """A request that is answered in another thread."""
     replies: list[httpx.Response] = []
-    client = httpx.Client(base_url=place.url, timeout=20)
+    client = httpx.Client(base_url=place.url, timeout=LIMIT)
     thread = threading.Thread(target=lambda: replies.append(client.post("/v1/chat/completions", json=body)))
     thread.start()
     return thread, replies
@@ -36,9 +41,9 @@ def test_an_open_stream_is_ended_with_a_word() -> None:
         place.relay.play(*TALKING, Hold())
         thread, replies = in_background(place, CHAT)
         answer = place.relay.answer()
-        assert answer.reached.wait(5)
+        assert answer.reached.wait(LIMIT)
         place.server.should_exit = True
-        thread.join(15)
+        thread.join(LIMIT)
     assert answer.closed.is_set()
     last = replies[0].text.strip().split("\n")[-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "server_stopping"
@@ -49,10 +54,36 @@ def test_a_whole_answer_is_refused_with_a_time() -> None:
     with site(drain=0.2) as place:
         place.relay.play(*TALKING, Hold())
         thread, replies = in_background(place, CHAT | {"stream": False})
-        assert place.relay.answer().reached.wait(5)
+        assert place.relay.answer().reached.wait(LIMIT)
         place.server.should_exit = True
-        thread.join(15)
+        thread.join(LIMIT)
     assert (replies[0].status_code, replies[0].headers["retry-after"]) == (503, "5")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_an_answer_that_is_still_to_begin_is_refused(stream: bool) -> None:
+    """A client whose model is being loaded when the server stops hears so as well, and its job does not run on."""
+    with site(drain=0.2) as place:
+        place.relay.play(StartHolds())
+        thread, replies = in_background(place, CHAT | {"stream": stream})
+        assert place.relay.holding.wait(LIMIT)
+        place.server.should_exit = True
+        thread.join(LIMIT)
+    assert (replies[0].status_code, replies[0].json()["error"]["code"]) == (503, "server_stopping")
+    assert place.relay.start_cancelled.is_set()
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_begins_when_all_others_are_being_ended_is_ended_too() -> None:
+    """It was accepted a moment before, and came into hand a moment after."""
+    drain = Drain()
+    await drain.end()
+    answer = ScriptedAnswer("tiny", [*TALKING, Hold()], 0)
+    async with asyncio.timeout(10):
+        with drain.holding(answer):
+            events = [event async for event in answer]
+    assert events[-1] == CANCELLED
+    assert drain.cancelled() is STOPPING
 
 
 PROGRAM = textwrap.dedent(
@@ -63,7 +94,7 @@ PROGRAM = textwrap.dedent(
     from tests.api.scripted import World, hello
 
     world = World()
-    settings = ApiSettings(drain=20)
+    settings = ApiSettings(drain=300)
     sock = bind("127.0.0.1", 0)
     sock.listen(8)
     print(sock.getsockname()[1], flush=True)
@@ -94,7 +125,7 @@ def test_a_signal_lets_open_streams_finish(number: signal.Signals, tmp_path: Any
         assert process.stdout is not None
         port = int(process.stdout.readline())
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with httpx.Client(timeout=20) as client, client.stream("POST", url, json=CHAT) as reply:
+        with httpx.Client(timeout=LIMIT) as client, client.stream("POST", url, json=CHAT) as reply:
             parts = reply.iter_text()
             text = next(parts)
             process.send_signal(number)
@@ -103,7 +134,7 @@ def test_a_signal_lets_open_streams_finish(number: signal.Signals, tmp_path: Any
             text += "".join(parts)
         assert text.endswith("data: [DONE]\n\n")
         assert process.stdout.read() == "stopped in order\n"
-        assert process.wait(20) == 0
+        assert process.wait(LIMIT) == 0
     finally:
         process.kill()
         process.wait()
@@ -112,10 +143,14 @@ def test_a_signal_lets_open_streams_finish(number: signal.Signals, tmp_path: Any
 
 def refused(port: int) -> None:
     """Wait until the server takes no more connections."""
-    for _ in range(1000):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        except ConnectionRefusedError:
-            return
-        threading.Event().wait(0.01)
-    pytest.fail("the server goes on taking connections")
+
+    def is_refused() -> bool:
+        # In the moment it closes, a connection that waits to be taken is reset.
+        with contextlib.suppress(ConnectionResetError, TimeoutError):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            except ConnectionRefusedError:
+                return True
+        return False
+
+    eventually(is_refused, what="the server to take no more connections")

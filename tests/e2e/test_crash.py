@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.test_cancellation import begin, body, leave, until_state, view
@@ -16,6 +19,14 @@ def chat(stack: Stack, model: str, text: str) -> str:
     reply = httpx.post(f"{stack.url}/v1/chat/completions", content=body(model, text, stream=False), timeout=LIMIT)
     assert reply.status_code == 200, reply.text
     return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def answer(held: Any) -> tuple[int, str]:
+    """Status and body that a held connection gets, read to the end."""
+    _, connection = held
+    with http.client.HTTPResponse(connection) as reply:
+        reply.begin()
+        return reply.status, reply.read().decode()
 
 
 def test_kill_9_of_the_engine_in_mid_answer(stack: Stack) -> None:
@@ -38,10 +49,9 @@ def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack) -> None:
     held, job = begin(stack, "steady", "x" * 4000, stream=False)
     eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
     stack.child("steady").kill()
-    _, connection = held
-    answer = connection.recv(65536).decode()
-    assert answer.split(" ", 2)[1].startswith("5")
-    assert "died" in answer
+    status, text = answer(held)
+    assert status >= 500
+    assert "died" in text
     leave(held)
 
 
@@ -53,12 +63,9 @@ def test_kill_9_of_the_engine_before_anything_was_sent(stack: Stack) -> None:
     stack.child("ponderous").kill()
     found = until_state(stack, job, "finished")
     assert found["attempts"] == 2
-    _, connection = held
-    answer = b""
-    while b"y" * 300 not in answer:
-        more = connection.recv(65536)
-        assert more, answer
-        answer += more
+    status, text = answer(held)
+    assert status == 200
+    assert "y" * 300 in text
     leave(held)
 
 
@@ -75,6 +82,35 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     until_state(stack, second, "finished")
     leave(held)
     leave(waiting)
+
+
+def test_jobs_end_without_any_board() -> None:
+    """Board and workers are gone for good: the API sweeps. What was being answered fails, what was untouched waits again,
+    and what waits ends at its deadline, each with words to its client."""
+    models = {"steady": {"tokens_per_second": 100.0}, "ponderous": {"prefill_tokens_per_second": 10.0}}
+    with Stack(models, default_model="steady") as stack:
+        for model in models:
+            chat(stack, model, "w")
+        talking, begun = begin(stack, "steady", "x" * 4000, stream=True)
+        eventually(lambda: view(stack, begun)["phase"] == "decode", what="decode")
+        whole, untouched = begin(stack, "ponderous", "y" * 4000, stream=False)
+        eventually(lambda: view(stack, untouched)["phase"] == "prefill", what="prefill")
+        streamed, waiting = begin(stack, "steady", "never", stream=True)
+        board = psutil.Process(stack.process("board").pid)
+        for process in (board, *board.children(recursive=True)):
+            process.kill()
+        assert until_state(stack, begun, "failed")["error"]["code"] == "engine_lost"
+        assert "engine_lost" in answer(talking)[1]
+        assert until_state(stack, untouched, "queued")["attempts"] == 1
+        for job in (untouched, waiting):
+            stack.redis.hset(f"rl:{{{job}}}", "deadline", 1)
+            assert until_state(stack, job, "failed")["error"]["code"] == "deadline"
+        status, text = answer(whole)
+        assert (status, json.loads(text)["error"]["code"]) == (504, "deadline_exceeded")
+        status, text = answer(streamed)
+        assert (status, json.loads(text.split("data: ")[-1])["error"]["code"]) == (200, "deadline_exceeded")
+        for held in (talking, whole, streamed):
+            leave(held)
 
 
 def test_a_stopped_worker_hands_its_job_back(stack: Stack) -> None:
