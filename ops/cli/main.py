@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, bench, board, models, settings, up, worker
+from ops.cli import api, bench, board, doctor, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -51,6 +51,7 @@ app.command("api")(api.api)
 app.command("board")(board.board)
 app.command("worker")(worker.worker)
 app.command("settings")(settings.settings)
+app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 

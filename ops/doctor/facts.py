@@ -1,0 +1,254 @@
+"""Everything the checks look at, gathered once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from npu.catalog import find_models
+from npu.engines import Setup, chat_template, describe
+from npu.errors import ModelRefused
+from npu.hardware import ROOT, Board, read_board
+from npu.model import Model
+from npu.model_name import parse_model_name
+from ops import configuration
+from tasks.prompting.setup import setup_of
+from tasks.settings import TaskSettings
+
+REDIS_TIMEOUT = 3.0
+"""Seconds that Redis gets to answer."""
+
+_TOOLKIT = re.compile(r"(?<![\d.])1\.[0-3]\.\d(?:b\d)?(?![\d.])")
+_CORES = re.compile(r"(?:^|[-_])npu(\d)(?=[-_]|$)", re.IGNORECASE)
+_DTYPE = re.compile(r"w\d+a\d+(?:_g\d+)?|fp16")
+_PASSWORD = re.compile(r"(?<=[?&]password=)[^&]*")
+_BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """One model on disk. What neither its file, its name nor its manifest tells is None or empty."""
+
+    id: str
+    engine: str
+    path: Path | None
+    size_bytes: int = 0
+    memory_bytes: int | None = None
+    """What it takes once loaded."""
+    soc: str | None = None
+    """The chip it was converted for."""
+    dtype: str = ""
+    """Its quantization as chips know it, such as `w8a8_g128`."""
+    cores: int | None = None
+    """NPU cores it was converted for."""
+    toolkit: str | None = None
+    """The version of the converter."""
+    chat: bool | None = None
+    """Whether it has a chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFacts:
+    """The RKLLM runtime that was found on this machine."""
+
+    path: Path
+    version: str | None
+    """Such as `1.2.3`; None when it could not be told."""
+    why: str = ""
+    """How the version is known, or why it is not."""
+    missing: tuple[str, ...] = ()
+    """Libraries it needs and that are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What became of the search for the RKLLM runtime."""
+
+    found: LibraryFacts | None
+    why: str = ""
+    """Why there is none: the sentence of the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """The interpreter the service runs in."""
+
+    version: tuple[int, int]
+    private: bool
+    """Whether it is a virtual environment's own."""
+    bits: int
+    libc: str
+    """`glibc`, or empty where it is another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Where the service keeps its files."""
+
+    path: Path
+    free: int | None
+    """Bytes; None when it cannot be told."""
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Redis:
+    """The Redis that is configured."""
+
+    url: str
+    """Without its password."""
+    error: str
+    """Why it does not answer; empty when it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of this machine, its models and its settings."""
+
+    board: Board
+    models_dir: Path
+    models: tuple[ModelFacts, ...]
+    complaints: tuple[str, ...]
+    """One sentence for each file among the models that cannot be used, and for each name two of them claim."""
+    library: Library | None
+    """None when it was not looked for."""
+    python: Python
+    disk: Disk
+    redis: Redis | None
+    """None when no Redis is configured: `up` starts its own."""
+    unknown_settings: tuple[str, ...]
+
+    @property
+    def npu_models(self) -> tuple[ModelFacts, ...]:
+        """The models that only an NPU runs."""
+        return tuple(model for model in self.models if model.engine == "rkllm")
+
+
+def gather(settings: TaskSettings, root: Path = ROOT, soc: str | None = None, library: Library | None = None) -> Facts:
+    """Look at everything. `root` is another tree than this machine's, for tests; `soc` names the chip instead of looking.
+
+    Raises `ValueError` when `soc` is no chip we know, and `ConfigurationError`.
+    """
+    models, complaints = _models(settings.models_dir, setup_of(settings))
+    return Facts(
+        board=read_board(root, soc),
+        models_dir=settings.models_dir,
+        models=models,
+        complaints=complaints,
+        library=library,
+        python=read_python(),
+        disk=read_disk(settings.data_dir),
+        redis=ask_redis(settings.redis_url) if settings.redis_url else None,
+        unknown_settings=tuple(configuration.unknown()),
+    )
+
+
+def _models(models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tuple[str, ...]]:
+    catalog = find_models(models_dir)
+    complaints = [*catalog.problems, *catalog.clashes]
+    found = []
+    for model in catalog.models:
+        try:
+            found.append(model_facts(model, setup))
+        except ModelRefused as refused:
+            complaints.append(str(refused))
+    described = {model.path for model in found}
+    # What cannot be run here has a name all the same, and that may tell why.
+    found += [_told_by_name(path) for path in _weights(models_dir) if path not in described]
+    return tuple(found), tuple(complaints)
+
+
+def model_facts(model: Model, setup: Setup) -> ModelFacts:
+    """What is known of a model without loading it. Raises `ModelRefused` when its file is damaged."""
+    told = _told_by_name(model.path) if model.path is not None else ModelFacts(model.id, model.engine, None)
+    return replace(
+        told,
+        id=model.id,
+        engine=model.engine,
+        # What an .rkllm takes depends on a runtime that may not be there; its size is the least.
+        memory_bytes=describe(model, setup).memory_bytes if model.engine != "rkllm" else None,
+        soc=model.soc,
+        dtype=_dtype(model.quantization),
+        chat=chat_template(model) is not None,
+    )
+
+
+def _weights(models_dir: Path) -> Iterator[Path]:
+    for path in sorted(models_dir.rglob("*.rkllm")):
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def _told_by_name(path: Path) -> ModelFacts:
+    name = parse_model_name(path.stem)
+    # Converted models are published in folders whose names end in the converter's version.
+    toolkit = _TOOLKIT.search(path.stem) or _TOOLKIT.search(path.parent.name)
+    cores = _CORES.search(path.stem)
+    return ModelFacts(
+        id=name.id,
+        engine="rkllm",
+        path=path,
+        size_bytes=path.stat().st_size,
+        soc=name.soc,
+        dtype=_dtype(name.quantization),
+        cores=int(cores[1]) if cores is not None else None,
+        toolkit=toolkit[0] if toolkit is not None else None,
+        chat=False if _BASE.search(path.stem) else None,
+    )
+
+
+def _dtype(quantization: str) -> str:
+    found = _DTYPE.match(quantization.lower())
+    return found[0] if found is not None else ""
+
+
+def read_python() -> Python:
+    """The interpreter this runs in."""
+    return Python(
+        version=sys.version_info[:2],
+        private=sys.prefix != sys.base_prefix,
+        bits=8 * struct.calcsize("P"),
+        libc=platform.libc_ver()[0],
+    )
+
+
+def read_disk(path: Path) -> Disk:
+    """The folder, or the nearest one above it that is there already."""
+    place = path
+    while not os.path.exists(place) and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        free = None
+    return Disk(path, free, os.access(place, os.W_OK | os.X_OK))
+
+
+def ask_redis(url: str) -> Redis:
+    """Whether the Redis there answers, within a few seconds and without trying again."""
+    shown = _PASSWORD.sub("********", configuration.without_password(url))
+    try:
+        with redis.Redis.from_url(
+            url,
+            socket_timeout=REDIS_TIMEOUT,
+            socket_connect_timeout=REDIS_TIMEOUT,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        ) as client:
+            client.ping()
+    except (ValueError, TypeError):  # They quote parts of the URL, which may be those of the password.
+        return Redis(shown, "the URL cannot be understood")
+    except (redis.RedisError, OSError) as error:
+        return Redis(shown, str(error).rstrip(".") or type(error).__name__)
+    return Redis(shown, "")
