@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+from npu.errors import ModelRefused
 from npu.rkllm.abi import FAMILIES, Abi
+from npu.simulator.library import find_compiler
 from tasks.settings import ROOT
 
 FOLDER = ROOT / "external/rkllm"
 MODEL = "lp64" if ctypes.sizeof(ctypes.c_void_p) == 8 else "ilp32"
 """This machine's data model, as the tables call it."""
-CC = shutil.which("cc")
+
+
+def _compiler() -> tuple[str, ...] | None:
+    try:
+        return find_compiler()
+    except ModelRefused:
+        return None
+
+
+CC = _compiler()
 
 PREAMBLE = """\
 typedef __INT8_TYPE__ int8_t; typedef __UINT8_TYPE__ uint8_t; typedef __INT32_TYPE__ int32_t;
