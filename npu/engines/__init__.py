@@ -16,6 +16,7 @@ from npu.model import Model
 ENGINES: dict[str, str] = {
     "echo": "npu.engines.echo:EchoEngine",
     "llamacpp": "npu.engines.llamacpp:LlamaCppEngine",
+    "rkllm": "npu.engines.rkllm:RkllmEngine",
 }
 """The one table: an engine's name in a manifest, and its class."""
 
@@ -28,6 +29,24 @@ class Option:
     low: float
     high: float
     meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the engines of one board share, whatever the model."""
+
+    runtime_dir: Path
+    """A private directory (mode 0700) where engine and tokenizers of one service on one board meet."""
+    threads: int | None = None
+    """Threads that compute; None leaves some cores free."""
+    context_length: int | None = None
+    """Tokens of context to reserve where a model allows more; None is what its manifest or file says."""
+    rkllm_library: str = ""
+    """The vendor's library: its path, `simulator`, or empty to look for it."""
+    rkllm_version: str = ""
+    """Its version, where it cannot be found out."""
+    rkllm_fetched: Path | None = None
+    """Where fetched libraries lie, in a folder for each version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +75,13 @@ class EngineClass(Protocol):
     OPTIONS: Mapping[str, Option]
 
     @staticmethod
-    def open(model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> TextEngine: ...
+    def open(model: Model, setup: Setup) -> TextEngine: ...
 
     @staticmethod
-    def open_tokenizer(model: Model, runtime_dir: Path) -> Tokenizer: ...
+    def open_tokenizer(model: Model, setup: Setup) -> Tokenizer: ...
 
     @staticmethod
-    def describe(model: Model, context_length: int | None) -> Facts: ...
+    def describe(model: Model, setup: Setup) -> Facts: ...
 
     @staticmethod
     def chat_template(model: Model) -> ChatTemplate | None: ...
@@ -77,29 +96,23 @@ def engine_class(name: str) -> EngineClass:
     return cast(EngineClass, getattr(import_module(module), attribute))
 
 
-def open_engine(
-    model: Model, runtime_dir: Path, threads: int | None = None, context_length: int | None = None
-) -> TextEngine:
-    """Load the model and wait until it can run.
-
-    `runtime_dir` is a private directory (mode 0700) where engine and tokenizers of one service on one board meet. `threads`
-    None leaves some cores free; `context_length` None takes the model's. Raises `ModelRefused`, `OutOfMemory`, `EngineFailed`.
-    """
-    return engine_class(model.engine).open(model, runtime_dir, threads, context_length)
+def open_engine(model: Model, setup: Setup) -> TextEngine:
+    """Load the model and wait until it can run. Raises `ModelRefused`, `OutOfMemory`, `EngineFailed`."""
+    return engine_class(model.engine).open(model, setup)
 
 
-def open_tokenizer(model: Model, runtime_dir: Path) -> Tokenizer:
+def open_tokenizer(model: Model, setup: Setup) -> Tokenizer:
     """The model's tokenizer, also in another process than the engine's, without loading the weights.
 
-    For some engines its methods raise `EngineFailed` while no engine is loaded under the same `runtime_dir`.
+    For some engines its methods raise `EngineFailed` while no engine is loaded under the same `setup.runtime_dir`.
     Raises `ModelRefused` when the model's files are damaged.
     """
-    return engine_class(model.engine).open_tokenizer(model, runtime_dir)
+    return engine_class(model.engine).open_tokenizer(model, setup)
 
 
-def describe(model: Model, context_length: int | None = None) -> Facts:
-    """What can be said without loading. `context_length` as for `open_engine`. Raises `ModelRefused`."""
-    return engine_class(model.engine).describe(model, context_length)
+def describe(model: Model, setup: Setup) -> Facts:
+    """What can be said without loading. Raises `ModelRefused`."""
+    return engine_class(model.engine).describe(model, setup)
 
 
 def chat_template(model: Model) -> ChatTemplate | None:

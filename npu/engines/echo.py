@@ -7,11 +7,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from npu.chat_template import ChatTemplate
 from npu.engine import End, Piece, Prompt, Sampling, Stats
-from npu.engines import Facts, Option, option
+from npu.engines import Facts, Option, Setup, option
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
@@ -93,20 +92,20 @@ class EchoEngine:
         time.sleep(option(model, self.OPTIONS, "load_seconds"))
 
     @staticmethod
-    def open(model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> EchoEngine:
+    def open(model: Model, setup: Setup) -> EchoEngine:
         """Ready at once, or after the manifest's `load_seconds`. It needs neither a directory nor threads."""
-        return EchoEngine(model, context_length)
+        return EchoEngine(model, setup.context_length)
 
     @staticmethod
-    def open_tokenizer(model: Model, runtime_dir: Path) -> EchoTokenizer:
+    def open_tokenizer(model: Model, setup: Setup) -> EchoTokenizer:
         """The same everywhere: it needs no engine."""
         return EchoTokenizer()
 
     @staticmethod
-    def describe(model: Model, context_length: int | None) -> Facts:
+    def describe(model: Model, setup: Setup) -> Facts:
         """Its context and what it is."""
         return Facts(
-            context_length=context_length or model.context_length or CONTEXT_LENGTH,
+            context_length=setup.context_length or model.context_length or CONTEXT_LENGTH,
             version=VERSION,
             chat=True,
             memory_bytes=MEMORY_BYTES,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Prompt, Sampling
-from npu.engines import Facts, Option, option
+from npu.engines import Facts, Option, Setup, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
 from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
@@ -70,19 +70,19 @@ class LlamaCppEngine:
             raise
 
     @staticmethod
-    def open(model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> LlamaCppEngine:
+    def open(model: Model, setup: Setup) -> LlamaCppEngine:
         """Load the weights. Raises `ModelRefused`, `OutOfMemory`, `EngineFailed`."""
-        return LlamaCppEngine(model, runtime_dir, threads, context_length)
+        return LlamaCppEngine(model, setup.runtime_dir, setup.threads, setup.context_length)
 
     @staticmethod
-    def open_tokenizer(model: Model, runtime_dir: Path) -> ServerTokenizer:
+    def open_tokenizer(model: Model, setup: Setup) -> ServerTokenizer:
         """Asks the loaded engine; it decodes without one."""
-        return ServerTokenizer(model, model_dir(model, runtime_dir), Vocabulary(read_gguf(_weights(model))), None)
+        return ServerTokenizer(model, model_dir(model, setup.runtime_dir), Vocabulary(read_gguf(_weights(model))), None)
 
     @staticmethod
-    def describe(model: Model, context_length: int | None) -> Facts:
+    def describe(model: Model, setup: Setup) -> Facts:
         """From the file's metadata."""
-        return _facts(model, read_gguf(_weights(model)), context_length)
+        return _facts(model, read_gguf(_weights(model)), setup.context_length)
 
     @staticmethod
     def chat_template(model: Model) -> ChatTemplate | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from npu.catalog import find_models
 from npu.engine import Prompt
-from npu.engines import open_engine
+from npu.engines import Setup, open_engine
 from ops.bench.client import Line, Stream, chat
 from ops.bench.crowd import Crowd, Plan
 from ops.bench.figures import Figure, median, percentile
@@ -186,7 +186,7 @@ def _engine_alone(service: Service, model: str, tokens: int) -> dict[str, float]
     found = find_models(service.folder / "models").find(model)
     if found is None:
         raise LookupError(model)
-    engine = open_engine(found, service.folder, None, None)
+    engine = open_engine(found, Setup(service.folder))
     prompt = Prompt(engine.tokenizer.encode(SHORT), tokens)
     generation = engine.generate(prompt, found.sampling(ignore_eos=True))
     begun = time.process_time()

@@ -24,6 +24,7 @@ from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.prompting.cards import card_of
+from tasks.prompting.setup import setup_of
 from tasks.roster import Card
 from tasks.settings import TaskSettings, redis_url
 from tasks.sweep import SWEEP, Sweeper
@@ -45,6 +46,7 @@ class Agent:
         self._settings = settings
         self._board_settings = board_settings
         self._board = settings.board_name
+        self._setup = setup_of(settings)
         self._url = redis_url(settings)
         self._client = connect(self._url)
         self._catalog = Catalog(())
@@ -72,9 +74,7 @@ class Agent:
         while not self._leaving.is_set() and not self._reaches_redis():
             self._leaving.wait(1.0)
         self._try(self._look)
-        self._desk = Desk(
-            self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._settings.context_length
-        )
+        self._desk = Desk(self._client, self._settings, lambda: self._catalog, self.load, self.unload)
         pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP, self._watchdog.look: WATCH}
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
@@ -91,7 +91,7 @@ class Agent:
 
     def load(self, model: Model) -> None:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
-        needed = describe(model, self._settings.context_length).memory_bytes
+        needed = describe(model, self._setup).memory_bytes
         with self._fitting:  # two at once would both find the same room
             if not self._workers.has(model.id):
                 self._make_sure_it_fits(model, needed)
@@ -185,7 +185,7 @@ class Agent:
         found: dict[str, Card | None] = {}
         for model in self._catalog.models:
             try:
-                card = card_of(model, self._board, self._settings.context_length)
+                card = card_of(model, self._board, self._setup)
             except ModelRefused as error:
                 # A file that is still being copied is no problem yet.
                 if time.time() - model.created > LOOK:

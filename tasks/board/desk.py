@@ -22,6 +22,7 @@ from tasks.connection import UNREACHABLE, Outages
 from tasks.events import FailureCode, encode_events
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Preparer
+from tasks.prompting.setup import setup_of
 from tasks.requests import Unreadable, decode_request
 from tasks.scripts import FAIL_QUEUED
 from tasks.settings import TaskSettings
@@ -48,14 +49,13 @@ class Desk:
         catalog: Callable[[], Catalog],
         load: Callable[[Model], None],
         unload: Callable[[Model], None],
-        context_length: int | None,
     ) -> None:
         self._client = client
         self._settings = settings
         self._catalog = catalog
         self._load = load
         self._unload = unload
-        self._context_length = context_length
+        self._setup = setup_of(settings)
         self._preparers: dict[str, tuple[Model, Preparer]] = {}
         self._redis = Outages(log, "the command channel")
         self._defects = Defects(log, "the command channel")
@@ -176,8 +176,8 @@ class Desk:
     def _preparer(self, model: Model) -> Preparer:
         kept = self._preparers.get(model.id)
         if kept is None or kept[0] != model:
-            context_length = describe(model, self._context_length).context_length
-            tokenizer = open_tokenizer(model, self._settings.data_dir / "run")
+            context_length = describe(model, self._setup).context_length
+            tokenizer = open_tokenizer(model, self._setup)
             kept = self._preparers[model.id] = (
                 model,
                 Preparer(model, tokenizer, chat_template(model), context_length),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from npu.engines import describe
+from npu.engines import Setup, describe
 from npu.model import Model
 from tasks.roster import Card
 
 
-def card_of(model: Model, board: str, context_length: int | None = None) -> Card:
+def card_of(model: Model, board: str, setup: Setup) -> Card:
     """The card. Reads the head of the weights, loads nothing. Raises `ModelRefused`."""
-    facts = describe(model, context_length)
+    facts = describe(model, setup)
     return Card(
         id=model.id,
         board=board,

@@ -25,6 +25,7 @@ from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
 from tasks.prompting.cards import card_of
+from tasks.prompting.setup import setup_of
 from tasks.queue import SERVE
 from tasks.settings import TaskSettings, redis_url
 from tasks.worker.losses import report_loss
@@ -96,7 +97,7 @@ class WorkerProcess:
         worker_shutting_down.connect(self.stopping, weak=False)
         task_failure.connect(self.child_died, weak=False)
         client = connect(self.url)
-        roster.announce(client, card_of(self.model, self.board, self.settings.context_length))
+        roster.announce(client, card_of(self.model, self.board, setup_of(self.settings)))
         worker = self.app.Worker(
             hostname=self.name,
             queues=[keys.call_queue(self.model.id)],

@@ -22,6 +22,7 @@ from tasks.events import Failed, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Prepared
+from tasks.prompting.setup import setup_of
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter
@@ -62,7 +63,7 @@ class Serving:
         self._board = board
         self._settings = settings
         self._lease = tasks_settings.lease
-        self._slot = Slot(model, tasks_settings.data_dir / "run", settings.threads, tasks_settings.context_length)
+        self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
         self._run: JobRun | None = None
         self._stopping = False
         self._leaving = threading.Event()

@@ -6,10 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from npu.engine import TextEngine
-from npu.engines import chat_template, open_engine
+from npu.engines import Setup, chat_template, open_engine
 from npu.model import Model
 from tasks.prompting.prepare import Preparer
 
@@ -19,14 +18,12 @@ log = logging.getLogger("rockchipllama.worker")
 class Slot:
     """The one engine this process may hold."""
 
-    def __init__(self, model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> None:
+    def __init__(self, model: Model, setup: Setup) -> None:
         self.model = model
         self.loading = False
         self.preparer: Preparer
         """Prepares requests for the engine; there once the engine is."""
-        self._runtime_dir = runtime_dir
-        self._threads = threads
-        self._context_length = context_length
+        self._setup = setup
         self._engine: TextEngine | None = None
         self._lock = threading.Lock()
 
@@ -47,7 +44,7 @@ class Slot:
                 begun = time.monotonic()
                 log.info("loading %s", self.model.id)
                 try:
-                    engine = open_engine(self.model, self._runtime_dir, self._threads, self._context_length)
+                    engine = open_engine(self.model, self._setup)
                 finally:
                     self.loading = False
                 self.preparer = Preparer(self.model, engine.tokenizer, chat_template(self.model), engine.context_length)

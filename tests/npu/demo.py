@@ -10,6 +10,7 @@ import pytest
 
 from npu.catalog import find_models
 from npu.engine import TextEngine
+from npu.engines import Setup
 from npu.model import Model
 
 MODELS_DIR = Path(__file__).parents[2] / "models"
@@ -30,8 +31,8 @@ def demo_model(engine: str) -> Model:
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine, its model, and the directory it was opened under."""
+    """An engine, its model, and what it was opened with."""
 
     engine: TextEngine
     model: Model
-    runtime_dir: Path
+    setup: Setup

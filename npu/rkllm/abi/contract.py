@@ -181,6 +181,8 @@ class Run:
     """Name of a loaded adapter; None is the model alone."""
     cache_file: Path | None = None
     """Where the cache of this prompt is written when the run ends."""
+    number: int = 0
+    """Comes back with each of its callbacks, so that a late one is not taken for the next run's; 0 is none."""
 
 
 class Rows:
@@ -239,8 +241,9 @@ class Result:
     """With FINISH, where the family has it."""
 
 
-OnResult = Callable[[State, tuple[Result, ...]], Answer]
-"""Told of each callback: the state, and a result for each slot. None come with ERROR, since nobody says what they hold.
+OnResult = Callable[[State, tuple[Result, ...], int], Answer]
+"""Told of each callback: the state, a result for each slot, and the number of the run they belong to (0: it has none).
+No results come with ERROR, since nobody says what they hold.
 
 It is called from a thread that is not documented, holds up the runtime as long as it lasts, and must not call the
 library, `rkllm_abort` excepted. It should not raise: what it raises is logged by type and answered with CONTINUE.

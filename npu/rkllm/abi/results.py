@@ -58,13 +58,13 @@ def adaptor(
     """What is wrapped into a family's C callback type. A state nobody knows is an error."""
     places = range(slots)
 
-    def on_call(pointer: Any, _userdata: int | None, number: int) -> int:
+    def on_call(pointer: Any, run: int | None, number: int) -> int:
         found: tuple[Result, ...] = ()
         try:
             state = states.get(number, State.ERROR)
             if pointer and state is not State.ERROR:
                 found = tuple([read(pointer[place], state) for place in places])
-            answer = on_result(state, found)
+            answer = on_result(state, found, run or 0)
             return int(answer) if answer in answers else 0
         except BaseException as error:  # Nobody above could catch it: above is C.
             # Only its type: its message may hold a piece of someone's text.

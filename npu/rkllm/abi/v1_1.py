@@ -210,7 +210,7 @@ def infer(loaded: Loaded, run: Run) -> int:
     set_input(given, run.inputs[0])
     params = RKLLMInferParam(mode=run.mode)
     set_adapter_and_cache(params, run, RKLLMLoraParam, RKLLMPromptCacheParam)
-    status: int = loaded.lib.rkllm_run(loaded.handle, byref(given), byref(params), None)
+    status: int = loaded.lib.rkllm_run(loaded.handle, byref(given), byref(params), run.number or None)
     return status
 
 

@@ -280,7 +280,7 @@ def infer(loaded: Loaded, run: Run) -> int:
         set_input(target, given)
     params = RKLLMInferParam(mode=run.mode, keep_history=run.keep_history)
     set_adapter_and_cache(params, run, RKLLMLoraParam, RKLLMPromptCacheParam)
-    status: int = loaded.lib.rkllm_run(loaded.handle, inputs, byref(params), None)
+    status: int = loaded.lib.rkllm_run(loaded.handle, inputs, byref(params), run.number or None)
     return status
 
 

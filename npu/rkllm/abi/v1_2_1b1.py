@@ -240,7 +240,7 @@ def infer(loaded: Loaded, run: Run) -> int:
     set_input(given, run.inputs[0])
     params = RKLLMInferParam(mode=run.mode, keep_history=run.keep_history)
     set_adapter_and_cache(params, run, RKLLMLoraParam, RKLLMPromptCacheParam)
-    status: int = loaded.lib.rkllm_run(loaded.handle, byref(given), byref(params), None)
+    status: int = loaded.lib.rkllm_run(loaded.handle, byref(given), byref(params), run.number or None)
     return status
 
 

@@ -354,7 +354,7 @@ def infer(loaded: Loaded, run: Run) -> int:
         sampling = RKLLMSamplingParam()
         set_sampling(sampling, run.sampling)
         params.sampling_params = pointer(sampling)
-    status: int = loaded.lib.rkllm_run(loaded.handle, inputs, byref(params), None)
+    status: int = loaded.lib.rkllm_run(loaded.handle, inputs, byref(params), run.number or None)
     return status
 
 

@@ -45,12 +45,13 @@ class TestAnswer:
     def test_a_character_split_over_tokens_comes_as_its_bytes(self, opened: Opened) -> None:
         """One piece for each token, also where a server below holds text back until a character is whole."""
         asked = prompt(opened, "Write the emoji 😀 😃 🎉 then 世界你好", 24)
-        pieces, _, stats = run(opened, asked)
+        endless = Sampling(temperature=0.0, ignore_eos=True)
+        pieces, _, stats = run(opened, asked, endless)
         assert stats.generated_tokens == len(pieces) == 24
         assert any(not _whole(piece.data) for piece in pieces)
         assert text(pieces) == opened.engine.tokenizer.decode([piece.token for piece in pieces])
         for shorter in (1, 2, 4, 5):
-            assert run(opened, Prompt(asked.tokens, shorter))[0] == pieces[:shorter]
+            assert run(opened, Prompt(asked.tokens, shorter), endless)[0] == pieces[:shorter]
 
     def test_max_tokens_is_exact(self, opened: Opened) -> None:
         for count in (1, 2, 7):
@@ -284,13 +285,20 @@ class TestTokenizer:
         """As the agent of a board uses it, which never loads the weights."""
         script = (
             "import sys, json; from pathlib import Path; from npu.catalog import find_models;"
-            "from npu.engines import open_tokenizer;"
+            "from npu.engines import Setup, open_tokenizer;"
             "model = find_models(Path(sys.argv[1])).find(sys.argv[2]);"
-            "print(json.dumps(open_tokenizer(model, Path(sys.argv[3])).encode('Grüße 😀')));"
+            "print(json.dumps(open_tokenizer(model, Setup(Path(sys.argv[3]))).encode('Grüße 😀')));"
             "assert 'xllamacpp' not in sys.modules"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script, str(MODELS_DIR), opened.model.id, str(opened.runtime_dir)],
+            [
+                sys.executable,
+                "-c",
+                script,
+                str(opened.model.folder.parent),
+                opened.model.id,
+                str(opened.setup.runtime_dir),
+            ],
             capture_output=True,
             text=True,
             timeout=WAIT,
@@ -299,12 +307,12 @@ class TestTokenizer:
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == opened.engine.tokenizer.encode("Grüße 😀")
-        assert open_tokenizer(opened.model, opened.runtime_dir).decode(json.loads(done.stdout)) == "Grüße 😀".encode()
+        assert open_tokenizer(opened.model, opened.setup).decode(json.loads(done.stdout)) == "Grüße 😀".encode()
 
 
 class TestCard:
     def test_facts_agree_with_the_loaded_engine(self, opened: Opened) -> None:
-        facts = describe(opened.model, 1024)
+        facts = describe(opened.model, opened.setup)
         assert facts.context_length == opened.engine.context_length
         assert facts.version == opened.engine.version
         assert facts.chat

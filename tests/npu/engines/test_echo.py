@@ -6,14 +6,14 @@ import threading
 from pathlib import Path
 
 from npu.engine import End, Prompt, Sampling
-from npu.engines import chat_template, open_engine
+from npu.engines import Setup, chat_template, open_engine
 from npu.engines.echo import ASSISTANT, BOS, END, USER, EchoEngine, EchoTokenizer
 from npu.model import Model, Value
 
 
 def echo(tmp_path: Path, **options: Value) -> tuple[Model, EchoEngine]:
     model = Model(id="echo", engine="echo", folder=tmp_path, engine_options=options)
-    engine = open_engine(model, tmp_path)
+    engine = open_engine(model, Setup(tmp_path))
     assert isinstance(engine, EchoEngine)
     return model, engine
 

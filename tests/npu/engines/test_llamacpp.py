@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from npu.engine import End, Prompt, Sampling
-from npu.engines import describe, open_engine, open_tokenizer
+from npu.engines import Setup, describe, open_engine, open_tokenizer
 from npu.engines.llamacpp_generation import LlamaCppGeneration
 from npu.engines.llamacpp_server import Address, publish_address, read_address, withdraw_address
 from npu.errors import EngineFailed, ModelRefused, OutOfMemory, PromptRefused
@@ -31,6 +31,9 @@ from tests.npu.test_gguf import gguf
 GREEDY = Sampling(temperature=0.0)
 pytestmark = pytest.mark.model
 
+SETUP = Setup(Path("unused"))
+"""Describing looks at the file alone."""
+
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -44,32 +47,32 @@ class TestLoading:
         with model.path.open("rb") as whole:
             cut.write_bytes(whole.read(4_000_000))
         with pytest.raises(ModelRefused, match="cut short"):
-            open_engine(replace(model, path=cut), tmp_path)
+            open_engine(replace(model, path=cut), Setup(tmp_path))
 
     def test_a_file_llama_cpp_cannot_load_leaves_nothing_behind(self, model: Model, tmp_path: Path) -> None:
         odd = tmp_path / "odd.gguf"
         odd.write_bytes(gguf())
         with pytest.raises(ModelRefused, match=r"odd\.gguf"):
-            open_engine(replace(model, path=odd), tmp_path / "run")
+            open_engine(replace(model, path=odd), Setup(tmp_path / "run"))
         assert [path for path in (tmp_path / "run").rglob("*") if not path.is_dir()] == []
 
     def test_too_big_for_memory(self, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("npu.engines.llamacpp.read_memory", lambda: Memory(1 << 30, 100 << 20))
         with pytest.raises(OutOfMemory, match="100 MB are free"):
-            open_engine(model, tmp_path)
+            open_engine(model, Setup(tmp_path))
 
     def test_without_weights(self, tmp_path: Path) -> None:
         with pytest.raises(ModelRefused, match="needs weights"):
-            open_engine(Model(id="x", engine="llamacpp", folder=tmp_path), tmp_path)
+            open_engine(Model(id="x", engine="llamacpp", folder=tmp_path), Setup(tmp_path))
 
     def test_no_network_port_is_opened_and_the_key_is_private(self, model: Model, tmp_path: Path) -> None:
-        engine = open_engine(model, tmp_path, context_length=256)
+        engine = open_engine(model, Setup(tmp_path, context_length=256))
         assert psutil.Process(host(engine)).net_connections("inet") == []
         assert stat.S_IMODE((tmp_path / model.id / "server.json").stat().st_mode) == 0o600
         assert stat.S_IMODE((tmp_path / model.id).stat().st_mode) == 0o700
         address = read_address(tmp_path / model.id)
         assert address is not None
-        stranger = open_tokenizer(model, tmp_path / "stranger")
+        stranger = open_tokenizer(model, Setup(tmp_path / "stranger"))
         publish_address(tmp_path / "stranger" / model.id, 256)
         (tmp_path / "stranger" / model.id / "server.json").write_text(
             json.dumps({"socket": str(address.socket), "key": "guessed", "context_length": 256})
@@ -81,18 +84,18 @@ class TestLoading:
 
     def test_again_in_the_same_process_and_directory(self, model: Model, tmp_path: Path) -> None:
         for _ in range(2):
-            engine = open_engine(model, tmp_path, context_length=256)
+            engine = open_engine(model, Setup(tmp_path, context_length=256))
             assert list(engine.generate(Prompt(engine.tokenizer.encode("One"), 2), GREEDY))
             engine.close()
 
     def test_a_directory_too_deep_for_a_socket(self, model: Model, tmp_path: Path) -> None:
         deep = tmp_path / ("d" * 100)
-        engine = open_engine(model, deep, context_length=256)
+        engine = open_engine(model, Setup(deep, context_length=256))
         address = read_address(deep / model.id)
         assert address is not None
         assert deep not in address.socket.parents
         assert stat.S_IMODE(address.socket.parent.stat().st_mode) == 0o700
-        assert open_tokenizer(model, deep).encode("Hi")
+        assert open_tokenizer(model, Setup(deep)).encode("Hi")
         engine.close()
         assert not address.socket.parent.exists()
 
@@ -100,15 +103,15 @@ class TestLoading:
         """As Celery does it: the parent reads the catalogue, its child loads. Nothing is printed by the library."""
         script = (
             "import os, signal, sys; from pathlib import Path\n"
-            "from npu.catalog import find_models; from npu.engines import open_engine, describe, chat_template\n"
+            "from npu.catalog import find_models; from npu.engines import Setup, open_engine, describe, chat_template\n"
             "from npu.engine import Prompt, Sampling\n"
             "model = find_models(Path(sys.argv[1])).find('smollm2-135m-instruct')\n"
-            "describe(model); template = chat_template(model); template.render([])\n"
+            "describe(model, Setup(Path(sys.argv[2]))); template = chat_template(model); template.render([])\n"
             "if os.fork():\n"
             "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
             "caught = []\n"
             "signal.signal(signal.SIGTERM, lambda *_: caught.append('TERM'))\n"
-            "engine = open_engine(model, Path(sys.argv[2]), context_length=256)\n"
+            "engine = open_engine(model, Setup(Path(sys.argv[2]), context_length=256))\n"
             "os.kill(os.getpid(), signal.SIGTERM)\n"
             "ids = engine.tokenizer.encode(template.render([{'role': 'user', 'content': 'Hi'}]))\n"
             "assert len(list(engine.generate(Prompt(ids, 3), Sampling(temperature=0.0)))) == 3\n"
@@ -127,19 +130,19 @@ class TestLoading:
 
 class TestFacts:
     def test_of_the_demo_model(self, model: Model) -> None:
-        facts = describe(model)
+        facts = describe(model, SETUP)
         assert (facts.context_length, facts.parameters, facts.quantization, facts.chat) == (8192, "135M", "Q4_1", True)
-        assert describe(model, 256).memory_bytes < facts.memory_bytes
+        assert describe(model, replace(SETUP, context_length=256)).memory_bytes < facts.memory_bytes
 
     def test_more_than_the_model_was_made_for_is_cut_and_said(self, model: Model) -> None:
-        facts = describe(model, 100_000)
+        facts = describe(model, replace(SETUP, context_length=100_000))
         assert facts.context_length == 8192
         assert any("100000" in note for note in facts.notes)
 
     def test_a_base_model_says_it_cannot_chat(self, model: Model, tmp_path: Path) -> None:
         base = tmp_path / "base.gguf"
         base.write_bytes(gguf({"general.architecture": "tiny", "tiny.context_length": 131072}))
-        facts = describe(replace(model, path=base, folder=tmp_path))
+        facts = describe(replace(model, path=base, folder=tmp_path), SETUP)
         assert not facts.chat
         assert any("base model" in note for note in facts.notes)
         assert facts.context_length == 8192
@@ -149,7 +152,7 @@ class TestFacts:
 class TestTokenizerWithoutEngine:
     def test_it_says_the_model_is_not_loaded(self, model: Model, tmp_path: Path) -> None:
         with pytest.raises(EngineFailed, match="not loaded yet"):
-            open_tokenizer(model, tmp_path).encode("hello")
+            open_tokenizer(model, Setup(tmp_path)).encode("hello")
 
     def test_also_when_a_killed_engine_left_its_address(self, model: Model, tmp_path: Path) -> None:
         address = publish_address(tmp_path / model.id, 256)
@@ -157,18 +160,18 @@ class TestTokenizerWithoutEngine:
         left.bind(str(address.socket))
         left.close()
         with pytest.raises(EngineFailed, match="not loaded yet"):
-            open_tokenizer(model, tmp_path).encode("hello")
+            open_tokenizer(model, Setup(tmp_path)).encode("hello")
         withdraw_address(tmp_path / model.id)
         assert not address.socket.exists()
 
     def test_it_decodes_all_the_same(self, model: Model, tmp_path: Path) -> None:
-        assert open_tokenizer(model, tmp_path).decode([28120]) == b"hello"
+        assert open_tokenizer(model, Setup(tmp_path)).decode([28120]) == b"hello"
 
 
 def test_tokens_held_back_are_taken_singly_where_bytes_leave_two_ways(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_engine(model, tmp_path, context_length=512)
+    engine = open_engine(model, Setup(tmp_path, context_length=512))
     asked = Prompt(
         engine.tokenizer.encode("<|im_start|>user\nWrite 😀 😃 🎉 then 世界你好<|im_end|>\n<|im_start|>assistant\n"), 16
     )

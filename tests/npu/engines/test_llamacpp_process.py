@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from npu.engine import Prompt, Sampling, TextEngine
-from npu.engines import open_engine
+from npu.engines import Setup, open_engine
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings
 from npu.engines.llamacpp_server import Call, read_address
 from npu.errors import EngineFailed, OutOfMemory
@@ -36,7 +36,7 @@ def model() -> Model:
 
 @pytest.fixture
 def engine(model: Model, tmp_path: Path) -> Iterator[TextEngine]:
-    engine = open_engine(model, tmp_path, context_length=1024)
+    engine = open_engine(model, Setup(tmp_path, context_length=1024))
     yield engine
     engine.close()
 
@@ -137,7 +137,7 @@ class TestDeath:
         with pytest.raises(EngineFailed, match="ended by SIGSEGV"):
             list(pieces)
         engine.close()
-        again = open_engine(model, tmp_path, context_length=256)
+        again = open_engine(model, Setup(tmp_path, context_length=256))
         assert works(again)
         again.close()
 
@@ -194,11 +194,11 @@ class TestParent:
         """Of the socket that ties it to its parent the child has no copy; and what the child closes stays open."""
         script = (
             "import os, sys, time; from pathlib import Path\n"
-            "from npu.catalog import find_models; from npu.engines import open_engine\n"
+            "from npu.catalog import find_models; from npu.engines import Setup, open_engine\n"
             "from tests.npu.engines.hosts import host\n"
             "from tests.npu.engines.test_llamacpp_process import tokenizing, works\n"
             "run = Path(sys.argv[2])\n"
-            "engine = open_engine(find_models(Path(sys.argv[1])).find('smollm2-135m-instruct'), run, context_length=256)\n"
+            "engine = open_engine(find_models(Path(sys.argv[1])).find('smollm2-135m-instruct'), Setup(run, context_length=256))\n"
             "ready = os.pipe()\n"
             "child = os.fork()\n"
             "if not child:\n"
@@ -223,7 +223,7 @@ class TestParent:
 def test_it_knows_no_settings_of_ours(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROCKCHIPLLAMA_API_KEYS", "secret")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    engine = open_engine(model, tmp_path, context_length=256)
+    engine = open_engine(model, Setup(tmp_path, context_length=256))
     environment = psutil.Process(host(engine)).environ()
     engine.close()
     assert environment["OMP_WAIT_POLICY"] == "passive"

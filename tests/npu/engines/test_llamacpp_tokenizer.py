@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from npu.engine import TextEngine
-from npu.engines import open_engine, open_tokenizer
+from npu.engines import Setup, open_engine, open_tokenizer
 from npu.engines.llamacpp_server import Call, read_address
 from npu.errors import ContextTooLong, PromptRefused
 from npu.model import Model
@@ -45,20 +45,20 @@ def byte_level(folder: Path, kind: str) -> Model:
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     folder = tmp_path_factory.mktemp("model")
     model = demo_model("llamacpp") if request.param == "demo" else sentencepiece(folder)
-    engine = open_engine(model, folder / "run", context_length=1024)
-    yield Opened(engine, model, folder / "run")
+    engine = open_engine(model, Setup(folder / "run", context_length=1024))
+    yield Opened(engine, model, Setup(folder / "run", context_length=1024))
     engine.close()
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[TextEngine]:
-    engine = open_engine(sentencepiece(tmp_path), tmp_path, context_length=1024)
+    engine = open_engine(sentencepiece(tmp_path), Setup(tmp_path, context_length=1024))
     yield engine
     engine.close()
 
 
 def as_a_whole(opened: Opened, text: str, add_special: bool, parse_special: bool) -> object:
-    address = read_address(opened.runtime_dir / opened.model.id)
+    address = read_address(opened.setup.runtime_dir / opened.model.id)
     assert address is not None
     body = {"content": text, "add_special": add_special, "parse_special": parse_special}
     return Call(address, "/tokenize", body, 60).result()["tokens"]
@@ -88,7 +88,7 @@ class TestTooLong:
             raise AssertionError("the server was asked")
 
         monkeypatch.setattr(f"{PIECES}.Call", forbidden)
-        for tokenizer in (opened.engine.tokenizer, open_tokenizer(opened.model, opened.runtime_dir)):
+        for tokenizer in (opened.engine.tokenizer, open_tokenizer(opened.model, opened.setup)):
             with pytest.raises(ContextTooLong, match=r"needs at least \d+ in the prompt") as refused:
                 tokenizer.encode(text)
             assert refused.value.at_least
@@ -107,7 +107,7 @@ class TestTooLong:
             {"model": "llama", "bos_token_id": 1, "eos_token_id": 2},
             [*SENTENCEPIECE, *(("▁" * 2**power, NORMAL) for power in range(3, 9))],
         )
-        engine = open_engine(model, tmp_path, context_length=1024)
+        engine = open_engine(model, Setup(tmp_path, context_length=1024))
         for text, error, words in (
             ("é" * 30_000 + " é" * 5_000, ContextTooLong, r"at least \d+"),
             (" " * 60_000 + "a" + " " * 60_000, PromptRefused, "120001 bytes, and this model takes 65536 at most"),
@@ -124,7 +124,7 @@ class TestRuns:
         self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(f"{PIECES}.ServerTokenizer._check", lambda *_: None)
-        engine = open_engine(byte_level(tmp_path, kind), tmp_path, context_length=32768)
+        engine = open_engine(byte_level(tmp_path, kind), Setup(tmp_path, context_length=32768))
         pid = host(engine)
         for text in ("a" * 65_536, " " * 65_536, "." * 65_536 + "\n" * 65_536, "1" * 65_536, "é" * 65_536):
             engine.tokenizer.encode(text)
@@ -177,7 +177,7 @@ class TestStuckAndBroken:
         with monkeypatch.context() as hurried:
             hurried.setattr(f"{PIECES}.CALL_SECONDS", 0.2)
             with pytest.raises(PromptRefused, match="could not be tokenized"):
-                open_tokenizer(sentencepiece(tmp_path), tmp_path).encode("ab")
+                open_tokenizer(sentencepiece(tmp_path), Setup(tmp_path)).encode("ab")
         os.kill(pid, signal.SIGCONT)
         assert engine.tokenizer.encode("ab")
         assert host(engine) == pid
@@ -199,7 +199,7 @@ class TestStuckAndBroken:
         assert host(engine) != pid
 
     def test_a_text_that_breaks_the_server_is_refused_and_the_next_works(self, tmp_path: Path) -> None:
-        engine = open_engine(byte_level(tmp_path, "gpt-4o"), tmp_path, context_length=1024)
+        engine = open_engine(byte_level(tmp_path, "gpt-4o"), Setup(tmp_path, context_length=1024))
         with pytest.raises(PromptRefused, match="ended by SIGSEGV while it tokenized the prompt, twice"):
             engine.tokenizer.encode("a" * 1_000_000)
         assert engine.tokenizer.encode("ab")

@@ -66,7 +66,7 @@ static void describe(void) {
 }
 int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *param, void *userdata) {
     describe();
-    note("handle %d userdata %d mode %d lora %s cache %d %s|", handle == (LLMHandle)0x1234, userdata == 0, param->mode,
+    note("handle %d userdata %ld mode %d lora %s cache %d %s|", handle == (LLMHandle)0x1234, (long)userdata, param->mode,
          param->lora_params ? param->lora_params->lora_adapter_name : "NULL",
          param->prompt_cache_params ? param->prompt_cache_params->save_prompt_cache : 0,
          param->prompt_cache_params ? param->prompt_cache_params->prompt_cache_path : "NULL");
@@ -158,14 +158,16 @@ class Library:
         self.lib.take_notes.restype = ctypes.c_char_p
         bind(self.lib, abi)
         self.told: list[tuple[State, tuple[Result, ...]]] = []
+        self.numbers: set[int] = set()
         self.rows: list[list[float]] = []
         self.answer = Answer.CONTINUE
         wanted = Settings(model=Path("/m.rkllm"), context_length=4096, max_tokens=512, **settings)
         self.loaded = abi.init(self.lib, wanted, self.listen)
         gc.collect()
 
-    def listen(self, state: State, results: tuple[Result, ...]) -> Answer:
+    def listen(self, state: State, results: tuple[Result, ...], number: int) -> Answer:
         self.told.append((state, results))
+        self.numbers.add(number)
         self.rows += [[*result.hidden.copy()] for result in results if result.hidden]
         return self.answer
 
@@ -187,7 +189,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     stubs = "".join(f"int {name}(void) {{ return 0; }}\n" for name in rest)
     assert CC is not None
     subprocess.run(
-        [CC, "-std=gnu11", "-shared", "-fPIC", "-w", "-o", str(path), "-x", "c", "-"],
+        [*CC, "-std=gnu11", "-shared", "-fPIC", "-w", "-o", str(path), "-x", "c", "-"],
         input=c_declarations(table_of(abi)) + defined + SOURCE + stubs,
         text=True,
         check=True,
@@ -209,7 +211,7 @@ def test_a_plain_run(built: tuple[Any, Path]) -> None:
         in text
     )
     assert "skip 1 async 0 domain 1|" in text
-    assert "handle 1 userdata 1 mode 0 lora NULL cache 0 NULL|" in text
+    assert "handle 1 userdata 0 mode 0 lora NULL cache 0 NULL|" in text
     assert "5,151936,7,|" in text
     assert [(state, result.token) for state, (result,) in library.told] == [(State.NORMAL, 7), (State.FINISH, 0)]
     perf = library.told[-1][1][0].perf
@@ -259,9 +261,11 @@ def test_everything_a_run_may_ask(built: tuple[Any, Path]) -> None:
         max_tokens=limit,
         adapter="poet",
         cache_file=Path("/c.bin"),
+        number=2**40,
     )
     assert abi.infer(library.loaded, run) == 0
     text = library.notes()
+    assert f"userdata {2**40} " in text and library.numbers == {2**40}
     assert "mode 1 lora poet cache 1 /c.bin|" in text
     assert ("keep 5 flash 1 cpus 4 f0|" in text) == can.cpu_choice
     assert ("history 1|" in text) == can.keep_history

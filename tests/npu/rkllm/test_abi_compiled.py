@@ -17,7 +17,7 @@ OPTIONS = {"lp64": ("-m64",), "ilp32": ("-m32",)} if platform.machine() == "x86_
 def complaint(source: str, model: str) -> str:
     """What the compiler says against a source; nothing when it is right."""
     assert CC is not None
-    command = [CC, "-std=c11", *OPTIONS[model], "-fsyntax-only", "-x", "c", "-"]
+    command = [*CC, "-std=c11", *OPTIONS[model], "-fsyntax-only", "-x", "c", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=60, check=False)
     return done.stderr if done.returncode else ""
 

@@ -21,7 +21,7 @@ class Listener:
         self.told: list[tuple[State, tuple[Result, ...]]] = []
         self.answer = answer
 
-    def __call__(self, state: State, results: tuple[Result, ...]) -> Answer:
+    def __call__(self, state: State, results: tuple[Result, ...], _number: int) -> Answer:
         self.told.append((state, results))
         if isinstance(self.answer, BaseException):
             raise self.answer
@@ -75,7 +75,7 @@ def test_rows_are_copied_during_the_callback_and_refused_after_it(abi: Any) -> N
     """Their memory is the library's again."""
     copies, kept = [], []
 
-    def listen(_state: State, results: tuple[Result, ...]) -> Answer:
+    def listen(_state: State, results: tuple[Result, ...], _number: int) -> Answer:
         hidden = results[0].hidden
         assert hidden is not None and (hidden.count, hidden.width) == (2, 3)
         copies.extend([[*hidden.copy()], [*hidden.last()], [*hidden.copy(0, 1)], [*hidden.copy(5)]])

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from npu.catalog import Catalog
+from npu.engines import Setup
 from npu.model import Model
 from tasks import keys, roster
 from tasks.board import agent as module
@@ -164,10 +165,10 @@ def test_one_model_that_cannot_be_read_hides_no_other(
     board.start()
     real = module.card_of
 
-    def played(model: Model, name: str, context_length: int | None) -> Card:
+    def played(model: Model, name: str, setup: Setup) -> Card:
         if model.id in ("first", "fresh"):
             raise OSError(errno.EIO, "Input/output error")
-        return real(model, name, context_length)
+        return real(model, name, setup)
 
     monkeypatch.setattr(module, "card_of", played)
     board.add("fresh")

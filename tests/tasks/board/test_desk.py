@@ -47,7 +47,7 @@ class Office:
         self._replies = client.pubsub(ignore_subscribe_messages=True)
         self._replies.subscribe(keys.replies(self.name))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD)
-        self.desk = Desk(client, settings, lambda: Catalog(self.models), self._load, self._unload, 100)
+        self.desk = Desk(client, settings, lambda: Catalog(self.models), self._load, self._unload)
         eventually(self._listens, what="a listening desk")
 
     def _listens(self) -> bool:

@@ -1,0 +1,275 @@
+"""One answer of the RKLLM runtime: prefilled in slices, sampled by the runtime or by us, counted and ended by us."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.errors import EngineFailed
+from npu.rkllm.abi import Mode, NativeSampling, Result, Run, Tokens
+from npu.rkllm.handle import Call
+
+if TYPE_CHECKING:
+    from npu.engines.rkllm import RkllmEngine
+
+SLICE_SECONDS = 1.5
+"""The longest a prefill may run without looking up: nothing can abort it."""
+SLICE_STEP = 128
+"""Slices are multiples of this: the runtime works through a prompt in blocks, and a partial one costs as much."""
+ROWS = 8
+"""Tokens whose logits are asked for at once, at most: a row of 151,936 is 600 KB."""
+
+
+class RkllmGeneration:
+    """One run of the engine. See `npu.engine.Generation`."""
+
+    def __init__(
+        self,
+        engine: RkllmEngine,
+        prompt: Prompt,
+        sampling: Sampling,
+        native: NativeSampling | None,
+        on_prefill: Callable[[int], None] | None,
+    ) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._sampling = sampling
+        self._native = native
+        """What the runtime is told to sample by; None when we sample from its logits."""
+        self._on_prefill = on_prefill or (lambda _: None)
+        self._begun = False
+        self._aborted = False
+        self._call: Call | None = None
+        self._lock = threading.Lock()
+        self._said: list[int] = []
+        self._end: End | None = None
+        self._stats: Stats | None = None
+        self._prefilled = 0
+        """Tokens of the prompt the runtime says it has worked through; what it reused is not among them."""
+        self._counted = True
+        """Whether it said so for every run."""
+        self._skipped = 0
+        """Tokens of the prompt that were in the cache by our own doing."""
+        self._prefill_ms = 0.0
+        self._decode_ms = 0.0
+
+    def __iter__(self) -> Iterator[Piece]:
+        with self._lock:
+            if self._begun:
+                raise RuntimeError("A generation is iterated once.")
+            self._begun = True
+        return self._pieces()
+
+    def abort(self) -> None:
+        """See `Generation.abort`. Inside a prefill it takes effect at the end of the slice."""
+        with self._lock:
+            self._aborted = True
+            call = self._call
+        if call is not None and self._end is None:
+            call.stop()
+
+    @property
+    def end(self) -> End:
+        """Why it ended."""
+        if self._end is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return self._end
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost."""
+        if self._stats is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return self._stats
+
+    def _pieces(self) -> Iterator[Piece]:
+        try:
+            if not self._aborted:
+                yield from self._by_runtime(self._native) if self._native is not None else self._by_us()
+        finally:
+            if self._call is not None:  # nobody read it to its end
+                self._call.stop()
+                for _ in self._call:
+                    pass
+            self._finish()
+
+    def _by_runtime(self, native: NativeSampling) -> Iterator[Piece]:
+        """The runtime samples, and calls back with each token."""
+        engine, prompt = self._engine, self._prompt
+        can = engine.family.CAPABILITIES
+        history, at = engine.cache.enter(prompt.tokens)
+        self._skipped = at
+        if not history and not self._prefill_slices(prompt.tokens, at):
+            return
+        run = Run(
+            inputs=[Tokens(prompt.tokens[at:])],
+            keep_history=history,
+            sampling=native if can.per_run_sampling else None,
+            max_tokens=prompt.max_tokens if can.per_run_max_tokens else None,
+        )
+        begun = time.monotonic()
+        # Where the runtime counts for itself it also ends by itself, and then tells its figures.
+        call = self._start(run, prompt.max_tokens + 1 if can.per_run_max_tokens else prompt.max_tokens)
+        if call is None:
+            return
+        ended, first = False, 0.0
+        for result in call:
+            assert isinstance(result, Result)
+            if not first:
+                first = time.monotonic()
+                self._on_prefill(len(prompt.tokens))
+            if ended or self._aborted:
+                continue
+            if result.token in engine.vocabulary.end_tokens:
+                ended = True
+                call.stop()
+            elif len(self._said) < prompt.max_tokens:
+                yield self._say(result.token)
+        self._count(call)
+        now = time.monotonic()
+        if call.perf is not None:
+            self._prefill_ms += call.perf.prefill_ms
+            self._decode_ms = call.perf.generate_ms
+        else:
+            self._prefill_ms += ((first or now) - begun) * 1000
+            self._decode_ms = (now - first) * 1000 if first else 0.0
+        engine.cache.holds(prompt.tokens, self._said)
+        if len(self._said) >= prompt.max_tokens:
+            self._end = End.LENGTH
+        elif not self._aborted:
+            self._end = End.EOS
+
+    def _by_us(self) -> Iterator[Piece]:
+        """The runtime gives logits, one token at a time, and we sample."""
+        from npu.sampler import Sampler  # numpy, for those who need it
+
+        engine, prompt = self._engine, self._prompt
+        sampler = Sampler(self._sampling, len(engine.vocabulary), prompt.tokens, engine.vocabulary.end_tokens)
+        logits = self._logits_of_prompt()
+        self._on_prefill(len(prompt.tokens))
+        while logits is not None and not self._aborted:
+            begun = time.monotonic()
+            token = sampler.next(logits)
+            if token in engine.vocabulary.end_tokens:
+                self._end = End.EOS
+                return
+            yield self._say(token)
+            if len(self._said) >= prompt.max_tokens:
+                self._end = End.LENGTH
+                return
+            logits = self._step([token])
+            self._decode_ms += (time.monotonic() - begun) * 1000
+
+    def _logits_of_prompt(self) -> memoryview[float] | None:
+        """Fill the cache with all of the prompt but its last token, then ask for that one's logits; None once aborted."""
+        tokens, cache = self._prompt.tokens, self._engine.cache
+        begun = time.monotonic()
+        before, last = tokens[:-1], tokens[-1:]
+        try:
+            at = self._skipped = cache.enter_history(before)
+            if at < len(before) and not self._engine.family.CAPABILITIES.cache_size:
+                self._refill(before)
+            elif at < len(before):
+                call = self._start(Run(inputs=[Tokens(before[at:])], keep_history=True, max_tokens=self._one), 1)
+                if call is None or not self._prefilled_by(call):
+                    return None
+                if not cache.is_exactly(before):
+                    self._refill(before)
+            return self._step(last)
+        finally:
+            self._prefilled += 1
+            self._prefill_ms = (time.monotonic() - begun) * 1000
+
+    def _refill(self, tokens: Sequence[int]) -> None:
+        # A run that generates may leave more in the cache than it was given. Logits sample nothing, so they do not.
+        self._engine.cache.clear()
+        for at in range(0, len(tokens), ROWS):
+            if self._aborted or self._step(tokens[at : at + ROWS]) is None:
+                return
+            self._on_prefill(at)
+
+    def _step(self, tokens: Sequence[int]) -> memoryview[float] | None:
+        """Add a few tokens to the cache; the logits after the last of them. None once aborted."""
+        call = self._start(Run(inputs=[Tokens(tokens)], mode=Mode.LOGITS, keep_history=True), 1, take=_last_logits)
+        if call is None:
+            return None
+        rows = list(call)
+        self._call = None
+        if self._aborted and not rows:
+            return None
+        if not rows or rows[0] is None:
+            raise EngineFailed("The RKLLM runtime gave no logits when it was asked for them.")
+        logits = rows[0]
+        assert isinstance(logits, memoryview)
+        self._engine.cache.added(tokens)
+        # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.
+        return logits[: len(self._engine.vocabulary)]
+
+    def _prefill_slices(self, tokens: Sequence[int], at: int) -> bool:
+        """Prefill all but the last slice; False once aborted. Only where the runtime finds its way back to a prefix."""
+        for stop in self._engine.slices(len(tokens), at):
+            begun = time.monotonic()
+            call = self._start(Run(inputs=[Tokens(tokens[:stop])], max_tokens=self._one), 1)
+            if call is None or not self._prefilled_by(call):
+                return False
+            self._prefill_ms += (time.monotonic() - begun) * 1000
+            self._engine.cache.holds(tokens[:stop], ())
+            self._on_prefill(stop)
+        return True
+
+    def _prefilled_by(self, call: Call) -> bool:
+        """Read a run to its end whose one token nobody wants; False when an abort came meanwhile."""
+        for _ in call:
+            pass
+        self._count(call)
+        return not self._aborted
+
+    @property
+    def _one(self) -> int | None:
+        return 1 if self._engine.family.CAPABILITIES.per_run_max_tokens else None
+
+    def _start(
+        self, run: Run, limit: int, take: Callable[[tuple[Result, ...]], object] = lambda results: results[0]
+    ) -> Call | None:
+        """Begin a run, unless an abort came first."""
+        with self._lock:
+            if self._aborted:
+                return None
+            self._call = self._engine.handle.start(run, limit=limit, take=take)
+            return self._call
+
+    def _count(self, call: Call) -> None:
+        """A run has ended: what of the prompt it worked through, where it says so."""
+        self._call = None
+        if call.perf is None:
+            self._counted = False
+        else:
+            self._prefilled += call.perf.prefill_tokens
+            self._engine.prefilled(call.perf.prefill_tokens, call.perf.prefill_ms)
+
+    def _say(self, token: int) -> Piece:
+        self._said.append(token)
+        return Piece(token, self._engine.vocabulary.bytes_of(token))
+
+    def _finish(self) -> None:
+        if self._end is None:
+            self._end = End.ABORTED
+        length = len(self._prompt.tokens)
+        cached = self._skipped
+        if self._counted and self._prefilled:
+            cached = max(cached, length - self._prefilled)
+        self._stats = Stats(
+            prompt_tokens=length,
+            cached_tokens=max(0, min(cached, length - 1)),
+            prefill_ms=self._prefill_ms,
+            generated_tokens=len(self._said),
+            decode_ms=self._decode_ms,
+        )
+
+
+def _last_logits(results: tuple[Result, ...]) -> memoryview[float] | None:
+    rows = results[0].logits
+    return rows.last() if rows is not None else None

@@ -1,0 +1,205 @@
+"""One model in the RKLLM runtime: runs it on a thread of its own, and hands out what it says, in order and to the last word.
+
+Nothing here relies on what the vendor leaves open: which thread calls back, which state follows an abort or none at all,
+whether an abort is heard before a run has begun, whether a callback comes late.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from ctypes import CDLL
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Final
+
+from npu.errors import EngineFailed
+from npu.rkllm.abi import Abi, Answer, Loaded, Perf, Result, Run, Settings, State
+
+log = logging.getLogger("rockchipllama.rkllm")
+
+LAST_WORD = 1.0
+"""Seconds the runtime gets to say FINISH after its call has returned; some builds may say it from another thread."""
+DEAF = 8
+"""Callbacks after an abort from which on they also answer PAUSE: this runtime does not hear aborts."""
+STOP_PATIENCE = 30.0
+"""Seconds a run gets to end when its handle is closed: a prefill hears nothing until it is through."""
+_NUMBERS: Final = 2**31 - 1
+"""Run numbers travel as a pointer, which may have 32 bits."""
+
+Take = Callable[[tuple[Result, ...]], object]
+"""Makes of one callback's results what is handed on; called inside the callback, so rows of floats must be copied here."""
+
+
+def _as_they_are(results: tuple[Result, ...]) -> object:
+    return results
+
+
+class Call:
+    """One run under way. Iterate it once: what `take` made of each callback, each as it comes.
+
+    After the last one `perf` has the runtime's figures, where it gave any, and `stopped` says whether somebody ended it.
+    """
+
+    def __init__(self, handle: Handle, run: Run, limit: int | None, take: Take) -> None:
+        self.run = run
+        self.perf: Perf | None = None
+        self.stopped = False
+        self._handle = handle
+        self._limit = limit
+        self._take = take
+        self._count = 0
+        self._unheard = 0
+        self._last_state: State | None = None
+        self._terminal = threading.Event()
+        self._heard: SimpleQueue[object] = SimpleQueue()
+
+    def __iter__(self) -> Iterator[object]:
+        """Raises `EngineFailed` at the end when the run failed and nobody had asked for its end."""
+        while (item := self._heard.get()) is not _OVER:
+            if isinstance(item, EngineFailed):
+                raise item
+            yield item
+
+    def stop(self) -> None:
+        """Have it end soon: at the next token, and never inside a prefill. From any thread, at any time, twice."""
+        self.stopped = True
+        self._handle.abort(self)
+
+    def hear(self, state: State, results: tuple[Result, ...]) -> Answer:
+        """One callback of the library. Only what cannot block or raise belongs here."""
+        if state is State.FINISH or state is State.ERROR:
+            self._last_state = state
+            if results:
+                self.perf = results[0].perf
+            self._terminal.set()
+            return Answer.CONTINUE
+        if self.stopped:
+            # Said again, for an abort that came before the run had begun may have been lost.
+            self._unheard += 1
+            self._handle.abort_from_callback()
+            return Answer.PAUSE if self._unheard > DEAF and not self.run.keep_history else Answer.CONTINUE
+        self._count += 1
+        self._heard.put(self._take(results))
+        if self._limit is not None and self._count >= self._limit:
+            self.stopped = True
+            self._handle.abort_from_callback()
+        return Answer.CONTINUE
+
+    def settle(self, status: int) -> None:
+        """The library's call has returned: wait a moment for a last word that comes from another thread."""
+        if status == 0 and not self.stopped:
+            self._terminal.wait(LAST_WORD)
+
+    def over(self, status: int = 0, error: Exception | None = None) -> None:
+        """Nothing more will be heard."""
+        if error is not None:
+            self._heard.put(EngineFailed(f"The request could not be given to the RKLLM runtime: {error}"))
+        elif not self.stopped and (status != 0 or self._last_state is State.ERROR):
+            said = "reported an error" if self._last_state is State.ERROR else f"returned {status}"
+            self._heard.put(
+                EngineFailed(
+                    f"The RKLLM runtime {said} in the middle of a request. Its own words are in the worker's log; "
+                    "the model is loaded anew."
+                )
+            )
+        self._heard.put(_OVER)
+
+
+_OVER = object()
+
+
+class Handle:
+    """A loaded model. One run at a time; whoever owns it sees to that. In a forked child it does nothing."""
+
+    def __init__(self, lib: CDLL, abi: Abi, settings: Settings) -> None:
+        """Load the model: seconds to a minute. `status` says whether that worked; unless it is 0, only `close` it."""
+        self.abi: Final = abi
+        self._owner = os.getpid()
+        self._call: Call | None = None
+        self._ending = threading.Lock()
+        """Held while an abort is under way from outside a run, so that it cannot fall upon the next one."""
+        self._numbers = itertools.count(1)
+        self._work: SimpleQueue[Call | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loaded: Loaded | None = abi.init(lib, settings, self._on_result)
+        self.status: Final = self._loaded.status
+        if self.status == 0:
+            self._thread = threading.Thread(target=self._serve, name="rkllm", daemon=True)
+            self._thread.start()
+
+    @property
+    def loaded(self) -> Loaded:
+        """For calls of the family beside a run. Raises `EngineFailed` once closed."""
+        if self._loaded is None or self.status != 0:
+            raise EngineFailed("This model is not loaded. Open the engine anew.")
+        return self._loaded
+
+    def start(self, run: Run, *, limit: int | None = None, take: Take = _as_they_are) -> Call:
+        """Begin a run; it ends by itself after `limit` callbacks. Raises `EngineFailed` once closed."""
+        _ = self.loaded
+        call = Call(self, replace(run, number=next(self._numbers) % _NUMBERS + 1), limit, take)
+        self._work.put(call)
+        return call
+
+    def abort(self, call: Call) -> None:
+        """Abort `call` if it is the one that runs; from any thread but the library's."""
+        with self._ending:
+            if self._call is call and self._loaded is not None:
+                self._loaded.lib.rkllm_abort(self._loaded.handle)
+
+    def abort_from_callback(self) -> None:
+        """Abort the run that is calling back. It cannot have ended, so no lock is needed, and none may be waited for."""
+        if self._loaded is not None:
+            self._loaded.lib.rkllm_abort(self._loaded.handle)
+
+    def clear(self) -> bool:
+        """Forget what earlier runs left in the cache; False when the runtime refused."""
+        return self.abi.clear_cache(self.loaded) == 0
+
+    def cache_size(self) -> int | None:
+        """Tokens in the cache; None where the runtime cannot tell."""
+        sizes = self.abi.cache_sizes(self.loaded)
+        return sizes[0] if sizes else None
+
+    def close(self) -> None:
+        """Free the model, after the run in hand has ended. Twice is safe. Raises `EngineFailed` when that run will not end:
+        freeing under its feet would crash, so the process is to be given up."""
+        if os.getpid() != self._owner or self._loaded is None:
+            return
+        if self._thread is not None:
+            call = self._call
+            if call is not None:
+                call.stop()
+            self._work.put(None)
+            self._thread.join(STOP_PATIENCE)
+            if self._thread.is_alive():
+                raise EngineFailed(f"The RKLLM runtime did not end its run within {STOP_PATIENCE:.0f} s.")
+        loaded, self._loaded = self._loaded, None
+        if loaded.status == 0:
+            loaded.lib.rkllm_destroy(loaded.handle)
+
+    def _serve(self) -> None:
+        while (call := self._work.get()) is not None:
+            with self._ending:
+                self._call = None if call.stopped else call
+            status, broken = 0, None
+            if self._call is not None:
+                try:
+                    status = self.abi.infer(self.loaded, call.run)
+                    call.settle(status)
+                except Exception as error:
+                    broken = error
+            with self._ending:
+                self._call = None
+            call.over(status, broken)
+
+    def _on_result(self, state: State, results: tuple[Result, ...], number: int) -> Answer:
+        call = self._call
+        if call is None or number not in (0, call.run.number):
+            log.debug("a late callback of an earlier run was dropped")
+            return Answer.CONTINUE
+        return call.hear(state, results)

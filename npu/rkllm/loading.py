@@ -1,0 +1,52 @@
+"""Loads a model through an identified library, listening to what it prints meanwhile."""
+
+from __future__ import annotations
+
+import resource
+from ctypes import CDLL
+
+from npu.errors import ModelRefused
+from npu.rkllm.abi import Settings, bind
+from npu.rkllm.handle import Handle
+from npu.rkllm.init_log import InitFacts, capture_output, check_runtime, explain_failure, parse_init_log
+from npu.rkllm.library import Identity
+
+FILES = 102_400
+"""Open files the vendor asks for: old and large models hold thousands of buffers."""
+
+
+def load(identity: Identity, settings: Settings) -> tuple[Handle, InitFacts]:
+    """The loaded model, and what the library told of itself and of it. Blocks for seconds to a minute.
+
+    Raises `ModelRefused`: the library cannot be opened or turns out to be another version than it was called as, or it
+    refuses the model, in words that say why where its own did.
+    """
+    _allow_files()
+    with capture_output() as said:
+        try:
+            lib = CDLL(str(identity.path))
+        except OSError as error:
+            raise ModelRefused(f"The library {identity.path} cannot be loaded: {error}.") from error
+        bind(lib, identity.family)
+        handle = Handle(lib, identity.family, settings)
+    text = said.text()
+    facts = parse_init_log(text)
+    try:
+        check_runtime(identity, facts)
+        why = explain_failure(text)
+        if why is None and handle.status != 0:
+            why = " ".join((f"The RKLLM runtime could not load it (it returned {handle.status}).", *facts.errors))
+        # Runtime 1.1 returns 0 after some failed loads, and says what went wrong all the same.
+        if why is not None:
+            raise ModelRefused(f"{settings.model}: {why}")
+    except ModelRefused:
+        handle.close()
+        raise
+    return handle, facts
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,320 @@
+"""The engine for the NPU, on every family of the runtime, against a simulator that knows what the answer should be."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines import Setup
+from npu.engines.rkllm import RkllmEngine
+from npu.errors import EngineFailed, ModelRefused, SamplingRefused
+from npu.manifest import read_manifest
+from npu.model import Model
+from npu.rkllm.abi import FAMILIES
+from npu.simulator import SWITCHES, Language, Profile, SimulatedModel, write_model
+
+VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES)
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repeat_penalty": 1.0}
+"""As the model's defaults, so that every family samples like this by itself."""
+LANGUAGE = Language(answers=SimulatedModel().answers)
+WAIT = 60.0
+
+Open = Callable[..., RkllmEngine]
+
+
+@pytest.fixture(scope="session")
+def runtime_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the simulator is built once for all tests."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def opens(tmp_path: Path, runtime_dir: Path) -> Iterator[Open]:
+    """Opens engines on simulated models, and closes them."""
+    opened: list[RkllmEngine] = []
+
+    def opening(version: str = "1.3.0", simulated: SimulatedModel | None = None, **changes: object) -> RkllmEngine:
+        folder = tmp_path / f"model{len(opened)}"
+        write_model(folder, simulated or SimulatedModel())
+        model = replace(read_manifest(folder / "manifest.toml"), sampling_defaults=GREEDY, **changes)  # type: ignore[arg-type]
+        engine = RkllmEngine.open(model, Setup(runtime_dir, rkllm_library=f"simulator-{version}"))
+        opened.append(engine)
+        return engine
+
+    yield opening
+    for engine in opened:
+        engine.close()
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """The newest runtime of each family."""
+    name: str = request.param
+    return name
+
+
+def ask(engine: RkllmEngine, text: str) -> list[int]:
+    """The tokens of a question."""
+    return engine.tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def run(
+    engine: RkllmEngine, tokens: list[int], count: int = 40, sampling: Sampling | None = None
+) -> tuple[list[int], End, Stats]:
+    """The ids of an answer, and how it ended."""
+    generation = engine.generate(Prompt(tokens, count), sampling or Sampling(**GREEDY))  # type: ignore[arg-type]
+    pieces = list(generation)
+    assert b"".join(piece.data for piece in pieces) == engine.tokenizer.decode([piece.token for piece in pieces])
+    return [piece.token for piece in pieces], generation.end, generation.stats
+
+
+def expected(tokens: list[int], count: int = 40) -> list[int]:
+    """What the simulated model says to that."""
+    return LANGUAGE.expected_answer(tokens, count)
+
+
+QUESTIONS = ("Hello", "Tell me of the sea", "What is the capital of France?", "And 2 + 2?", "Grüße 😀")
+
+
+def test_answers_are_the_models_own(opens: Open, version: str) -> None:
+    """One after another on one handle: nothing of one shows in the next."""
+    engine = opens(version)
+    assert version in engine.version
+    for question in QUESTIONS:
+        tokens = ask(engine, question)
+        assert run(engine, tokens)[:2] == (expected(tokens), End.EOS), question
+        assert run(engine, tokens, 3)[:2] == (expected(tokens, 3), End.LENGTH)
+
+
+@pytest.mark.parametrize(
+    "switch", [f"{name}={value}" for name, values in SWITCHES.items() for value in values[1:]], ids=str
+)
+def test_no_open_question_changes_an_answer(opens: Open, version: str, switch: str) -> None:
+    """However the vendor's library does what nobody has documented: native, from logits, cut short, aborted, in turns."""
+    name, value = switch.split("=")
+    engine = opens(version, SimulatedModel(switches={name: value}))
+    conversation: list[int] = []
+    for question in QUESTIONS[:3]:
+        conversation += ask(engine, question)
+        answer = expected(conversation)
+        assert run(engine, conversation, 3)[0] == answer[:3]
+        assert run(engine, conversation)[:2] == (answer, End.EOS)
+        aborted = iter(generation := engine.generate(Prompt(conversation, 40), Sampling(**GREEDY)))  # type: ignore[arg-type]
+        assert next(aborted).token == answer[0]
+        generation.abort()
+        list(aborted)
+        if engine.family.CAPABILITIES.logits:
+            assert run(engine, conversation, sampling=Sampling(temperature=0.0, seed=1))[0] == answer
+        conversation += answer
+
+
+def test_a_conversation_is_prefilled_once(opens: Open) -> None:
+    """Each turn reads what is new, by the runtime's own count."""
+    for version in ("1.2.3", "1.3.0"):
+        engine = opens(version)
+        conversation = ask(engine, "Hello")
+        for question in QUESTIONS[1:]:
+            answer, _, stats = run(engine, conversation)
+            new = ask(engine, question)
+            conversation += answer + new
+            answer, _, stats = run(engine, conversation, 2)
+            assert stats.prompt_tokens - stats.cached_tokens <= len(new) + 2
+
+
+@pytest.mark.parametrize("version", ["1.2.3", "1.3.0"])
+def test_a_model_without_reuse_keeps_its_conversation(opens: Open, version: str) -> None:
+    """Only what is new is sent, as long as everything before agrees token by token."""
+    engine = opens(version, SimulatedModel(full_attention=False))
+    assert engine.cache.reuse is False
+    conversation = ask(engine, "Hello")
+    for question in QUESTIONS[1:]:
+        answer = run(engine, conversation)[0]
+        assert answer == expected(conversation)
+        new = ask(engine, question)
+        conversation += answer + new
+        answer, _, stats = run(engine, conversation, 5)
+        assert answer == expected(conversation, 5)
+        assert stats.cached_tokens >= len(conversation) - len(new) - 2
+    other = ask(engine, "Something else")
+    answer, _, stats = run(engine, other)
+    assert (answer, stats.cached_tokens) == (expected(other), 0)
+
+
+def test_times_and_counts_are_the_runtimes(opens: Open) -> None:
+    """A known conversation comes out exactly; a rate over the whole time would not."""
+    engine = opens("1.3.0", SimulatedModel(profile=Profile(prefill_tps=1000, decode_tps=100), time_scale=0.01))
+    tokens = ask(engine, "How long does this take?")
+    answer, _, stats = run(engine, tokens, 12)
+    assert len(answer) == stats.generated_tokens == 12
+    assert stats.prefill_ms == pytest.approx(len(tokens), abs=0.01)
+    assert stats.decode_ms / stats.generated_tokens == pytest.approx(10, rel=0.1)
+
+
+def test_sampling_is_chosen_per_request(opens: Open, version: str) -> None:
+    """By the runtime where it can, else from logits; where there are none it is refused by name."""
+    engine = opens(version)
+    tokens, hot = ask(engine, "Tell me a story"), Sampling(temperature=1.5, seed=11)
+    if not engine.family.CAPABILITIES.logits:
+        for sampling, field in ((hot, "seed"), (Sampling(temperature=0.7), "temperature")):
+            with pytest.raises(SamplingRefused) as refused:
+                engine.generate(Prompt(tokens, 5), sampling)
+            assert refused.value.field == field
+        return
+    first = run(engine, tokens, 20, hot)[0]
+    assert run(engine, tokens, 20, hot)[0] == first
+    assert run(engine, tokens, 20, replace(hot, seed=12))[0] != first
+    assert run(engine, tokens, 20)[0] == expected(tokens, 20)
+    forced = run(engine, tokens, 5, Sampling(temperature=0.0, logit_bias={70: 1000.0}))[0]
+    assert forced == [70] * 5
+
+
+def test_a_seeded_answer_goes_on_as_if_never_cut(opens: Open) -> None:
+    """What a paused job relies on."""
+    engine = opens("1.2.3")
+    tokens, sampling = ask(engine, "Tell me a story"), Sampling(temperature=1.2, seed=3, ignore_eos=True)
+    whole = run(engine, tokens, 12, sampling)[0]
+    assert run(engine, [*tokens, *whole[:5]], 7, sampling)[0] == whole[5:]
+
+
+def test_host_sampling_can_be_switched_off(opens: Open) -> None:
+    """It is not yet confirmed on hardware."""
+    engine = opens("1.2.3", engine_options={"host_sampling": 0})
+    with pytest.raises(SamplingRefused, match="host_sampling"):
+        engine.generate(Prompt([70], 5), Sampling(temperature=0.5))
+
+
+def test_logits_of_a_large_vocabulary_come_one_token_at_a_time(opens: Open) -> None:
+    """The simulator dies of more than 8 MB in one callback; what the tokenizer does not know is never drawn."""
+    engine = opens("1.2.3", SimulatedModel(vocab_size=151_936))
+    tokens = ask(engine, "word " * 60)
+    answer, _, _ = run(engine, tokens, 6, Sampling(temperature=2.0, seed=5))
+    assert len(answer) == 6
+    assert max(answer) < len(engine.vocabulary)
+
+
+def test_a_long_prompt_is_prefilled_in_slices(opens: Open) -> None:
+    """An abort inside is heard at the end of a slice, and progress is told exactly."""
+    engine = opens("1.3.0", SimulatedModel(max_context_limit=16384), engine_options={"prefill_slice": 256})
+    tokens = engine.tokenizer.encode("word " * 2000)[:2000]
+    seen: list[int] = []
+    generation = engine.generate(Prompt(tokens, 4), Sampling(**GREEDY), seen.append)  # type: ignore[arg-type]
+    assert [piece.token for piece in generation] == expected(tokens, 4)
+    assert seen == [256, 512, 768, 1024, 1280, 1536, 1792, 2000]
+    assert generation.stats.cached_tokens <= 8  # tokens read again where two slices meet count once
+    other = [*tokens[:10], *reversed(tokens[10:])]
+    seen.clear()
+    generation = engine.generate(Prompt(other, 4), Sampling(**GREEDY), seen.append)  # type: ignore[arg-type]
+    pieces = iter(generation)
+
+    def aborting(done: int) -> None:
+        seen.append(done)
+        if done == 512:
+            generation.abort()
+
+    generation._on_prefill = aborting
+    assert list(pieces) == []
+    assert (seen[-1], generation.end) == (512, End.ABORTED)
+    assert run(engine, other, 4)[0] == expected(other, 4)
+
+
+def test_a_slice_is_as_long_as_the_speed_allows(opens: Open) -> None:
+    """One and a half seconds at the speed last measured, in whole blocks."""
+    engine = opens("1.3.0", SimulatedModel(max_context_limit=16384))
+    assert list(engine.slices(1000, 0)) == [256, 512, 768]
+    engine.prefilled(1000, 2000.0)
+    assert list(engine.slices(2000, 100)) == [100 + 640, 100 + 1280, 100 + 1920][:2] + [2020][:0]
+    engine.prefilled(3, 0.1)
+    assert next(engine.slices(2000, 0)) == 640
+
+
+@pytest.mark.parametrize(
+    ("simulated", "words"),
+    [
+        (SimulatedModel(init_fail=True), "could not load|refused|failed"),
+        (SimulatedModel(out_of_npu_memory=True), "memory"),
+    ],
+    ids=["init fails", "out of NPU memory"],
+)
+def test_a_load_that_fails_says_why(opens: Open, version: str, simulated: SimulatedModel, words: str) -> None:
+    """In the runtime's own reasons, not its number alone."""
+    with pytest.raises(ModelRefused, match=f"(?i){words}"):
+        opens(version, simulated)
+
+
+def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: str) -> None:
+    """After every token that was said before it."""
+    engine = opens(version, SimulatedModel(error_after=3))
+    tokens = ask(engine, "Tell me of the sea")
+    pieces = iter(engine.generate(Prompt(tokens, 40), Sampling(**GREEDY)))  # type: ignore[arg-type]
+    assert [next(pieces).token for _ in range(3)] == expected(tokens, 3)
+    with pytest.raises(EngineFailed):
+        next(pieces)
+
+
+def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open) -> None:
+    """By pausing, which the runtime does hear."""
+    engine = opens("1.2.3", SimulatedModel(ignore_abort=True))
+    tokens = ask(engine, "Tell me of the sea")
+    generation = engine.generate(Prompt(tokens, 2000), Sampling(**GREEDY))  # type: ignore[arg-type]
+    pieces = iter(generation)
+    next(pieces)
+    generation.abort()
+    list(pieces)
+    assert generation.end is End.ABORTED
+    assert run(engine, tokens, 3)[0] == expected(tokens, 3)
+
+
+def test_texts_that_are_missing_or_split_are_no_loss(opens: Open, version: str) -> None:
+    """The bytes come from the tokens."""
+    for simulated in (
+        SimulatedModel(null_text=True),
+        SimulatedModel(split_utf8=True),
+        SimulatedModel(last_token_late=50),
+    ):
+        engine = opens(version, simulated)
+        for question in QUESTIONS:
+            tokens = ask(engine, question)
+            assert run(engine, tokens)[0] == expected(tokens)
+
+
+def test_an_abort_before_between_and_after(opens: Open, version: str) -> None:
+    """From another thread, at any moment; the next answer is whole."""
+    engine = opens(version, SimulatedModel(profile=Profile(decode_tps=400)))
+    tokens = ask(engine, "Tell me of the sea")
+    for moment in range(4):
+        generation = engine.generate(Prompt(tokens, 300), Sampling(**GREEDY))  # type: ignore[arg-type]
+        pieces: list[Piece] = []
+        runner = threading.Thread(target=lambda to=pieces, of=generation: to.extend(of))  # type: ignore[misc]
+        if moment == 0:
+            generation.abort()
+        runner.start()
+        while moment > len(pieces) and runner.is_alive():
+            pass
+        generation.abort()
+        runner.join(WAIT)
+        assert not runner.is_alive()
+        generation.abort()
+        assert [piece.token for piece in pieces] == expected(tokens, 300)[: len(pieces)]
+    assert run(engine, tokens)[0] == expected(tokens)
+
+
+def test_a_context_that_is_too_long_for_the_file_is_the_files(tmp_path: Path, runtime_dir: Path) -> None:
+    """Asked for more than it was converted for, it says so."""
+    write_model(tmp_path, SimulatedModel(max_context_limit=1024))
+    model = read_manifest(tmp_path / "manifest.toml")
+    with pytest.raises(ModelRefused, match="1024"):
+        RkllmEngine.open(replace(model, context_length=4096), Setup(runtime_dir, rkllm_library="simulator"))
+
+
+def test_without_a_tokenizer_it_is_refused(tmp_path: Path, runtime_dir: Path) -> None:
+    """With what to copy where."""
+    write_model(tmp_path, SimulatedModel())
+    (tmp_path / "tokenizer.json").unlink()
+    model: Model = read_manifest(tmp_path / "manifest.toml")
+    with pytest.raises(ModelRefused, match=r"tokenizer\.json"):
+        RkllmEngine.open(model, Setup(runtime_dir, rkllm_library="simulator"))
