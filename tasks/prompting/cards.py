@@ -24,5 +24,5 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         quantization=model.quantization or facts.quantization,
         chat=facts.chat,
         refuses=dict(facts.refuses),
-        notes=(*model.notes, *facts.notes),
+        notes=facts.notes,
     )
