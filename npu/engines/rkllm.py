@@ -190,14 +190,9 @@ class RkllmEngine:
             raise refuse(field, self.version, "cannot sample by it, and the manifest says host_sampling = 0")
         return RkllmGeneration(self, prompt, sampling, None, on_prefill)
 
-    def slices(self, length: int, at: int) -> Iterator[int]:
-        """Where to look up while a prompt is prefilled from token `at`: the ends of all slices but the last."""
-        if self.cache.reuse is not True:
-            return
-        while True:
-            at += self._slice()
-            if at >= length:
-                return
+    def slices(self, length: int, at: int = 0) -> Iterator[int]:
+        """Where to look up while `length` tokens are prefilled from token `at` on: the ends of all slices but the last."""
+        while (at := at + self._slice()) < length:
             yield at
 
     def prefilled(self, tokens: int, milliseconds: float) -> None:

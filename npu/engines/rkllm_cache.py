@@ -45,23 +45,29 @@ class Cache:
         self._history = True
         return len(known)
 
-    def holds(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """A run has ended: the cache begins with its prompt, and may go on with its answer."""
-        self._tokens = [*prompt, *answer]
+    def begin(self) -> list[int]:
+        """A run begins, and until its end nobody knows what is cached. What was known before."""
+        known, self._tokens = self._tokens, []
+        return known
 
-    def is_exactly(self, tokens: Sequence[int]) -> bool:
-        """Whether the cache holds these tokens and no more. A runtime that cannot tell may have kept one it said, too."""
+    def holds(self, tokens: Sequence[int], answer: Sequence[int] = ()) -> None:
+        """A run has ended: the cache begins with `tokens`, and may go on with its answer."""
+        self._tokens = [*tokens, *answer]
+
+    def holds_exactly(self, tokens: Sequence[int]) -> bool:
+        """A run has ended: whether the cache holds `tokens` and no more. A runtime that cannot tell may have kept one it
+        said, too."""
         self._tokens = list(tokens)
         return self._handle.cache_size() == len(tokens)
 
-    def added(self, tokens: Sequence[int]) -> None:
-        """A step has added `tokens`. Raises `EngineFailed` when the runtime counts otherwise."""
-        self._tokens += tokens
+    def grew(self, known: list[int], tokens: Sequence[int]) -> None:
+        """A step has added `tokens` to those known. Raises `EngineFailed` when the runtime counts otherwise."""
+        self._tokens = [*known, *tokens]
         self._history = True
         size = self._handle.cache_size()
         if size not in (None, len(self._tokens)):
             raise EngineFailed(
-                f"After a step of one token the RKLLM runtime holds {size} tokens instead of {len(self._tokens)}: its "
+                f"After a step of {len(tokens)} tokens the RKLLM runtime holds {size} instead of {len(self._tokens)}: its "
                 "logits cannot be relied on. Set `host_sampling = 0` in the model's manifest."
             )
 

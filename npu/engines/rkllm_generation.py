@@ -19,8 +19,8 @@ SLICE_SECONDS = 1.5
 """The longest a prefill may run without looking up: nothing can abort it."""
 SLICE_STEP = 128
 """Slices are multiples of this: the runtime works through a prompt in blocks, and a partial one costs as much."""
-ROWS = 8
-"""Tokens whose logits are asked for at once, at most: a row of 151,936 is 600 KB."""
+ROWS = 4
+"""Tokens whose logits are asked for at once, at most: a row of 262,144 is 1 MB."""
 
 
 class RkllmGeneration:
@@ -90,10 +90,10 @@ class RkllmGeneration:
             if not self._aborted:
                 yield from self._by_runtime(self._native) if self._native is not None else self._by_us()
         finally:
-            if self._call is not None:  # nobody read it to its end
-                self._call.stop()
-                for _ in self._call:
-                    pass
+            call = self._call
+            if call is not None:  # nobody read it to its end
+                call.stop()
+                self._prefilled_by(call)
             self._finish()
 
     def _by_runtime(self, native: NativeSampling) -> Iterator[Piece]:
@@ -102,8 +102,10 @@ class RkllmGeneration:
         can = engine.family.CAPABILITIES
         history, at = engine.cache.enter(prompt.tokens)
         self._skipped = at
-        if not history and not self._prefill_slices(prompt.tokens, at):
-            return
+        if history:
+            at = self._prefill_history(prompt.tokens, at)
+        else:
+            self._prefill_slices(prompt.tokens)
         run = Run(
             inputs=[Tokens(prompt.tokens[at:])],
             keep_history=history,
@@ -170,54 +172,70 @@ class RkllmGeneration:
         before, last = tokens[:-1], tokens[-1:]
         try:
             at = self._skipped = cache.enter_history(before)
-            if at < len(before) and not self._engine.family.CAPABILITIES.cache_size:
-                self._refill(before)
-            elif at < len(before):
-                call = self._start(Run(inputs=[Tokens(before[at:])], keep_history=True, max_tokens=self._one), 1)
-                if call is None or not self._prefilled_by(call):
+            if self._engine.family.CAPABILITIES.cache_size:
+                at = self._prefill_history(before, at, all_of_it=True)
+            # What is left, or everything, where a run that generates leaves more in the cache than it was given.
+            for start in range(at, len(before), ROWS):
+                if self._step(before[start : start + ROWS]) is None:
                     return None
-                if not cache.is_exactly(before):
-                    self._refill(before)
+                self._on_prefill(start)
             return self._step(last)
         finally:
             self._prefilled += 1
             self._prefill_ms = (time.monotonic() - begun) * 1000
 
-    def _refill(self, tokens: Sequence[int]) -> None:
-        # A run that generates may leave more in the cache than it was given. Logits sample nothing, so they do not.
-        self._engine.cache.clear()
-        for at in range(0, len(tokens), ROWS):
-            if self._aborted or self._step(tokens[at : at + ROWS]) is None:
-                return
-            self._on_prefill(at)
-
     def _step(self, tokens: Sequence[int]) -> memoryview[float] | None:
         """Add a few tokens to the cache; the logits after the last of them. None once aborted."""
+        known = self._engine.cache.begin()
         call = self._start(Run(inputs=[Tokens(tokens)], mode=Mode.LOGITS, keep_history=True), 1, take=_last_logits)
         if call is None:
             return None
         rows = list(call)
         self._call = None
+        if call.paused:
+            self._engine.cache.clear()
         if self._aborted and not rows:
             return None
         if not rows or rows[0] is None:
             raise EngineFailed("The RKLLM runtime gave no logits when it was asked for them.")
         logits = rows[0]
         assert isinstance(logits, memoryview)
-        self._engine.cache.added(tokens)
+        self._engine.cache.grew(known, tokens)
         # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.
         return logits[: len(self._engine.vocabulary)]
 
-    def _prefill_slices(self, tokens: Sequence[int], at: int) -> bool:
-        """Prefill all but the last slice; False once aborted. Only where the runtime finds its way back to a prefix."""
-        for stop in self._engine.slices(len(tokens), at):
-            begun = time.monotonic()
-            call = self._start(Run(inputs=[Tokens(tokens[:stop])], max_tokens=self._one), 1)
-            if call is None or not self._prefilled_by(call):
-                return False
-            self._prefill_ms += (time.monotonic() - begun) * 1000
-            self._engine.cache.holds(tokens[:stop], ())
+    def _prefill_slices(self, tokens: Sequence[int]) -> None:
+        """Prefill all but the last slice, where the runtime finds its way back to a prefix."""
+        for stop in self._engine.slices(len(tokens)) if self._engine.cache.reuse else ():
+            if not self._prefill(tokens[:stop], history=False):
+                return
+            self._engine.cache.holds(tokens[:stop])
             self._on_prefill(stop)
+
+    def _prefill_history(self, tokens: Sequence[int], at: int, all_of_it: bool = False) -> int:
+        """Prefill `tokens` from place `at` in slices, all but the last one; where to go on from.
+
+        A runtime that keeps more than it was given is cleared, and everything is left to do.
+        """
+        stops = [*self._engine.slices(len(tokens), at), *([len(tokens)] if all_of_it and at < len(tokens) else ())]
+        for stop in stops:
+            if not self._prefill(tokens[at:stop], history=True):
+                return at
+            if not self._engine.cache.holds_exactly(tokens[:stop]):
+                self._engine.cache.clear()
+                self._skipped = 0
+                return self._engine.cache.enter_history(tokens)
+            at = stop
+            self._on_prefill(stop)
+        return at
+
+    def _prefill(self, tokens: Sequence[int], history: bool) -> bool:
+        """Work through `tokens` and drop the one token that is said then; False once aborted."""
+        begun = time.monotonic()
+        call = self._start(Run(inputs=[Tokens(tokens)], keep_history=history, max_tokens=self._one), 1)
+        if call is None or not self._prefilled_by(call):
+            return False
+        self._prefill_ms += (time.monotonic() - begun) * 1000
         return True
 
     def _prefilled_by(self, call: Call) -> bool:
@@ -238,12 +256,15 @@ class RkllmGeneration:
         with self._lock:
             if self._aborted:
                 return None
+            self._engine.cache.begin()
             self._call = self._engine.handle.start(run, limit=limit, take=take)
             return self._call
 
     def _count(self, call: Call) -> None:
         """A run has ended: what of the prompt it worked through, where it says so."""
         self._call = None
+        if call.paused:
+            self._engine.cache.clear()  # or the next run would go on from here
         if call.perf is None:
             self._counted = False
         else:

@@ -48,6 +48,8 @@ class Call:
         self.run = run
         self.perf: Perf | None = None
         self.stopped = False
+        self.paused = False
+        """It ended by a pause, so the next run would go on from here: clear the cache first."""
         self._handle = handle
         self._limit = limit
         self._take = take
@@ -81,7 +83,14 @@ class Call:
             # Said again, for an abort that came before the run had begun may have been lost.
             self._unheard += 1
             self._handle.abort_from_callback()
-            return Answer.PAUSE if self._unheard > DEAF and not self.run.keep_history else Answer.CONTINUE
+            if (
+                self._unheard <= DEAF
+                or self.run.keep_history
+                or Answer.PAUSE not in self._handle.abi.CAPABILITIES.answers
+            ):
+                return Answer.CONTINUE
+            self.paused = True
+            return Answer.PAUSE
         self._count += 1
         self._heard.put(self._take(results))
         if self._limit is not None and self._count >= self._limit:

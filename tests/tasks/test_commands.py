@@ -59,7 +59,7 @@ class Office:
         self.gate.set()
         model = Model(id="echo", engine="echo", folder=folder, names=("echo:small",))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD)
-        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload, 100)
+        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload)
 
     def _load(self, model: Model) -> None:
         self.gate.wait(LIMIT)
