@@ -45,11 +45,6 @@ class Cache:
         self._history = True
         return len(known)
 
-    def begin(self) -> list[int]:
-        """A run begins, and until its end nobody knows what is cached. What was known before."""
-        known, self._tokens = self._tokens, []
-        return known
-
     def holds(self, tokens: Sequence[int], answer: Sequence[int] = ()) -> None:
         """A run has ended: the cache begins with `tokens`, and may go on with its answer."""
         self._tokens = [*tokens, *answer]
@@ -60,9 +55,9 @@ class Cache:
         self._tokens = list(tokens)
         return self._handle.cache_size() == len(tokens)
 
-    def grew(self, known: list[int], tokens: Sequence[int]) -> None:
-        """A step has added `tokens` to those known. Raises `EngineFailed` when the runtime counts otherwise."""
-        self._tokens = [*known, *tokens]
+    def grew(self, tokens: Sequence[int]) -> None:
+        """A step has added `tokens`. Raises `EngineFailed` when the runtime counts otherwise."""
+        self._tokens += tokens
         self._history = True
         size = self._handle.cache_size()
         if size not in (None, len(self._tokens)):

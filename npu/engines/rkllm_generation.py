@@ -186,7 +186,6 @@ class RkllmGeneration:
 
     def _step(self, tokens: Sequence[int]) -> memoryview[float] | None:
         """Add a few tokens to the cache; the logits after the last of them. None once aborted."""
-        known = self._engine.cache.begin()
         call = self._start(Run(inputs=[Tokens(tokens)], mode=Mode.LOGITS, keep_history=True), 1, take=_last_logits)
         if call is None:
             return None
@@ -200,7 +199,7 @@ class RkllmGeneration:
             raise EngineFailed("The RKLLM runtime gave no logits when it was asked for them.")
         logits = rows[0]
         assert isinstance(logits, memoryview)
-        self._engine.cache.grew(known, tokens)
+        self._engine.cache.grew(tokens)
         # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.
         return logits[: len(self._engine.vocabulary)]
 
@@ -256,7 +255,6 @@ class RkllmGeneration:
         with self._lock:
             if self._aborted:
                 return None
-            self._engine.cache.begin()
             self._call = self._engine.handle.start(run, limit=limit, take=take)
             return self._call
 

@@ -58,7 +58,7 @@ class Office:
         self.gate = threading.Event()
         self.gate.set()
         model = Model(id="echo", engine="echo", folder=folder, names=("echo:small",))
-        settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD)
+        settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, context_length=128)
         self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload)
 
     def _load(self, model: Model) -> None:
@@ -289,7 +289,7 @@ async def test_prepare_fails_only_a_job_that_can_never_run(
     view = await store.view(long)
     assert view.state is JobState.FAILED and view.error is not None
     assert view.error.code is FailureCode.CONTEXT_TOO_LONG
-    assert "100" in view.error.message and "504" in view.error.message
+    assert "128" in view.error.message and "504" in view.error.message
     assert await ask(commander, Prepare("echo", first)) == "ready"
     assert await ask(commander, Prepare("echo", last)) == "ready"
     assert [(await store.view(job)).position for job in (first, last)] == [1, 2]

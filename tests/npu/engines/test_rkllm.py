@@ -259,10 +259,9 @@ def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: s
 def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open) -> None:
     """By pausing, which the runtime does hear; and the next run does not go on from there."""
     long = {"sea": "The sea is deep and blue and wide, " * 20}
-    engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=long))
-    engine.cache.reuse = (
-        True  # found out with an abort, which is not heard here; and a kept conversation cannot be paused
-    )
+    engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=long, profile=Profile(decode_tps=500)))
+    # Found out with an abort, which is not heard here; and a kept conversation cannot be paused.
+    engine.cache.reuse = True
     tokens = ask(engine, "Tell me of the sea")
     generation = engine.generate(Prompt(tokens, 2000), Sampling(**GREEDY))  # type: ignore[arg-type]
     pieces = iter(generation)
@@ -278,7 +277,9 @@ def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open) -> None:
 @pytest.mark.parametrize("cached", ["no", "yes"])
 def test_nothing_of_a_run_that_was_left_stays_in_a_kept_conversation(opens: Open, version: str, cached: str) -> None:
     """Whoever comes next may have a prompt that begins like one from before it."""
-    engine = opens(version, SimulatedModel(full_attention=False, switches={"last_token_cached": cached}))
+    switches = {"last_token_cached": cached}
+    paced = SimulatedModel(full_attention=False, switches=switches, profile=Profile(decode_tps=500))
+    engine = opens(version, paced)
     mine = ask(engine, "Hello, and tell me all that you know of the sea, the sky and what lies between them")
     answer = run(engine, mine)[0]
     stranger = iter(engine.generate(Prompt(ask(engine, "Who?"), 30), Sampling(**GREEDY)))  # type: ignore[arg-type]
