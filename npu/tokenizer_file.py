@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from npu.errors import ModelRefused, NpuError, PromptRefused
 from npu.model_files import MAX_FILE_BYTES
-from npu.vocabulary import _BYTE_OF
+from npu.vocabulary import BYTE_OF
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -101,7 +101,7 @@ class FileTokenizer:
             raise PromptRefused(f"Token {token} is outside the vocabulary, whose ids go from 0 to {self._size - 1}.")
         if self._replaced is None:
             try:
-                return bytes(map(_BYTE_OF.__getitem__, text))
+                return bytes(map(BYTE_OF.__getitem__, text))
             except KeyError:  # Not written in that alphabet: it means itself.
                 return text.encode()
         byte = _BYTE_TOKEN.fullmatch(text)

@@ -26,7 +26,8 @@ def _byte_level() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(shifted)}
 
 
-_BYTE_OF = _byte_level()
+BYTE_OF = _byte_level()
+"""The byte that each character of that alphabet stands for."""
 
 
 _PADDED = ("<mask>", "[MASK]")
@@ -173,7 +174,7 @@ class Vocabulary:
     def _from_byte_level(self, raw: bytes) -> bytes:
         text = raw.decode(errors="replace")
         try:
-            return bytes(map(_BYTE_OF.__getitem__, text))
+            return bytes(map(BYTE_OF.__getitem__, text))
         except KeyError:  # Not written in that alphabet: a token somebody added as it is.
             return raw
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ CLASSES = (
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
 
+_PASSWORD = re.compile(r"(?<=[?&]password=)[^&]*")
 _MASK = "********"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -164,11 +166,11 @@ def unknown() -> list[str]:
 
 
 def without_password(url: str) -> str:
-    """A Redis URL fit to be shown."""
-    scheme, separator, rest = url.partition("://")
+    """A Redis URL fit to be shown: a password may stand before the host or among the parameters."""
+    scheme, separator, rest = _PASSWORD.sub(_MASK, url).partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at:
-        return url
+        return f"{scheme}{separator}{rest}"
     user = credentials.partition(":")[0]
     return f"{scheme}{separator}{user}:{_MASK}@{place}"
 

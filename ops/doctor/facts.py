@@ -32,7 +32,6 @@ REDIS_TIMEOUT = 3.0
 _TOOLKIT = re.compile(r"(?<![\d.])1\.[0-3]\.\d(?:b\d)?(?![\d.])")
 _CORES = re.compile(r"(?:^|[-_])npu(\d)(?=[-_]|$)", re.IGNORECASE)
 _DTYPE = re.compile(r"w\d+a\d+(?:_g\d+)?|fp16")
-_PASSWORD = re.compile(r"(?<=[?&]password=)[^&]*")
 _BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
 
 
@@ -237,7 +236,7 @@ def read_disk(path: Path) -> Disk:
 
 def ask_redis(url: str) -> Redis:
     """Whether the Redis there answers, within a few seconds and without trying again."""
-    shown = _PASSWORD.sub("********", configuration.without_password(url))
+    shown = configuration.without_password(url)
     try:
         with redis.Redis.from_url(
             url,

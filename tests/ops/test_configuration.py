@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ops import configuration, environment
-from ops.configuration import ConfigurationError
+from ops.configuration import ConfigurationError, without_password
 from tasks.settings import TaskSettings
 
 Settings = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -115,3 +115,17 @@ def test_another_spelling_of_a_variable_does_not_compete(monkeypatch: pytest.Mon
     finally:
         monkeypatch.setenv("ROCKCHIPLLAMA_QUEUE_LIMIT", "")
         monkeypatch.delenv("ROCKCHIPLLAMA_QUEUE_LIMIT")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:1/0", "redis://host:1/0"),
+        ("redis://:s3cret@host/0", "redis://:********@host/0"),
+        ("unix:///run/redis.sock?db=1&password=s3cret&x=1", "unix:///run/redis.sock?db=1&password=********&x=1"),
+        ("rediss://me:s3cret@host?password=another", "rediss://me:********@host?password=********"),
+    ],
+)
+def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
+    """Wherever it stands."""
+    assert without_password(url) == shown
