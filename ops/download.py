@@ -56,7 +56,7 @@ def opener(proxy: str | None = None, certificates: str | None = None) -> urllib.
 def download(
     url: str,
     target: Path,
-    sha256: str,
+    sha256: str | None,
     progress: Progress,
     *,
     opener: urllib.request.OpenerDirector,
@@ -64,6 +64,7 @@ def download(
 ) -> None:
     """Make `target` the file at `url` (also `file:`), going on from what is there. Raises `DownloadFailed`.
 
+    `sha256` is what the file must hash to; None takes whatever arrives, and the caller judges it.
     `pause` is how many seconds to wait after the first fruitless attempt; each further wait is twice as long.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def download(
         if fruitless >= FRUITLESS:
             raise DownloadFailed(why)
         time.sleep(pause * 2 ** max(0, fruitless - 1) if fruitless else 0)
-    if digest(target) != sha256:
+    if sha256 is not None and digest(target) != sha256:
         target.unlink()
         raise Damaged("what arrived is not the file that was asked for (its SHA-256 differs), so it was deleted")
 
