@@ -28,7 +28,8 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     from npu.errors import NpuError
     from ops.convert.evaluation import encode
-    from ops.convert.recipe import RecipeRefused, read_recipe
+    from ops.convert.recipe import read_recipe
+    from ops.convert.refusal import RecipeRefused
     from ops.convert.source import prepare
     from ops.convert.toolkit import ConversionFailed, open_toolkit
 

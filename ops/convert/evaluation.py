@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.convert.recipe import Recipe, RecipeRefused
+from ops.convert.recipe import Recipe
+from ops.convert.refusal import RecipeRefused
 from ops.convert.source import Prepared
 from ops.convert.toolkit import Toolkit
 

@@ -32,8 +32,8 @@ def weights_name(recipe: Recipe, adapter: bool) -> str:
     parts = [recipe("manifest", "id"), recipe("build", "dtype")]
     if recipe.kind != "update":
         parts += [f"opt{recipe('build', 'optimization_level')}", f"hybrid{recipe('build', 'hybrid_rate'):g}"]
-    cores = recipe("build", "cores") or recipe.soc.npu_cores
-    parts += [f"npu{cores}", f"ctx{recipe('build', 'max_context')}", recipe.soc.name]
+        parts.append(f"npu{recipe('build', 'cores') or recipe.soc.npu_cores}")
+    parts += [f"ctx{recipe('build', 'max_context')}", recipe.soc.name]
     return "-".join(parts) + ("_lora" if adapter else "") + ".rkllm"
 
 

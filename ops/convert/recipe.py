@@ -14,6 +14,7 @@ from npu.errors import SamplingRefused
 from npu.hardware.soc import Soc, soc_named
 from npu.model import SAMPLING_DEFAULTS, is_model_id
 from npu.sampling import check_sampling
+from ops.convert.refusal import RecipeRefused, refusal
 
 MAX_CONTEXT = 16384
 """Tokens; the most the converter builds a model for. It must be a multiple of `CONTEXT_STEP`."""
@@ -57,10 +58,6 @@ _WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true
 _ALGORITHM = re.compile(r"(normal|grq|gdq)(?:_r(\d+))?")
 
 
-class RecipeRefused(Exception):
-    """Raised before any long work; the message names file, line and key, and says what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One conversion. Paths are absolute; a key that was absent has its default."""
@@ -99,28 +96,6 @@ class Recipe:
     def refuse(self, table: str, key: str, what: str) -> RecipeRefused:
         """The refusal of one key, with its line."""
         return refusal(self.path, self.text, table, key, what)
-
-
-def refusal(path: Path, text: str, table: str, key: str, what: str) -> RecipeRefused:
-    """The refusal of one key; the sentence goes on with `what`."""
-    line = _line(text, table, key)
-    where = f"{path}, line {line}" if line else str(path)
-    return RecipeRefused(f"{where}: `{table + '.' if table else ''}{key}` {what}.")
-
-
-def _line(text: str, table: str, key: str) -> int | None:
-    # TOML keeps no positions. A key that is absent is looked for in its table's head.
-    current, head = "", None
-    for number, line in enumerate(text.splitlines(), 1):
-        found = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
-        if found:
-            current = found[1]
-            if current == f"{table}.{key}".strip("."):
-                return number
-            head = number if current == table else head
-        elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]", line):
-            return number
-    return head
 
 
 def read_recipe(path: Path, source: Path | None = None, output: Path | None = None) -> Recipe:
@@ -221,9 +196,7 @@ def _check_rest(recipe: Recipe, table: dict[str, Any]) -> None:
     if recipe.kind == "update":
         for name in ("load", "calibration", "export", "evaluation"):
             if name in table:
-                raise recipe.refuse(
-                    name, next(iter(table[name]), ""), "cannot be chosen for a file that is only updated"
-                )
+                raise recipe.refuse("", name, "cannot be chosen for a file that is only updated")
         for key in table["build"]:
             if key not in UPDATED:
                 raise recipe.refuse("build", key, "cannot be changed by an update of the file. Remove it")

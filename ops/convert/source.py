@@ -14,7 +14,8 @@ from npu.errors import ModelRefused, TemplateFailed
 from npu.gguf import Gguf, read_gguf
 from npu.model import Model
 from npu.model_files import find_template
-from ops.convert.recipe import Recipe, RecipeRefused
+from ops.convert.recipe import Recipe
+from ops.convert.refusal import RecipeRefused
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Copied beside the weights, as far as the model has them. The first two it must have."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.convert.recipe import Recipe, RecipeRefused
+from ops.convert.recipe import Recipe
+from ops.convert.refusal import RecipeRefused
 
 PACKAGE = "rkllm-toolkit"
 OLDEST = (1, 2, 0)

@@ -150,6 +150,9 @@ def test_every_key_reaches_the_toolkit(folder: Path, toolkit: Any) -> None:
     assert (built["quantized_algorithm"], built["extra_qparams"]) == ("grq_r8", str(folder / "q.qparams"))
     (exported,) = named(toolkit, "export_rkllm")
     assert (exported["export_tokenizer"], exported["export_embedding"]) == (False, False)
+    record = json.loads((folder / "tiny-rk3588/conversion.json").read_text())
+    assert [name.endswith("_lora.rkllm") for name in record["sha256"]] == [False, True]
+    assert any("adapter" in note for note in read_manifest(folder / "tiny-rk3588/manifest.toml").notes)
     assert any("embedding" in note for note in read_manifest(folder / "tiny-rk3588/manifest.toml").notes)
 
 

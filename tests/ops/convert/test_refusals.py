@@ -142,7 +142,7 @@ def test_a_gguf_without_a_tokenizer(folder: Path, toolkit: Any, capsys: pytest.C
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ("", "`evaluation.text` cannot be chosen for a file that is only updated"),
+        ("", "`evaluation` cannot be chosen for a file that is only updated"),
         ("hybrid_rate = 0.5\n", "`build.hybrid_rate` cannot be changed by an update"),
     ],
 )

@@ -41,7 +41,7 @@ class Numbers:
 
 class RKLLM:
     def __init__(self):
-        self._loaded = self._built = False
+        self._loaded = self._built = self._adapted = False
 
     def load_huggingface(
         self, model, model_lora=None, device="cpu", dtype="float32", custom_config=None, load_weight=True
@@ -49,7 +49,7 @@ class RKLLM:
         CALLS.append(("load_huggingface", dict(locals())))
         if not os.path.isfile(os.path.join(model, "config.json")) or device not in ("cpu", "cuda"):
             return -1
-        self._loaded = True
+        self._loaded, self._adapted = True, model_lora is not None
         return _trouble("load_huggingface") or 0
 
     def load_gguf(self, model):
@@ -90,6 +90,9 @@ class RKLLM:
         if _trouble("export_rkllm") != "nothing":
             with open(export_path, "wb") as file:
                 file.write(b"weights")
+            if self._adapted:
+                with open(export_path.replace(".rkllm", "_lora.rkllm"), "wb") as file:
+                    file.write(b"adapter")
         return 0
 
     def update_rkllm(self, model):
