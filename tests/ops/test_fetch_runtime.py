@@ -254,3 +254,19 @@ def test_the_command(tmp_path: Path, newest: bytes, capsys: pytest.CaptureFixtur
     assert (tmp_path / "data/runtime/1.3.0" / f"{HERE}-test" / NAME).read_bytes() == newest
     assert main(["1.0.0", "--machine", "aarch64", "--data-dir", str(tmp_path)]) == 1
     assert "1.0.x are not supported" in capsys.readouterr().err
+
+
+@needs_cc
+@pytest.mark.skipif(HERE == "aarch64", reason="it is this machine's own")
+def test_for_a_board_on_another_machine(tmp_path: Path, newest: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its kind of code is checked, and that its version was not is said."""
+    own = tmp_path / NAME
+    own.write_bytes(newest[:18] + (183).to_bytes(2, "little") + newest[20:])
+    table = tmp_path / "libraries.toml"
+    table.write_text(LIBRARIES.read_text().replace("sha256 =", "# sha256 ="))
+    words = ["1.3.0", "--machine", "aarch64", "--from", str(own), "--data-dir", str(tmp_path / "data")]
+    assert main(words, table) == 0
+    assert (tmp_path / "data/runtime/1.3.0/aarch64" / NAME).is_file()
+    assert "could not be checked on this machine" in capsys.readouterr().out
+    assert main(["1.3.0", "--machine", "armhf", *words[3:]], table) == 1
+    assert "is for aarch64, not for armhf" in capsys.readouterr().err
