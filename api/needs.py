@@ -15,12 +15,15 @@ from tasks.roster import ModelStatus
 
 
 class RosterView(Protocol):
-    """Which models there are. Both answer from memory."""
+    """Which models there are. `models` and `resolve` answer from memory."""
 
     def models(self) -> Sequence[ModelStatus]: ...
 
     def resolve(self, name: str | None) -> ModelStatus:
         """The model that `name` means, None meaning the default one. Raises `UnknownModel`."""
+
+    async def refresh(self) -> None:
+        """Look again. Raises `QueueUnavailable`."""
 
 
 class JobBook(Protocol):

@@ -57,7 +57,8 @@ class ContextTooLong(PromptRefused):
             wanted = f"{about}{prompt_tokens + max_tokens} ({prompt_tokens} in the prompt, {max_tokens} for the answer)"
         super().__init__(
             f"This model's maximum context length is {context_length} tokens, but the request needs {wanted}. "
-            "Shorten the messages" + (" or lower max_tokens." if max_tokens is not None else ".")
+            "Shorten the prompt"
+            + (" or lower max_tokens." if max_tokens is not None and prompt_tokens < context_length else ".")
         )
 
 

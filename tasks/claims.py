@@ -115,11 +115,19 @@ def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int
 
 
 def hand_back(
-    client: redis.Redis, model: str, job: str, fence: int, why: str, *, crashed: bool, lapsed_only: bool = False
+    client: redis.Redis,
+    model: str,
+    job: str,
+    fence: int,
+    why: str,
+    *,
+    crashed: bool,
+    lapsed_only: bool = False,
+    code: FailureCode = FailureCode.ENGINE_LOST,
 ) -> HandedBack:
     """End a claim whose holder cannot go on. Untouched, the job waits again in its old place; once a client may have seen
-    a part of the answer, it fails. `why` is a sentence for the client."""
-    failed = encode_events([Failed(FailureCode.ENGINE_LOST, why)])
+    a part of the answer, it fails with `code`. `why` is a sentence for the client."""
+    failed = encode_events([Failed(code, why)])
     return HandedBack(
         cast(
             int,

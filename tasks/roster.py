@@ -228,7 +228,7 @@ class Roster:
         return self._snapshot
 
     def resolve(self, name: str | None) -> ModelStatus:
-        """The model a client means, from memory; None means the default one. Raises `UnknownModel`."""
+        """The model a client means, from memory; none and empty mean the default one. Raises `UnknownModel`."""
         found = self._lookup(name)
         if found is None:
             wanted = name or self._default or ""
@@ -245,9 +245,10 @@ class Roster:
         return self.resolve(name)
 
     def _lookup(self, name: str | None) -> ModelStatus | None:
-        if name is None:
-            if self._default is not None:
-                return self._lookup(self._default)
+        if not name:
+            # A default that is not there is told by the board; the next best model answers, as it is the one that is loaded.
+            if self._default is not None and (found := self._lookup(self._default)) is not None:
+                return found
             models = self._snapshot.models
             return next((status for status in models if status.served), models[0] if models else None)
         lowered = name.lower()

@@ -183,9 +183,16 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
         ended_at=seconds("ended"),
         prompt_tokens_done=int(record["done"]) if running and "done" in record else None,
         usage=last.usage if isinstance(last, Finished) else None,
-        timings=last.timings if isinstance(last, Finished) else None,
+        timings=_timings(last, record) if isinstance(last, Finished) else None,
         error=last if isinstance(last, Failed) else None,
         worker=word("worker"),
         board=word("board"),
         events=seq,
     )
+
+
+def _timings(last: Finished, record: dict[str, bytes]) -> Timings:
+    if "started" in record or "ended" not in record:
+        return last.timings
+    # Cancelled before a worker had it: whoever wrote its end knew nothing of how long it had waited.
+    return msgspec.structs.replace(last.timings, queued_ms=float(int(record["ended"]) - int(record["created"])))

@@ -112,7 +112,10 @@ def _fingerprint(http: Request, answer: Answer) -> str:
 @router.get("/v1/models", summary="List the models")
 async def list_models(http: Request) -> Response:
     """Every model that a board has announced."""
-    return _json(models.listing([models.model(status) for status in services_of(http)["roster"].models()]))
+    roster = services_of(http)["roster"]
+    if not roster.models():
+        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
+    return _json(models.listing([models.model(status) for status in roster.models()]))
 
 
 @router.get("/models/{model:path}", include_in_schema=False)

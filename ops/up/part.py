@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from ops import environment
 from ops.up.output import TAIL, LogFile, Output
 
@@ -112,9 +114,13 @@ class Part:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it at once, with what it started."""
+        """End it at once, with what it started: workers lead sessions of their own."""
         self.start_again_at = None
         if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for descendant in psutil.Process(self._process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        descendant.kill()
             self._signal_group(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:

@@ -209,7 +209,8 @@ class _Service:
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         shown = ", ".join(_shown(model) for model in models[:5])
         say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. Try it:")
-        model = self._plan.tasks.default_model or next((str(model.get("id", "")) for model in models), "")
+        names = [str(model.get("id", "")) for model in models]
+        model = next((name for name in names if name == self._plan.tasks.default_model), next(iter(names), ""))
         named = f'"model": "{model}", ' if model else ""
         key = " -H 'Authorization: Bearer YOUR-KEY'" if self._plan.keys else ""
         say(

@@ -18,7 +18,7 @@ from npu.model import Model
 from tasks import requests
 from tasks.claims import Claim, claim_next, hand_back
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
-from tasks.events import Failed, Finished, FinishReason
+from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Prepared
@@ -43,6 +43,14 @@ AGAIN = 0.5
 
 STOPPED = "The worker was stopped while it worked on this request, and a part of the answer had been sent. Ask again."
 AWAY = "The job queue was away for so long that the rest of this answer is lost, and a part of it had been sent. Ask again."
+
+
+class _Broken(Exception):
+    """The engine broke under a job, and was closed: the job may be tried again, here or elsewhere."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
 
 
 class Serving:
@@ -146,6 +154,8 @@ class Serving:
             if run.reason == "stop":
                 return self._give_back(claim, STOPPED)
             run.writer.end(last)
+        except _Broken as broken:
+            return self._give_back(claim, broken.failed.message, crashed=True, code=broken.failed.code)
         except ClaimLost as error:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
@@ -179,6 +189,9 @@ class Serving:
             if isinstance(error, EngineFailed):
                 self._slot.close()
                 self._heartbeat.changed()
+                if run.phase is not Phase.LOADING:
+                    log.warning("the engine broke: %s", error, extra={"job": run.claim.job, "model": run.claim.model})
+                    raise _Broken(failed) from error
             log.log(
                 logging.WARNING if failed.code != "internal" else logging.ERROR,
                 "job failed",
@@ -187,11 +200,13 @@ class Serving:
             )
             return failed
 
-    def _give_back(self, claim: Claim, why: str) -> str:
+    def _give_back(
+        self, claim: Claim, why: str, *, crashed: bool = False, code: FailureCode = FailureCode.ENGINE_LOST
+    ) -> str:
         """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
         while True:
             try:
-                became = hand_back(self._client, claim.model, claim.job, claim.fence, why, crashed=False)
+                became = hand_back(self._client, claim.model, claim.job, claim.fence, why, crashed=crashed, code=code)
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):
                     log.error("a job could not be handed back: %s", error, extra={"job": claim.job})

@@ -20,7 +20,7 @@ def _running() -> Iterator[Site]:
 def place(_running: Site) -> Site:
     """The server, with its world as new."""
     _running.relay.play(*hello())
-    _running.world.roster.known = ScriptedRoster().known
+    _running.world.roster.__dict__.update(ScriptedRoster().__dict__)
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.redis_down = False
     return _running

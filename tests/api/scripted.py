@@ -215,6 +215,11 @@ class ScriptedRoster:
 
     def __init__(self) -> None:
         self.known = [ModelStatus(card=CARD, served=True, loaded=True, loading=False, waiting=0)]
+        self.away = False
+
+    async def refresh(self) -> None:
+        if self.away:
+            raise QueueUnavailable("gone")
 
     def models(self) -> list[ModelStatus]:
         return list(self.known)

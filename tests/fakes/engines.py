@@ -123,6 +123,16 @@ def raises_midway() -> ScriptedEngine:
     return ScriptedEngine(script)
 
 
+def raises_at_once() -> ScriptedEngine:
+    """Breaks before its first piece."""
+
+    def script(_: threading.Event) -> Iterator[bytes]:
+        raise EngineFailed("The engine broke on purpose.")
+        yield b""
+
+    return ScriptedEngine(script)
+
+
 def refuses_the_prompt() -> ScriptedEngine:
     """Refuses the prompt when it begins to run."""
 

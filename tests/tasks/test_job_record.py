@@ -318,7 +318,9 @@ async def test_a_cancelled_waiting_job_ends_at_once(store: JobStore, client: red
     assert await store.cancel(job, "client left") is JobState.QUEUED
     assert client.zscore(keys.waiting("echo"), job) is None  # whoever waits behind it moves up at once
     assert claim(client) is None
-    assert (await store.view(job)).state is JobState.CANCELLED
+    view = await store.view(job)
+    assert view.state is JobState.CANCELLED and view.ended_at is not None and view.timings is not None
+    assert view.timings.queued_ms == pytest.approx((view.ended_at - view.created_at) * 1000)
     assert await store.cancel(job, "again") is JobState.CANCELLED
     assert client.pttl(keys.job(job)) > 0
 

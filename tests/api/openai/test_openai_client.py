@@ -111,6 +111,16 @@ def test_the_models(client: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
 
 
+def test_no_models_while_the_queue_is_away_is_no_empty_list(client: openai.OpenAI, place: Site) -> None:
+    """Nobody knows then which there are."""
+    place.world.roster.known.clear()
+    assert list(client.models.list()) == []
+    place.world.roster.away = True
+    with pytest.raises(openai.InternalServerError) as away:
+        client.with_options(max_retries=0).models.list()
+    assert away.value.status_code == 503
+
+
 def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI, place: Site) -> None:
     """With code, field, a hint, and the request id."""
     place.relay.refuse(UnknownModel("tiy", "tiny"))

@@ -404,6 +404,30 @@ def test_an_engine_that_cannot_read_its_files_is_no_outage(make: Make) -> None:
     assert found.attempts == 1
 
 
+def test_a_broken_engine_is_tried_again_while_nothing_was_said(make: Make) -> None:
+    """On an engine opened anew; whoever waited never knows."""
+    place = make()
+    broken = iter((engines.raises_at_once(),))
+    place.engine = lambda: next(broken, None) or EchoEngine(place.model)
+    job = place.accept("again")
+    place.call()
+    assert place.until(job, JobState.FINISHED).attempts == 2
+    assert (place.text(job), place.loaded) == ("again", 2)
+
+
+def test_an_engine_that_always_breaks_ends_the_job(make: Make) -> None:
+    """With the third time; once something was said, with the first. The client hears what the engine said."""
+    place = make()
+    for engine, attempts in ((engines.raises_at_once, 3), (engines.raises_midway, 1)):
+        place.engine = engine
+        job = place.accept()
+        place.call()
+        found = place.until(job, JobState.FAILED)
+        assert found.error is not None and found.error.code is FailureCode.ENGINE_FAILED
+        assert "broke on purpose" in found.error.message
+        assert found.attempts == attempts
+
+
 @pytest.mark.parametrize("defect", [ModelRefused("too old"), ZeroDivisionError("x")], ids=["refused", "defect"])
 def test_a_load_ahead_of_jobs_that_fails_is_logged(
     make: Make, defect: Exception, caplog: pytest.LogCaptureFixture
