@@ -172,7 +172,11 @@ class _Wire(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def say(self, verb: str, name: bytes) -> None:
-        """Send a command; its reply is heard like any other message."""
+        """Send a command; its reply is heard like any other message. On a connection that closes it is lost: whoever makes
+        the next one says again what is wanted."""
+        if self._transport.is_closing():
+            self._lose(ConnectionError("the connection is closing"))
+            return
         self._transport.write(hiredis.pack_command((verb, name)))  # type: ignore[arg-type]  # its stub takes one word
 
     async def until_lost(self) -> None:

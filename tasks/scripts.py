@@ -100,7 +100,8 @@ redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', or
   'deadline', created + ARGV[5], unpack(ARGV, 7))
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
-redis.call('LPUSH', KEYS[6], ARGV[6])
+-- As many calls as jobs that wait are enough: one call serves several, so the rest would pile up while a worker is busy.
+if redis.call('LLEN', KEYS[6]) < waiting + 1 then redis.call('LPUSH', KEYS[6], ARGV[6]) end
 return accepted()
 """,
     flags="",  # what is new waits for room; sent again, what was accepted before it ran out stays accepted

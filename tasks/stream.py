@@ -245,7 +245,9 @@ class EventWriter:
                 return
             pause = LATE
             with self._lock:
-                if self._closed or self._ended or self.failure or not self._events:
+                if self._closed:
+                    return  # `close` came while this waited for the lock; its word to leave must not be cleared
+                if self._ended or self.failure or not self._events:
                     self._due.clear()
                     continue
                 left = self._last_append + LATE - time.monotonic()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from redis.exceptions import OutOfMemoryError
 
 from npu.catalog import Catalog, find_models
 from npu.engines import describe
@@ -222,8 +223,10 @@ class Agent:
         try:
             task()
         except UNREACHABLE as error:
-            self._sweeper.lost_redis()
-            self._watchdog.forgive()
+            # A full Redis answers, and lets leases be renewed and breaths be taken: who does neither is gone.
+            if not isinstance(error, OutOfMemoryError):
+                self._sweeper.lost_redis()
+                self._watchdog.forgive()
             self._redis.lost(error)
         except Exception as error:
             self._defects.met(error)

@@ -365,3 +365,22 @@ def test_an_outage_that_only_the_late_sender_meets(shaky: Stack, hasty: None) ->
         eventually(lambda: writer.failure is not None, what="the failure")
         with pytest.raises(UNREACHABLE):
             say(writer, "c")
+
+
+def test_a_writer_that_is_closed_leaves_no_thread(job: Job) -> None:
+    """Even when its flusher wakes in the very moment of the end: it waits for the lock, and finds the writer closed."""
+    writer = job.writer()
+    writer.write([TextDelta("a")])
+    writer.write([TextDelta("b")])  # within the time to share an append, so the flusher is to bring it
+    flusher = writer._flusher
+    assert flusher is not None
+    with writer._lock:
+        # Past its pause, it waits for the lock; what `close` does comes first.
+        eventually(lambda: not writer._leaving.is_set() and flusher.is_alive(), what="the flusher")
+        threading.Event().wait(3 * stream.LATE)
+        writer._closed = True
+        writer._leaving.set()
+        writer._due.set()
+    flusher.join(LIMIT)
+    assert not flusher.is_alive()
+    writer._pool.release(writer._connection)
