@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.rkllm_cache import Cache
+from npu.engines.rkllm_facts import (
+    Loaded,
+    Verdict,
+    digest_of_language,
+    read_loaded,
+    suspicion,
+    weights_of,
+    write_loaded,
+)
 from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration
+from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
-from npu.errors import ContextTooLong, EngineFailed, ModelRefused, PromptRefused
+from npu.engines.rkllm_self_test import SECONDS, SelfTester
+from npu.errors import ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hardware import read_big_cores
 from npu.model import Model
 from npu.model_files import find_template
-from npu.rkllm.abi import FAMILIES, Abi, Settings
+from npu.rkllm.abi import Abi, Settings
 from npu.rkllm.handle import Handle
 from npu.rkllm.init_log import InitFacts
-from npu.rkllm.library import Identity, find_library, identify
+from npu.rkllm.library import Identity
 from npu.rkllm.loading import load
 from npu.sampling import check_sampling
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
@@ -34,29 +42,10 @@ CONTEXT_LENGTH = 4096
 CACHE_BYTES_PER_TOKEN = 114_688
 """Of Qwen3-0.6B (28 layers, 8 heads of 128, keys and values in 16 bits): 16K tokens take 1.9 GB."""
 OVERHEAD_BYTES = 200 << 20
-FACTS_FILE = "rkllm.json"
-"""In the model's folder of the runtime directory: what its last load told."""
-SIMULATOR = "simulator"
-"""As the library's path: the simulator of this project, of the newest version, or of the one named after a dash."""
 MOST_CPUS = 8
+LOGITS_SUSPECT = "the self-test found that the model's logits do not agree with its own answers"
 LIBRARY_CPUS = 4
 """Processor cores the library takes unasked."""
-PROBE_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a model's last load told, kept for cards: nothing else can say it without loading."""
-
-    runtime: str
-    driver: str | None
-    platform: str | None
-    toolkit: str | None
-    max_context: int | None
-    npu_cores: int | None
-    dtype: str | None
-    reuse: bool | None
-    """Whether a prompt that begins as the last one is not prefilled from its start."""
 
 
 class RkllmEngine:
@@ -82,6 +71,13 @@ class RkllmEngine:
         "prefill_slice": Option(
             0, 0, 16384, "tokens prefilled at a time, since nothing can abort a prefill; 0 measures what takes 1.5 s"
         ),
+        "self_test": Option(
+            1,
+            0,
+            1,
+            "1 tries a model out when it is first loaded, for at most 5 s; 0 leaves that, and slices of prefill, out",
+        ),
+        "refuse_suspect": Option(0, 0, 1, "1 refuses to serve a model that failed the self-test's simple questions"),
     }
 
     def __init__(self, model: Model, setup: Setup) -> None:
@@ -89,33 +85,38 @@ class RkllmEngine:
         self.vocabulary = self.tokenizer = _tokenizer(model)
         identity = library_of(setup)
         self.family: Abi = identity.family
-        self._defaults = model.sampling()
+        self.defaults = model.sampling()
         self._closed = False
         self._speed = 0.0
         """Tokens prefilled in a second, as last measured; 0 until then."""
-        self.context_length = wanted = _context_length(model, setup, _read_facts(model, setup))
+        self._template = find_template(model, None)
+        self.samples_on_host = bool(option(model, self.OPTIONS, "host_sampling"))
+        """Whether logits are sampled by us where the runtime cannot."""
+        self.counts_cached = False
+        """Whether the runtime's count of prefilled tokens has those in it that it reused."""
+        _check_options(model)
+        self.context_length = wanted = _context_length(model, setup, read_loaded(model, setup))
         self.handle, facts = self._load(identity, wanted, setup)
-        self.version = f"RKLLM runtime {facts.runtime or _named(identity)}"
+        self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
+        loaded = Loaded(
+            runtime=facts.runtime or identity.version or "",
+            driver=facts.driver,
+            platform=facts.platform,
+            toolkit=facts.toolkit,
+            max_context=facts.max_context_limit,
+            npu_cores=facts.npu_cores,
+            dtype=facts.dtype,
+            tested=digest_of_language(model),
+        )
         try:
-            self.cache.reuse = self._reuses_prefixes()
-        except EngineFailed:
+            if option(model, self.OPTIONS, "self_test"):
+                loaded = self._try_out(loaded, setup)
+            write_loaded(model, setup, loaded)
+            self._refuse_if_suspect(loaded)
+        except NpuError:
             self.close()
             raise
-        _write_facts(
-            model,
-            setup,
-            Loaded(
-                runtime=facts.runtime or identity.version or "",
-                driver=facts.driver,
-                platform=facts.platform,
-                toolkit=facts.toolkit,
-                max_context=facts.max_context_limit,
-                npu_cores=facts.npu_cores,
-                dtype=facts.dtype,
-                reuse=self.cache.reuse,
-            ),
-        )
 
     @staticmethod
     def open(model: Model, setup: Setup) -> RkllmEngine:
@@ -132,7 +133,8 @@ class RkllmEngine:
         """From the library, the file's size, and what the last load told."""
         identity = library_of(setup)
         can = identity.family.CAPABILITIES
-        loaded = _read_facts(model, setup)
+        _check_options(model)
+        loaded = read_loaded(model, setup, identity.version)
         length = _context_length(model, setup, loaded)
         notes = [*model.notes]
         chat = find_template(model, None) is not None
@@ -141,24 +143,21 @@ class RkllmEngine:
                 "There is no chat template beside this model (tokenizer_config.json or chat_template.jinja), so it can "
                 "continue text but not chat."
             )
-        refused = {}
-        if not can.logits or not option(model, RkllmEngine.OPTIONS, "host_sampling"):
-            why = (
-                f"RKLLM runtime {_named(identity)} cannot sample by it, and gives no logits to sample from"
-                if not can.logits
-                else "the model's manifest switches sampling from logits off (host_sampling = 0)"
-            )
-            refused = dict.fromkeys(("seed", "min_p", "typical_p", "logit_bias", "ignore_eos"), why)
+        why = _no_host_sampling(model, named(identity), can.logits, loaded)
+        refused = dict.fromkeys(("seed", "min_p", "typical_p", "logit_bias", "ignore_eos"), why) if why else {}
+        doubt = suspicion(model, loaded) if loaded is not None else None
+        if doubt is not None:
+            notes.append(doubt)
         return Facts(
             context_length=length,
-            version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else _named(identity)}",
+            version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else named(identity)}",
             chat=chat,
-            memory_bytes=_weights(model).stat().st_size + CACHE_BYTES_PER_TOKEN * length + OVERHEAD_BYTES,
+            memory_bytes=weights_of(model).stat().st_size + CACHE_BYTES_PER_TOKEN * length + OVERHEAD_BYTES,
             family=model.family,
             parameters=model.parameters,
             quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
             refuses=refused,
-            notes=(*notes, *(_story(loaded) if loaded is not None else ())),
+            notes=(*notes, *(loaded.story() if loaded is not None else ())),
         )
 
     @staticmethod
@@ -181,13 +180,15 @@ class RkllmEngine:
             last = len(self.vocabulary) - 1
             raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
         native = to_native(sampling, len(self.vocabulary))
-        field = beyond_native(sampling, self._defaults, self.family.CAPABILITIES)
+        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
         if field is None:
             return RkllmGeneration(self, prompt, sampling, native, on_prefill)
         if not self.family.CAPABILITIES.logits:
             raise refuse(field, self.version, "samples every request as the model is set up, and gives no logits")
         if not option(self._model, self.OPTIONS, "host_sampling"):
             raise refuse(field, self.version, "cannot sample by it, and the manifest says host_sampling = 0")
+        if not self.samples_on_host:
+            raise refuse(field, self.version, f"cannot sample by it, and {LOGITS_SUSPECT}")
         return RkllmGeneration(self, prompt, sampling, None, on_prefill)
 
     def slices(self, length: int, at: int = 0) -> Iterator[int]:
@@ -216,15 +217,37 @@ class RkllmEngine:
     def _load(self, identity: Identity, wanted: int, setup: Setup) -> tuple[Handle, InitFacts]:
         can = self.family.CAPABILITIES
         settings = Settings(
-            model=_weights(self._model),
+            model=weights_of(self._model),
             context_length=wanted,
             max_tokens=wanted,
-            sampling=to_native(self._defaults, len(self.vocabulary)),
+            sampling=to_native(self.defaults, len(self.vocabulary)),
             memory_domain=int(option(self._model, self.OPTIONS, "memory_domain")),
             embed_flash=bool(option(self._model, self.OPTIONS, "embed_flash")) if can.embed_flash else None,
             cpus=self._cpus() if can.cpu_choice else (),
         )
         return load(identity, settings)
+
+    def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
+        """The self-test, or what it showed the last time with the same weights, runtime, driver, template and tokenizer;
+        the engine is set by it."""
+        known = read_loaded(self._model, setup, loaded.runtime)
+        test = known.self_test if known is not None and known.driver == loaded.driver else None
+        if test is None:
+            test = SelfTester(self, self._template, SECONDS).run()
+        self.cache.reuse, self.counts_cached = test.reuse, test.counts_cached
+        self.samples_on_host = self.samples_on_host and test.logits is not Verdict.SUSPECT
+        return replace(loaded, self_test=test)
+
+    def _refuse_if_suspect(self, loaded: Loaded) -> None:
+        doubt = suspicion(self._model, loaded)
+        if doubt is None:
+            return
+        log.warning("%s: %s", self._model.id, doubt)
+        if option(self._model, self.OPTIONS, "refuse_suspect"):
+            raise ModelRefused(
+                f"{self._model.id} is not served, for its manifest says refuse_suspect = 1. {doubt} "
+                "Once mended it is tried again; without refuse_suspect it is served as it is."
+            )
 
     def _cpus(self) -> tuple[int, ...]:
         big = tuple(core for core in read_big_cores() if core < MOST_CPUS)
@@ -233,47 +256,6 @@ class RkllmEngine:
             return big[:chosen]
         # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
         return big if len(big) >= LIBRARY_CPUS else ()
-
-    def _reuses_prefixes(self) -> bool | None:
-        """Prefill the same short prompt twice: does the runtime skip what it has? Warms it up, too."""
-        if not self.family.CAPABILITIES.prefix_reuse:
-            return False
-        if not self.family.CAPABILITIES.perf:
-            return None
-        filler = [*range(len(self.vocabulary))][:PROBE_TOKENS]
-        prompt = Prompt(filler[: self.context_length - 1], 1)
-        for _ in range(2):
-            run = self.generate(prompt, self._plain())
-            list(run)
-        self._speed = 0.0
-        return run.stats.cached_tokens > 0
-
-    def _plain(self) -> Sampling:
-        return self._defaults
-
-
-def library_of(setup: Setup) -> Identity:
-    """The runtime's library on this machine, identified. Raises `ModelRefused` with what was tried."""
-    name, _, version = setup.rkllm_library.partition("-")
-    if name == SIMULATOR:
-        from npu.simulator import build
-
-        version = version or FAMILIES[-1].RUNTIMES[-1]
-        return identify(build(version, setup.runtime_dir / SIMULATOR), version)
-    found = find_library(setup.rkllm_library or None, setup.rkllm_fetched)
-    return identify(found, setup.rkllm_version or None)
-
-
-def _named(identity: Identity) -> str:
-    """The version, or those it may be of."""
-    first, last = identity.family.RUNTIMES[0], identity.family.RUNTIMES[-1]
-    return identity.version or (first if first == last else f"{first}–{last}")
-
-
-def _weights(model: Model) -> Path:
-    if model.path is None:
-        raise ModelRefused(f'{model.id}: the engine rkllm needs weights. Name the file: `file = "….rkllm"`.')
-    return model.path
 
 
 def _tokenizer(model: Model) -> FileTokenizer:
@@ -286,46 +268,25 @@ def _tokenizer(model: Model) -> FileTokenizer:
     return found
 
 
+def _check_options(model: Model) -> None:
+    options = RkllmEngine.OPTIONS
+    if option(model, options, "refuse_suspect") and not option(model, options, "self_test"):
+        raise ModelRefused(
+            f"{model.id}: refuse_suspect = 1 needs the self-test, which self_test = 0 switches off. Leave one of them out."
+        )
+
+
+def _no_host_sampling(model: Model, runtime: str, logits: bool, loaded: Loaded | None) -> str | None:
+    """Why what the runtime cannot sample by is refused; None when it is not."""
+    if not logits:
+        return f"RKLLM runtime {runtime} cannot sample by it, and gives no logits to sample from"
+    if not option(model, RkllmEngine.OPTIONS, "host_sampling"):
+        return "the model's manifest switches sampling from logits off (host_sampling = 0)"
+    if loaded is not None and loaded.self_test is not None and loaded.self_test.logits is Verdict.SUSPECT:
+        return LOGITS_SUSPECT
+    return None
+
+
 def _context_length(model: Model, setup: Setup, loaded: Loaded | None) -> int:
     length = setup.context_length or model.context_length or CONTEXT_LENGTH
     return min(length, loaded.max_context) if loaded is not None and loaded.max_context else length
-
-
-def _story(loaded: Loaded) -> Iterator[str]:
-    parts = (
-        ("driver", loaded.driver),
-        ("platform", loaded.platform),
-        ("converted by toolkit", loaded.toolkit),
-        ("NPU cores", loaded.npu_cores),
-    )
-    told = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
-    if told:
-        yield f"When it was last loaded here: {told}."
-
-
-def _facts_file(model: Model, setup: Setup) -> Path:
-    return setup.runtime_dir / model.id / FACTS_FILE
-
-
-def _digest(model: Model) -> str:
-    stat = _weights(model).stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
-
-
-def _read_facts(model: Model, setup: Setup) -> Loaded | None:
-    try:
-        stored = json.loads(_facts_file(model, setup).read_text())
-        return Loaded(**stored["facts"]) if stored["file"] == _digest(model) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # never loaded, by another version of this program, or another file
-
-
-def _write_facts(model: Model, setup: Setup, facts: Loaded) -> None:
-    path = _facts_file(model, setup)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"file": _digest(model), "facts": asdict(facts)}))
-        draft.replace(path)
-    except OSError as error:
-        log.warning("what %s told when it was loaded could not be kept: %s", model.id, error)

@@ -34,6 +34,16 @@ class Cache:
             self.clear()  # another way of counting: what an earlier run kept is not to be found by this one
         return False, 0
 
+    def shared(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the cache begins with, as far as we know. The last one never counts: it is read again."""
+        size = self._handle.cache_size() if self._tokens else 0
+        same = 0
+        for ours, theirs in zip(self._tokens[:size], tokens[:-1], strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        return same
+
     def enter_history(self, tokens: Sequence[int]) -> int:
         """Make ready for runs that keep history: how many of `tokens` are cached. The last one never counts."""
         size = self._handle.cache_size() if self._tokens else 0

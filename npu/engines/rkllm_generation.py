@@ -49,10 +49,12 @@ class RkllmGeneration:
         self._stats: Stats | None = None
         self._prefilled = 0
         """Tokens of the prompt the runtime says it has worked through; what it reused is not among them."""
-        self._counted = True
-        """Whether it said so for every run."""
+        self.counted = True
+        """Whether it said so for every run of this generation."""
         self._skipped = 0
-        """Tokens of the prompt that were in the cache by our own doing."""
+        """Tokens of the prompt that were in the cache, as far as we know by ourselves."""
+        self._there = 0
+        """The same for the next run, where slices come one after another."""
         self._prefill_ms = 0.0
         self._decode_ms = 0.0
 
@@ -101,7 +103,9 @@ class RkllmGeneration:
         engine, prompt = self._engine, self._prompt
         can = engine.family.CAPABILITIES
         history, at = engine.cache.enter(prompt.tokens)
-        self._skipped = at
+        # Where the runtime counts what it reused as prefilled, only our own knowledge tells them apart.
+        self._skipped = engine.cache.shared(prompt.tokens) if engine.counts_cached and not history else at
+        self._there = self._skipped
         if history:
             at = self._prefill_history(prompt.tokens, at)
         else:
@@ -209,6 +213,7 @@ class RkllmGeneration:
             if not self._prefill(tokens[:stop], history=False):
                 return
             self._engine.cache.holds(tokens[:stop])
+            self._there = stop
             self._on_prefill(stop)
 
     def _prefill_history(self, tokens: Sequence[int], at: int, all_of_it: bool = False) -> int:
@@ -264,10 +269,12 @@ class RkllmGeneration:
         if call.paused:
             self._engine.cache.clear()  # or the next run would go on from here
         if call.perf is None:
-            self._counted = False
+            self.counted = False
         else:
-            self._prefilled += call.perf.prefill_tokens
-            self._engine.prefilled(call.perf.prefill_tokens, call.perf.prefill_ms)
+            told = call.perf.prefill_tokens
+            prefilled = told - self._there if self._engine.counts_cached and not call.run.keep_history else told
+            self._prefilled += prefilled
+            self._engine.prefilled(prefilled, call.perf.prefill_ms)
 
     def _say(self, token: int) -> Piece:
         self._said.append(token)
@@ -278,7 +285,7 @@ class RkllmGeneration:
             self._end = End.ABORTED
         length = len(self._prompt.tokens)
         cached = self._skipped
-        if self._counted and self._prefilled:
+        if self.counted and self._prefilled:
             cached = max(cached, length - self._prefilled)
         self._stats = Stats(
             prompt_tokens=length,

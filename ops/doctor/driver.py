@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from npu.rkllm.pairs import DRIVER_NEEDED
 from ops.doctor.facts import Facts, LibraryFacts
 from ops.doctor.finding import Finding, Level
 from ops.doctor.machine import CONTAINER_FLAGS
 
-DRIVER_NEEDED = (0, 9, 8)
-"""What the vendor's documentation asks for."""
 DRIVER_ACCEPTED = (0, 9, 7)
 """Below this one the runtime itself complains."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from npu.engines import Setup
-from npu.engines.rkllm import SIMULATOR, library_of
+from npu.engines.rkllm_library import SIMULATOR, library_of
 from npu.errors import ModelRefused
 from npu.hardware import ROOT
 from ops.doctor.facts import Library, LibraryFacts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from npu.hardware import soc_named
+from npu.rkllm.pairs import find_trap
 from ops.doctor.facts import Facts, ModelFacts
 from ops.doctor.finding import Finding, Level
-from ops.doctor.pairs import find_trap
 
 
 def check_files(facts: Facts) -> Iterator[Finding]:

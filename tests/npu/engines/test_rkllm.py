@@ -248,7 +248,7 @@ def test_a_load_that_fails_says_why(opens: Open, version: str, simulated: Simula
 
 def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: str) -> None:
     """After every token that was said before it."""
-    engine = opens(version, SimulatedModel(error_after=3))
+    engine = opens(version, SimulatedModel(error_after=3), engine_options={"self_test": 0})
     tokens = ask(engine, "Tell me of the sea")
     pieces = iter(engine.generate(Prompt(tokens, 40), Sampling(**GREEDY)))  # type: ignore[arg-type]
     assert [next(pieces).token for _ in range(3)] == expected(tokens, 3)

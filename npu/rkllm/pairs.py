@@ -1,4 +1,4 @@
-"""Versions of converter and runtime that are known not to work together, each with where that is known from."""
+"""Versions of converter, runtime and driver that are known not to work together, each with where that is known from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Version = tuple[int, int, int]
+
+DRIVER_NEEDED: Version = (0, 9, 8)
+"""The oldest driver in the kernel that the vendor's documents allow with today's runtimes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,211 @@
+"""What loading an .rkllm model showed, kept in a file for cards and for the next load: nothing else tells it without loading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from npu.engines import Setup
+from npu.errors import ModelRefused
+from npu.model import Model
+from npu.model_files import find_template
+from npu.rkllm.pairs import DRIVER_NEEDED, find_trap, parse_version
+
+log = logging.getLogger("rockchipllama.rkllm")
+
+FACTS_FILE = "rkllm.json"
+"""In the model's folder of the runtime directory."""
+END_BYTES = 64 << 10
+"""Of the weights, at either end, that are read to know them again; gigabytes would take a minute from a card."""
+_BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
+
+
+class Verdict(StrEnum):
+    """What a test came to."""
+
+    SANE = "sane"
+    SUSPECT = "suspect"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What the self-test of a model showed. None and UNKNOWN are what could not be told, or what time did not allow."""
+
+    text: Verdict = Verdict.UNKNOWN
+    """Whether simple questions are answered."""
+    said: str = ""
+    """What was said to the first of them, when the text is suspect."""
+    reuse: bool | None = None
+    """Whether a prompt that begins as the last one is not prefilled from its start."""
+    counts_cached: bool = False
+    """Whether the runtime's count of prefilled tokens has those in it that it reused."""
+    abort_ms: float | None = None
+    """From an abort between two tokens to the end of the run."""
+    logits: Verdict = Verdict.UNKNOWN
+    """Whether the likeliest tokens by the logits are those the runtime chooses."""
+    logits_ms: float | None = None
+    """One token by its logits."""
+    prefill_tps: float | None = None
+    """Tokens of a prompt read per second."""
+    decode_tps: float | None = None
+    """Tokens said per second."""
+    in_time: bool = True
+    """Whether nothing was left out for want of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a model's last load told."""
+
+    runtime: str
+    driver: str | None
+    platform: str | None
+    toolkit: str | None
+    max_context: int | None
+    npu_cores: int | None
+    dtype: str | None
+    self_test: SelfTest | None = None
+    """None where it was switched off."""
+    tested: str = ""
+    """Digest of what is answered with: tokenizer and template. Another one is tested anew."""
+
+    def story(self) -> Iterator[str]:
+        """Sentences for the model's user."""
+        parts = (
+            ("driver", self.driver),
+            ("platform", self.platform),
+            ("converted by toolkit", self.toolkit),
+            ("NPU cores", self.npu_cores),
+        )
+        told = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
+        if told:
+            yield f"When it was last loaded here: {told}."
+        if self.self_test is not None:
+            yield _told_by(self.self_test)
+
+
+def _told_by(test: SelfTest) -> str:
+    parts = [f"text {test.text}"]
+    if test.reuse is not None:
+        parts.append("a prefix is prefilled once" if test.reuse else "a prefix is prefilled every time")
+    else:
+        parts.append("reuse of prefixes unknown")
+    if test.counts_cached:
+        parts.append("the runtime counts reused tokens as prefilled")
+    parts.append(f"logits {test.logits}" + (f" ({test.logits_ms:.0f} ms a token)" if test.logits_ms else ""))
+    if test.abort_ms is not None:
+        parts.append(f"an abort takes {test.abort_ms:.0f} ms")
+    if test.prefill_tps and test.decode_tps:
+        parts.append(f"{test.prefill_tps:.0f} tokens a second read and {test.decode_tps:.1f} said")
+    late = " It ran out of time: what is unknown was not tried." if not test.in_time else ""
+    return f"Self-test: {', '.join(parts)}.{late}"
+
+
+def suspicion(model: Model, loaded: Loaded) -> str | None:
+    """What is to be said of a model whose text is suspect, with the likeliest causes; None when it is not."""
+    test = loaded.self_test
+    if test is None or test.text is not Verdict.SUSPECT:
+        return None
+    said = f"said {test.said!r}" if test.said.strip() else "said nothing"
+    return (
+        f"Its text is suspect: asked for the capital of France and for 2 + 2 it answered neither, and {said}. "
+        f"Likeliest causes: {' '.join(f'({place}) {cause}' for place, cause in enumerate(_causes(model, loaded), 1))}"
+    )
+
+
+def _causes(model: Model, loaded: Loaded) -> Iterator[str]:
+    stem = model.path.stem if model.path is not None else model.id
+    trap = find_trap(loaded.toolkit, loaded.runtime, stem)
+    if trap is not None:
+        yield f"A model made by converter {loaded.toolkit} {trap.what} on this runtime. {trap.mend}"
+    driver = parse_version(loaded.driver)
+    if driver is not None and driver < DRIVER_NEEDED:
+        needed = ".".join(map(str, DRIVER_NEEDED))
+        yield f"The NPU's driver is {loaded.driver}, and {needed} is needed. Upgrade the system's kernel."
+    if _BASE.search(stem):
+        yield "By its name it is a base model, which continues texts. Take the variant called `instruct`, `it` or `chat`."
+    if model.template is not None:
+        yield "The manifest's chat_template is not the one the model was trained with. Leave it out."
+    yield (
+        "tokenizer.json or the chat template beside the weights is another model's. Copy both from the model it was "
+        "converted from."
+    )
+    yield "It was converted badly. Convert it again, with calibration data in the model's own chat template."
+
+
+def weights_of(model: Model) -> Path:
+    """The model's file. Raises `ModelRefused` when the manifest names none."""
+    if model.path is None:
+        raise ModelRefused(f'{model.id}: the engine rkllm needs weights. Name the file: `file = "….rkllm"`.')
+    return model.path
+
+
+def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loaded | None:
+    """What the last load of these weights told; None when there was none.
+
+    Without its self-test when that was of another version than `runtime`, or with another template or tokenizer.
+    """
+    try:
+        stored = json.loads(_file(model, setup).read_text())
+        if stored["file"] != _digest(model):
+            return None
+        facts = stored["facts"]
+        if facts["self_test"] is not None:
+            test = SelfTest(**facts["self_test"])
+            facts["self_test"] = replace(test, text=Verdict(test.text), logits=Verdict(test.logits))
+        loaded = Loaded(**facts)
+        same = runtime in (None, loaded.runtime) and loaded.tested == digest_of_language(model)
+        return loaded if same else replace(loaded, self_test=None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never loaded, by another version of this program, or another file
+
+
+def write_loaded(model: Model, setup: Setup, facts: Loaded) -> None:
+    """Keep what a load told. A disk that refuses costs a warning and the next load its time, no more."""
+    path = _file(model, setup)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({"file": _digest(model), "facts": asdict(facts)}))
+        draft.replace(path)
+    except OSError as error:
+        log.warning("what %s told when it was loaded could not be kept: %s", model.id, error)
+
+
+def digest_of_language(model: Model) -> str:
+    """Changes with the chat template and the tokenizer's file. Raises `ModelRefused` when the template cannot be read."""
+    digest = hashlib.sha256(repr(find_template(model, None)).encode())
+    try:
+        stat = (model.folder / "tokenizer.json").stat()
+        digest.update(f"{stat.st_size}-{stat.st_mtime_ns}".encode())
+    except OSError:
+        pass  # no such file is a digest of its own
+    return digest.hexdigest()
+
+
+def _file(model: Model, setup: Setup) -> Path:
+    return setup.runtime_dir / model.id / FACTS_FILE
+
+
+def _digest(model: Model) -> str:
+    path = weights_of(model)
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
+    return f"{size}-{changed}-{digest.hexdigest()}"

@@ -1,0 +1,244 @@
+"""Tries out a model that has just been loaded: whether it answers, and what its runtime can be relied on to do.
+
+It is also the warm-up. Nothing it does may take longer than there is time: an answer is aborted when time is up, and a
+prompt that the speed so far has no time for is not read at all, for a prefill cannot be aborted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from npu.chat_template import ChatTemplate
+from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines.rkllm_facts import SelfTest, Verdict
+from npu.engines.rkllm_generation import RkllmGeneration
+from npu.engines.rkllm_sampling import to_native
+from npu.errors import EngineFailed, PromptRefused
+
+if TYPE_CHECKING:
+    from npu.engines.rkllm import RkllmEngine
+
+log = logging.getLogger("rockchipllama.rkllm")
+
+SECONDS = 5.0
+"""All of it."""
+ANSWER_TOKENS = 24
+LONGEST_PROMPT = 128
+"""Tokens of a question with what its template adds; the slowest chip reads these in 4 s."""
+PROBE_TOKENS = 64
+COMPARED = 6
+"""Tokens in which the runtime's greedy choice and that by its logits are compared."""
+ABORTED_AFTER = 32
+"""Tokens of the answer that is aborted after its first."""
+MEASURABLE_MS = 10.0
+"""A prefill that is shorter tells nothing by its time."""
+
+GREEDY = Sampling(temperature=0.0)
+
+Right = re.Pattern[str]
+_PARIS = re.compile(r"par[ií]s|париж|巴黎|パリ|파리|باريس", re.IGNORECASE)
+_QUESTIONS: tuple[tuple[str, Right], ...] = (
+    ("What is the capital of France?", _PARIS),
+    # By itself, as in "= 4." or "**4**": nonsense has a 4 in it, too, but seldom between blanks.
+    ("What is 2 + 2?", re.compile(r"(?:^|[\s=*])(?:4|four)(?:[\s.,!*]|$)", re.IGNORECASE)),
+)
+_BEGUN = "The capital of France is"
+"""What a model without a template can go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a prompt."""
+
+    tokens: list[int]
+    text: str
+    end: End
+    stats: Stats
+    counted: bool
+    """Whether the runtime told how many tokens it prefilled."""
+
+
+class SelfTester:
+    """One test of one engine, within `seconds`."""
+
+    def __init__(self, engine: RkllmEngine, template: ChatTemplate | None, seconds: float) -> None:
+        self._engine = engine
+        self._template = template
+        self._can = engine.family.CAPABILITIES
+        self._native = to_native(GREEDY, len(engine.vocabulary))
+        self._until = time.monotonic() + seconds
+        self._read_seconds = 0.0
+        """A token of a prompt takes, as measured here; what the runtime tells may be simulated."""
+        self._say_seconds = 0.0
+        self._in_time = True
+
+    def run(self) -> SelfTest:
+        """Do all of it. Raises `EngineFailed` when the engine breaks over it."""
+        vocabulary = range(len(self._engine.vocabulary))
+        filler = vocabulary[: min(PROBE_TOKENS, self._engine.context_length - ABORTED_AFTER)]
+        answers, verdict = self._answers()
+        first = next((answer for answer in answers if answer is not None), None)
+        logits, logits_ms = self._logits(answers[0] if answers else None, verdict)
+        reuse, counts_cached, read = self._reuse([*filler])
+        said = first.stats if first is not None else None
+        return SelfTest(
+            text=verdict,
+            said=first.text if first is not None and verdict is Verdict.SUSPECT else "",
+            reuse=reuse,
+            counts_cached=counts_cached,
+            abort_ms=self._abort([*filler]),
+            logits=logits,
+            logits_ms=logits_ms,
+            prefill_tps=_rate(read.prompt_tokens - read.cached_tokens, read.prefill_ms) if read is not None else None,
+            decode_tps=_rate(said.generated_tokens, said.decode_ms) if said is not None else None,
+            in_time=self._in_time,
+        )
+
+    def _answers(self) -> tuple[list[Answer | None], Verdict]:
+        """The answers to the questions, as far as there are any, and what they say of the model."""
+        answers: list[Answer | None] = []
+        right = False
+        for question, expected in _QUESTIONS:
+            tokens = self._question(question)
+            if tokens is None:
+                return [], Verdict.UNKNOWN
+            answer = self._ask(tokens, ANSWER_TOKENS)
+            answers.append(answer)
+            right = right or (answer is not None and expected.search(answer.text) is not None)
+        if right:
+            return answers, Verdict.SANE
+        if any(answer is None or answer.end is End.ABORTED or _thinks(answer.text) for answer in answers):
+            return answers, Verdict.UNKNOWN
+        return answers, Verdict.SUSPECT
+
+    def _question(self, text: str) -> list[int] | None:
+        """Its tokens in the model's template; None when there is no such, or it is too long to be tried."""
+        if self._template is None:
+            return None
+        try:
+            prompt = self._template.render([{"role": "user", "content": text}], enable_thinking=False)
+            bos = self._template.bos_token
+            tokens = self._engine.tokenizer.encode(prompt, add_special=not (bos and prompt.startswith(bos)))
+        except PromptRefused:
+            return None  # its users will be told why, each time
+        longest = min(LONGEST_PROMPT, self._engine.context_length - ANSWER_TOKENS)
+        return tokens if 0 < len(tokens) <= longest and not prompt.rstrip().endswith("<think>") else None
+
+    def _logits(self, answer: Answer | None, verdict: Verdict) -> tuple[Verdict, float | None]:
+        """Whether greedy by the logits is greedy by the runtime, and how long such a token takes."""
+        engine = self._engine
+        if not self._can.logits or not engine.samples_on_host:
+            return Verdict.UNKNOWN, None
+        tokens = self._question(_QUESTIONS[0][0]) or engine.tokenizer.encode(_BEGUN, add_special=True)
+        greedy = self._can.per_run_sampling or to_native(engine.defaults, 1) == to_native(GREEDY, 1)
+        if answer is None:
+            answer = self._ask(tokens, ANSWER_TOKENS)
+        try:
+            ours = self._ask(tokens, COMPARED if greedy else ANSWER_TOKENS, by_runtime=False)
+            if ours is None or answer is None or not ours.tokens:
+                return Verdict.UNKNOWN, None
+            steps = len(ours.tokens) - (ours.end is End.LENGTH)
+            each = ours.stats.decode_ms / steps if steps else None
+            compared = min(len(ours.tokens), len(answer.tokens))
+            if greedy and compared and ours.tokens[:compared] == answer.tokens[:compared]:
+                return Verdict.SANE, each
+            if greedy:
+                # Two tokens may be as likely, and then how a prompt was cut into blocks decides. Is it as right?
+                ours = self._ask(tokens, ANSWER_TOKENS, by_runtime=False)
+        except EngineFailed as error:
+            engine.cache.clear()
+            log.warning("the logits of this model cannot be used: %s", error)
+            return Verdict.SUSPECT, None
+        if ours is not None and _PARIS.search(ours.text):
+            return Verdict.SANE, each
+        if ours is None or ours.end is End.ABORTED or not (greedy or verdict is Verdict.SANE):
+            return Verdict.UNKNOWN, each
+        return Verdict.SUSPECT, each
+
+    def _reuse(self, filler: list[int]) -> tuple[bool | None, bool, Stats | None]:
+        """Whether a prefix is reused, whether the runtime counts what it reused, and how the first prompt was read."""
+        if not self._can.prefix_reuse:
+            first = self._ask(filler, 1)
+            return False, False, first.stats if first is not None else None
+        first, again = self._ask(filler, 1), self._ask(filler, 1)
+        if first is None or again is None or not first.tokens or not again.tokens:
+            return None, False, first.stats if first is not None else None
+        if again.counted and again.stats.cached_tokens > 0:
+            return True, False, first.stats
+        # By time, then: twice, lest something else on this machine made the first one slow.
+        quicker = _is_quicker(first, again)
+        if quicker:
+            other, other_again = self._ask(filler[::-1], 1), self._ask(filler[::-1], 1)
+            quicker = _is_quicker(other, other_again) if other is not None and other_again is not None else None
+        if first.counted and again.counted:
+            return bool(quicker), bool(quicker), first.stats
+        return quicker, False, first.stats
+
+    def _abort(self, filler: list[int]) -> float | None:
+        """Milliseconds from an abort between two tokens to the end of its run."""
+        if not self._has_time_for(len(filler), 2):
+            return None
+        generation = self._generation(filler, ABORTED_AFTER, by_runtime=True)
+        pieces = iter(generation)
+        if next(pieces, None) is None:
+            return None
+        begun = time.monotonic()
+        generation.abort()
+        for _ in pieces:
+            pass
+        return (time.monotonic() - begun) * 1000 if generation.end is End.ABORTED else None
+
+    def _ask(self, tokens: list[int], count: int, *, by_runtime: bool = True) -> Answer | None:
+        """The answer, cut short when time is up; None when there is no time for it."""
+        if not self._has_time_for(len(tokens), 1):
+            return None
+        generation = self._generation(tokens, count, by_runtime)
+        begun = first = time.monotonic()
+        over = threading.Timer(max(0.0, self._until - begun), generation.abort)
+        over.daemon = True
+        over.start()
+        said: list[Piece] = []
+        try:
+            for piece in generation:
+                if not said:
+                    first = time.monotonic()
+                said.append(piece)
+        finally:
+            over.cancel()
+        if generation.end is End.ABORTED:
+            self._in_time = False
+        if said and by_runtime and not self._read_seconds:
+            self._read_seconds = (first - begun) / len(tokens)
+            self._say_seconds = (time.monotonic() - first) / len(said)
+        text = b"".join(piece.data for piece in said).decode(errors="replace")
+        return Answer([piece.token for piece in said], text, generation.end, generation.stats, generation.counted)
+
+    def _generation(self, tokens: list[int], count: int, by_runtime: bool) -> RkllmGeneration:
+        native = self._native if by_runtime else None
+        return RkllmGeneration(self._engine, Prompt(tokens, count), GREEDY, native, None)
+
+    def _has_time_for(self, tokens: int, said: int) -> bool:
+        needed = tokens * self._read_seconds + said * self._say_seconds
+        fits = time.monotonic() + needed < self._until
+        self._in_time = self._in_time and fits
+        return fits
+
+
+def _thinks(text: str) -> bool:
+    return "<think>" in text and "</think>" not in text
+
+
+def _rate(tokens: int, milliseconds: float) -> float | None:
+    return tokens / milliseconds * 1000 if tokens > 0 and milliseconds > 0 else None
+
+
+def _is_quicker(first: Answer, again: Answer) -> bool | None:
+    """Whether the second prefill took less than half the first's time; None when that cannot be measured."""
+    if first.stats.prefill_ms < MEASURABLE_MS:
+        return None
+    return again.stats.prefill_ms < first.stats.prefill_ms / 2
