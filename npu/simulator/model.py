@@ -135,6 +135,8 @@ class SimulatedModel:
     slow_token_ms: float = 0
     garbage: bool = False
     """It says letters without end, as a model does that was converted badly."""
+    wrong_logits: bool = False
+    """Its logits are highest for `!`, whatever it says itself."""
 
     switches: Mapping[str, str] = field(default_factory=dict)
     """Open questions answered otherwise than `SWITCHES` does by default."""

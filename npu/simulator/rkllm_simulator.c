@@ -135,7 +135,7 @@ static void *grown(void *array, int count, size_t size) {
     X(prefill_tps, 0) X(decode_tps, 0) X(load_ms, 0) X(logits_ms, 0) X(time_scale, 1) X(abort_latency, 0) X(leak, 0) \
     X(init_fail, 0) X(init_segfault, 0) X(out_of_npu_memory, 0) X(error_after, -1) X(segfault_after, -1) \
     X(hang_after, -1) X(exit_after, -1) X(ignore_abort, 0) X(null_text, 0) X(split_utf8, 0) X(last_token_late, 0) \
-    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0)
+    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0) X(wrong_logits, 0)
 #define STRINGS(X) \
     X(name, "simulated") X(platform, "RK3588") X(driver, "0.9.8") X(toolkit, RUNTIME_VERSION) X(dtype, "W8A8")
 /* The first value is the one that holds when the file says nothing. */
@@ -1045,7 +1045,7 @@ static void generate(Run *run) {
 #ifdef HAVE_RKLLM_INFER_GET_LOGITS
 static void fill_logits(const Model *model, float *row, uint64_t state, Choice choice) {
     for (int id = 0; id < (int)model->vocab_size; id++) row[id] = logit(model, state, id);
-    row[choice.id] = choice.certain ? 20 : 10;
+    row[model->wrong_logits ? '!' : choice.id] = choice.certain ? 20 : 10;
 }
 
 /* Logits of what was read; then, unless the callback pauses, of each token that is generated. */
