@@ -61,6 +61,23 @@ class SelfTest:
     in_time: bool = True
     """Whether nothing was left out for want of time."""
 
+    def story(self) -> str:
+        """A sentence for the model's user."""
+        parts = [f"text {self.text}"]
+        if self.reuse is not None:
+            parts.append("a prefix is prefilled once" if self.reuse else "a prefix is prefilled every time")
+        else:
+            parts.append("reuse of prefixes unknown")
+        if self.counts_cached:
+            parts.append("the runtime counts reused tokens as prefilled")
+        parts.append(f"logits {self.logits}" + (f" ({self.logits_ms:.0f} ms a token)" if self.logits_ms else ""))
+        if self.abort_ms is not None:
+            parts.append(f"an abort takes {self.abort_ms:.0f} ms")
+        if self.prefill_tps and self.decode_tps:
+            parts.append(f"{self.prefill_tps:.0f} tokens a second read and {self.decode_tps:.1f} said")
+        late = " It ran out of time: what is unknown was not tried." if not self.in_time else ""
+        return f"Self-test: {', '.join(parts)}.{late}"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -90,24 +107,7 @@ class Loaded:
         if told:
             yield f"When it was last loaded here: {told}."
         if self.self_test is not None:
-            yield _told_by(self.self_test)
-
-
-def _told_by(test: SelfTest) -> str:
-    parts = [f"text {test.text}"]
-    if test.reuse is not None:
-        parts.append("a prefix is prefilled once" if test.reuse else "a prefix is prefilled every time")
-    else:
-        parts.append("reuse of prefixes unknown")
-    if test.counts_cached:
-        parts.append("the runtime counts reused tokens as prefilled")
-    parts.append(f"logits {test.logits}" + (f" ({test.logits_ms:.0f} ms a token)" if test.logits_ms else ""))
-    if test.abort_ms is not None:
-        parts.append(f"an abort takes {test.abort_ms:.0f} ms")
-    if test.prefill_tps and test.decode_tps:
-        parts.append(f"{test.prefill_tps:.0f} tokens a second read and {test.decode_tps:.1f} said")
-    late = " It ran out of time: what is unknown was not tried." if not test.in_time else ""
-    return f"Self-test: {', '.join(parts)}.{late}"
+            yield self.self_test.story()
 
 
 def suspicion(model: Model, loaded: Loaded) -> str | None:

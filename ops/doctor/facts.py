@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from npu.catalog import find_models
 from npu.engines import Setup, chat_template, describe
+from npu.engines.rkllm_facts import read_loaded, suspicion
 from npu.errors import ModelRefused
 from npu.hardware import ROOT, Board, read_board
 from npu.model import Model
@@ -55,6 +56,10 @@ class ModelFacts:
     """The version of the converter."""
     chat: bool | None = None
     """Whether it has a chat template."""
+    tried: str = ""
+    """What its self-test showed when it was last loaded here; empty when there was none."""
+    doubt: str = ""
+    """Why its text is suspect by that; empty when it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,7 @@ def _models(models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tup
 def model_facts(model: Model, setup: Setup) -> ModelFacts:
     """What is known of a model without loading it. Raises `ModelRefused` when its file is damaged."""
     told = _told_by_name(model.path) if model.path is not None else ModelFacts(model.id, model.engine, None)
+    loaded = read_loaded(model, setup) if model.engine == "rkllm" else None
     return replace(
         told,
         id=model.id,
@@ -180,6 +186,9 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
         soc=model.soc,
         dtype=_dtype(model.quantization),
         chat=chat_template(model) is not None,
+        toolkit=(loaded.toolkit if loaded is not None else None) or told.toolkit,
+        tried=loaded.self_test.story() if loaded is not None and loaded.self_test is not None else "",
+        doubt=(suspicion(model, loaded) or "") if loaded is not None else "",
     )
 
 

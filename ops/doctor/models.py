@@ -75,9 +75,23 @@ def check_pairs(facts: Facts) -> Iterator[Finding]:
                 Level.WARNING,
                 "model_pair",
                 f"{model.id}, made by converter {model.toolkit}, {trap.what}.",
-                f"{trap.mend} (Known from {trap.source}. The converter's version is the one in the file's or folder's "
-                "name.)",
+                f"{trap.mend} (Known from {trap.source}. The converter's version is the one the runtime told when it last "
+                "loaded the model, else the one in the file's or folder's name.)",
             )
+
+
+def check_self_tests(facts: Facts) -> Iterator[Finding]:
+    """What came of trying a model out when it was last loaded on this machine."""
+    for model in facts.npu_models:
+        if model.doubt:
+            yield Finding(
+                Level.WARNING,
+                "model_suspect",
+                f"{model.id} answered no simple question when it was last loaded.",
+                f"{model.doubt} Once mended, it is tried again when it is next loaded.",
+            )
+        elif model.tried:
+            yield Finding(Level.OK, "self_tests", f"{model.id}: {model.tried}")
 
 
 def check_chat(facts: Facts) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     models.check_files,
     models.check_chip_of_models,
     models.check_pairs,
+    models.check_self_tests,
     models.check_chat,
     service.check_python,
     service.check_disk,

@@ -178,3 +178,29 @@ def test_trouble_stays_with_its_own_model(trouble: SimulatedModel, code: str) ->
         assert chat(stack, "sound", "Hello").json()["choices"][0]["message"]["content"] == oracle.ask("Hello")[0]
         assert stack.child("sound").pid == sound
         eventually(lambda: stack.has_worker("broken"), what="another worker")
+
+
+def test_a_suspect_model_is_told_of_and_a_strict_one_is_not_served() -> None:
+    """The client of a strict one reads why; the card of the other says it, and what its logits cannot be used for."""
+    stack = Stack({}, rkllm_library="simulator", default_model="open")
+    bad = SimulatedModel(garbage=True, wrong_logits=True, toolkit="1.2.2")
+    stack.add_simulated("open", bad)
+    stack.add_simulated("strict", bad, "[engine_options]\nrefuse_suspect = 1")
+    with stack:
+        reply = chat(stack, "strict", "Hello")
+        assert reply.status_code == 503
+        error = reply.json()["error"]
+        assert error["code"] == "model_unavailable"
+        assert "refuse_suspect" in error["message"] and "Its text is suspect" in error["message"]
+        assert chat(stack, "open", "Hello", max_tokens=4).status_code == 200
+        seeded = chat(stack, "open", "Hello", seed=5, max_tokens=4)
+        assert seeded.status_code == 400
+        assert (seeded.json()["error"]["param"], "self-test" in seeded.text) == ("seed", True)
+        card = eventually(lambda: _card_with(stack, "open", "suspect"), what="a card that tells")
+        assert "does not stop" in card
+        assert "logits suspect" in card
+
+
+def _card_with(stack: Stack, model: str, word: str) -> str:
+    card = httpx.get(f"{stack.url}/v1/models/{model}", timeout=LIMIT).text
+    return card if word in card else ""

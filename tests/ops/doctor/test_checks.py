@@ -252,6 +252,16 @@ def test_converters_and_runtimes(
         assert said in found["model_pair"].title and "Known from" in found["model_pair"].explanation
 
 
+def test_what_a_self_test_showed(tmp_path: Path) -> None:
+    """Suspect text is a warning with its causes; else it is told and nothing is wrong."""
+    facts = with_model(sound(tmp_path), tried="Self-test: text suspect.", doubt="Its text is suspect: it said 'x'.")
+    assert levels(facts) == {"model_suspect": WARNING}
+    assert "it said 'x'" in bad(facts)["model_suspect"].explanation
+    facts = with_model(facts, tried="Self-test: text sane.", doubt="")
+    assert bad(facts) == {}
+    assert any(finding.title.endswith("Self-test: text sane.") for finding in examine(facts))
+
+
 def test_a_base_model(tmp_path: Path) -> None:
     """Without a template there is no chat; with an .rkllm it may only have been forgotten."""
     facts = with_model(sound(tmp_path), chat=False)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from npu.engines.rkllm import RkllmEngine
+from npu.manifest import read_manifest
+from npu.simulator import SimulatedModel, write_model
 from ops import configuration
 from ops.doctor.facts import ask_redis, gather, read_disk, read_python
 from ops.doctor.library import library_facts
+from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
 from tests.npu.boards import make_board
 from tests.npu.demo import demo_model
@@ -35,6 +39,18 @@ def test_models_are_described(tmp_path: Path) -> None:
     assert (qwen.soc, qwen.dtype, qwen.cores, qwen.toolkit, qwen.chat) == ("rk3576", "w4a16", None, None, False)
     assert any("broken.gguf" in sentence for sentence in found.complaints)
     assert found.board.soc is not None and found.redis is None
+
+
+def test_a_model_is_described_by_its_last_load(tmp_path: Path) -> None:
+    """Converter and self-test, as the engine kept them."""
+    write_model(tmp_path / "models/simulated", SimulatedModel(garbage=True, toolkit="1.2.2"))
+    chosen = settings(tmp_path).model_copy(update={"rkllm_library": "simulator"})
+    (before,) = gather(chosen, root=tmp_path / "board").npu_models
+    assert (before.toolkit, before.tried, before.doubt) == (None, "", "")
+    RkllmEngine.open(read_manifest(tmp_path / "models/simulated/manifest.toml"), setup_of(chosen)).close()
+    (after,) = gather(chosen, root=tmp_path / "board").npu_models
+    assert after.toolkit == "1.2.2" and "text suspect" in after.tried
+    assert "does not stop" in after.doubt
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-1.5B-Instruct-w8a8", "gemma-3-1b-it-1.2.34-w8a8", "llama-13.2.1-w8a8"])
