@@ -83,15 +83,17 @@ class SelfTester:
         filler = vocabulary[: min(PROBE_TOKENS, self._engine.context_length - ABORTED_AFTER)]
         answers, verdict = self._answers()
         first = next((answer for answer in answers if answer is not None), None)
-        logits, logits_ms = self._logits(answers[0] if answers else None, verdict)
         reuse, counts_cached, read = self._reuse([*filler])
+        abort_ms = self._abort([*filler])
+        # Last, for it takes longest where the runtime cannot tell the size of its cache.
+        logits, logits_ms = self._logits(answers[0] if answers else None, verdict)
         said = first.stats if first is not None else None
         return SelfTest(
             text=verdict,
             said=first.text if first is not None and verdict is Verdict.SUSPECT else "",
             reuse=reuse,
             counts_cached=counts_cached,
-            abort_ms=self._abort([*filler]),
+            abort_ms=abort_ms,
             logits=logits,
             logits_ms=logits_ms,
             prefill_tps=_rate(read.prompt_tokens - read.cached_tokens, read.prefill_ms) if read is not None else None,

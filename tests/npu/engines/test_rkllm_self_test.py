@@ -188,11 +188,10 @@ def test_a_model_that_thinks_without_end_is_unknown(bench: Bench) -> None:
 
 @pytest.mark.parametrize("version", WITH_LOGITS[1:])
 def test_a_model_without_reuse(bench: Bench, version: str) -> None:
-    """Gets no slices."""
+    """Is known for one."""
     model = bench.model(SimulatedModel(full_attention=False, profile=MEASURABLE))
-    engine = bench.load(model, version)
+    bench.load(model, version)
     assert bench.test(model).reuse is False
-    assert list(engine.slices(4000, 0)) == []
 
 
 def test_reuse_without_counts_is_judged_by_time(bench: Bench) -> None:
@@ -345,12 +344,15 @@ def test_a_file_of_facts_that_is_damaged_is_none(bench: Bench, monkeypatch: pyte
 
 
 def test_it_can_be_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nothing is known, no text is suspect, and nothing is sliced."""
+    """Then nothing is known, no text is suspect, and no prompt is sliced."""
     counted = Counted(monkeypatch)
     model = bench.model(SimulatedModel(garbage=True), engine_options={"self_test": 0})
     engine = bench.load(model)
     assert counted.runs == 0
-    assert engine.cache.reuse is None and list(engine.slices(4000, 0)) == []
+    assert engine.cache.reuse is None
+    seen = list[int]()
+    list(engine.generate(Prompt([70] * 2000, 1), Sampling(**GREEDY), seen.append))
+    assert seen == [2000]
     assert not any("elf-test" in note or "suspect" in note for note in bench.card(model).notes)
 
 
