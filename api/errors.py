@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from api.relay import ClientGone
 from tasks.errors import (
+    AbilityMissing,
     CommandFailed,
     FieldRefused,
     JobFailed,
@@ -100,6 +101,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     UnknownModel: Rule(404, "model_not_found", param="model"),
     ModelDown: Rule(503, "model_unavailable"),
     QueueFull: Rule(429, "rate_limit_exceeded"),
+    AbilityMissing: Rule(400, "unsupported_model", param="model"),
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),
     QueueUnavailable: Rule(503, "queue_unavailable"),

@@ -15,11 +15,11 @@ from starlette.requests import Request as HttpRequest
 from tasks import keys
 from tasks.commands import Commander, Load, Prepare
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
-from tasks.errors import CommandFailed, FieldRefused, JobFailed, ModelDown, QueueUnavailable, TasksError
+from tasks.errors import AbilityMissing, CommandFailed, FieldRefused, JobFailed, ModelDown, QueueUnavailable, TasksError
 from tasks.events import TERMINAL, Event, Failed, Numbered, Queued, Reply, Started, fold
 from tasks.feed import LiveFeed, Subscription, follow
 from tasks.jobs import Lane, new_job_id
-from tasks.requests import Request
+from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import ModelStatus, Roster
 from tasks.store import JobStore
 
@@ -215,7 +215,7 @@ class Relay:
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
         """
         status = await self._roster.find(model)
-        _check_fields(status, request)
+        _check(status, request)
         if not status.served:
             await self._load(status)
         name = status.card.id
@@ -289,7 +289,13 @@ class Relay:
             log.debug("not checked ahead: %s", error, extra={"job": job})
 
 
-def _check_fields(status: ModelStatus, request: Request) -> None:
+def _check(status: ModelStatus, request: Request) -> None:
+    """Refuse what the model's card says it cannot do."""
+    ability = ability_of(request)
+    if ability not in status.card.abilities:
+        raise AbilityMissing(status.card.id, ability, status.card.abilities)
+    if not isinstance(request, ChatRequest | CompletionRequest):
+        return
     for field, why in status.card.refuses.items():
         if getattr(request.sampling, field, None) is not None:
             raise FieldRefused(field, why)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
+
+Outcome = TypeVar("Outcome", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,24 @@ class Piece:
     data: bytes
 
 
+class Ability(StrEnum):
+    """What a model may be asked for."""
+
+    TEXT = "text"
+    """To continue a prompt; a chat, where it has a template for one."""
+    EMBEDDING = "embedding"
+    """The vector of a text."""
+
+
+class Pooling(StrEnum):
+    """How the rows of the last hidden layer, one for each token, become the vector of a text."""
+
+    LAST = "last"
+    """The row of the last token, which has seen all the others."""
+    MEAN = "mean"
+    """The mean of all rows."""
+
+
 class End(StrEnum):
     """Why a generation ended."""
 
@@ -76,6 +96,27 @@ class Stats:
     prefill_ms: float
     generated_tokens: int
     decode_ms: float
+
+
+class Abortable(Protocol):
+    """Whatever an engine is busy with."""
+
+    def abort(self) -> None:
+        """Stop soon. From any thread, at any time, and twice."""
+
+
+class Reading(Protocol[Outcome]):
+    """One text that an engine reads to its end without saying anything."""
+
+    def result(self) -> Outcome | None:
+        """Read it, once: what comes of it, or None when an abort came first. Raises `EngineFailed`, `PromptRefused`."""
+
+    def abort(self) -> None:
+        """Stop soon: between two slices of the text, if it has several. From any thread, at any time, and twice."""
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost; there once `result` has returned."""
 
 
 class Generation(Protocol):
@@ -112,6 +153,10 @@ class Tokenizer(Protocol):
         """The bytes of `tokens`, which may end inside a UTF-8 character. Raises `PromptRefused` on an id outside the
         vocabulary."""
 
+    @property
+    def ending(self) -> Sequence[int]:
+        """What the model's files put behind a text that is read and not continued; often nothing."""
+
 
 class TextEngine(Protocol):
     """One loaded model. Runs one generation at a time; its owner sees to that."""
@@ -132,3 +177,15 @@ class TextEngine(Protocol):
 
     def close(self) -> None:
         """Free everything. Twice is safe."""
+
+
+@runtime_checkable
+class EmbeddingEngine(Protocol):
+    """An engine whose model can embed."""
+
+    embedding_length: int
+    """Numbers in each vector."""
+
+    def embed(self, tokens: Sequence[int]) -> Reading[Sequence[float]]:
+        """Prepare the vector of one text, neither cut nor normalized. Raises `ContextTooLong`, `PromptRefused`;
+        `EngineFailed` once closed."""

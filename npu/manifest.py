@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from npu.engine import Sampling
+from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
 from npu.model import SAMPLING_DEFAULTS, Model, Value, is_model_id
@@ -33,6 +33,16 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "parameters": (str, "such as `0.6B`"),
     "quantization": (str, "such as `W8A8`"),
     "soc": (str, "the chip the weights were made for, such as `rk3588`"),
+    "abilities": (
+        list,
+        "what it may be asked for, of "
+        + ", ".join(f"`{ability}`" for ability in Ability)
+        + "; `text` when absent, and all of them with `echo`",
+    ),
+    "pooling": (
+        str,
+        "how the rows of the last layer become an embedding: `last` (when absent) takes the last token's, `mean` the mean",
+    ),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
     "notes": (list, "sentences its user should know"),
@@ -105,6 +115,8 @@ class _Manifest:
             template=self._template(),
             template_options=self._values("template_options"),
             engine_options=self._engine_options(engine),
+            abilities=self._abilities(engine),
+            pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
             notes=tuple(self._table.get("notes", ())),
         )
 
@@ -214,6 +226,23 @@ class _Manifest:
                     name, f"is {value}: it must be between {option.low:g} and {option.high:g}", "engine_options"
                 )
         return values
+
+    def _abilities(self, engine: str) -> frozenset[Ability]:
+        can = engine_class(engine).ABILITIES
+        if "abilities" not in self._table:
+            return frozenset(can) if engine == "echo" else frozenset({Ability.TEXT})
+        given = self._table["abilities"]
+        if not given:
+            raise self._refuse("abilities", f"is empty. There are: {', '.join(Ability)}")
+        for ability in given:
+            if self._one_of("abilities", ability, tuple(Ability)) not in can:
+                raise self._refuse("abilities", f"holds {ability!r}, which the engine {engine} cannot do")
+        return frozenset(map(Ability, given))
+
+    def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
+        if value not in known:
+            raise self._refuse(key, f"holds {value!r}, which is not known. There are: {', '.join(known)}")
+        return value
 
     def _check_type(self, key: str, expected: type) -> None:
         value: object = self._table[key]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from npu.engine import Sampling
+from npu.engine import Ability, Pooling, Sampling
 
 Value = str | int | float | bool
 """What an option of a manifest may be."""
@@ -61,6 +61,9 @@ class Model:
     template_options: Mapping[str, Value] = field(default_factory=dict)
     """Variables handed to the template, such as `enable_thinking`."""
     engine_options: Mapping[str, Value] = field(default_factory=dict)
+    abilities: frozenset[Ability] = frozenset({Ability.TEXT})
+    """What it may be asked for."""
+    pooling: Pooling = Pooling.LAST
     notes: tuple[str, ...] = ()
     """What its user should know."""
 

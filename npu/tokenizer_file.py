@@ -55,6 +55,8 @@ class FileTokenizer:
         sample = tokenizer.encode("a", add_special_tokens=True)
         mask = sample.special_tokens_mask
         self._front = sample.ids[: mask.index(0)] if 0 in mask else []
+        self.ending: Sequence[int] = sample.ids[len(mask) - mask[::-1].index(0) :] if 0 in mask else []
+        """What the file's post-processor puts behind a text: an embedding is often the row of this very token."""
         self.bos = bos if bos is not None or not self._front else self._front[0]
         """The token a text begins with, where the model has one; whether `encode` puts it there is the file's choice."""
 

@@ -5,6 +5,7 @@ TasksError
 │   ├── UnknownModel        no board has announced a model of that name
 │   ├── ModelDown           known, but no board can serve it now
 │   ├── QueueFull           as many jobs wait for the model as may
+│   ├── AbilityMissing      the model is not made for what was asked of it
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
 ├── JobNotFound             no job of that id, or its record has expired
@@ -13,6 +14,8 @@ TasksError
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tasks.events import Failed
 
@@ -58,6 +61,19 @@ class QueueFull(Refused):
         self.retry_after = min(60.0, max(1.0, retry_after))
         super().__init__(
             f"The queue for '{model}' is full ({limit} requests are waiting). Try again in {self.retry_after:.0f} s."
+        )
+
+
+class AbilityMissing(Refused):
+    """Raised when a model is not made for what was asked of it. `abilities` are those it has."""
+
+    def __init__(self, model: str, ability: str, abilities: Iterable[str]) -> None:
+        self.model = model
+        what = {"text": "generate text", "embedding": "embed"}
+        can = " and ".join(what.get(each, each) for each in abilities) or "do nothing with this runtime"
+        super().__init__(
+            f"The model '{model}' cannot {what.get(ability, ability)}; it can {can}. Choose a model that can: GET /v1/models "
+            "lists the capabilities of each."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, assert_never
 
 import msgspec
 
@@ -96,6 +96,13 @@ class ChoiceEnded(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     stop_sequence: str | None = None
 
 
+class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="embedded"):
+    """The vector of one input: 32-bit floats, little-endian, one after another."""
+
+    index: int
+    vector: bytes
+
+
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
     """The last event of a job that ran to its end, or was cancelled."""
 
@@ -112,7 +119,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     param: str | None = None
 
 
-Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Finished | Failed
+Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Embedded | Finished | Failed
 TERMINAL = (Finished, Failed)
 
 
@@ -176,6 +183,8 @@ class Reply(msgspec.Struct):
     """Everything a job said, folded together. `end` is None while the job goes on."""
 
     choices: dict[int, Choice]
+    vectors: dict[int, bytes] = {}
+    """By the index of the input; see `Embedded`."""
     end: Finished | Failed | None = None
 
 
@@ -192,10 +201,14 @@ def fold(events: Iterable[Event]) -> Reply:
                 thoughts.setdefault(choice, []).append(text)
             case ChoiceEnded(choice, reason, stop_sequence):
                 reply.choices[choice] = Choice(reason=reason, stop_sequence=stop_sequence)
+            case Embedded(index, vector):
+                reply.vectors[index] = vector
             case Finished() | Failed():
                 reply.end = event
             case Queued() | Started():
                 pass
+            case _:
+                assert_never(event)
     for index in sorted(texts.keys() | thoughts.keys() | reply.choices.keys()):
         choice_ = reply.choices.setdefault(index, Choice())
         choice_.text = "".join(texts.get(index, ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 import msgspec
 
@@ -68,7 +68,39 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="co
     version: int = REQUEST_VERSION
 
 
-Request: TypeAlias = ChatRequest | CompletionRequest
+class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embedding"):
+    """The vector of each input (a text, or token ids of the model's own vocabulary), of length 1.
+
+    Vector i is that of input i. `dimensions` is how many of its numbers are wanted; None is all.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    version: int = REQUEST_VERSION
+
+
+GenerateRequest: TypeAlias = ChatRequest | CompletionRequest
+Request: TypeAlias = GenerateRequest | EmbedRequest
+
+Ability: TypeAlias = Literal["text", "embedding"]
+"""What a model may be asked for, as cards name it."""
+
+
+def kind_of(request: Request) -> str:
+    """Its kind, as jobs are listed by."""
+    return str(request.__struct_config__.tag)
+
+
+def ability_of(request: Request) -> Ability:
+    """What a model has to be able to for this."""
+    match request:
+        case ChatRequest() | CompletionRequest():
+            return "text"
+        case EmbedRequest():
+            return "embedding"
+        case _:
+            assert_never(request)
+
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -46,6 +46,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     quantization: str = ""
     chat: bool = True
     """Has a chat template."""
+    abilities: tuple[str, ...] = ("text",)
+    """What it may be asked for: `text`, `embedding`."""
+    embedding_length: int | None = None
+    """Numbers in each of its vectors, where that is known."""
     refuses: dict[str, str] = {}
     """Fields of a request it cannot honour, each with the reason."""
     notes: tuple[str, ...] = ()

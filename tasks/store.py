@@ -16,7 +16,7 @@ from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
-from tasks.requests import ChatRequest, Request, encode_request
+from tasks.requests import Request, encode_request, kind_of
 from tasks.scripts import ACCEPT, CANCEL, VIEW
 
 QUEUED = encode_events([Queued()])
@@ -52,7 +52,6 @@ class JobStore:
         `deadline` is in seconds from now, at most the setting of that name.
         """
         limit = min(deadline or self._deadline, self._deadline)
-        kind = "chat" if isinstance(request, ChatRequest) else "completion"
         with unavailable_as_refusal():
             reply = cast(
                 list[int],
@@ -70,7 +69,7 @@ class JobStore:
                         int(limit * 1000),
                         call(model, lane.value, job),
                     ),
-                    *("model", model, "kind", kind, "lane", lane.value, "owner", owner),
+                    *("model", model, "kind", kind_of(request), "lane", lane.value, "owner", owner),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
                 ),
             )

@@ -19,8 +19,9 @@ from api.delivery import begin, whole
 from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
+from api.openai.reading_schemas import EmbeddingBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
-from api.openai.translate import chat, completions, models
+from api.openai.translate import chat, completions, embeddings, models
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
 from api.relay import Answer
@@ -30,7 +31,7 @@ from tasks.jobs import Lane
 from tasks.requests import Request as JobRequest
 
 router = APIRouter(tags=["OpenAI"])
-SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody)
+SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody)
 
 
 def _takes(shape: type[BaseModel]) -> dict[str, Any]:
@@ -68,6 +69,25 @@ async def text_completions(http: Request) -> Response:
     return await _answer(http, body, completions.to_request(body), len(body.prompt) * body.n, COMPLETION)
 
 
+@router.post("/embeddings", include_in_schema=False)
+@router.post("/v1/embeddings", summary="Embed texts", openapi_extra=_takes(EmbeddingBody))
+async def embed(http: Request) -> Response:
+    """The vectors of texts or token ids."""
+    body = await read_body(http, EmbeddingBody)
+    answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
+    return _json(embeddings.whole(body, body.model or answer.model, reply, end), _headers(answer))
+
+
+async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[Answer, Reply, Finished]:
+    """Have a model read something, and wait for what comes of it."""
+    answer = await begin(http, model, request, stream=False, owner=owner_of(http), lane=Lane.INTERACTIVE)
+    try:
+        return answer, *await whole(http, answer)
+    except BaseException:
+        await close(answer)
+        raise
+
+
 async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: _Kind) -> Response:
     lane = Lane.BACKGROUND if body.service_tier == "flex" else Lane.INTERACTIVE
     answer = await begin(http, body.model, request, stream=body.stream, owner=owner_of(http), lane=lane)
@@ -89,14 +109,19 @@ async def _deliver(http: Request, body: SamplingBody, answer: Answer, choices: i
         choices=choices,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
     )
-    headers = {"x-job-id": answer.job}
-    if answer.position > 0:
-        headers["x-queue-position"] = str(answer.position)
+    headers = _headers(answer)
     if body.stream:
         stalled = settings_of(http).stalled_client
         return AnswerStream(answer, kind.writer(top), drain_of(http), headers=headers, stalled=stalled)
     reply, end = await whole(http, answer)
     return _json(kind.whole(top, reply, end), headers)
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    headers = {"x-job-id": answer.job}
+    if answer.position > 0:
+        headers["x-queue-position"] = str(answer.position)
+    return headers
 
 
 def _fingerprint(http: Request, answer: Answer) -> str:

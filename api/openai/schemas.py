@@ -73,7 +73,7 @@ def _template_options(value: Any) -> dict[str, Any]:
     return value
 
 
-def _bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
+def bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
     # The settings come as the context of the validation; a shape checked without any has no such bounds.
     limit = getattr(info.context, setting, None)
     if limit is not None and count > limit:
@@ -82,7 +82,7 @@ def _bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
 
 def _messages(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, list):
-        _bounded(len(value), info, "max_messages", "messages")
+        bounded(len(value), info, "max_messages", "messages")
     return value
 
 
@@ -91,15 +91,23 @@ def _stop(value: Any, info: ValidationInfo) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise ValueError("it should be a string or a list of strings")
-    _bounded(len(value), info, "max_stop", "stop sequences")
+    bounded(len(value), info, "max_stop", "stop sequences")
     # An empty sequence would end every answer before it begins; clients send one to mean none.
     return tuple(word for word in value if word)
 
 
 Prompts: TypeAlias = tuple[str | tuple[int, ...], ...]
+PROMPTS_SHAPE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+    ]
+}
 
 
-def _prompts(value: Any) -> Prompts:
+def prompts(value: Any) -> Prompts:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
@@ -279,17 +287,8 @@ class CompletionBody(SamplingBody):
 
     prompt: Annotated[
         Prompts,
-        PlainValidator(_prompts),
-        _shape(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}},
-                    {"type": "array", "items": {"type": "integer"}},
-                    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-                ]
-            }
-        ),
+        PlainValidator(prompts),
+        _shape(PROMPTS_SHAPE),
     ]
     max_tokens: Whole = Field(16, ge=1, lt=2**63)
     echo: bool = False
@@ -304,7 +303,7 @@ class CompletionBody(SamplingBody):
     @model_validator(mode="after")
     def _in_all(self, info: ValidationInfo) -> CompletionBody:
         try:
-            _bounded(len(self.prompt) * self.n, info, "max_prompts", "answers (prompts times 'n')")
+            bounded(len(self.prompt) * self.n, info, "max_prompts", "answers (prompts times 'n')")
         except ValueError as error:
             raise refused(f"Invalid 'prompt': {error}.", "prompt", "invalid_value") from None
         if self.best_of not in (None, 1, self.n):

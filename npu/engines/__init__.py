@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from npu.chat_template import ChatTemplate
-from npu.engine import TextEngine, Tokenizer
+from npu.engine import Ability, TextEngine, Tokenizer
 from npu.errors import ModelRefused
 from npu.model import Model
 
@@ -63,6 +63,8 @@ class Facts:
     family: str = ""
     parameters: str = ""
     quantization: str = ""
+    embedding_length: int | None = None
+    """Numbers in each of its vectors; None while that is not known, and for models that do not embed."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Fields of `Sampling` it cannot honour, each with the reason."""
     notes: tuple[str, ...] = ()
@@ -73,6 +75,8 @@ class EngineClass(Protocol):
     """What `ENGINES` points to. Its module must import cheaply: native libraries only when an engine is opened."""
 
     OPTIONS: Mapping[str, Option]
+    ABILITIES: frozenset[Ability]
+    """What its models may be asked for, as far as the engine goes."""
 
     @staticmethod
     def open(model: Model, setup: Setup) -> TextEngine: ...

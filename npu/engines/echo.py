@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from npu.chat_template import ChatTemplate
-from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats
 from npu.engines import Facts, Option, Setup, option
+from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
@@ -71,10 +72,16 @@ class EchoTokenizer:
                 )
         return bytes(token for token in tokens if token < 256)
 
+    @property
+    def ending(self) -> Sequence[int]:
+        """A text has no special end."""
+        return ()
+
 
 class EchoEngine:
     """The echo. Sampling is checked, and changes nothing."""
 
+    ABILITIES = frozenset(Ability)
     OPTIONS = {  # noqa: RUF012 - a constant
         "tokens_per_second": Option(0.0, 0, 1e6, "how fast it answers; 0 is as fast as it can"),
         "prefill_tokens_per_second": Option(0.0, 0, 1e9, "how fast it reads the prompt; 0 takes no time"),
@@ -86,6 +93,7 @@ class EchoEngine:
         self._model = model
         self.context_length = context_length or model.context_length or CONTEXT_LENGTH
         self.version = VERSION
+        self.embedding_length = EMBEDDING_LENGTH
         self.tokenizer = EchoTokenizer()
         self._remembered: tuple[int, ...] = ()
         self._closed = False
@@ -110,6 +118,7 @@ class EchoEngine:
             chat=True,
             memory_bytes=MEMORY_BYTES,
             family=model.family or "echo",
+            embedding_length=EMBEDDING_LENGTH,
             notes=("It repeats what it is told; sampling values are checked but change nothing.", *model.notes),
         )
 
@@ -124,15 +133,23 @@ class EchoEngine:
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> EchoGeneration:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        check_sampling(sampling, VOCABULARY_SIZE)
+        self._check(prompt.tokens, prompt.max_tokens)
+        return EchoGeneration(self, prompt, sampling.ignore_eos, on_prefill)
+
+    def embed(self, tokens: Sequence[int]) -> EchoEmbedding:
+        """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        self._check(tokens, None)
+        return EchoEmbedding(tokens, self.setting("prefill_tokens_per_second"))
+
+    def _check(self, tokens: Sequence[int], max_tokens: int | None) -> None:
         if self._closed:
             raise EngineFailed("This engine was closed. Open it anew.")
-        check_sampling(sampling, VOCABULARY_SIZE)
-        if not prompt.tokens:
+        if not tokens:
             raise PromptRefused("The prompt is empty. Send at least one token.")
-        if len(prompt.tokens) + prompt.max_tokens > self.context_length:
-            raise ContextTooLong(len(prompt.tokens), prompt.max_tokens, self.context_length)
-        self.tokenizer.decode(prompt.tokens)
-        return EchoGeneration(self, prompt, sampling.ignore_eos, on_prefill)
+        if len(tokens) + (max_tokens or 0) > self.context_length:
+            raise ContextTooLong(len(tokens), max_tokens, self.context_length)
+        self.tokenizer.decode(tokens)
 
     def close(self) -> None:
         """Twice is safe."""

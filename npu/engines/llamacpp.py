@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Prompt, Sampling
+from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
@@ -39,6 +39,7 @@ OVERHEAD_BYTES = 128 << 20
 class LlamaCppEngine:
     """One GGUF model in an embedded llama-server."""
 
+    ABILITIES = frozenset({Ability.TEXT})
     OPTIONS = {  # noqa: RUF012 - a constant
         "threads": Option(
             0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"

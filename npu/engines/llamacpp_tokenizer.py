@@ -99,6 +99,11 @@ class ServerTokenizer(Tokenizer):
         """The bytes the tokens add to a text; control tokens add none. Needs no engine."""
         return self._vocabulary.decode(tokens)
 
+    @property
+    def ending(self) -> Sequence[int]:
+        """Nothing: this engine's models are not asked for embeddings."""
+        return ()
+
     def _check(self, at_least: int, context: int) -> None:
         if at_least >= context:
             raise ContextTooLong(at_least, None, context, at_least=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Prompt, Sampling
+from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.rkllm_cache import Cache
+from npu.engines.rkllm_embedding import RkllmEmbedding
 from npu.engines.rkllm_facts import (
     Loaded,
     Verdict,
@@ -51,6 +52,7 @@ LIBRARY_CPUS = 4
 class RkllmEngine:
     """One .rkllm model on the NPU."""
 
+    ABILITIES = frozenset({Ability.TEXT, Ability.EMBEDDING})
     OPTIONS = {  # noqa: RUF012 - a constant
         "memory_domain": Option(
             0,
@@ -99,18 +101,22 @@ class RkllmEngine:
         self.handle, facts = self._load(identity, wanted, setup)
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
-        loaded = Loaded(
-            runtime=facts.runtime or identity.version or "",
-            driver=facts.driver,
-            platform=facts.platform,
-            toolkit=facts.toolkit,
-            max_context=facts.max_context_limit,
-            npu_cores=facts.npu_cores,
-            dtype=facts.dtype,
-            tested=digest_of_language(model),
-        )
+        self.embedding_length = 0
         try:
-            if option(model, self.OPTIONS, "self_test"):
+            if Ability.EMBEDDING in model.abilities:
+                self.embedding_length = self._width()
+            loaded = Loaded(
+                runtime=facts.runtime or identity.version or "",
+                driver=facts.driver,
+                platform=facts.platform,
+                toolkit=facts.toolkit,
+                max_context=facts.max_context_limit,
+                npu_cores=facts.npu_cores,
+                dtype=facts.dtype,
+                embedding_length=self.embedding_length or None,
+                tested=digest_of_language(model),
+            )
+            if Ability.TEXT in model.abilities and option(model, self.OPTIONS, "self_test"):
                 loaded = self._try_out(loaded, setup)
             write_loaded(model, setup, loaded)
             self._refuse_if_suspect(loaded)
@@ -156,6 +162,7 @@ class RkllmEngine:
             family=model.family,
             parameters=model.parameters,
             quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
+            embedding_length=loaded.embedding_length if loaded is not None else None,
             refuses=refused,
             notes=(*notes, *(loaded.story() if loaded is not None else ())),
         )
@@ -169,16 +176,8 @@ class RkllmEngine:
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> RkllmGeneration:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
-        if self._closed:
-            raise EngineFailed("This engine was closed. Open it anew.")
         check_sampling(sampling, len(self.vocabulary))
-        if not prompt.tokens:
-            raise PromptRefused("The prompt is empty. Send at least one token.")
-        if len(prompt.tokens) + prompt.max_tokens > self.context_length:
-            raise ContextTooLong(len(prompt.tokens), prompt.max_tokens, self.context_length)
-        if max(prompt.tokens) >= len(self.vocabulary) or min(prompt.tokens) < 0:
-            last = len(self.vocabulary) - 1
-            raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
+        self._check(prompt.tokens, prompt.max_tokens)
         native = to_native(sampling, len(self.vocabulary))
         field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
         if field is None:
@@ -190,6 +189,11 @@ class RkllmEngine:
         if not self.samples_on_host:
             raise refuse(field, self.version, f"cannot sample by it, and {LOGITS_SUSPECT}")
         return RkllmGeneration(self, prompt, sampling, None, on_prefill)
+
+    def embed(self, tokens: Sequence[int]) -> RkllmEmbedding:
+        """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        self._check(tokens, None)
+        return RkllmEmbedding(self, tokens, self._model.pooling)
 
     def slices(self, length: int, at: int = 0) -> Iterator[int]:
         """Where to look up while `length` tokens are prefilled from token `at` on: the ends of all slices but the last."""
@@ -205,6 +209,23 @@ class RkllmEngine:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True
         self.handle.close()
+
+    def _check(self, tokens: Sequence[int], max_tokens: int | None) -> None:
+        if self._closed:
+            raise EngineFailed("This engine was closed. Open it anew.")
+        if not tokens:
+            raise PromptRefused("The prompt is empty. Send at least one token.")
+        if len(tokens) + (max_tokens or 0) > self.context_length:
+            raise ContextTooLong(len(tokens), max_tokens, self.context_length)
+        if max(tokens) >= len(self.vocabulary) or min(tokens) < 0:
+            last = len(self.vocabulary) - 1
+            raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
+
+    def _width(self) -> int:
+        """How long a row of the last hidden layer is, which nothing but a row can tell."""
+        row = self.embed([0]).result()
+        assert row is not None  # nobody could abort it
+        return len(row)
 
     def _slice(self) -> int:
         fixed = int(option(self._model, self.OPTIONS, "prefill_slice"))

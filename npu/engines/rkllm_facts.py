@@ -90,6 +90,8 @@ class Loaded:
     max_context: int | None
     npu_cores: int | None
     dtype: str | None
+    embedding_length: int | None = None
+    """Numbers in a row of its last hidden layer; None of a model that does not embed."""
     self_test: SelfTest | None = None
     """None where it was switched off."""
     tested: str = ""

@@ -96,7 +96,8 @@ class Call:
         if self._limit is not None and self._count >= self._limit:
             self.stopped = True
             self._handle.abort_from_callback()
-        return Answer.CONTINUE
+        # What was wanted of the rows is copied. Where the runtime cannot be told so, this is CONTINUE.
+        return Answer.RELEASE if results[0].hidden is not None else Answer.CONTINUE
 
     def settle(self, status: int) -> None:
         """The library's call has returned: wait a moment for a last word that comes from another thread."""

@@ -23,6 +23,8 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         parameters=model.parameters or facts.parameters,
         quantization=model.quantization or facts.quantization,
         chat=facts.chat,
+        abilities=tuple(sorted(model.abilities)),
+        embedding_length=facts.embedding_length,
         refuses=dict(facts.refuses),
         notes=facts.notes,
     )

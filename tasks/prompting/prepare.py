@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Prompt, Sampling, Tokenizer
+from npu.engine import Ability, Prompt, Sampling, Tokenizer
 from npu.errors import ContextTooLong, PromptRefused
 from npu.model import Model
-from tasks.requests import ChatRequest, CompletionRequest, Message, Request, SamplingOptions
+from tasks.errors import AbilityMissing
+from tasks.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbedRequest,
+    GenerateRequest,
+    Message,
+    Request,
+    SamplingOptions,
+    ability_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,17 @@ class Prepared:
         return replace(self.sampling, seed=(self.sampling.seed + choice % self.n) % 2**32)
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedTexts:
+    """Texts ready to be embedded, as token ids. `dimensions` None means all there are."""
+
+    inputs: tuple[Sequence[int], ...]
+    dimensions: int | None
+
+
+Ready: TypeAlias = Prepared | PreparedTexts
+
+
 class Preparer:
     """Prepares requests for one model. Usable from any thread."""
 
@@ -42,8 +63,20 @@ class Preparer:
         self._template = template
         self._context_length = context_length
 
-    def prepare(self, request: Request) -> Prepared:
+    def prepare(self, request: Request) -> Ready:
         """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it)."""
+        if Ability(ability_of(request)) not in self._model.abilities:
+            # The front has looked at the card, but its manifest may have changed since.
+            raise PromptRefused(str(AbilityMissing(self._model.id, ability_of(request), sorted(self._model.abilities))))
+        match request:
+            case ChatRequest() | CompletionRequest():
+                return self._generation(request)
+            case EmbedRequest():
+                return PreparedTexts(tuple(map(self._input, request.inputs)), request.dimensions)
+            case _:
+                assert_never(request)
+
+    def _generation(self, request: GenerateRequest) -> Prepared:
         prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
         match request:
@@ -94,6 +127,16 @@ class Preparer:
             return self._tokenizer.encode(prompt, add_special=True, parse_special=True)
         self._tokenizer.decode(prompt)  # refuses ids outside the vocabulary, before the engine sees them
         return prompt
+
+    def _input(self, given: str | tuple[int, ...]) -> Sequence[int]:
+        tokens = self._completion_tokens(given)
+        if isinstance(given, str):
+            tokens = [*tokens, *self._tokenizer.ending]
+        if not tokens:
+            raise PromptRefused("An input is empty: there is nothing to embed. Send at least one token.")
+        if len(tokens) > self._context_length:
+            raise ContextTooLong(len(tokens), None, self._context_length)
+        return tokens
 
     def _prompt(self, tokens: Sequence[int], max_tokens: int | None) -> Prompt:
         if not tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from npu.engine import End, Generation, Prompt, Stats, TextEngine
+from npu.engine import Abortable, End, Prompt, Stats, TextEngine
 from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
@@ -19,8 +19,8 @@ class Sink(Protocol):
     def cancelled(self) -> bool:
         """Somebody asked for the job's end."""
 
-    def begin(self, generation: Generation) -> bool:
-        """A generation is about to run; from now on a cancel must abort it. False: it must not begin."""
+    def begin(self, work: Abortable) -> bool:
+        """The engine is about to run this; from now on a cancel must abort it. False: it must not begin."""
 
     def prefilled(self, tokens: int) -> None:
         """So many tokens of the prompt are done."""

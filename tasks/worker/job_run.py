@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import suppress
 
-from npu.engine import Generation
+from npu.engine import Abortable
 from tasks.claims import Claim
 from tasks.events import Event, Failed, FailureCode, Finished, FinishReason, Timings
 from tasks.jobs import Phase
@@ -33,7 +33,7 @@ class JobRun:
             Phase.PREFILL: settings.prefill_stall,
             Phase.DECODE: settings.token_stall,
         }
-        self._generation: Generation | None = None
+        self._work: Abortable | None = None
         self._progressed = time.monotonic()
         self._lock = threading.Lock()
 
@@ -55,10 +55,10 @@ class JobRun:
         self.phase = phase
         self._progressed = time.monotonic()
 
-    def begin(self, generation: Generation) -> bool:
+    def begin(self, work: Abortable) -> bool:
         """See `Sink.begin`."""
         with self._lock:
-            self._generation = generation
+            self._work = work
             self.enter(Phase.PREFILL)
             return self.reason is None
 
@@ -86,9 +86,9 @@ class JobRun:
             if self.reason is not None:
                 return
             self.reason = reason
-            generation = self._generation
-        if generation is not None:
-            generation.abort()
+            work = self._work
+        if work is not None:
+            work.abort()
         elif self.phase is Phase.LOADING and reason != "stop":
             with suppress(ClaimLost):  # it may have ended in this very moment
                 self.writer.end(self.last_event())

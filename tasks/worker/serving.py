@@ -10,9 +10,11 @@ import threading
 import time
 import uuid
 from itertools import islice
+from typing import assert_never
 
 import redis
 
+from npu.engine import EmbeddingEngine, TextEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import requests
@@ -21,12 +23,12 @@ from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
-from tasks.prompting.prepare import Prepared
+from tasks.prompting.prepare import Prepared, PreparedTexts, Ready
 from tasks.prompting.setup import setup_of
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter
-from tasks.worker import generate
+from tasks.worker import embed, generate
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
@@ -175,9 +177,7 @@ class Serving:
                 return run.last_event()
             run.enter(Phase.PREFILL)
             prepared = self._slot.preparer.prepare(requests.decode_request(run.claim.request))
-            run.writer.note(phase=Phase.PREFILL.value, **_prompt_fields(prepared))
-            reason = generate.run(prepared, engine, run, run.totals)
-            return run.last_event(reason)
+            return run.last_event(_run(prepared, engine, run))
         except ClaimLost:
             raise
         except Exception as error:
@@ -261,6 +261,19 @@ class Serving:
     def leave(self) -> None:
         """Take the worker off the roster."""
         leave(self._client, self._worker)
+
+
+def _run(prepared: Ready, engine: TextEngine, run: JobRun) -> FinishReason:
+    match prepared:
+        case Prepared():
+            run.writer.note(phase=Phase.PREFILL.value, **_prompt_fields(prepared))
+            return generate.run(prepared, engine, run, run.totals)
+        case PreparedTexts():
+            run.writer.note(phase=Phase.PREFILL.value)
+            assert isinstance(engine, EmbeddingEngine)  # its manifest says so, and was checked against the engine
+            return embed.run(prepared, engine, run, run.totals)
+        case _:
+            assert_never(prepared)
 
 
 def _prompt_fields(prepared: Prepared) -> dict[str, bytes]:

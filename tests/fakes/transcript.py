@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from npu.engine import Generation
+from npu.engine import Abortable
 from tasks.events import ChoiceEnded, Event, Reply, TextDelta, fold
 from tasks.stream import RecordedPiece
 
@@ -19,7 +19,7 @@ class Transcript(list[Event]):
     def __init__(self, *, cancel_at: int | None = None) -> None:
         super().__init__()
         self.pieces: list[RecordedPiece] = []
-        self.begun: list[Generation] = []
+        self.begun: list[Abortable] = []
         self.progress: list[int] = []
         self.on_piece: Callable[[], None] = lambda: None
         self._cancel_at = cancel_at
@@ -28,8 +28,8 @@ class Transcript(list[Event]):
     def cancelled(self) -> bool:
         return self._cancel_at is not None and len(self.pieces) >= self._cancel_at
 
-    def begin(self, generation: Generation) -> bool:
-        self.begun.append(generation)
+    def begin(self, work: Abortable) -> bool:
+        self.begun.append(work)
         return not self.cancelled
 
     def prefilled(self, tokens: int) -> None:

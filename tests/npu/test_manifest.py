@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from npu.engine import Ability, Pooling
 from npu.errors import ModelRefused
 from npu.manifest import KEYS, SAMPLING_KEYS, read_manifest
 
@@ -136,3 +137,27 @@ def test_every_key_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     for key in (*KEYS, *SAMPLING_KEYS):
         assert f"`{key}`" in page
+
+
+def test_what_a_model_is_for(folder: Path) -> None:
+    """It writes unless the manifest says otherwise; the echo does whatever is asked."""
+    assert read(folder, 'engine = "llamacpp"').abilities == {Ability.TEXT}
+    assert read(folder, 'engine = "echo"').abilities == set(Ability)
+    (folder / "weights.rkllm").write_bytes(b"")
+    model = read(folder, 'file = "weights.rkllm"\nabilities = ["embedding"]\npooling = "mean"')
+    assert (model.abilities, model.pooling) == ({Ability.EMBEDDING}, Pooling.MEAN)
+    assert read(folder, 'file = "weights.rkllm"').pooling is Pooling.LAST
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('abilities = ["embedding"]', "line 2.*`abilities`.*llamacpp cannot do"),
+        ('abilities = ["cooking"]', "line 2.*cooking.*text, embedding"),
+        ("abilities = []", "line 2.*empty"),
+        ('pooling = "max"', "line 2.*max.*last, mean"),
+    ],
+)
+def test_what_a_model_cannot_be_for(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(ModelRefused, match=words):
+        read(folder, f'file = "weights.gguf"\n{text}')

@@ -179,6 +179,12 @@ class TestSpecialTokens:
                 without = tokenizer.encode(text, parse_special=parse)
                 assert tokenizer.encode(text, add_special=True, parse_special=parse) == [bos, *without]
 
+    def test_what_goes_behind_a_text_is_known_apart(self, write: Write) -> None:
+        """For texts that are embedded."""
+        source = sentencepiece(prepend=False)
+        assert list(write(source).ending) == [source.token_to_id("<eos>")]
+        assert list(write(byte_level()).ending) == []
+
     def test_a_vocabulary_without_bos_gets_none(self, write: Write) -> None:
         tokenizer = write(byte_level(), tokenizer_config={"bos_token": None})
         assert tokenizer.bos is None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npu import engine
 from tasks import events, requests
 from tasks.events import (
     EVENTS_VERSION,
     Choice,
     ChoiceEnded,
+    Embedded,
     Event,
     Failed,
     FailureCode,
@@ -36,11 +38,14 @@ from tasks.requests import (
     REQUEST_VERSION,
     ChatRequest,
     CompletionRequest,
+    EmbedRequest,
     Message,
     Request,
     SamplingOptions,
+    ability_of,
     decode_request,
     encode_request,
+    kind_of,
 )
 
 EVENTS: tuple[Event, ...] = (
@@ -53,6 +58,7 @@ EVENTS: tuple[Event, ...] = (
     ChoiceEnded(1, FinishReason.STOP, "STOP"),
     Finished(FinishReason.STOP, Usage(1, 2, 3), Timings(0.5, 1.5, 2.5, 3.5)),
     Failed(FailureCode.UNSUPPORTED, "why", "top_k"),
+    Embedded(2, b"\x00\x00\x80?"),
 )
 REQUESTS: tuple[Request, ...] = (
     ChatRequest(messages=(Message("user", "hi"),)),
@@ -70,6 +76,7 @@ REQUESTS: tuple[Request, ...] = (
         template_options={"enable_thinking": False, "nested": {"list": [1, None]}},
     ),
     CompletionRequest(prompts=("text", (1, 2, 3), ""), echo=True, n=2),
+    EmbedRequest(inputs=("text", (1, 2, 3)), dimensions=5),
 )
 
 
@@ -90,7 +97,7 @@ def test_any_sequence_of_events_survives_the_way(sequence: list[Event]) -> None:
     assert decode_events(encode_events(sequence)) == tuple(sequence)
 
 
-@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "completion"])
+@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "completion", "embedding"])
 def test_requests_survive_the_way(request_: Request) -> None:
     """Unset stays unset, and what equals no default stays what it is."""
     assert decode_request(encode_request(request_)) == request_
@@ -238,3 +245,16 @@ def test_fold_does_not_depend_on_how_a_text_was_cut(text: str, places: list[int]
     bounds = sorted({0, len(text), *(min(place, len(text)) for place in places)})
     deltas = [TextDelta(text[start:end]) for start, end in itertools.pairwise(bounds)]
     assert "".join(choice.text for choice in fold(deltas).choices.values()) == text
+
+
+def test_a_request_has_a_kind_and_asks_for_an_ability() -> None:
+    """Under the words that jobs and cards have for them; the engines' own are the same."""
+    assert [kind_of(request) for request in REQUESTS] == ["chat", "chat", "completion", "embedding"]
+    assert [ability_of(request) for request in REQUESTS] == ["text", "text", "text", "embedding"]
+    assert set(get_args(requests.Ability)) == set(engine.Ability)
+
+
+def test_vectors_are_folded_by_input() -> None:
+    """Whatever the order they came in."""
+    assert fold([Queued(), Embedded(1, b"b"), Embedded(0, b"a")]).vectors == {0: b"a", 1: b"b"}
+    assert fold([Queued()]).vectors == {}

@@ -6,7 +6,18 @@ from typing import Any, ClassVar, assert_never
 
 from api.errors import Problem
 from api.openai.translate.answer import DONE, FINISH, Head, error_frame, frame, text_json, timings, usage
-from tasks.events import ChoiceEnded, Event, Failed, Finished, FinishReason, Queued, ReasoningDelta, Started, TextDelta
+from tasks.events import (
+    ChoiceEnded,
+    Embedded,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Queued,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+)
 
 
 class ChunkWriter:
@@ -37,7 +48,7 @@ class ChunkWriter:
                 return self._release() + self._end(choice, reason)
             case Finished():
                 return self._finish(event)
-            case Queued() | Started() | Failed():
+            case Queued() | Started() | Embedded() | Failed():
                 return b""
             case _:
                 assert_never(event)

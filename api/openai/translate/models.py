@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.roster import ModelStatus
+from tasks.roster import Card, ModelStatus
 
 OWNER = "rockchipllama"
 
@@ -22,7 +22,7 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
         "owned_by": OWNER,
         "max_model_len": card.context_length,
         "context_length": card.context_length,
-        "capabilities": ["completion", "chat"] if card.chat else ["completion"],
+        "capabilities": _capabilities(card),
         "meta": {
             "id": card.id,
             "names": list(card.names),
@@ -38,9 +38,15 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
             "waiting": status.waiting,
             "boards": list(status.boards),
             "refuses": card.refuses,
+            "embedding_length": card.embedding_length,
             "notes": list(card.notes),
         },
     }
+
+
+def _capabilities(card: Card) -> list[str]:
+    text = ["completion", "chat"] if card.chat else ["completion"]
+    return (text if "text" in card.abilities else []) + [each for each in card.abilities if each != "text"]
 
 
 def listing(models: list[dict[str, Any]]) -> dict[str, Any]:

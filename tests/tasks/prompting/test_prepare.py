@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Prompt, Sampling
-from npu.engines.echo import BOS, TEMPLATE, EchoTokenizer
+from npu.engine import Ability, Prompt, Sampling
+from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
 from npu.errors import ContextTooLong, PromptRefused, TemplateFailed
 from npu.model import SAMPLING_DEFAULTS, Model
-from tasks.prompting.prepare import Preparer
-from tasks.requests import ChatRequest, CompletionRequest, Message, SamplingOptions
+from tasks.prompting.prepare import PreparedTexts, Preparer, Ready
+from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, SamplingOptions
 
 MODEL = Model(id="m", engine="echo", folder=Path("/nowhere"))
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -224,3 +224,38 @@ def test_a_text_is_tokenized_as_the_model_would_see_it() -> None:
     assert made.tokenize("<|user|>a", add_special=False) == [259, ord("a")]
     assert made.tokenize("a", add_special=True) == [BOS, ord("a")]
     assert tokenizer.encoded == [("<|user|>a", False, True), ("a", True, True)]
+
+
+class Ending(EchoTokenizer):
+    """Of a model whose file puts something behind a text."""
+
+    @property
+    def ending(self) -> Sequence[int]:
+        return (EOS,)
+
+
+def embedding(
+    tokenizer: EchoTokenizer, *inputs: str | tuple[int, ...], abilities: Iterable[Ability] = Ability
+) -> Ready:
+    model = Model(id="m", engine="echo", folder=Path("/nowhere"), abilities=frozenset(abilities))
+    return Preparer(model, tokenizer, None, 10).prepare(EmbedRequest(inputs, dimensions=3))
+
+
+def test_inputs_are_tokenized() -> None:
+    """A text begins and ends as the model's file has it; token ids are as they are."""
+    prepared = embedding(Ending(), "hi", (1, 2))
+    assert prepared == PreparedTexts(([BOS, *b"hi", EOS], (1, 2)), 3)
+    assert embedding(EchoTokenizer(), "hi") == PreparedTexts(([BOS, *b"hi"],), 3)
+
+
+def test_inputs_that_cannot_be_embedded() -> None:
+    """The whole context may be filled, and no more; and only with a model that embeds."""
+    assert embedding(Ending(), "x" * 8)
+    with pytest.raises(ContextTooLong, match="11 in the prompt"):
+        embedding(Ending(), "x" * 9)
+    with pytest.raises(PromptRefused, match="vocabulary"):
+        embedding(Ending(), (99999,))
+    with pytest.raises(PromptRefused, match="empty"):
+        embedding(Ending(), ())
+    with pytest.raises(PromptRefused, match="'m' cannot embed"):
+        embedding(Ending(), "hi", abilities=[Ability.TEXT])
