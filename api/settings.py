@@ -53,7 +53,9 @@ class ApiSettings(Settings):
     max_prompts: int = Field(
         128, ge=1, description="Answers one completion request may ask for: its prompts times `n`."
     )
-    max_inputs: int = Field(2048, ge=1, description="Inputs in one request for embeddings.")
+    max_inputs: int = Field(
+        2048, ge=1, description="Inputs of one request for embeddings, or documents of one to rerank."
+    )
     max_stop: int = Field(4, ge=1, description="Stop sequences in one request.")
     drain: float = Field(
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."

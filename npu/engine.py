@@ -65,6 +65,8 @@ class Ability(StrEnum):
     """To continue a prompt; a chat, where it has a template for one."""
     EMBEDDING = "embedding"
     """The vector of a text."""
+    RERANK = "rerank"
+    """How likely a prompt is answered with yes, rather than no."""
 
 
 class Pooling(StrEnum):
@@ -189,3 +191,13 @@ class EmbeddingEngine(Protocol):
     def embed(self, tokens: Sequence[int]) -> Reading[Sequence[float]]:
         """Prepare the vector of one text, neither cut nor normalized. Raises `ContextTooLong`, `PromptRefused`;
         `EngineFailed` once closed."""
+
+
+@runtime_checkable
+class RerankEngine(Protocol):
+    """An engine whose model can rerank."""
+
+    def score(self, tokens: Sequence[int], yes: int, no: int) -> Reading[float]:
+        """Prepare the probability, from 0 to 1, that the token `yes` goes on a prompt and not the token `no`.
+
+        Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""

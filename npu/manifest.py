@@ -43,6 +43,7 @@ KEYS: Mapping[str, tuple[type, str]] = {
         str,
         "how the rows of the last layer become an embedding: `last` (when absent) takes the last token's, `mean` the mean",
     ),
+    "rerank_template": (str, "a Jinja file in the manifest's folder, which makes a prompt of `query` and `document`"),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
     "notes": (list, "sentences its user should know"),
@@ -112,7 +113,8 @@ class _Manifest:
             size_bytes=stat.st_size if weights is not None else 0,
             sampling_defaults=self._sampling(),
             stop=tuple(self._table.get("stop", ())),
-            template=self._template(),
+            template=self._template("chat_template"),
+            rerank_template=self._template("rerank_template"),
             template_options=self._values("template_options"),
             engine_options=self._engine_options(engine),
             abilities=self._abilities(engine),
@@ -188,16 +190,16 @@ class _Manifest:
             raise self._refuse(refused.field, f"cannot be honoured: {refused.why}", "sampling") from None
         return settled
 
-    def _template(self) -> str | None:
-        if "chat_template" not in self._table:
+    def _template(self, key: str) -> str | None:
+        if key not in self._table:
             return None
-        path = self._inside("chat_template")
+        path = self._inside(key)
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise self._refuse("chat_template", f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
+                raise self._refuse(key, f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise self._refuse("chat_template", f"cannot be read: {error}") from error
+            raise self._refuse(key, f"cannot be read: {error}") from error
 
     def _values(self, key: str) -> dict[str, Value]:
         values = self._table.get(key, {})

@@ -64,6 +64,8 @@ class Model:
     abilities: frozenset[Ability] = frozenset({Ability.TEXT})
     """What it may be asked for."""
     pooling: Pooling = Pooling.LAST
+    rerank_template: str | None = None
+    """The text of a template for `query` and `document`, instead of a chat that asks whether they belong together."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
 

@@ -69,7 +69,7 @@ class AbilityMissing(Refused):
 
     def __init__(self, model: str, ability: str, abilities: Iterable[str]) -> None:
         self.model = model
-        what = {"text": "generate text", "embedding": "embed"}
+        what = {"text": "generate text", "embedding": "embed", "rerank": "rerank"}
         can = " and ".join(what.get(each, each) for each in abilities) or "do nothing with this runtime"
         super().__init__(
             f"The model '{model}' cannot {what.get(ability, ability)}; it can {can}. Choose a model that can: GET /v1/models "

@@ -103,6 +103,13 @@ class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="embedded"):
     vector: bytes
 
 
+class Scored(msgspec.Struct, frozen=True, array_like=True, tag="scored"):
+    """How well one document answers the query, from 0 to 1."""
+
+    index: int
+    score: float
+
+
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
     """The last event of a job that ran to its end, or was cancelled."""
 
@@ -119,7 +126,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     param: str | None = None
 
 
-Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Embedded | Finished | Failed
+Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Embedded | Scored | Finished | Failed
 TERMINAL = (Finished, Failed)
 
 
@@ -185,6 +192,8 @@ class Reply(msgspec.Struct):
     choices: dict[int, Choice]
     vectors: dict[int, bytes] = {}
     """By the index of the input; see `Embedded`."""
+    scores: dict[int, float] = {}
+    """By the index of the document; see `Scored`."""
     end: Finished | Failed | None = None
 
 
@@ -203,6 +212,8 @@ def fold(events: Iterable[Event]) -> Reply:
                 reply.choices[choice] = Choice(reason=reason, stop_sequence=stop_sequence)
             case Embedded(index, vector):
                 reply.vectors[index] = vector
+            case Scored(index, score):
+                reply.scores[index] = score
             case Finished() | Failed():
                 reply.end = event
             case Queued() | Started():

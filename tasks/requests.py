@@ -79,10 +79,18 @@ class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embeddi
     version: int = REQUEST_VERSION
 
 
-GenerateRequest: TypeAlias = ChatRequest | CompletionRequest
-Request: TypeAlias = GenerateRequest | EmbedRequest
+class RerankRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="rerank"):
+    """How well each document answers the query, from 0 to 1."""
 
-Ability: TypeAlias = Literal["text", "embedding"]
+    query: str
+    documents: tuple[str, ...]
+    version: int = REQUEST_VERSION
+
+
+GenerateRequest: TypeAlias = ChatRequest | CompletionRequest
+Request: TypeAlias = GenerateRequest | EmbedRequest | RerankRequest
+
+Ability: TypeAlias = Literal["text", "embedding", "rerank"]
 """What a model may be asked for, as cards name it."""
 
 
@@ -98,6 +106,8 @@ def ability_of(request: Request) -> Ability:
             return "text"
         case EmbedRequest():
             return "embedding"
+        case RerankRequest():
+            return "rerank"
         case _:
             assert_never(request)
 

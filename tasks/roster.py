@@ -47,7 +47,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chat: bool = True
     """Has a chat template."""
     abilities: tuple[str, ...] = ("text",)
-    """What it may be asked for: `text`, `embedding`."""
+    """What it may be asked for: `text`, `embedding`, `rerank`."""
     embedding_length: int | None = None
     """Numbers in each of its vectors, where that is known."""
     refuses: dict[str, str] = {}

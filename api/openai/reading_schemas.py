@@ -25,3 +25,38 @@ class EmbeddingBody(Wire):
     input: Annotated[Prompts, PlainValidator(_inputs), WithJsonSchema(PROMPTS_SHAPE)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Whole | None = Field(None, ge=1, lt=2**31)
+
+
+def _documents(value: Any, info: ValidationInfo) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("it should be a list of texts, with one or more of them")
+    bounded(len(value), info, "max_inputs", "documents")
+    texts = [item.get("text") if isinstance(item, dict) else item for item in value]
+    documents = tuple(text for text in texts if isinstance(text, str) and text)
+    if len(documents) < len(texts):
+        raise ValueError("each document should be a text that is not empty, or an object with such a 'text'")
+    return documents
+
+
+class RerankBody(Wire):
+    """The body of `POST /v1/rerank`."""
+
+    model: str | None = Field(None, max_length=512)
+    query: str = Field(min_length=1)
+    documents: Annotated[
+        tuple[str, ...],
+        PlainValidator(_documents),
+        WithJsonSchema(
+            {
+                "type": "array",
+                "items": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+                    ]
+                },
+            }
+        ),
+    ]
+    top_n: Whole | None = Field(None, ge=1, lt=2**31)
+    return_documents: bool = False

@@ -19,9 +19,9 @@ from api.delivery import begin, whole
 from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
-from api.openai.reading_schemas import EmbeddingBody
+from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
-from api.openai.translate import chat, completions, embeddings, models
+from api.openai.translate import chat, completions, embeddings, models, rerank
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
 from api.relay import Answer
@@ -31,7 +31,7 @@ from tasks.jobs import Lane
 from tasks.requests import Request as JobRequest
 
 router = APIRouter(tags=["OpenAI"])
-SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody)
+SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody, RerankBody)
 
 
 def _takes(shape: type[BaseModel]) -> dict[str, Any]:
@@ -76,6 +76,17 @@ async def embed(http: Request) -> Response:
     body = await read_body(http, EmbeddingBody)
     answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
     return _json(embeddings.whole(body, body.model or answer.model, reply, end), _headers(answer))
+
+
+@router.post("/rerank", include_in_schema=False)
+@router.post("/reranking", include_in_schema=False)
+@router.post("/v1/reranking", include_in_schema=False)
+@router.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=_takes(RerankBody))
+async def rerank_documents(http: Request) -> Response:
+    """How well each document answers a query, the best one first."""
+    body = await read_body(http, RerankBody)
+    answer, reply, end = await _read(http, body.model, rerank.to_request(body))
+    return _json(rerank.whole(body, answer.job, body.model or answer.model, reply, end), _headers(answer))
 
 
 async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[Answer, Reply, Finished]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats
 from npu.engines import Facts, Option, Setup, option
-from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding
+from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
@@ -141,6 +141,11 @@ class EchoEngine:
         """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         self._check(tokens, None)
         return EchoEmbedding(tokens, self.setting("prefill_tokens_per_second"))
+
+    def score(self, tokens: Sequence[int], yes: int, no: int) -> EchoScore:
+        """Prepare one score. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        self._check(tokens, 1)
+        return EchoScore(tokens, self.setting("prefill_tokens_per_second"))
 
     def _check(self, tokens: Sequence[int], max_tokens: int | None) -> None:
         if self._closed:

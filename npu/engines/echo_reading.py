@@ -1,11 +1,14 @@
-"""What the echo makes of a text it only reads: a vector that is alike for texts that are alike, letter by letter."""
+"""What the echo makes of a text it only reads: a vector, alike for texts that are alike letter by letter, and a score."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from npu.engine import Stats
 
@@ -14,8 +17,11 @@ _WINDOW = 3
 """Bytes that are looked at together."""
 
 
-class EchoEmbedding:
-    """One text on its way to a vector, at the pace of the manifest. See `npu.engine.Reading`."""
+Outcome = TypeVar("Outcome")
+
+
+class EchoReading(ABC, Generic[Outcome]):
+    """One text that is read, at the pace of the manifest. See `npu.engine.Reading`."""
 
     def __init__(self, tokens: Sequence[int], tokens_per_second: float) -> None:
         self._tokens = tokens
@@ -27,13 +33,16 @@ class EchoEmbedding:
         """Wakes it wherever it waits."""
         self._aborted.set()
 
-    def result(self) -> Sequence[float] | None:
-        """The vector, or None once aborted."""
+    def result(self) -> Outcome | None:
+        """What comes of it, or None once aborted."""
         begun = time.monotonic()
         aborted = self._aborted.wait(self._seconds) if self._seconds else self._aborted.is_set()
-        vector = None if aborted else embedding(self._tokens)
+        outcome = None if aborted else self._outcome(self._tokens)
         self._stats = Stats(len(self._tokens), 0, (time.monotonic() - begun) * 1000, 0, 0.0)
-        return vector
+        return outcome
+
+    @abstractmethod
+    def _outcome(self, tokens: Sequence[int]) -> Outcome: ...
 
     @property
     def stats(self) -> Stats:
@@ -41,6 +50,22 @@ class EchoEmbedding:
         if self._stats is None:
             raise RuntimeError("the text has not been read")
         return self._stats
+
+
+class EchoEmbedding(EchoReading[Sequence[float]]):
+    """A vector."""
+
+    def _outcome(self, tokens: Sequence[int]) -> Sequence[float]:
+        return embedding(tokens)
+
+
+class EchoScore(EchoReading[float]):
+    """How much what stands before the first blank line is like what stands behind it: query and document."""
+
+    def _outcome(self, tokens: Sequence[int]) -> float:
+        break_ = next((at for at in range(len(tokens)) if tokens[at : at + 2] == [10, 10]), len(tokens))
+        first, second = embedding(tokens[:break_]), embedding(tokens[break_:])
+        return sum(a * b for a, b in zip(first, second, strict=True)) / (math.hypot(*first) * math.hypot(*second))
 
 
 def embedding(tokens: Sequence[int]) -> list[float]:

@@ -23,6 +23,7 @@ from npu.engines.rkllm_facts import (
 from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration
 from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
+from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
 from npu.errors import ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hardware import read_big_cores
@@ -52,7 +53,7 @@ LIBRARY_CPUS = 4
 class RkllmEngine:
     """One .rkllm model on the NPU."""
 
-    ABILITIES = frozenset({Ability.TEXT, Ability.EMBEDDING})
+    ABILITIES = frozenset(Ability)
     OPTIONS = {  # noqa: RUF012 - a constant
         "memory_domain": Option(
             0,
@@ -87,6 +88,7 @@ class RkllmEngine:
         self.vocabulary = self.tokenizer = _tokenizer(model)
         identity = library_of(setup)
         self.family: Abi = identity.family
+        _check_abilities(model, identity)
         self.defaults = model.sampling()
         self._closed = False
         self._speed = 0.0
@@ -138,6 +140,7 @@ class RkllmEngine:
     def describe(model: Model, setup: Setup) -> Facts:
         """From the library, the file's size, and what the last load told."""
         identity = library_of(setup)
+        _check_abilities(model, identity)
         can = identity.family.CAPABILITIES
         _check_options(model)
         loaded = read_loaded(model, setup, identity.version)
@@ -194,6 +197,12 @@ class RkllmEngine:
         """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         self._check(tokens, None)
         return RkllmEmbedding(self, tokens, self._model.pooling)
+
+    def score(self, tokens: Sequence[int], yes: int, no: int) -> RkllmScore:
+        """Prepare one score. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        self._check([*tokens, yes], None)
+        self._check([no], None)
+        return RkllmScore(self, tokens, yes, no)
 
     def slices(self, length: int, at: int = 0) -> Iterator[int]:
         """Where to look up while `length` tokens are prefilled from token `at` on: the ends of all slices but the last."""
@@ -277,6 +286,14 @@ class RkllmEngine:
             return big[:chosen]
         # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
         return big if len(big) >= LIBRARY_CPUS else ()
+
+
+def _check_abilities(model: Model, identity: Identity) -> None:
+    if Ability.RERANK in model.abilities and not identity.family.CAPABILITIES.logits:
+        raise ModelRefused(
+            f"{model.id}: RKLLM runtime {named(identity)} gives no logits, so nothing can be reranked by it. Install 1.2.0 "
+            "or newer, or take `rerank` out of the manifest's `abilities`."
+        )
 
 
 def _tokenizer(model: Model) -> FileTokenizer:

@@ -20,6 +20,7 @@ from tasks.requests import (
     GenerateRequest,
     Message,
     Request,
+    RerankRequest,
     SamplingOptions,
     ability_of,
 )
@@ -51,7 +52,18 @@ class PreparedTexts:
     dimensions: int | None
 
 
-Ready: TypeAlias = Prepared | PreparedTexts
+@dataclass(frozen=True, slots=True)
+class PreparedQuestions:
+    """Prompts ready to be answered with yes or no: `yes` and `no` are the tokens that begin these answers."""
+
+    inputs: tuple[Sequence[int], ...]
+    yes: int
+    no: int
+
+
+Ready: TypeAlias = Prepared | PreparedTexts | PreparedQuestions
+
+QUESTION = "Does the document answer the query? Say only yes or no."
 
 
 class Preparer:
@@ -73,6 +85,8 @@ class Preparer:
                 return self._generation(request)
             case EmbedRequest():
                 return PreparedTexts(tuple(map(self._input, request.inputs)), request.dimensions)
+            case RerankRequest():
+                return self._questions(request)
             case _:
                 assert_never(request)
 
@@ -127,6 +141,26 @@ class Preparer:
             return self._tokenizer.encode(prompt, add_special=True, parse_special=True)
         self._tokenizer.decode(prompt)  # refuses ids outside the vocabulary, before the engine sees them
         return prompt
+
+    def _questions(self, request: RerankRequest) -> PreparedQuestions:
+        yes, no = (self._tokenizer.encode(word)[0] for word in ("yes", "no"))
+        if yes == no:
+            raise PromptRefused(f"The vocabulary of '{self._model.id}' cannot tell yes from no by their first token.")
+        inputs = []
+        for document in request.documents:
+            tokens = self._encode_rendered(self._question(request.query, document))
+            if len(tokens) >= self._context_length:
+                raise ContextTooLong(len(tokens), 1, self._context_length)
+            inputs.append(tokens)
+        return PreparedQuestions(tuple(inputs), yes, no)
+
+    def _question(self, query: str, document: str) -> str:
+        if self._model.rerank_template is not None:
+            base = self._template or ChatTemplate("", bos_token="", eos_token="")
+            template = replace(base, source=self._model.rerank_template)
+            return template.render((), query=query, document=document)
+        turns = (Message("system", QUESTION), Message("user", f"Query: {query}\n\nDocument: {document}"))
+        return self.render(turns, {"enable_thinking": False})
 
     def _input(self, given: str | tuple[int, ...]) -> Sequence[int]:
         tokens = self._completion_tokens(given)

@@ -14,7 +14,7 @@ from typing import assert_never
 
 import redis
 
-from npu.engine import EmbeddingEngine, TextEngine
+from npu.engine import EmbeddingEngine, RerankEngine, TextEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import requests
@@ -23,12 +23,12 @@ from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
-from tasks.prompting.prepare import Prepared, PreparedTexts, Ready
+from tasks.prompting.prepare import Prepared, PreparedQuestions, PreparedTexts, Ready
 from tasks.prompting.setup import setup_of
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter
-from tasks.worker import embed, generate
+from tasks.worker import embed, generate, rerank
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
@@ -272,6 +272,10 @@ def _run(prepared: Ready, engine: TextEngine, run: JobRun) -> FinishReason:
             run.writer.note(phase=Phase.PREFILL.value)
             assert isinstance(engine, EmbeddingEngine)  # its manifest says so, and was checked against the engine
             return embed.run(prepared, engine, run, run.totals)
+        case PreparedQuestions():
+            run.writer.note(phase=Phase.PREFILL.value)
+            assert isinstance(engine, RerankEngine)
+            return rerank.run(prepared, engine, run, run.totals)
         case _:
             assert_never(prepared)
 

@@ -147,13 +147,15 @@ def test_what_a_model_is_for(folder: Path) -> None:
     model = read(folder, 'file = "weights.rkllm"\nabilities = ["embedding"]\npooling = "mean"')
     assert (model.abilities, model.pooling) == ({Ability.EMBEDDING}, Pooling.MEAN)
     assert read(folder, 'file = "weights.rkllm"').pooling is Pooling.LAST
+    model = read(folder, 'file = "weights.rkllm"\nabilities = ["rerank"]\nrerank_template = "chat.jinja"')
+    assert model.rerank_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('abilities = ["embedding"]', "line 2.*`abilities`.*llamacpp cannot do"),
-        ('abilities = ["cooking"]', "line 2.*cooking.*text, embedding"),
+        ('abilities = ["cooking"]', "line 2.*cooking.*text, embedding, rerank"),
         ("abilities = []", "line 2.*empty"),
         ('pooling = "max"', "line 2.*max.*last, mean"),
     ],

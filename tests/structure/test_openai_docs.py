@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import ERRORS, FAILURES
-from api.openai.reading_schemas import EmbeddingBody
+from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
 from api.openai.schemas import (
     ChatCompletionBody,
@@ -35,6 +35,7 @@ def rows(heading: str) -> set[str]:
         ("Messages", ChatMessage, None),
         ("Both kinds of completion", SamplingBody, None),
         ("Embeddings", EmbeddingBody, None),
+        ("Rerank", RerankBody, None),
     ],
 )
 def test_every_field_has_its_row(heading: str, shape: type, besides: type | None) -> None:

@@ -25,6 +25,7 @@ from tasks.events import (
     Numbered,
     Queued,
     ReasoningDelta,
+    Scored,
     Started,
     TextDelta,
     Timings,
@@ -41,6 +42,7 @@ from tasks.requests import (
     EmbedRequest,
     Message,
     Request,
+    RerankRequest,
     SamplingOptions,
     ability_of,
     decode_request,
@@ -59,6 +61,7 @@ EVENTS: tuple[Event, ...] = (
     Finished(FinishReason.STOP, Usage(1, 2, 3), Timings(0.5, 1.5, 2.5, 3.5)),
     Failed(FailureCode.UNSUPPORTED, "why", "top_k"),
     Embedded(2, b"\x00\x00\x80?"),
+    Scored(1, 0.25),
 )
 REQUESTS: tuple[Request, ...] = (
     ChatRequest(messages=(Message("user", "hi"),)),
@@ -77,6 +80,7 @@ REQUESTS: tuple[Request, ...] = (
     ),
     CompletionRequest(prompts=("text", (1, 2, 3), ""), echo=True, n=2),
     EmbedRequest(inputs=("text", (1, 2, 3)), dimensions=5),
+    RerankRequest(query="which", documents=("this", "ä")),
 )
 
 
@@ -97,7 +101,7 @@ def test_any_sequence_of_events_survives_the_way(sequence: list[Event]) -> None:
     assert decode_events(encode_events(sequence)) == tuple(sequence)
 
 
-@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "completion", "embedding"])
+@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "completion", "embedding", "rerank"])
 def test_requests_survive_the_way(request_: Request) -> None:
     """Unset stays unset, and what equals no default stays what it is."""
     assert decode_request(encode_request(request_)) == request_
@@ -249,8 +253,8 @@ def test_fold_does_not_depend_on_how_a_text_was_cut(text: str, places: list[int]
 
 def test_a_request_has_a_kind_and_asks_for_an_ability() -> None:
     """Under the words that jobs and cards have for them; the engines' own are the same."""
-    assert [kind_of(request) for request in REQUESTS] == ["chat", "chat", "completion", "embedding"]
-    assert [ability_of(request) for request in REQUESTS] == ["text", "text", "text", "embedding"]
+    assert [kind_of(request) for request in REQUESTS] == ["chat", "chat", "completion", "embedding", "rerank"]
+    assert [ability_of(request) for request in REQUESTS] == ["text", "text", "text", "embedding", "rerank"]
     assert set(get_args(requests.Ability)) == set(engine.Ability)
 
 
@@ -258,3 +262,4 @@ def test_vectors_are_folded_by_input() -> None:
     """Whatever the order they came in."""
     assert fold([Queued(), Embedded(1, b"b"), Embedded(0, b"a")]).vectors == {0: b"a", 1: b"b"}
     assert fold([Queued()]).vectors == {}
+    assert fold([Scored(1, 0.5), Scored(0, 0.0)]).scores == {0: 0.0, 1: 0.5}

@@ -15,6 +15,7 @@ from tasks.events import (
     FinishReason,
     Queued,
     ReasoningDelta,
+    Scored,
     Started,
     TextDelta,
 )
@@ -48,7 +49,7 @@ class ChunkWriter:
                 return self._release() + self._end(choice, reason)
             case Finished():
                 return self._finish(event)
-            case Queued() | Started() | Embedded() | Failed():
+            case Queued() | Started() | Embedded() | Scored() | Failed():
                 return b""
             case _:
                 assert_never(event)

@@ -14,8 +14,8 @@ from npu.engine import Ability, Prompt, Sampling
 from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
 from npu.errors import ContextTooLong, PromptRefused, TemplateFailed
 from npu.model import SAMPLING_DEFAULTS, Model
-from tasks.prompting.prepare import PreparedTexts, Preparer, Ready
-from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, SamplingOptions
+from tasks.prompting.prepare import QUESTION, PreparedQuestions, PreparedTexts, Preparer, Ready
+from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, RerankRequest, SamplingOptions
 
 MODEL = Model(id="m", engine="echo", folder=Path("/nowhere"))
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -259,3 +259,32 @@ def test_inputs_that_cannot_be_embedded() -> None:
         embedding(Ending(), ())
     with pytest.raises(PromptRefused, match="'m' cannot embed"):
         embedding(Ending(), "hi", abilities=[Ability.TEXT])
+
+
+def questions(*documents: str, source: str | None = None, context_length: int = 400) -> PreparedQuestions:
+    model = Model(id="m", engine="echo", folder=Path("/nowhere"), abilities=frozenset(Ability), rerank_template=source)
+    ready = preparer(TEMPLATE, context_length=context_length, model=model).prepare(RerankRequest("why?", documents))
+    assert isinstance(ready, PreparedQuestions)
+    return ready
+
+
+def test_a_question_for_each_document() -> None:
+    """As a chat in the model's own template; the answers begin with the first tokens of yes and no."""
+    ready = questions("<b>", "c")
+    texts = [EchoTokenizer().decode(tokens).decode() for tokens in ready.inputs]
+    assert [text.split("Query: ")[1] for text in texts] == ["why?\n\nDocument: <b>", "why?\n\nDocument: c"]
+    assert all(text.startswith(QUESTION) for text in texts)
+    assert (ready.yes, ready.no) == (ord("y"), ord("n"))
+
+
+def test_a_question_in_the_manifests_own_words() -> None:
+    ready = questions("b", source="{{ query }} | {{ document }}<|assistant|>")
+    assert EchoTokenizer().decode(ready.inputs[0]) == b"why? | b"
+    assert list(ready.inputs[0])[-1] == EchoTokenizer().encode("<|assistant|>")[0]
+
+
+def test_a_question_leaves_room_for_its_answer() -> None:
+    length = len(questions("b").inputs[0])
+    assert questions("b", context_length=length + 1)
+    with pytest.raises(ContextTooLong):
+        questions("b", context_length=length)
