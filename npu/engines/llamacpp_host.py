@@ -38,11 +38,11 @@ def read_line(connection: socket.socket) -> bytes:
 def leave_with(connection: socket.socket) -> None:
     """From now on the kernel ends this process when the parent's end of the socket closes, however that happens.
 
-    The library keeps Python's lock while it loads, so no thread could do it. A signal without a handler needs no lock; the
-    kernel sends it on whatever happens to the socket, so the parent must not write to it any more.
+    The library keeps Python's lock while it loads, so no thread could do it. SIGKILL needs no lock, and unlike the usual
+    SIGIO it ends a stopped process as well. The kernel sends it on whatever happens to the socket, so the parent must not
+    write to it any more.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})  # A mask is inherited from whoever started the parent.
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([connection], [], [], 0)[0]:  # It closed before anybody was told to watch.

@@ -64,7 +64,8 @@ class ServerTokenizer(Tokenizer):
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """As the contract says. Raises `PromptRefused` on half a surrogate pair and on a text that takes too long, its kind
-        `ContextTooLong` where that is certain without counting, and `EngineFailed` while the model is not loaded."""
+        `ContextTooLong` where that is certain without counting; `EngineFailed` while the model is not loaded, and where
+        another process' server is stuck."""
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -109,7 +110,10 @@ class ServerTokenizer(Tokenizer):
             raise ContextTooLong(at_least, None, context, at_least=True)
 
     def _ask(self, pieces: Sequence[TextPiece], add_special: bool, parse_special: bool) -> list[int]:
-        """A server found stuck or dead is replaced by its owner, and asked once more unless this text is to blame."""
+        """A server found stuck or dead is replaced by its owner, and asked once more unless this text is to blame.
+
+        Who is not its owner cannot replace it, and must not take its state for a fault of the text.
+        """
         texts = [piece.marker + piece.text for piece in pieces]
         body = {
             "content": texts if len(texts) > 1 else "".join(texts),
@@ -125,13 +129,20 @@ class ServerTokenizer(Tokenizer):
                 assert isinstance(tokens, list)
                 return tokens
             except TimeoutError as error:
-                to_blame = self._owner is None or not again or self._answers(address)
-                if self._owner is not None:
+                if self._owner is None:
+                    to_blame = self._answers(address)
+                else:
+                    to_blame = not again or self._answers(address)
                     self._owner.restart(address)
                 if to_blame:
                     raise PromptRefused(
                         f"The prompt could not be tokenized within {CALL_SECONDS:g} seconds. Shorten the messages, long runs "
                         "of one character above all."
+                    ) from error
+                if self._owner is None:
+                    raise EngineFailed(
+                        f"The llama.cpp of {self._id} is stuck: it tokenized neither this text within {CALL_SECONDS:g} seconds "
+                        f"nor a single letter within {PROBE_SECONDS:g}. Its worker replaces it with the next job; try again."
                     ) from error
             except (FileNotFoundError, ConnectionError, http.client.HTTPException) as error:
                 words = self._owner.last_words() if self._owner is not None else None

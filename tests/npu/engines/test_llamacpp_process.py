@@ -178,15 +178,31 @@ class TestParent:
         assert done.returncode == -signal.SIGKILL
         return int(done.stdout)
 
-    def test_while_it_loads(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+    def test_while_it_loads(self, tmp_path: Path, stopped: bool) -> None:
+        """Also one that was stopped, which acts on no gentler signal until somebody lets it go on."""
         script = (
             "import os, sys, threading; from pathlib import Path\n"
             "from npu.engines.llamacpp_process import ServerProcess\n"
+            "from tests.npu.engines.hosts import stop\n"
             "from tests.npu.engines.test_llamacpp_process import blocked, wait_until_it_has_the_library\n"
             "server = ServerProcess()\n"
             "threading.Thread(target=server.load, args=(blocked(Path(sys.argv[1])),)).start()\n"
             "wait_until_it_has_the_library(server._process.pid)\n"
+            "if sys.argv[2:]: stop(server._process.pid)\n"
             "print(server._process.pid, flush=True); os.kill(os.getpid(), 9)\n"
+        )
+        wait_until_gone(self.left_by(script, str(tmp_path), *["stop"] * stopped))
+
+    def test_while_nobody_asks_it_anything_and_it_is_stopped(self, tmp_path: Path) -> None:
+        script = (
+            "import os, sys; from pathlib import Path\n"
+            "from npu.engines import Setup, open_engine\n"
+            "from tests.npu.engines.hosts import host, stop\n"
+            "from tests.npu.engines.test_llamacpp_tokenizer import sentencepiece\n"
+            "engine = open_engine(sentencepiece(Path(sys.argv[1])), Setup(Path(sys.argv[1]), context_length=256))\n"
+            "stop(host(engine))\n"
+            "print(host(engine), flush=True); os.kill(os.getpid(), 9)\n"
         )
         wait_until_gone(self.left_by(script, str(tmp_path)))
 

@@ -13,7 +13,7 @@ import pytest
 from npu.engine import TextEngine
 from npu.engines import Setup, open_engine, open_tokenizer
 from npu.engines.llamacpp_server import Call, read_address
-from npu.errors import ContextTooLong, PromptRefused
+from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from tests.npu.demo import Opened, demo_model
 from tests.npu.engines.hosts import host, kill_host, stop
@@ -169,18 +169,32 @@ class TestStuckAndBroken:
         assert engine.tokenizer.encode("ab")
         assert host(engine) != pid
 
-    def test_another_process_refuses_and_leaves_the_server_alone(
+    def test_another_process_blames_no_text_on_a_stuck_server_and_leaves_it_alone(
         self, engine: TextEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """A board prepares waiting jobs with it: a refusal would end an innocent one."""
         pid = host(engine)
         stop(pid)
         with monkeypatch.context() as hurried:
             hurried.setattr(f"{PIECES}.CALL_SECONDS", 0.2)
-            with pytest.raises(PromptRefused, match="could not be tokenized"):
+            hurried.setattr(f"{PIECES}.PROBE_SECONDS", 0.2)
+            with pytest.raises(EngineFailed, match="is stuck"):
                 open_tokenizer(sentencepiece(tmp_path), Setup(tmp_path)).encode("ab")
         os.kill(pid, signal.SIGCONT)
         assert engine.tokenizer.encode("ab")
         assert host(engine) == pid
+
+    def test_another_process_refuses_a_text_that_takes_too_long(
+        self, engine: TextEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server answers others meanwhile, so it is not stuck; and it is left alone."""
+        monkeypatch.setattr("npu.vocabulary.Vocabulary.cut", lambda self, text, _: [_Whole(text)])
+        monkeypatch.setattr(f"{PIECES}.CALL_SECONDS", 0.5)
+        pid = host(engine)
+        with pytest.raises(PromptRefused, match=r"within 0\.5 seconds"):
+            open_tokenizer(sentencepiece(tmp_path), Setup(tmp_path)).encode("<s>" * 700_000)
+        assert host(engine) == pid
+        assert engine.tokenizer.encode("ab")
 
     def test_a_server_that_dies_of_something_else_is_replaced_and_asked_again(
         self, engine: TextEngine, monkeypatch: pytest.MonkeyPatch
