@@ -12,6 +12,7 @@ from npu.chat_template import ChatTemplate
 from npu.engine import Ability, TextEngine, Tokenizer
 from npu.errors import ModelRefused
 from npu.model import Model
+from npu.self_test import SelfTest
 
 ENGINES: dict[str, str] = {
     "echo": "npu.engines.echo:EchoEngine",
@@ -50,6 +51,26 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class LastLoad:
+    """What a model's last load on this board told of its runtime. None is what the runtime did not tell."""
+
+    runtime: str
+    """Version of the runtime; empty where nobody could tell."""
+    driver: str | None
+    """Version of the NPU's driver in the kernel."""
+    platform: str | None
+    """The chip, as the runtime names it."""
+    toolkit: str | None
+    """Version of the converter that made the model."""
+    max_context: int | None
+    """Tokens the longest context of this model may have."""
+    npu_cores: int | None
+    """NPU cores the model was made for."""
+    dtype: str | None
+    """How its weights are kept, such as `w8a8`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What can be said of a model without loading its weights."""
 
@@ -69,6 +90,10 @@ class Facts:
     """Fields of `Sampling` it cannot honour, each with the reason."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
+    last_load: LastLoad | None = None
+    """None before the first load, and of engines whose loads tell nothing."""
+    self_test: SelfTest | None = None
+    """None where the model was not tried out."""
 
 
 class EngineClass(Protocol):

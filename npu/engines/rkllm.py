@@ -13,7 +13,6 @@ from npu.engines.rkllm_cache import Cache
 from npu.engines.rkllm_embedding import RkllmEmbedding
 from npu.engines.rkllm_facts import (
     Loaded,
-    Verdict,
     digest_of_language,
     read_loaded,
     suspicion,
@@ -35,6 +34,7 @@ from npu.rkllm.init_log import InitFacts
 from npu.rkllm.library import Identity
 from npu.rkllm.loading import load
 from npu.sampling import check_sampling
+from npu.self_test import Verdict
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 
 log = logging.getLogger("rockchipllama.rkllm")
@@ -168,6 +168,8 @@ class RkllmEngine:
             embedding_length=loaded.embedding_length if loaded is not None else None,
             refuses=refused,
             notes=(*notes, *(loaded.story() if loaded is not None else ())),
+            last_load=loaded.last_load() if loaded is not None else None,
+            self_test=loaded.self_test if loaded is not None else None,
         )
 
     @staticmethod

@@ -8,16 +8,16 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from npu.engines import Setup
+from npu.engines import LastLoad, Setup
 from npu.errors import ModelRefused
 from npu.model import Model
 from npu.model_files import find_template
 from npu.rkllm.pairs import DRIVER_NEEDED, find_trap, parse_version
+from npu.self_test import SelfTest, Verdict
 
 log = logging.getLogger("rockchipllama.rkllm")
 
@@ -26,57 +26,6 @@ FACTS_FILE = "rkllm.json"
 END_BYTES = 64 << 10
 """Of the weights, at either end, that are read to know them again; gigabytes would take a minute from a card."""
 _BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
-
-
-class Verdict(StrEnum):
-    """What a test came to."""
-
-    SANE = "sane"
-    SUSPECT = "suspect"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """What the self-test of a model showed. None and UNKNOWN are what could not be told, or what time did not allow."""
-
-    text: Verdict = Verdict.UNKNOWN
-    """Whether simple questions are answered."""
-    said: str = ""
-    """What was said to the first of them, when the text is suspect."""
-    reuse: bool | None = None
-    """Whether a prompt that begins as the last one is not prefilled from its start."""
-    counts_cached: bool = False
-    """Whether the runtime's count of prefilled tokens has those in it that it reused."""
-    abort_ms: float | None = None
-    """From an abort between two tokens to the end of the run."""
-    logits: Verdict = Verdict.UNKNOWN
-    """Whether the likeliest tokens by the logits are those the runtime chooses."""
-    logits_ms: float | None = None
-    """One token by its logits."""
-    prefill_tps: float | None = None
-    """Tokens of a prompt read per second."""
-    decode_tps: float | None = None
-    """Tokens said per second."""
-    in_time: bool = True
-    """Whether nothing was left out for want of time."""
-
-    def story(self) -> str:
-        """A sentence for the model's user."""
-        parts = [f"text {self.text}"]
-        if self.reuse is not None:
-            parts.append("a prefix is prefilled once" if self.reuse else "a prefix is prefilled every time")
-        else:
-            parts.append("reuse of prefixes unknown")
-        if self.counts_cached:
-            parts.append("the runtime counts reused tokens as prefilled")
-        parts.append(f"logits {self.logits}" + (f" ({self.logits_ms:.0f} ms a token)" if self.logits_ms else ""))
-        if self.abort_ms is not None:
-            parts.append(f"an abort takes {self.abort_ms:.0f} ms")
-        if self.prefill_tps and self.decode_tps:
-            parts.append(f"{self.prefill_tps:.0f} tokens a second read and {self.decode_tps:.1f} said")
-        late = " It ran out of time: what is unknown was not tried." if not self.in_time else ""
-        return f"Self-test: {', '.join(parts)}.{late}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +45,10 @@ class Loaded:
     """None where it was switched off."""
     tested: str = ""
     """Digest of what is answered with: tokenizer and template. Another one is tested anew."""
+
+    def last_load(self) -> LastLoad:
+        """What of it is told of the runtime."""
+        return LastLoad(**{name.name: getattr(self, name.name) for name in fields(LastLoad)})
 
     def story(self) -> Iterator[str]:
         """Sentences for the model's user."""

@@ -17,12 +17,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from npu.catalog import find_models
-from npu.engines import Setup, chat_template, describe
+from npu.engines import LastLoad, Setup, chat_template, describe
 from npu.engines.rkllm_facts import read_loaded, suspicion
 from npu.errors import ModelRefused
 from npu.hardware import ROOT, Board, read_board
 from npu.model import Model
 from npu.model_name import parse_model_name
+from npu.self_test import SelfTest
 from ops import configuration
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
@@ -56,8 +57,10 @@ class ModelFacts:
     """The version of the converter."""
     chat: bool | None = None
     """Whether it has a chat template."""
-    tried: str = ""
-    """What its self-test showed when it was last loaded here; empty when there was none."""
+    last_load: LastLoad | None = None
+    """What the runtime told when it was last loaded here; None when it never was."""
+    self_test: SelfTest | None = None
+    """What it showed when it was tried out; None when it was not."""
     doubt: str = ""
     """Why its text is suspect by that; empty when it is not."""
 
@@ -187,7 +190,8 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
         dtype=_dtype(model.quantization),
         chat=chat_template(model) is not None,
         toolkit=(loaded.toolkit if loaded is not None else None) or told.toolkit,
-        tried=loaded.self_test.story() if loaded is not None and loaded.self_test is not None else "",
+        last_load=loaded.last_load() if loaded is not None else None,
+        self_test=loaded.self_test if loaded is not None else None,
         doubt=(suspicion(model, loaded) or "") if loaded is not None else "",
     )
 

@@ -90,8 +90,8 @@ def check_self_tests(facts: Facts) -> Iterator[Finding]:
                 f"{model.id} answered no simple question when it was last loaded.",
                 f"{model.doubt} Once mended, it is tried again when it is next loaded.",
             )
-        elif model.tried:
-            yield Finding(Level.OK, "self_tests", f"{model.id}: {model.tried}")
+        elif model.self_test is not None:
+            yield Finding(Level.OK, "self_tests", f"{model.id}: {model.self_test.story()}")
 
 
 def check_chat(facts: Facts) -> Iterator[Finding]:

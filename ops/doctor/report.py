@@ -53,7 +53,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def to_json(facts: Facts, findings: tuple[Finding, ...]) -> dict[str, Any]:
-    """One object: `format`, `verdict` (the gravest level), `findings`, `machine` and `library` with what was seen."""
+    """One object: `format`, `verdict` (the gravest level), `findings`; `machine`, `library` and `models` with what was seen."""
     found = facts.library.found if facts.library is not None else None
     return {
         "format": FORMAT,
@@ -61,6 +61,9 @@ def to_json(facts: Facts, findings: tuple[Finding, ...]) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in findings],
         "machine": asdict(facts.board),
         "library": {**asdict(found), "path": str(found.path)} if found is not None else None,
+        "models": [
+            {**asdict(model), "path": str(model.path) if model.path is not None else None} for model in facts.models
+        ],
     }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from npu.engines import Setup, describe
 from npu.model import Model
-from tasks.roster import Card
+from tasks.roster import Card, LastLoad, SelfTest
 
 
 def card_of(model: Model, board: str, setup: Setup) -> Card:
@@ -27,4 +29,6 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         embedding_length=facts.embedding_length,
         refuses=dict(facts.refuses),
         notes=facts.notes,
+        last_load=LastLoad(**asdict(facts.last_load)) if facts.last_load is not None else None,
+        self_test=SelfTest(**asdict(facts.self_test)) if facts.self_test is not None else None,
     )

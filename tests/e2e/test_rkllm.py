@@ -198,7 +198,9 @@ def test_a_suspect_model_is_told_of_and_a_strict_one_is_not_served() -> None:
         assert (seeded.json()["error"]["param"], "self-test" in seeded.text) == ("seed", True)
         card = eventually(lambda: _card_with(stack, "open", "suspect"), what="a card that tells")
         assert "does not stop" in card
-        assert "logits suspect" in card
+        told = json.loads(card)["meta"]
+        assert (told["self_test"]["text"], told["self_test"]["logits"]) == ("suspect", "suspect")
+        assert (told["last_load"]["toolkit"], told["last_load"]["runtime"]) == ("1.2.2", "1.3.0")
 
 
 def _card_with(stack: Stack, model: str, word: str) -> str:

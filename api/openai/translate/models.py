@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from tasks.roster import Card, ModelStatus
 
 OWNER = "rockchipllama"
@@ -40,6 +42,8 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
             "refuses": card.refuses,
             "embedding_length": card.embedding_length,
             "notes": list(card.notes),
+            "last_load": msgspec.to_builtins(card.last_load),
+            "self_test": msgspec.to_builtins(card.self_test),
         },
     }
 

@@ -14,11 +14,12 @@ import pytest
 from npu.engine import End, Prompt, Sampling
 from npu.engines import Facts, Setup, rkllm, rkllm_self_test
 from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import FACTS_FILE, SelfTest, Verdict, read_loaded
+from npu.engines.rkllm_facts import FACTS_FILE, read_loaded
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.rkllm.abi import FAMILIES
+from npu.self_test import SelfTest, Verdict
 from npu.simulator import Language, Profile, SimulatedModel, write_model
 from npu.tokenizer_file import open_tokenizer_file
 

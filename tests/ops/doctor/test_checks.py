@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from npu.hardware import OpenFiles, read_board
+from npu.self_test import SelfTest, Verdict
 from ops.doctor.facts import Disk, Facts, Library, LibraryFacts, ModelFacts, Python, Redis
 from ops.doctor.finding import Level
 from ops.doctor.report import examine
@@ -254,12 +255,13 @@ def test_converters_and_runtimes(
 
 def test_what_a_self_test_showed(tmp_path: Path) -> None:
     """Suspect text is a warning with its causes; else it is told and nothing is wrong."""
-    facts = with_model(sound(tmp_path), tried="Self-test: text suspect.", doubt="Its text is suspect: it said 'x'.")
+    bad_test, good_test = SelfTest(text=Verdict.SUSPECT, said="x"), SelfTest(text=Verdict.SANE, reuse=True)
+    facts = with_model(sound(tmp_path), self_test=bad_test, doubt="Its text is suspect: it said 'x'.")
     assert levels(facts) == {"model_suspect": WARNING}
     assert "it said 'x'" in bad(facts)["model_suspect"].explanation
-    facts = with_model(facts, tried="Self-test: text sane.", doubt="")
+    facts = with_model(facts, self_test=good_test, doubt="")
     assert bad(facts) == {}
-    assert any(finding.title.endswith("Self-test: text sane.") for finding in examine(facts))
+    assert any(finding.title.endswith(good_test.story()) for finding in examine(facts))
 
 
 def test_a_base_model(tmp_path: Path) -> None:

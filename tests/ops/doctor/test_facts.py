@@ -9,6 +9,7 @@ import pytest
 
 from npu.engines.rkllm import RkllmEngine
 from npu.manifest import read_manifest
+from npu.self_test import Verdict
 from npu.simulator import SimulatedModel, write_model
 from ops import configuration
 from ops.doctor.facts import ask_redis, gather, read_disk, read_python
@@ -46,10 +47,11 @@ def test_a_model_is_described_by_its_last_load(tmp_path: Path) -> None:
     write_model(tmp_path / "models/simulated", SimulatedModel(garbage=True, toolkit="1.2.2"))
     chosen = settings(tmp_path).model_copy(update={"rkllm_library": "simulator"})
     (before,) = gather(chosen, root=tmp_path / "board").npu_models
-    assert (before.toolkit, before.tried, before.doubt) == (None, "", "")
+    assert (before.toolkit, before.last_load, before.self_test, before.doubt) == (None, None, None, "")
     RkllmEngine.open(read_manifest(tmp_path / "models/simulated/manifest.toml"), setup_of(chosen)).close()
     (after,) = gather(chosen, root=tmp_path / "board").npu_models
-    assert after.toolkit == "1.2.2" and "text suspect" in after.tried
+    assert after.self_test is not None and after.self_test.text is Verdict.SUSPECT
+    assert after.last_load is not None and after.toolkit == after.last_load.toolkit == "1.2.2"
     assert "does not stop" in after.doubt
 
 

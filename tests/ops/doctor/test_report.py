@@ -10,12 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from npu.self_test import SelfTest, Verdict
 from ops import environment
 from ops.doctor import report
 from ops.doctor.facts import Disk, Redis
 from ops.doctor.finding import Finding, Level, worst
 from tasks.settings import ROOT
-from tests.ops.doctor.cases import on_pc, sound
+from tests.ops.doctor.cases import QWEN, on_pc, sound
 from tests.stack import free_port
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -65,14 +66,17 @@ def test_a_command_is_never_broken(tmp_path: Path) -> None:
 def test_what_a_program_reads(tmp_path: Path) -> None:
     """One object, with all that was seen."""
     facts = sound(tmp_path)
+    facts = replace(facts, models=(replace(QWEN, self_test=SelfTest(text=Verdict.SANE, reuse=True)),))
     told = json.loads(json.dumps(report.to_json(facts, report.examine(facts))))
-    assert set(told) == {"format", "verdict", "findings", "machine", "library"}
+    assert set(told) == {"format", "verdict", "findings", "machine", "library", "models"}
     assert (told["format"], told["verdict"]) == (1, "ok")
     assert told["machine"]["soc"]["name"] == "rk3588"
     assert told["machine"]["npu"]["driver"]["version"] == "0.9.8"
     assert told["library"] == {"path": "/usr/lib/librkllmrt.so", "version": "1.2.3", "why": "", "missing": []}
+    (model,) = told["models"]
+    assert (model["id"], model["self_test"]["text"], model["self_test"]["reuse"]) == ("qwen3-0.6b", "sane", True)
     assert {*told["findings"][0]} == {"level", "code", "title", "explanation", "command"}
-    assert all(f"`{key}`" in PAGE for key in (*told, *told["findings"][0], *told["machine"]))
+    assert all(f"`{key}`" in PAGE for key in (*told, *told["findings"][0], *told["machine"], *model))
 
 
 def test_the_command(tmp_path: Path) -> None:
