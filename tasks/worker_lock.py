@@ -54,6 +54,13 @@ def take(data_dir: Path, model: str) -> int:
     return descriptor
 
 
+def held(data_dir: Path) -> list[str]:
+    """The models that have a worker on this board."""
+    locks = lock_path(data_dir, "*")
+    models = sorted(path.stem for path in locks.parent.glob(locks.name))
+    return [model for model in models if holder(data_dir, model) is not None]
+
+
 def holder(data_dir: Path, model: str) -> int | None:
     """The process that serves the model on this board, 0 when it is just starting; None when there is none."""
     try:

@@ -17,7 +17,7 @@ from npu.engines import describe
 from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import read_memory
 from npu.model import Model
-from tasks import keys, lifeline, logs, roster
+from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.board.defects import Defects
 from tasks.board.desk import Desk
 from tasks.board.settings import BoardSettings
@@ -61,7 +61,8 @@ class Agent:
         self._fitting = threading.Lock()
         self._to_load: set[str] = set()
         """Models whose worker is still to be told to load: it listens a moment after it was started."""
-        self._preloaded = False
+        self._began = False
+        """It has taken over what an earlier agent left, and loaded the default model."""
         self._started = time.time()
         self._leaving = threading.Event()
         self._desk: Desk | None = None
@@ -122,6 +123,26 @@ class Agent:
                 "context_length."
             )
 
+    def _take_over(self) -> None:
+        """Adopt the workers an earlier agent left behind when it was killed: nobody else would end or restart them."""
+        models = {model.id: model for model in self._catalog.models}
+        for model_id in worker_lock.held(self._settings.data_dir):
+            if model_id not in models:
+                self._dismiss(model_id)
+            elif self._workers.adopt(models[model_id], self._memory_of(models[model_id])):
+                self._to_load.add(model_id)
+
+    def _memory_of(self, model: Model) -> int:
+        try:
+            return describe(model, self._setup).memory_bytes
+        except (ModelRefused, OSError):
+            return 0  # what is wrong with its files was told; its worker holds it all the same
+
+    def _dismiss(self, model_id: str) -> None:
+        log.info("the model %s is gone", model_id)
+        # Its last job gets the worker's grace, for which this loop must not wait.
+        threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
+
     def _preload(self) -> None:
         """Load the default model, or else the first that can be loaded."""
         wanted = self._settings.default_model
@@ -161,13 +182,12 @@ class Agent:
         for model_id in sorted(announced - self._announced):
             log.info("found the model %s", model_id)
         for model_id in sorted(self._announced - announced):
-            log.info("the model %s is gone", model_id)
-            # Its last job gets the worker's grace, for which this loop must not wait.
-            threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
+            self._dismiss(model_id)
         self._announced = announced
         roster.withdraw(self._client, self._board, announced)
-        if not self._preloaded:
-            self._preloaded = True
+        if not self._began:
+            self._began = True
+            self._take_over()
             self._preload()
 
     def _read_models(self, problems: list[str]) -> dict[str, Card | None] | None:

@@ -33,6 +33,10 @@ class Adopted:
             self.returncode = 0
         return self.returncode
 
+    def has_open(self, path: Path) -> bool:
+        """Whether it holds the lock that names it: what a dead worker left may hold it, and the number be another's now."""
+        return str(path.resolve()) in {file.path for file in self._process.open_files()}
+
     def terminate(self) -> None:
         """Ask it to leave."""
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -61,9 +65,10 @@ def adopt(data_dir: Path, model: str) -> Adopted | None:
     pid = worker_lock.holder(data_dir, model)
     if pid is None:
         return None
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         found = Adopted(pid)
-        return found if found.poll() is None else None
+        if found.poll() is None and found.has_open(worker_lock.lock_path(data_dir, model)):
+            return found
     return None
 
 

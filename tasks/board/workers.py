@@ -57,15 +57,28 @@ class Workers:
             else:
                 child.start_at = 0.0  # somebody wants it now: no more waiting after a death
 
+    def adopt(self, model: Model, memory_bytes: int) -> bool:
+        """Take over the worker of this model that an earlier agent left behind; False when there is none."""
+        with self._lock:
+            process = adopt(self.data_dir, model.id)
+            if process is None or model.id in self._children:
+                return False
+            self._children[model.id] = WorkerChild(model, memory_bytes, process, started=time.monotonic())
+            log.info("adopted the worker of %s pid=%d", model.id, process.pid)
+            return True
+
     def stop(self, model_id: str, grace: float) -> bool:
-        """Stop the worker of a model; False when there is none. Waits at most `grace` seconds, then kills."""
+        """Stop the worker of a model, also one that an earlier agent left behind; False when there is none.
+
+        Waits at most `grace` seconds, then kills.
+        """
         with self._lock:
             child = self._children.pop(model_id, None)
-            if child is None:
-                return False
-            process = child.process
+            process = child.process if child is not None else None
+            if child is None and model_id not in self._leaving:
+                process = adopt(self.data_dir, model_id)
             if process is None:
-                return True
+                return child is not None
             self._leaving[model_id] = process
         try:
             process.terminate()

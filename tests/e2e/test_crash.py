@@ -132,15 +132,17 @@ def test_kill_9_of_the_other_parts(stack: Stack, part: str) -> None:
     """Started again, they go on where they were; models need not be loaded anew for a new API."""
     process = stack.process(part)
     if part == "board":
-        worker = stack.worker("echo")
+        chat(stack, "steady", "warm")  # loaded on demand, so that there is more than the model the board starts with
+        workers = [stack.worker("echo"), stack.worker("steady")]
     process.kill()
     process.wait()
     stack.start(part)
     if part == "board":
         # Started apart from `up`, workers outlive their agent, and the next one adopts them.
-        eventually(lambda: "adopted the worker of echo" in stack.log("board"), what="adoption")
-        assert worker.is_running()
-        worker.kill()
+        for model in ("echo", "steady"):
+            eventually(lambda: f"adopted the worker of {model}" in stack.log("board"), what="adoption")  # noqa: B023
+        assert all(worker.is_running() for worker in workers)
+        workers[0].kill()
         eventually(lambda: stack.has_worker("echo"), what="another worker")
     eventually(stack.ready, what="readiness")
     assert chat(stack, "echo", "back") == "back"

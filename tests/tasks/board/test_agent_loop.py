@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +24,7 @@ from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
 from tasks.roster import Card
-from tasks.settings import TaskSettings
+from tasks.settings import ROOT, TaskSettings
 from tests.stack import LIMIT, eventually
 
 MANIFEST = 'engine = "echo"\nid = "%s"\n'
@@ -185,6 +188,34 @@ def test_what_could_not_be_looked_at_first_is_loaded_later(board: Board, monkeyp
     fails(monkeypatch, roster, "announce", redis.exceptions.ReadOnlyError("You can't write against a replica."), 3)
     board.start()
     eventually(lambda: board.agent._workers.has("first"), what="a worker")
+
+
+def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path: Path) -> None:
+    """Every worker that lives, not only the one it would have started; whose model is gone has to leave."""
+    code = (
+        "import pathlib, sys, threading; from tasks import worker_lock; "
+        "worker_lock.take(pathlib.Path(sys.argv[1]), sys.argv[2]); print('held', flush=True); threading.Event().wait()"
+    )
+    board.add("second")
+    left = {}
+    for model in ("second", "ghost"):
+        command = [sys.executable, "-c", code, str(tmp_path / "data"), model]
+        left[model] = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        for process in left.values():
+            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        board.start()
+        eventually(lambda: set(board.agent._workers.living()) == {"first", "second"}, what="both workers")
+        assert board.agent._workers.living()["second"] == left["second"].pid
+        assert left["ghost"].wait(LIMIT) == -signal.SIGTERM
+        assert left["second"].poll() is None
+    finally:
+        board.leave()
+        for process in left.values():
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def test_a_file_that_cannot_be_read_is_not_preloaded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,41 @@ def test_an_adopted_worker_that_does_not_leave_is_killed(tmp_path: Path, board: 
         assert gone(process.pid)
 
 
+def test_only_what_an_earlier_agent_left_is_taken_over(
+    board: Board, other_worker: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """Taking over starts nothing; what was taken over is one's own from then on."""
+    path = worker_lock.lock_path(tmp_path, "n")
+    path.write_text("1")
+    assert worker_lock.held(tmp_path) == ["m"]
+    assert board.workers.adopt(board.model("n"), 50) is False
+    assert board.workers.adopt(board.model("m"), 100) is True
+    assert board.workers.living() == {"m": other_worker.pid} and board.workers.reserved() == 100
+    assert board.workers.adopt(board.model("m"), 100) is False
+    assert not (board.folder / "started").exists()
+
+
+def test_one_that_nobody_took_over_is_stopped_by_its_model(board: Board, other_worker: subprocess.Popen[bytes]) -> None:
+    """An agent need not have wanted it to be rid of it."""
+    assert board.workers.stop("m", LIMIT) is True
+    assert gone(other_worker.pid)
+    assert board.workers.stop("m", LIMIT) is False
+
+
+def test_a_stranger_whose_number_is_in_the_lock_is_no_worker(
+    board: Board, other_worker: subprocess.Popen[bytes]
+) -> None:
+    """What a dead worker left may hold its lock for a while, and its number be given to somebody else."""
+    with subprocess.Popen(["/bin/sleep", "1000"]) as stranger:
+        try:
+            worker_lock.lock_path(board.folder, "m").write_text(str(stranger.pid))
+            assert board.workers.adopt(board.model(), 0) is False
+            assert board.workers.stop("m", 0.0) is False
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
 def test_the_lock_is_no_worker(board: Board) -> None:
     """A file left by one that is gone, whatever it says, is not adopted."""
     path = worker_lock.lock_path(board.folder, "m")
