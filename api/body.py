@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -54,13 +55,14 @@ class Wire(BaseModel):
 
 
 async def read_body(http: Request, shape: type[Shape]) -> Shape:
-    """The body as `shape`, whatever its Content-Type. Raises `HttpProblem` (400, 413, 415) and `ClientDisconnect`."""
+    """The body as `shape`, whatever its Content-Type. Raises `HttpProblem` (400, 408, 413, 415) and `ClientDisconnect`."""
     settings = settings_of(http)
-    return check(parse(await read_bytes(http, settings.max_body)), shape, settings)
+    return check(parse(await read_bytes(http, settings)), shape, settings)
 
 
-async def read_bytes(http: Request, limit: int) -> bytes:
-    """The raw body, at most `limit` bytes of it ever in memory."""
+async def read_bytes(http: Request, settings: ApiSettings) -> bytes:
+    """The raw body, within the settings' bounds of size and time. Raises `HttpProblem` (408, 413, 415)."""
+    limit = settings.max_body
     encoding = http.headers.get("content-encoding", "identity").lower()
     if encoding not in ("", "identity"):
         raise HttpProblem(
@@ -73,12 +75,28 @@ async def read_bytes(http: Request, limit: int) -> bytes:
         raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
-    async for part in http.stream():
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
+    now = asyncio.get_running_loop().time
+    end = now() + settings.upload_timeout
+    try:
+        async with asyncio.timeout_at(min(end, now() + settings.body_timeout)) as patience:
+            async for part in http.stream():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+                patience.reschedule(min(end, now() + settings.body_timeout))
+    except TimeoutError:
+        raise _too_slow(size, settings, whole=now() >= end) from None
     return b"".join(parts)
+
+
+def _too_slow(size: int, settings: ApiSettings, *, whole: bool) -> HttpProblem:
+    what = (
+        f"was not whole after {settings.upload_timeout:g} s"
+        if whole
+        else f"stopped: after {size} bytes nothing came for {settings.body_timeout:g} s"
+    )
+    return HttpProblem(Problem(408, "request_timeout", f"The request's body {what}. Send it again.", close=True))
 
 
 def _too_large(limit: int) -> HttpProblem:

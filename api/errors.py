@@ -52,6 +52,8 @@ class Problem:
     job: str | None = None
     allow: str | None = None
     """The methods a 405 names."""
+    close: bool = False
+    """Nothing more can be read from this connection."""
 
 
 class HttpProblem(Exception):
@@ -179,6 +181,8 @@ def respond(problem: Problem, render: Renderer) -> Response:
         headers["x-job-id"] = problem.job
     if problem.allow is not None:
         headers["allow"] = problem.allow
+    if problem.close:
+        headers["connection"] = "close"
     if problem.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(render(problem), problem.status, headers, media_type="application/json")

@@ -26,6 +26,11 @@ def request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name in (b"x-request-id", b"x-client-request-id") and _SANE.fullmatch(value):
             return str(value, "ascii")
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
     return "req_" + secrets.token_hex(12)
 
 

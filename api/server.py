@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.app import create_app
+from api.app import FRONTS, create_app
 from api.auth import check_bind
+from api.connection import BoundedHttp, crowded
 from api.drain import Drain
+from api.fronts import front_of
 from api.settings import ApiSettings
 
 log = logging.getLogger("rockchipllama.api")
 
-MAX_HEAD = 65_536
-"""Bytes of a request's first line and headers; the parser itself would gather them without end."""
+SPARE_FILES = 256
+"""Files a process has open besides its clients' connections, with room for those that are only told to go."""
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than the minute after which most proxies and clients drop theirs."""
 LOOK = 1.0
@@ -64,13 +67,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 def server(settings: ApiSettings, app: FastAPI) -> Server:
     """The server, not yet running."""
+    settings = _within_open_files(settings)
+    overfull = crowded(app, lambda scope: front_of(scope["path"], FRONTS), settings.max_connections)
     return Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=BoundedHttp,
+            http=partial(BoundedHttp, settings=settings, front=FRONTS[0], crowded=overfull),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             log_config=None,
@@ -86,6 +91,21 @@ def server(settings: ApiSettings, app: FastAPI) -> Server:
         app.state.drain,
         settings.drain,
     )
+
+
+def _within_open_files(settings: ApiSettings) -> ApiSettings:
+    """As many connections as the settings say, or as this process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return settings
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    if allowed == needed:
+        return settings
+    fewer = max(1, allowed - SPARE_FILES)
+    log.warning("at most %d connections, for this process may not open more files (`ulimit -n`)", fewer)
+    return settings.model_copy(update={"max_connections": fewer})
 
 
 class Server(uvicorn.Server):
@@ -132,33 +152,6 @@ class Server(uvicorn.Server):
         await self._drain.end()
         await asyncio.sleep(FAREWELL)
         AppStatus.should_exit = True
-
-
-class BoundedHttp(HttpToolsProtocol):
-    """HTTP as uvicorn parses it, with an end to how long a request's head may be."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what has arrived."""
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD + len(data):
-                self.send_400_response("Request headers are too large.")
-                return
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        """A request's first byte was seen."""
-        self._in_head = True
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """A request's head was seen whole."""
-        self._in_head = False
-        super().on_headers_complete()
 
 
 @contextmanager

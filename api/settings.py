@@ -48,6 +48,18 @@ class ApiSettings(Settings):
     stalled_client: float = Field(
         60.0, gt=0, description="Seconds a client may leave a stream unread before it counts as gone."
     )
+    head_timeout: float = Field(30.0, gt=0, description="Seconds the headers of a request may take to arrive.")
+    body_timeout: float = Field(
+        30.0, gt=0, description="Seconds a request's body may stay silent before the rest of it has arrived."
+    )
+    upload_timeout: float = Field(
+        600.0, gt=0, description="Seconds a request's body may take to arrive, however steadily it comes."
+    )
+    max_connections: int = Field(
+        2000,
+        ge=1,
+        description="Connections one API process holds open, fewer where it may not open so many files; others get 503.",
+    )
     max_body: int = Field(10_000_000, ge=1_000, description="Bytes of the largest request body.")
     max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
     max_prompts: int = Field(
