@@ -1,18 +1,22 @@
-"""Who may use the API: a key, or an address in a trusted network, called as this server may be called."""
+"""Who may use the API, and for what: a key, or an address in a trusted network, called as this server may be called."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 from collections.abc import Callable
+from typing import cast
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.errors import Problem, Renderer, respond
+from api.client_address import ClientAddress, in_networks
+from api.errors import HttpProblem, Problem, Renderer, of_error, respond
+from api.needs import Services
 from api.origins import Origins
 from api.settings import ApiSettings
+from tasks.api_keys import EVERY_SCOPE, ApiKey, digest_of
+from tasks.api_keys import Scope as KeyScope
+from tasks.errors import QueueUnavailable
 
 OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/docs", "/openapi.json"})
 """What answers anybody: whether the service is up, and what it would answer."""
@@ -20,20 +24,29 @@ OPEN_BELOW = "/docs/"
 
 OWNER = "rockchipllama.owner"
 """Under this name the scope carries who asks, for the queue's turns: never the key itself."""
+ALLOWED = "rockchipllama.allowed"
+"""Under this name it carries the scopes that whoever asks has."""
+
+TRUSTED = frozenset({KeyScope.INFERENCE, KeyScope.BATCH})
+"""What clients in trusted networks may do without a key, and anybody while there are neither keys nor networks."""
 
 
 class BindRefused(Exception):
     """Raised when the settings would open the API to everybody who can reach this machine."""
 
 
-def check_bind(settings: ApiSettings) -> None:
-    """Refuse to listen beyond loopback without keys or trusted networks. Raises `BindRefused` with the way out."""
-    if settings.api_keys or settings.trusted_networks or is_loopback(settings.host):
+def check_bind(settings: ApiSettings, *, keys: bool = False) -> None:
+    """Refuse to listen beyond loopback without keys or trusted networks. `keys`: some were made (`rockchipllama keys`).
+
+    Raises `BindRefused` with the way out.
+    """
+    if keys or settings.api_keys or settings.trusted_networks or is_loopback(settings.host):
         return
     raise BindRefused(
         f"Listening on {settings.host} would let everybody who reaches this machine use it. Set one of these first:\n"
         "  ROCKCHIPLLAMA_API_KEYS=a-long-random-word            clients send it as their API key\n"
-        "  ROCKCHIPLLAMA_TRUSTED_NETWORKS=192.168.1.0/24        clients in this network need no key"
+        "  ROCKCHIPLLAMA_TRUSTED_NETWORKS=192.168.1.0/24        clients in this network need no key\n"
+        "or make a key while the service runs on this machine alone: rockchipllama keys create NAME"
     )
 
 
@@ -52,64 +65,88 @@ def owner_of(http: Request) -> str:
     return str(http.scope.get(OWNER, ""))
 
 
-class Auth:
-    """ASGI middleware that lets through who may pass. With neither keys nor networks set, everybody may.
+def require(http: Request, needed: KeyScope) -> None:
+    """Refuse whoever may not do this. Raises `HttpProblem`."""
+    if needed not in http.scope[ALLOWED]:
+        raise HttpProblem(_missing(needed, http.scope[OWNER]))
 
-    Who shows no key may do so only under the server's own names and from its own pages (`Origins`).
+
+class Auth:
+    """ASGI middleware that lets through who may pass. With neither keys nor networks, everybody may.
+
+    Keys come from the settings, which have every scope, and from `rockchipllama keys`. Who shows none may pass only under
+    the server's own names and from its own pages (`Origins`).
     """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings, renderer_of: Callable[[Scope], Renderer]) -> None:
         self.app = app
         self.renderer_of = renderer_of
-        self._digests = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
+        self._settled = frozenset(digest_of(key.get_secret_value().encode()) for key in settings.api_keys)
         self._networks = [ipaddress.ip_network(word) for word in settings.trusted_networks]
+        self._address = ClientAddress(settings.trusted_proxies)
         self._origins = Origins(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope[OWNER] = scope["client"][0] if scope.get("client") else ""
-            problem = self.refusal(scope)
+            scope[OWNER] = self._address.of(scope)
+            scope[ALLOWED] = frozenset()
+            problem = None if _is_open(scope["path"]) else await self._refusal(scope)
             if problem is not None:
                 await respond(problem, self.renderer_of(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def refusal(self, scope: Scope) -> Problem | None:
-        """Why this request may not pass; None when it may."""
-        path: str = scope["path"]
-        if self._shows_key(scope) or path in OPEN or path.startswith(OPEN_BELOW):
+    async def _refusal(self, scope: Scope) -> Problem | None:
+        shown = _presented(scope)
+        digest = digest_of(shown) if shown is not None else None
+        if digest in self._settled:
+            made: dict[str, ApiKey] = {}
+        else:
+            try:
+                made = await cast(Services, scope["state"])["api_keys"].known()
+            except QueueUnavailable as error:
+                return of_error(error)
+        return self.refusal(scope, digest, made)
+
+    def refusal(self, scope: Scope, digest: str | None, made: dict[str, ApiKey]) -> Problem | None:
+        """Why this request may not pass; None when it may, and then the scope says who asks and what that one may do.
+
+        Keys are looked up by their digests: how long that takes tells of a digest, from which nobody can get to a key.
+        """
+        if digest is not None and (digest in self._settled or digest in made):
+            scope[OWNER] = "key:" + digest[:16]
+            scope[ALLOWED] = EVERY_SCOPE if digest in self._settled else made[digest].scopes
             return None
-        if not (self._digests or self._networks) or self._trusted(scope):
+        keys = bool(self._settled or made)
+        if not (keys or self._networks):
+            scope[ALLOWED] = EVERY_SCOPE if is_loopback(scope[OWNER]) else TRUSTED
+            return self._origins.refusal(scope)
+        if in_networks(scope[OWNER], self._networks):
+            scope[ALLOWED] = TRUSTED
             return self._origins.refusal(scope)
         return Problem(
             401,
             "invalid_api_key",
             "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
-            if self._digests
+            if keys
             else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
             "and it has no API keys.",
         )
 
-    def _shows_key(self, scope: Scope) -> bool:
-        key = _presented(scope)
-        if key is not None and self._digests:
-            digest = _digest(key)
-            # Every digest is compared, and each in constant time: how long it takes tells nothing about any key.
-            if sum(hmac.compare_digest(digest, known) for known in self._digests):
-                scope[OWNER] = "key:" + digest.hex()[:16]
-                return True
-        return False
 
-    def _trusted(self, scope: Scope) -> bool:
-        if not self._networks or not scope.get("client"):
-            return False
-        try:
-            address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
-        except ValueError:
-            return False
-        # A socket that listens on both families shows an IPv4 client in IPv6 clothes.
-        address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self._networks)
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_BELOW)
+
+
+def _missing(needed: KeyScope, owner: str) -> Problem:
+    who = "Your API key" if owner.startswith("key:") else "Without an API key you"
+    return Problem(
+        403,
+        "insufficient_permissions",
+        f"{who} may not do this: it needs a key with the scope '{needed}' "
+        f"(`rockchipllama keys create NAME --scope {needed}`).",
+        retry=False,
+    )
 
 
 def _presented(scope: Scope) -> bytes | None:
@@ -120,7 +157,3 @@ def _presented(scope: Scope) -> bytes | None:
         if name == b"x-api-key":
             plain = bytes(value).strip()
     return plain
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

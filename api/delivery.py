@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from api.auth import require
 from api.drain import close
 from api.errors import INTERNAL, STOPPING, HttpProblem
 from api.needs import drain_of, services_of
 from api.relay import Answer, ClientGone
+from tasks.api_keys import Scope
 from tasks.errors import JobFailed
 from tasks.events import Failed, Finished, FinishReason, Reply
 from tasks.jobs import Lane
@@ -67,7 +69,8 @@ def _discard(task: asyncio.Future[Result]) -> None:
 async def begin(
     http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane
 ) -> Answer:
-    """Accept a job for this client. Raises as `Relay.start` and `while_connected` do."""
+    """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
+    require(http, Scope.INFERENCE)
     start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)

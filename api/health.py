@@ -11,9 +11,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from api.needs import services_of
+from api.needs import services_of, settings_of
 from api.version import VERSION
-from tasks.errors import TasksError
+from tasks.errors import QueueUnavailable, TasksError
 from tasks.roster import ModelStatus
 from tasks.settings import PREFIX
 
@@ -38,10 +38,10 @@ async def readyz(http: Request) -> Response:
 @router.get("/health", include_in_schema=False)
 @router.get("/v1/health", summary="Can it answer, and with which models?")
 async def health(http: Request) -> Response:
-    """Readiness, with the models."""
+    """Readiness, with the models, and whether clients must show a key."""
     ready = await _readiness(http)
     models = [_model(status) for status in services_of(http)["roster"].models()]
-    return _json_or_503(ready | {"version": VERSION, "models": models})
+    return _json_or_503(ready | {"version": VERSION, "needs_key": await _needs_key(http), "models": models})
 
 
 @router.get("/", include_in_schema=False)
@@ -79,6 +79,15 @@ async def _readiness(http: Request) -> dict[str, Any]:
     elif not any(status.served or status.boards for status in models):
         reasons.append("No model is served: the boards that announced models are not running.")
     return {"status": "unavailable", "reasons": reasons} if reasons else {"status": "ok"}
+
+
+async def _needs_key(http: Request) -> bool:
+    if settings_of(http).api_keys:
+        return True
+    try:
+        return bool(await services_of(http)["api_keys"].known())
+    except QueueUnavailable:
+        return False  # nor is anything else answered now
 
 
 def _model(status: ModelStatus) -> dict[str, Any]:

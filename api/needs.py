@@ -10,6 +10,7 @@ from starlette.requests import Request
 from api.drain import Drain
 from api.relay import Relay
 from api.settings import ApiSettings
+from tasks.api_keys import ApiKey
 from tasks.jobs import JobView
 from tasks.roster import ModelStatus
 
@@ -38,12 +39,20 @@ class JobBook(Protocol):
         """Ask for the job's end; the view says how it stands. An ended job stays as it is."""
 
 
+class KeyBook(Protocol):
+    """The API keys that were made."""
+
+    async def known(self) -> dict[str, ApiKey]:
+        """Every key by its digest. Raises `QueueUnavailable` when they could never be read."""
+
+
 class Services(TypedDict):
     """The state that the lifespan yields. `ping` raises `QueueUnavailable` when Redis does not answer."""
 
     relay: Relay
     roster: RosterView
     jobs: JobBook
+    api_keys: KeyBook
     ping: Callable[[], Awaitable[None]]
 
 

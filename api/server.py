@@ -36,13 +36,19 @@ FAREWELL = 2.0
 """Seconds for the last words of answers that the drain has ended."""
 
 
-def serve(settings: ApiSettings, sockets: list[socket.socket] | None = None, app: FastAPI | None = None) -> None:
+def serve(
+    settings: ApiSettings,
+    sockets: list[socket.socket] | None = None,
+    app: FastAPI | None = None,
+    *,
+    keys: bool = False,
+) -> None:
     """Serve until SIGTERM or SIGINT, then let open answers finish for `settings.drain` seconds.
 
-    `sockets` are bound already; without them one is bound to the settings' host and port. Raises `BindRefused` when
-    that would open the API to everybody, and `OSError` when the port is taken.
+    `sockets` are bound already; without them one is bound to the settings' host and port. `keys`: some were made. Raises
+    `BindRefused` when that would open the API to everybody, and `OSError` when the port is taken.
     """
-    check_bind(settings)
+    check_bind(settings, keys=keys)
     sockets = sockets if sockets is not None else [bind(settings.host, settings.port)]
     with _surviving_signals():
         server(settings, app or create_app(settings)).run(sockets=sockets)

@@ -9,6 +9,7 @@ from api.needs import Services
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.sweeping import sweeping
+from tasks.api_keys import ApiKeys
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.feed import LiveFeed
@@ -49,4 +50,10 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             with unavailable_as_refusal():
                 await client.ping()
 
-        yield {"relay": relay, "roster": roster, "jobs": JobBook(store, feed), "ping": ping}
+        yield {
+            "relay": relay,
+            "roster": roster,
+            "jobs": JobBook(store, feed),
+            "api_keys": ApiKeys(client),
+            "ping": ping,
+        }

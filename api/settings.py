@@ -27,6 +27,10 @@ class ApiSettings(Settings):
     trusted_networks: CommaList = Field(
         (), description="Networks whose clients need no key, such as `192.168.1.0/24`, separated by commas."
     )
+    trusted_proxies: CommaList = Field(
+        (),
+        description="Networks of reverse proxies whose `X-Forwarded-For` is believed, separated by commas.",
+    )
     cors_origins: CommaList = Field(
         (),
         description="Web origins whose pages may call the API from a browser, separated by commas; `*` is any. "
@@ -73,7 +77,7 @@ class ApiSettings(Settings):
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )
 
-    @field_validator("api_keys", "trusted_networks", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator("api_keys", "trusted_networks", "trusted_proxies", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return split_commas(value)
@@ -96,7 +100,7 @@ class ApiSettings(Settings):
                 raise ValueError(f"'{name}' is no host name: give the name alone, without http:// and without a port")
         return tuple(name.lower() for name in value)
 
-    @field_validator("trusted_networks")
+    @field_validator("trusted_networks", "trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ipaddress.ip_network(word, strict=False)) for word in value)

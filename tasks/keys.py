@@ -14,6 +14,7 @@ What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
+rl:api_keys            hash     digest of a key -> its name and scopes
 rl:serve.MODEL         list     Celery: calls to serve, while there are any
 rl:_kombu.*            set, zset   Celery: which queue a call goes to
 rl:unacked*            hash, zset, string   Celery: calls that are being served
@@ -29,8 +30,9 @@ PREFIX = "rl:"
 ORDER = "rl:order"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
+API_KEYS = "rl:api_keys"
 
-PERMANENT = (ORDER, CARDS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
+PERMANENT = (ORDER, CARDS, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
 """Patterns of the keys that may stand without an expiry when no job is left."""
 
 

@@ -34,18 +34,23 @@ def api(
     from ops.configuration import load
     from ops.up import listen
     from tasks import lifeline
+    from tasks.api_keys import were_made
+    from tasks.settings import TaskSettings
+    from tasks.settings import redis_url as redis_url_of
 
     part.begin()
     lifeline.watch()
     settings = load(ApiSettings)
-    from api.auth import check_bind
+    from api.auth import check_bind, is_loopback
     from api.server import serve
 
-    check_bind(settings)
+    # A Redis that is away cannot tell, and a wide address without a key is then refused.
+    keys = not is_loopback(settings.host) and were_made(redis_url_of(load(TaskSettings)))
+    check_bind(settings, keys=keys)
     inherited = environment.listen_fd()
     if inherited is not None:
         sock = socket.socket(fileno=inherited)
     else:
         sock = listen.listen(settings.host, settings.port)
         print(f"RockchipLlama's API listens on {listen.url(sock)}", flush=True)
-    serve(settings, [sock])
+    serve(settings, [sock], keys=keys)

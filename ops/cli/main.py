@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, bench, board, doctor, models, settings, up, worker
+from ops.cli import api, bench, board, doctor, keys, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -23,6 +23,7 @@ _USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
 _FOR_THE_USER = _USAGE | {
     "ops.up.errors:UpError",
     "ops.demo_model:FetchError",
+    "tasks.api_keys:KeyRefused",
     "tasks.errors:TasksError",
     "npu.errors:NpuError",
 }
@@ -53,6 +54,7 @@ app.command("worker")(worker.worker)
 app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 
 

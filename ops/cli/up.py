@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ops.cli import options
 
 
@@ -45,11 +47,21 @@ def up(
     logs.configure(shared.log_level, shared.log_format)
     for sentence in configuration.unknown():
         logging.getLogger("rockchipllama.up").warning("%s", sentence)
+    check_keys: Callable[[str], None] | None = None
     if not http.api_keys and not http.trusted_networks and http.host not in ("127.0.0.1", "::1", "localhost"):
         listen.resolve(http.host, http.port)  # a mistyped address is no wide one
         from api.auth import check_bind  # only now: it brings a web framework along, which `up` does not need
 
-        check_bind(http)
+        if shared.redis_url or (shared.data_dir / "valkey").is_dir():
+
+            def check_keys(url: str) -> None:
+                """Somebody may have made a key, which the queue knows once it runs."""
+                from tasks.api_keys import were_made
+
+                check_bind(http, keys=were_made(url))
+
+        else:
+            check_bind(http)
     plan = Plan(
         tasks=shared,
         up=configuration.load(UpSettings),
@@ -57,6 +69,6 @@ def up(
         port=http.port,
         drain=http.drain,
         preload=configuration.load(BoardSettings).preload,
-        keys=bool(http.api_keys),
+        check_keys=check_keys,
     )
     sys.exit(run(plan))

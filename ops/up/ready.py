@@ -26,6 +26,8 @@ class Readiness:
     models: list[dict[str, Any]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why not, if not."""
+    needs_key: bool = False
+    """Clients must show a key."""
 
     @property
     def loading(self) -> list[str]:
@@ -120,6 +122,11 @@ def place(redis_url: str) -> str:
 def _read(status: int, body: bytes) -> Readiness:
     try:
         said = json.loads(body)
-        return Readiness(status == http.HTTPStatus.OK, list(said["models"]), list(said.get("reasons", [])))
+        return Readiness(
+            status == http.HTTPStatus.OK,
+            list(said["models"]),
+            list(said.get("reasons", [])),
+            bool(said.get("needs_key")),
+        )
     except (ValueError, LookupError, TypeError):
         return Readiness(reasons=[f"the API answers /v1/health with {status} and no word of its models"])

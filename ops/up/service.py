@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Plan:
     """Seconds the API lets open answers go on when it is stopped."""
     preload: bool = True
     """A model is loaded at the start, not with the first request."""
-    keys: bool = False
-    """Clients need a key."""
+    check_keys: Callable[[str], None] | None = None
+    """Called with the Redis' URL once that is up; raises when clients must have keys and none was made."""
     commands: Commands = field(default_factory=Commands)
 
 
@@ -101,6 +101,8 @@ class _Service:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
         say(f"RockchipLlama {VERSION}")
         redis_url = self._plan.tasks.redis_url or self._start_store()
+        if self._plan.check_keys is not None:
+            self._plan.check_keys(redis_url)
         shared = {
             environment.variable("redis_url"): redis_url,
             lifeline.VARIABLE: str(self._supervisor.lifeline),
@@ -212,7 +214,7 @@ class _Service:
         names = [str(model.get("id", "")) for model in models]
         model = next((name for name in names if name == self._plan.tasks.default_model), next(iter(names), ""))
         named = f'"model": "{model}", ' if model else ""
-        key = " -H 'Authorization: Bearer YOUR-KEY'" if self._plan.keys else ""
+        key = " -H 'Authorization: Bearer YOUR-KEY'" if self._probe.state.needs_key else ""
         say(
             f"\n  curl {self._shown_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
             f'    -d \'{{{named}"messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.scripted import RequestLines, ScriptedJobs, ScriptedRoster, Site, hello, site
+from tests.api.scripted import RequestLines, ScriptedJobs, ScriptedKeys, ScriptedRoster, Site, hello, site
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,7 @@ def place(_running: Site) -> Site:
     _running.relay.play(*hello())
     _running.world.roster.__dict__.update(ScriptedRoster().__dict__)
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
+    _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
     _running.world.redis_down = False
     return _running
 

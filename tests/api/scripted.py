@@ -20,6 +20,7 @@ from api.needs import Services
 from api.relay import Answer, ClientGone, Relay, Waiting
 from api.server import Server, bind, server
 from api.settings import ApiSettings
+from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.errors import JobFailed, JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
@@ -252,6 +253,24 @@ class ScriptedJobs:
         return await self.view(job)
 
 
+class ScriptedKeys:
+    """Keys as if somebody had made them."""
+
+    def __init__(self) -> None:
+        self.by_digest: dict[str, ApiKey] = {}
+        self.away = False
+
+    def make(self, plain: str, *scopes: Scope) -> None:
+        """From now on this key is one."""
+        digest = digest_of(plain.encode())
+        self.by_digest[digest] = ApiKey(id=digest[:12], name=plain, scopes=frozenset(scopes), created=0.0)
+
+    async def known(self) -> dict[str, ApiKey]:
+        if self.away:
+            raise QueueUnavailable("gone")
+        return self.by_digest
+
+
 def view(**changed: Any) -> JobView:
     """A job that waits, but for what is changed."""
     fields: dict[str, Any] = {
@@ -273,6 +292,7 @@ class World:
         self.relay = ScriptedRelay()
         self.roster = ScriptedRoster()
         self.jobs = ScriptedJobs()
+        self.api_keys = ScriptedKeys()
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -284,7 +304,13 @@ class World:
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[Services]:
-            yield {"relay": self.relay, "roster": self.roster, "jobs": self.jobs, "ping": self.ping}
+            yield {
+                "relay": self.relay,
+                "roster": self.roster,
+                "jobs": self.jobs,
+                "api_keys": self.api_keys,
+                "ping": self.ping,
+            }
 
         return create_app(settings, lifespan=lifespan)
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.auth import OWNER, Auth, BindRefused, check_bind
+from api.auth import ALLOWED, OWNER, Auth, BindRefused, check_bind
+from api.client_address import ClientAddress
 from api.settings import ApiSettings
+from tasks.api_keys import Scope
 from tests.api.scripted import Site, site
 
 
@@ -74,7 +76,7 @@ def passes(host: str, *networks: str) -> bool:
     """Whether a client at `host` needs no key."""
     auth = Auth(None, ApiSettings(trusted_networks=networks), None)  # type: ignore[arg-type]
     scope = {"type": "http", "path": "/v1/models", "headers": [], "client": (host, 1), OWNER: host}
-    return auth.refusal(scope) is None
+    return auth.refusal(scope, None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -112,12 +114,13 @@ def test_an_open_service_is_not_bound_to_a_network(host: str) -> None:
     with pytest.raises(BindRefused) as refused:
         check_bind(ApiSettings(host=host))
     lines = str(refused.value).splitlines()
-    assert [line.split("=")[0].strip() for line in lines[1:]] == [
+    assert [line.split("=")[0].strip() for line in lines[1:3]] == [
         "ROCKCHIPLLAMA_API_KEYS",
         "ROCKCHIPLLAMA_TRUSTED_NETWORKS",
     ]
     check_bind(ApiSettings(host=host, api_keys=("k",)))
     check_bind(ApiSettings(host=host, trusted_networks=("10.0.0.0/8",)))
+    check_bind(ApiSettings(host=host), keys=True)
 
 
 def test_settings_come_as_comma_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +146,93 @@ def test_a_setting_that_cannot_work_is_refused_at_start(bad: dict[str, Any]) -> 
     """Not at the first request."""
     with pytest.raises(ValidationError):
         ApiSettings(**bad)
+
+
+def test_a_made_key_opens_and_closes_the_rest(place: Site) -> None:
+    """The first key that is made ends the time when everybody may, without a restart."""
+    assert place.http.get("/v1/models").status_code == 200
+    place.world.api_keys.make("rl-made", Scope.INFERENCE)
+    assert place.http.get("/v1/models").status_code == 401
+    assert place.http.get("/v1/models", headers={"authorization": "Bearer rl-other"}).status_code == 401
+    assert place.http.get("/v1/models", headers={"authorization": "Bearer rl-made"}).status_code == 200
+    assert place.http.get("/healthz").status_code == 200
+
+
+def test_keys_of_the_settings_and_made_ones_stand_together(locked: Site) -> None:
+    """Making one takes nothing from the others."""
+    locked.world.api_keys.make("rl-made", Scope.INFERENCE)
+    try:
+        for key in ("first-key", "rl-made"):
+            assert locked.http.get("/v1/models", headers={"x-api-key": key}).status_code == 200
+    finally:
+        locked.world.api_keys.by_digest.clear()
+
+
+def test_a_key_without_the_scope_may_not_ask_models(place: Site) -> None:
+    """403 in the clients' own words, not to be tried again, and what would mend it; looking on is open to any key."""
+    place.world.api_keys.make("rl-batch", Scope.BATCH)
+    headers = {"authorization": "Bearer rl-batch"}
+    reply = place.http.post("/v1/completions", json={"prompt": "x"}, headers=headers)
+    assert reply.status_code == 403
+    assert reply.json()["error"]["code"] == "insufficient_permissions"
+    assert "--scope inference" in reply.json()["error"]["message"]
+    assert reply.headers["x-should-retry"] == "false"
+    assert place.relay.calls == []
+    assert place.http.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_while_keys_cannot_be_read_nobody_is_let_in_or_turned_away(place: Site) -> None:
+    """A server that has never read its keys says so with 503."""
+    place.world.api_keys.away = True
+    reply = place.http.get("/v1/models", headers={"authorization": "Bearer rl-made"})
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "queue_unavailable"
+
+
+def test_a_key_of_the_settings_needs_no_redis(locked: Site) -> None:
+    """It is known from the start."""
+    locked.world.api_keys.away = True
+    try:
+        assert locked.http.get("/v1/models", headers={"x-api-key": "first-key"}).status_code == 200
+    finally:
+        locked.world.api_keys.away = False
+
+
+def allowed(host: str, **settings: Any) -> frozenset[Scope]:
+    """What somebody without a key may do from `host`."""
+    auth = Auth(None, ApiSettings(**settings), None)  # type: ignore[arg-type]
+    scope: dict[str, Any] = {"type": "http", "path": "/v1/models", "headers": [], OWNER: host}
+    assert auth.refusal(scope, None, {}) is None
+    return scope[ALLOWED]  # type: ignore[no-any-return]
+
+
+def test_without_keys_only_this_machine_may_administer() -> None:
+    """Destructive routes answer loopback until there are keys; a trusted network never gets them."""
+    assert Scope.ADMIN in allowed("127.0.0.1")
+    assert allowed("192.168.1.7") == {Scope.INFERENCE, Scope.BATCH}
+    assert allowed("127.0.0.1", trusted_networks=("127.0.0.0/8",)) == {Scope.INFERENCE, Scope.BATCH}
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.2", ["203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.2", ["6.6.6.6, 203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.2", ["6.6.6.6", "203.0.113.9, 10.0.0.3"], "203.0.113.9"),
+        ("10.0.0.2", ["10.0.0.7, 10.0.0.3"], "10.0.0.7"),
+        ("10.0.0.2", ["unknown"], "10.0.0.2"),
+        ("10.0.0.2", [], "10.0.0.2"),
+        ("203.0.113.5", ["10.0.0.9"], "203.0.113.5"),
+    ],
+)
+def test_a_trusted_proxy_tells_who_its_client_is(peer: str, forwarded: list[str], client: str) -> None:
+    """The last hop that is none of the proxies; what a client wrote into the header itself stands before it."""
+    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    assert ClientAddress(["10.0.0.0/8"]).of({"client": (peer, 1), "headers": headers}) == client
+
+
+def test_turns_are_between_the_clients_of_a_proxy() -> None:
+    """Else everybody behind one would be one client."""
+    with site(trusted_proxies=("127.0.0.0/8",), drain=0) as place:
+        place.http.post("/v1/completions", json={"prompt": "x"}, headers={"x-forwarded-for": "203.0.113.9"})
+        assert place.relay.calls[-1].owner == "203.0.113.9"

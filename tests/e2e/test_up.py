@@ -271,6 +271,32 @@ def test_only_the_api_knows_its_keys_and_the_network_its_address(folder: Path) -
     assert up.ended() == 0
 
 
+def keys(*words: str, folder: Path) -> str:
+    """What `rockchipllama keys …` says to the service of this data directory."""
+    command = [sys.executable, "-m", "ops.cli.main", "keys", *words, "--data-dir", str(folder / "data")]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT).stdout
+
+
+def test_a_key_made_while_it_runs_locks_the_door_and_opens_the_network(folder: Path) -> None:
+    """It is found by the data directory; the next `up` may listen beyond this machine, and is refused that once it is revoked."""
+    up = Up(folder).until_ready()
+    key = json.loads(keys("create", "me", "--json", folder=folder))["key"]
+    eventually(lambda: httpx.get(f"{up.url}/v1/models", timeout=LIMIT).status_code == 401, what="a closed door")
+    assert httpx.get(f"{up.url}/v1/models", headers={"x-api-key": key}, timeout=LIMIT).status_code == 200
+    up.signal(signal.SIGINT)
+    assert up.ended() == 0
+
+    wide = Up(folder, "--host", "0.0.0.0").until_ready()
+    assert "Bearer YOUR-KEY" in wide.curl
+    assert "me" in keys("revoke", "me", folder=folder)
+    wide.signal(signal.SIGINT)
+    assert wide.ended() == 0
+
+    refused = Up(folder, "--host", "0.0.0.0")
+    assert refused.ended() == 2
+    assert "rockchipllama keys create" in refused.said and "Traceback" not in refused.said
+
+
 def test_a_worker_alone_with_its_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not inherit the API's keys from a board that was started with them; killed hard, it leaves no folder."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -1,0 +1,120 @@
+"""`rockchipllama keys …`: API keys for people and programs.
+
+It goes to the service's Redis itself, not through the API: whoever runs the service must get in when nobody has a key yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ops.cli import options
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+app = typer.Typer(help="Make, list and revoke API keys of a running service.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, such as open-webui.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it allows: inference, batch, admin; may be repeated. Unset: inference and batch."),
+    ] = None,
+    as_json: AsJson = False,
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Make a key and show it, once: only its digest is kept. From the first key on, clients need one."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    import json
+
+    from tasks import api_keys
+
+    try:
+        scopes = [api_keys.Scope(word) for word in scope or ("inference", "batch")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; there are {', '.join(api_keys.Scope)}.", param_hint="--scope") from error
+    with_client = _client()
+    key, plain = api_keys.create(with_client, name, scopes)
+    if as_json:
+        print(json.dumps({**_shown(key), "key": plain}))
+    else:
+        print(f"{plain}\n\nThis is shown once. '{key.name}' ({key.id}) may: {', '.join(sorted(key.scopes))}.")
+
+
+@app.command("list")
+def list_keys(
+    as_json: AsJson = False,
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """List the keys that were made, by name; those in ROCKCHIPLLAMA_API_KEYS are not among them."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    import json
+    import time
+
+    from tasks import api_keys
+
+    found = api_keys.listing(_client())
+    if as_json:
+        print(json.dumps([_shown(key) for key in found]))
+        return
+    if not found:
+        print("There are no keys. `rockchipllama keys create NAME` makes one.")
+        return
+    width = max(len(key.name) for key in found)
+    for key in found:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
+        print(f"{key.id}  {key.name:<{width}}  {made}  {','.join(sorted(key.scopes))}")
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The key's name or id.")],
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Make a key useless, within two seconds. Jobs that it began run on."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    from tasks import api_keys
+
+    key = api_keys.revoke(_client(), name)
+    print(f"'{key.name}' ({key.id}) opens nothing any more.")
+
+
+def _client() -> Redis:
+    from ops.configuration import load
+    from ops.up import store
+    from tasks.connection import UNREACHABLE, connect
+    from tasks.settings import TaskSettings
+
+    settings = load(TaskSettings)
+    url = settings.redis_url or f"unix://{store.socket_dir(settings.data_dir) / store.SOCKET_NAME}"
+    client = connect(url)
+    try:
+        client.ping()
+    except UNREACHABLE as error:
+        from ops.configuration import without_password
+        from tasks.api_keys import KeyRefused
+
+        raise KeyRefused(
+            f"The service's queue, where keys are kept, does not answer at {without_password(url)} ({error}). Start the "
+            "service first, or name its Redis with --redis-url or its files with --data-dir."
+        ) from error
+    return client
+
+
+def _shown(key: object) -> dict[str, object]:
+    from tasks.api_keys import ApiKey
+
+    assert isinstance(key, ApiKey)
+    return {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "created": key.created}

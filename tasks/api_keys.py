@@ -1,0 +1,149 @@
+"""API keys that were made for people and programs, kept in Redis as digests, so that every API process obeys them.
+
+A key is shown once, when it is made. What is kept of it can neither be turned back nor be used as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Iterable
+from enum import StrEnum
+from typing import cast
+
+import msgspec
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.connection import UNREACHABLE, connect, text, unavailable_as_refusal
+from tasks.errors import QueueUnavailable
+
+log = logging.getLogger("rockchipllama.keys")
+
+API_KEY_VERSION = 1
+FRESH = 2.0
+"""Seconds for which an API process relies on what it last read: after that long at most, a revoked key opens nothing."""
+LONGEST_NAME = 60
+ID_DIGITS = 12
+
+
+class Scope(StrEnum):
+    """What a key allows."""
+
+    INFERENCE = "inference"
+    """To ask models, and to look at jobs, models and queues."""
+    BATCH = "batch"
+    """To submit files and batches, and to collect their results."""
+    ADMIN = "admin"
+    """To change what the service does for everybody: pause a queue, cancel others' jobs."""
+
+
+EVERY_SCOPE = frozenset(Scope)
+
+
+class KeyRefused(Exception):
+    """Raised when a key cannot be made as asked, or when there is none of that name; the message says why."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """One key as it is kept. `id` is the beginning of its digest; `created` is in Unix seconds by the maker's clock."""
+
+    id: str
+    name: str
+    scopes: frozenset[Scope]
+    created: float
+    version: int = API_KEY_VERSION
+
+
+_decoder = msgspec.json.Decoder(ApiKey)
+
+
+def digest_of(key: bytes) -> str:
+    """What is kept of a key. It is random and long, so no salt and no slow digest is needed."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def create(client: redis.Redis, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
+    """Make a key, known to every API process within `FRESH` seconds; what is kept of it, and the key itself.
+
+    Raises `KeyRefused` when the name cannot be used or is another key's.
+    """
+    allowed = frozenset(scopes)
+    if not allowed:
+        raise KeyRefused(f"A key needs at least one scope: {', '.join(Scope)}.")
+    if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME:
+        raise KeyRefused(f"A key's name has 1 to {LONGEST_NAME} printable characters.")
+    if any(kept.name == name for kept in listing(client)):
+        raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
+    plain = "rl-" + secrets.token_urlsafe(32)
+    digest = digest_of(plain.encode())
+    key = ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time())
+    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+    return key, plain
+
+
+def listing(client: redis.Redis) -> list[ApiKey]:
+    """Every key, oldest first."""
+    return sorted(
+        _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS))).values(), key=lambda key: key.created
+    )
+
+
+def revoke(client: redis.Redis, name: str) -> ApiKey:
+    """Make a key useless within `FRESH` seconds; by its id or its name. Raises `KeyRefused` when there is none."""
+    found = _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS)))
+    for digest, key in found.items():
+        if name in (key.id, key.name):
+            client.hdel(keys.API_KEYS, digest)
+            return key
+    known = ", ".join(sorted(key.name for key in found.values())) or "none"
+    raise KeyRefused(f"There is no API key '{name}'. There are: {known}.")
+
+
+def were_made(url: str) -> bool:
+    """Whether there is a key in the Redis at `url`; false as well while that cannot be read."""
+    client = connect(url)
+    try:
+        return bool(client.exists(keys.API_KEYS))
+    except UNREACHABLE:
+        return False
+    finally:
+        client.close()
+
+
+class ApiKeys:
+    """The keys as one API process knows them: read when somebody asks and what is known is older than `FRESH`."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+        self._known: dict[str, ApiKey] | None = None
+        self._read_at = 0.0
+
+    async def known(self) -> dict[str, ApiKey]:
+        """Every key by its digest. While Redis is away, what was last read; raises `QueueUnavailable` if nothing was."""
+        if self._known is None or time.monotonic() - self._read_at > FRESH:
+            try:
+                with unavailable_as_refusal():
+                    raw = await cast("Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.API_KEYS))
+                    self._known = _read(raw)
+                self._read_at = time.monotonic()
+            except QueueUnavailable:
+                if self._known is None:
+                    raise
+        return self._known
+
+
+def _read(raw: dict[bytes, bytes]) -> dict[str, ApiKey]:
+    found = {}
+    for digest, kept in raw.items():
+        try:
+            key = _decoder.decode(kept)
+        except msgspec.DecodeError as error:
+            # It opens nothing, and must not keep the others from doing so.
+            log.warning("the API key %s cannot be read and is not obeyed: %s", text(digest)[:ID_DIGITS], error)
+            continue
+        found[text(digest)] = key
+    return found

@@ -1,0 +1,109 @@
+"""API keys as they are kept."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import api_keys, keys
+from tasks.api_keys import ApiKeys, KeyRefused, Scope, digest_of
+from tasks.connection import connect_async
+from tasks.errors import QueueUnavailable
+
+BOTH = (Scope.INFERENCE, Scope.BATCH)
+
+
+def test_only_a_digest_is_kept(client: redis.Redis) -> None:
+    """Whoever reads Redis or an append-only file finds no key in it."""
+    key, plain = api_keys.create(client, "open-webui", BOTH)
+    kept = client.hgetall(keys.API_KEYS)
+    assert plain.startswith("rl-") and len(plain) > 40
+    assert plain not in repr(kept)
+    assert list(kept) == [digest_of(plain.encode()).encode()]  # type: ignore[arg-type]
+    assert key.scopes == frozenset(BOTH)
+
+
+def test_keys_are_listed_and_revoked_by_name_or_id(client: redis.Redis) -> None:
+    """A revoked one is gone; another of that name is another key."""
+    first, plain = api_keys.create(client, "first", BOTH)
+    second, _ = api_keys.create(client, "second", [Scope.ADMIN])
+    assert api_keys.listing(client) == [first, second]
+    assert api_keys.revoke(client, "first") == first
+    assert api_keys.revoke(client, second.id) == second
+    assert api_keys.listing(client) == []
+    assert api_keys.create(client, "first", BOTH)[1] != plain
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 61, "two\nlines", "taken"])
+def test_an_unusable_name_is_refused(client: redis.Redis, name: str) -> None:
+    """Names are shown in lists, and tell keys apart."""
+    api_keys.create(client, "taken", BOTH)
+    with pytest.raises(KeyRefused):
+        api_keys.create(client, name, BOTH)
+    assert len(api_keys.listing(client)) == 1
+
+
+def test_a_key_that_allows_nothing_is_refused(client: redis.Redis) -> None:
+    """It would only puzzle whoever uses it."""
+    with pytest.raises(KeyRefused, match="at least one scope"):
+        api_keys.create(client, "nothing", [])
+
+
+def test_revoking_what_is_not_there_names_what_is(client: redis.Redis) -> None:
+    """A typing error is seen at once."""
+    api_keys.create(client, "open-webui", BOTH)
+    with pytest.raises(KeyRefused, match="open-webui"):
+        api_keys.revoke(client, "openwebui")
+
+
+async def test_a_process_knows_new_and_revoked_keys(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once what it knows is too old to be relied on."""
+    monkeypatch.setattr(api_keys, "FRESH", -1.0)
+    known = ApiKeys(aclient)
+    assert await known.known() == {}
+    key, plain = api_keys.create(client, "one", BOTH)
+    assert await known.known() == {digest_of(plain.encode()): key}
+    api_keys.revoke(client, "one")
+    assert await known.known() == {}
+
+
+async def test_what_is_fresh_is_not_read_again(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """A request costs no round trip for its key."""
+    known = ApiKeys(aclient)
+    await known.known()
+    api_keys.create(client, "one", BOTH)
+    assert await known.known() == {}
+
+
+async def test_without_redis_known_keys_go_on_and_unknown_ones_are_an_outage(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage revokes nobody; a process that never read a key cannot say no to one."""
+    monkeypatch.setattr(api_keys, "FRESH", -1.0)
+    key, plain = api_keys.create(client, "one", BOTH)
+    known = ApiKeys(aclient)
+    await known.known()
+    away = connect_async("unix:///nonexistent/valkey.sock")
+    monkeypatch.setattr(known, "_client", away)
+    assert await known.known() == {digest_of(plain.encode()): key}
+    with pytest.raises(QueueUnavailable):
+        await ApiKeys(away).known()
+
+
+def test_a_damaged_key_opens_nothing_and_hinders_no_other(client: redis.Redis) -> None:
+    """Nor does one that a newer version wrote with scopes unknown here."""
+    client.hset(keys.API_KEYS, "aa" * 32, b"{")
+    client.hset(keys.API_KEYS, "bb" * 32, b'{"id":"b","name":"b","scopes":["rule"],"created":1.0}')
+    key, _ = api_keys.create(client, "one", BOTH)
+    assert api_keys.listing(client) == [key]
+
+
+def test_whether_keys_were_made(client: redis.Redis, valkey_url: str) -> None:
+    """A Redis that is away has none to show."""
+    assert not api_keys.were_made(valkey_url)
+    api_keys.create(client, "one", BOTH)
+    assert api_keys.were_made(valkey_url)
+    assert not api_keys.were_made("unix:///nonexistent/valkey.sock")
