@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 
 from npu.errors import EngineFailed
+from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
+
+
+class Next(Enum):
+    """What the runtime does with the prompt of the next run without history."""
+
+    COMPARED = auto()
+    """It compares it with what is cached, from the start."""
+    APPENDED = auto()
+    """It puts it behind what is cached."""
+    UNKNOWN = auto()
 
 
 class Cache:
     """The tokens in the cache of one handle.
 
     There are two ways to go on from what is cached. Where the runtime compares prompts by itself, the whole prompt is sent
-    and nothing need be known here. Elsewhere (`keep_history`) only what is new is sent, and then what is cached must be
-    known exactly, token by token, and agree with the size the runtime reports; at the least doubt it is cleared.
+    and nothing need be known here. Elsewhere (`keep_history`, and after a pause) only what is new is sent, and then what is
+    cached must be known exactly, token by token, and agree with the size the runtime reports; at the least doubt it is
+    cleared.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -22,15 +35,31 @@ class Cache:
         self.reuse: bool | None = None
         """Whether the runtime skips a prefix it has cached; None until that was seen."""
         self._tokens: list[int] = []
-        self._history = False
-        """Whether the last run kept its history."""
+        self._next = Next.COMPARED
+        self._after_pause: Next | None = None
+
+    @property
+    def appends(self) -> bool:
+        """Whether the next run without history takes only what is new."""
+        return self._next is Next.APPENDED
+
+    def after_pause(self) -> Next:
+        """What becomes of a prompt after a pause; UNKNOWN where no run can be paused, or none holds still.
+
+        Nobody has documented it, so it is tried out once, with two tokens, which empties the cache. Raises `EngineFailed`.
+        """
+        if self._after_pause is None:
+            can = self._can
+            pauses = can.logits and can.cache_size and Answer.PAUSE in can.answers
+            self._after_pause = self._try_pauses() if pauses else Next.UNKNOWN
+        return self._after_pause
 
     def enter(self, tokens: Sequence[int]) -> tuple[bool, int]:
         """Make ready for a prompt that the runtime will answer: whether to keep history, and how many of its first tokens
         are cached and must not be sent."""
         if self.reuse is False and self._can.keep_history and self._can.cache_size:
             return True, self.enter_history(tokens)
-        if self._history:
+        if self._next is not Next.COMPARED:
             self.clear()  # another way of counting: what an earlier run kept is not to be found by this one
         return False, 0
 
@@ -44,41 +73,72 @@ class Cache:
             same += 1
         return same
 
+    def enter_pausing(self, tokens: Sequence[int]) -> int:
+        """Make ready for runs that keep no history and are paused: how many of `tokens` are cached. The last one never
+        counts. They must be sent all the same, unless `appends`."""
+        if self.appends and self._goes_on_with(tokens):
+            return len(self._tokens)
+        if self._next is not Next.COMPARED:
+            self.clear()
+        return self.shared(tokens) if self.reuse else 0
+
     def enter_history(self, tokens: Sequence[int]) -> int:
         """Make ready for runs that keep history: how many of `tokens` are cached. The last one never counts."""
-        size = self._handle.cache_size() if self._tokens else 0
-        known = self._tokens[:size] if size is not None and size <= len(self._tokens) else []
-        if not known or len(known) >= len(tokens) or known != list(tokens[: len(known)]):
+        if not self._goes_on_with(tokens):
             self.clear()
-            known = []
-        self._tokens = known
-        self._history = True
-        return len(known)
+        self._next = Next.UNKNOWN
+        return len(self._tokens)
 
     def holds(self, tokens: Sequence[int], answer: Sequence[int] = ()) -> None:
-        """A run has ended: the cache begins with `tokens`, and may go on with its answer."""
+        """A run has ended, or begins: the cache begins with `tokens`, and may go on with its answer."""
         self._tokens = [*tokens, *answer]
 
-    def holds_exactly(self, tokens: Sequence[int]) -> bool:
-        """A run has ended: whether the cache holds `tokens` and no more. A runtime that cannot tell may have kept one it
-        said, too."""
-        self._tokens = list(tokens)
-        return self._handle.cache_size() == len(tokens)
+    def ended(self, paused: bool, stopped: bool) -> None:
+        """A run without history has ended that was to be paused; `stopped`: somebody wanted its end."""
+        if self._after_pause is Next.APPENDED:
+            # One that was stopped may not even have begun, and then the pause before it holds.
+            self._next = Next.APPENDED if paused else Next.UNKNOWN if stopped else Next.COMPARED
+
+    def is_exact(self) -> bool | None:
+        """Whether the cache is as long as what is known of it; None where the runtime cannot tell. It may have kept a token
+        it said, too."""
+        size = self._handle.cache_size()
+        return None if size is None else size == len(self._tokens)
 
     def grew(self, tokens: Sequence[int]) -> None:
         """A step has added `tokens`. Raises `EngineFailed` when the runtime counts otherwise."""
         self._tokens += tokens
-        self._history = True
-        size = self._handle.cache_size()
-        if size not in (None, len(self._tokens)):
+        self._next = Next.UNKNOWN
+        self.check()
+
+    def check(self) -> None:
+        """Raises `EngineFailed` when the runtime counts otherwise than we do."""
+        if self.is_exact() is False:
             raise EngineFailed(
-                f"After a step of {len(tokens)} tokens the RKLLM runtime holds {size} instead of {len(self._tokens)}: its "
-                "logits cannot be relied on. Set `host_sampling = 0` in the model's manifest."
+                f"After a step the RKLLM runtime's cache holds {self._handle.cache_size()} tokens instead of "
+                f"{len(self._tokens)}: its logits cannot be relied on. Set `host_sampling = 0` in the model's manifest."
             )
 
     def clear(self) -> None:
         """Forget everything. Raises `EngineFailed` when the runtime does not."""
         self._tokens = []
-        self._history = False
+        self._next = Next.COMPARED
         if not self._handle.clear() or self._handle.cache_size() not in (None, 0):
             raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")
+
+    def _goes_on_with(self, tokens: Sequence[int]) -> bool:
+        """Whether everything cached is known, and `tokens` begin with it and go on."""
+        size = self._handle.cache_size() if self._tokens else 0
+        known = self._tokens[:size] if size is not None and size <= len(self._tokens) else []
+        self._tokens = known
+        return 0 < len(known) < len(tokens) and known == list(tokens[: len(known)])
+
+    def _try_pauses(self) -> Next:
+        self.clear()
+        sizes = []
+        for token in (0, 1):
+            run = Run(inputs=[Tokens([token])], mode=Mode.LOGITS)
+            list(self._handle.start(run, limit=1, take=lambda _: None, pause=True))
+            sizes.append(self._handle.cache_size())
+        self.clear()
+        return {(1, 2): Next.APPENDED, (1, 1): Next.COMPARED}.get((sizes[0], sizes[1]), Next.UNKNOWN)  # type: ignore[arg-type]

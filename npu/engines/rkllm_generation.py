@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
-from npu.errors import EngineFailed
-from npu.rkllm.abi import Mode, NativeSampling, Result, Run, Tokens
-from npu.rkllm.handle import Call
+from npu.engines.rkllm_logits import Ended, LogitsRuns
+from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
+from npu.rkllm.handle import Call, Take
 
 if TYPE_CHECKING:
     from npu.engines.rkllm import RkllmEngine
@@ -19,8 +19,6 @@ SLICE_SECONDS = 1.5
 """The longest a prefill may run without looking up: nothing can abort it."""
 SLICE_STEP = 128
 """Slices are multiples of this: the runtime works through a prompt in blocks, and a partial one costs as much."""
-ROWS = 4
-"""Tokens whose logits are asked for at once, at most: a row of 262,144 is 1 MB."""
 
 
 class RkllmGeneration:
@@ -154,7 +152,7 @@ class RkllmGeneration:
 
         engine, prompt = self._engine, self._prompt
         sampler = Sampler(self._sampling, len(engine.vocabulary), prompt.tokens, engine.vocabulary.end_tokens)
-        logits = self._logits_of_prompt()
+        runs, logits = self._logits_of_prompt()
         self._on_prefill(len(prompt.tokens))
         while logits is not None and not self._aborted:
             begun = time.monotonic()
@@ -166,46 +164,19 @@ class RkllmGeneration:
             if len(self._said) >= prompt.max_tokens:
                 self._end = End.LENGTH
                 return
-            logits = self._step([token])
+            logits = runs.after(token)
             self._decode_ms += (time.monotonic() - begun) * 1000
 
-    def _logits_of_prompt(self) -> memoryview[float] | None:
-        """Fill the cache with all of the prompt but its last token, then ask for that one's logits; None once aborted."""
-        tokens, cache = self._prompt.tokens, self._engine.cache
+    def _logits_of_prompt(self) -> tuple[LogitsRuns, memoryview[float] | None]:
+        """Those after the prompt, None once aborted; and the runs that give those after it."""
         begun = time.monotonic()
-        before, last = tokens[:-1], tokens[-1:]
+        runs = LogitsRuns(self._engine, self._prompt.tokens, self._run_through, self._on_prefill)
+        self.counted = False
         try:
-            at = self._skipped = cache.enter_history(before)
-            if self._engine.family.CAPABILITIES.cache_size:
-                at = self._prefill_history(before, at, all_of_it=True)
-            # What is left, or everything, where a run that generates leaves more in the cache than it was given.
-            for start in range(at, len(before), ROWS):
-                if self._step(before[start : start + ROWS]) is None:
-                    return None
-                self._on_prefill(start)
-            return self._step(last)
+            return runs, runs.of_prompt()
         finally:
-            self._prefilled += 1
+            self._skipped = runs.cached
             self._prefill_ms = (time.monotonic() - begun) * 1000
-
-    def _step(self, tokens: Sequence[int]) -> memoryview[float] | None:
-        """Add a few tokens to the cache; the logits after the last of them. None once aborted."""
-        call = self._start(Run(inputs=[Tokens(tokens)], mode=Mode.LOGITS, keep_history=True), 1, take=_last_logits)
-        if call is None:
-            return None
-        rows = list(call)
-        self._call = None
-        if call.paused:
-            self._engine.cache.clear()
-        if self._aborted and not rows:
-            return None
-        if not rows or rows[0] is None:
-            raise EngineFailed("The RKLLM runtime gave no logits when it was asked for them.")
-        logits = rows[0]
-        assert isinstance(logits, memoryview)
-        self._engine.cache.grew(tokens)
-        # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.
-        return logits[: len(self._engine.vocabulary)]
 
     def _prefill_slices(self, tokens: Sequence[int]) -> None:
         """Prefill all but the last slice, where the runtime finds its way back to a prefix."""
@@ -216,19 +187,20 @@ class RkllmGeneration:
             self._there = stop
             self._on_prefill(stop)
 
-    def _prefill_history(self, tokens: Sequence[int], at: int, all_of_it: bool = False) -> int:
+    def _prefill_history(self, tokens: Sequence[int], at: int) -> int:
         """Prefill `tokens` from place `at` in slices, all but the last one; where to go on from.
 
         A runtime that keeps more than it was given is cleared, and everything is left to do.
         """
-        stops = [*self._engine.slices(len(tokens), at), *([len(tokens)] if all_of_it and at < len(tokens) else ())]
-        for stop in stops:
+        cache = self._engine.cache
+        for stop in self._engine.slices(len(tokens), at):
             if not self._prefill(tokens[at:stop], history=True):
                 return at
-            if not self._engine.cache.holds_exactly(tokens[:stop]):
-                self._engine.cache.clear()
+            cache.holds(tokens[:stop])
+            if not cache.is_exact():
+                cache.clear()
                 self._skipped = 0
-                return self._engine.cache.enter_history(tokens)
+                return cache.enter_history(tokens)
             at = stop
             self._on_prefill(stop)
         return at
@@ -253,14 +225,21 @@ class RkllmGeneration:
     def _one(self) -> int | None:
         return 1 if self._engine.family.CAPABILITIES.per_run_max_tokens else None
 
-    def _start(
-        self, run: Run, limit: int, take: Callable[[tuple[Result, ...]], object] = lambda results: results[0]
-    ) -> Call | None:
+    def _run_through(self, run: Run, take: Take, *, pause: bool) -> Ended | None:
+        """Run until the first callback; None when an abort came first."""
+        call = self._start(run, 1, take, pause)
+        if call is None:
+            return None
+        taken = list(call)
+        self._call = None
+        return call, taken
+
+    def _start(self, run: Run, limit: int, take: Take = lambda results: results[0], pause: bool = False) -> Call | None:
         """Begin a run, unless an abort came first."""
         with self._lock:
             if self._aborted:
                 return None
-            self._call = self._engine.handle.start(run, limit=limit, take=take)
+            self._call = self._engine.handle.start(run, limit=limit, take=take, pause=pause)
             return self._call
 
     def _count(self, call: Call) -> None:
@@ -294,8 +273,3 @@ class RkllmGeneration:
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,
         )
-
-
-def _last_logits(results: tuple[Result, ...]) -> memoryview[float] | None:
-    rows = results[0].logits
-    return rows.last() if rows is not None else None

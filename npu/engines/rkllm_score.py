@@ -24,7 +24,7 @@ class RkllmScore(RkllmGeneration):
     def result(self) -> float | None:
         """The probability, or None once aborted."""
         try:
-            logits = self._logits_of_prompt()
+            _, logits = self._logits_of_prompt()
             return None if logits is None else _share(logits[self._yes], logits[self._no])
         finally:
             self._finish()

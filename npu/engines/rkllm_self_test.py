@@ -84,6 +84,7 @@ class SelfTester:
         answers, verdict = self._answers()
         first = next((answer for answer in answers if answer is not None), None)
         reuse, counts_cached, read = self._reuse([*filler])
+        self._engine.cache.reuse = reuse  # decides how logits are asked for
         abort_ms = self._abort([*filler])
         # Last, for it takes longest where the runtime cannot tell the size of its cache.
         logits, logits_ms = self._logits(answers[0] if answers else None, verdict)

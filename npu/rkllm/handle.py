@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ctypes import CDLL
 from dataclasses import replace
@@ -23,8 +24,9 @@ log = logging.getLogger("rockchipllama.rkllm")
 
 LAST_WORD = 1.0
 """Seconds the runtime gets to say FINISH after its call has returned; some builds may say it from another thread."""
-DEAF = 8
-"""Callbacks after an abort from which on they also answer PAUSE: this runtime does not hear aborts."""
+DEAF = 2.0
+"""Seconds after an abort from which on callbacks also answer PAUSE: this runtime does not hear aborts. One that was told of
+heard them after 1.4 s (issue 400), and a pause it did not need would cost it its cache."""
 STOP_PATIENCE = 30.0
 """Seconds a run gets to end when its handle is closed: a prefill hears nothing until it is through."""
 _NUMBERS: Final = 2**31 - 1
@@ -44,17 +46,18 @@ class Call:
     After the last one `perf` has the runtime's figures, where it gave any, and `stopped` says whether somebody ended it.
     """
 
-    def __init__(self, handle: Handle, run: Run, limit: int | None, take: Take) -> None:
+    def __init__(self, handle: Handle, run: Run, limit: int | None, take: Take, pause: bool) -> None:
         self.run = run
         self.perf: Perf | None = None
         self.stopped = False
         self.paused = False
-        """It ended by a pause, so the next run would go on from here: clear the cache first."""
+        """It ended by a pause, so the next run may go on from here: clear the cache first, unless that is wanted."""
         self._handle = handle
         self._limit = limit
         self._take = take
+        self._pauses = pause
         self._count = 0
-        self._unheard = 0
+        self._stopped_at = 0.0
         self._last_state: State | None = None
         self._terminal = threading.Event()
         self._heard: SimpleQueue[object] = SimpleQueue()
@@ -81,10 +84,10 @@ class Call:
             return Answer.CONTINUE
         if self.stopped:
             # Said again, for an abort that came before the run had begun may have been lost.
-            self._unheard += 1
+            self._stopped_at = self._stopped_at or time.monotonic()
             self._handle.abort_from_callback()
             if (
-                self._unheard <= DEAF
+                time.monotonic() - self._stopped_at < DEAF
                 or self.run.keep_history
                 or Answer.PAUSE not in self._handle.abi.CAPABILITIES.answers
             ):
@@ -95,6 +98,9 @@ class Call:
         self._heard.put(self._take(results))
         if self._limit is not None and self._count >= self._limit:
             self.stopped = True
+            if self._pauses:
+                self.paused = True
+                return Answer.PAUSE
             self._handle.abort_from_callback()
         # What was wanted of the rows is copied. Where the runtime cannot be told so, this is CONTINUE.
         return Answer.RELEASE if results[0].hidden is not None else Answer.CONTINUE
@@ -148,10 +154,11 @@ class Handle:
             raise EngineFailed("This model is not loaded. Open the engine anew.")
         return self._loaded
 
-    def start(self, run: Run, *, limit: int | None = None, take: Take = _as_they_are) -> Call:
-        """Begin a run; it ends by itself after `limit` callbacks. Raises `EngineFailed` once closed."""
+    def start(self, run: Run, *, limit: int | None = None, take: Take = _as_they_are, pause: bool = False) -> Call:
+        """Begin a run; it ends by itself after `limit` callbacks: by an abort, which may be heard some tokens later, or
+        with `pause` at once, where the family has that answer and no history is kept. Raises `EngineFailed` once closed."""
         _ = self.loaded
-        call = Call(self, replace(run, number=next(self._numbers) % _NUMBERS + 1), limit, take)
+        call = Call(self, replace(run, number=next(self._numbers) % _NUMBERS + 1), limit, take, pause)
         self._work.put(call)
         return call
 
