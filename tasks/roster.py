@@ -100,6 +100,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     state: str = ""
     """Of a worker: `idle` (the model is not loaded), `loading`, `loaded`, `busy`."""
+    answered: int | None = None
+    """Calls to serve that a worker has answered; none while it answers one."""
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""
@@ -157,6 +159,11 @@ def leave(client: redis.Redis, name: str) -> None:
 
 _card_decoder = msgspec.json.Decoder(Card)
 _presence_decoder = msgspec.json.Decoder(Presence)
+
+
+def read_breath(kept: bytes) -> Presence:
+    """What a breath said, as it is kept: behind the time it was taken. Raises `msgspec.DecodeError`."""
+    return _presence_decoder.decode(kept.partition(b":")[2])
 
 
 def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:

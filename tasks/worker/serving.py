@@ -75,6 +75,8 @@ class Serving:
         self._lease = tasks_settings.lease
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
         self._run: JobRun | None = None
+        self._answered = 0
+        self._call_in_hand = False
         self._stopping = False
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
@@ -96,8 +98,13 @@ class Serving:
         Going back to Celery between two jobs would leave the engine idle for twice as long. Calls that are left over by
         this find nothing, or whoever came meanwhile.
         """
-        outcomes = list(islice(iter(lambda: self._serve_one(call), None), JOBS_PER_CALL))
-        return "; ".join(outcomes) or "nothing waits"
+        self._call_in_hand = True
+        try:
+            outcomes = list(islice(iter(lambda: self._serve_one(call), None), JOBS_PER_CALL))
+            return "; ".join(outcomes) or "nothing waits"
+        finally:
+            self._answered += 1
+            self._call_in_hand = False
 
     def _serve_one(self, call: str) -> str | None:
         """Claim and run the next job; None when there is none for this worker."""
@@ -256,7 +263,14 @@ class Serving:
             state = "idle"
         else:
             state = "busy" if self._run is not None else "loaded"
-        return Presence(name=self._worker, board=self._board, model=self._model.id, state=state, started=self._started)
+        return Presence(
+            name=self._worker,
+            board=self._board,
+            model=self._model.id,
+            state=state,
+            answered=None if self._call_in_hand else self._answered,
+            started=self._started,
+        )
 
     def leave(self) -> None:
         """Take the worker off the roster."""

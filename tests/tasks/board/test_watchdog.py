@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,14 +15,18 @@ import pytest
 import redis
 
 from npu.model import Model
-from tasks import keys, roster
+from tasks import keys, queue, roster
 from tasks.board import watchdog as module
 from tasks.board.agent import Agent
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers
+from tasks.connection import connect_async
+from tasks.jobs import Lane, new_job_id
+from tasks.requests import ChatRequest, Message
 from tasks.roster import Presence
 from tasks.settings import TaskSettings
+from tasks.store import JobStore
 from tests.stack import LIMIT, eventually
 
 
@@ -42,8 +47,10 @@ class Kennel:
         self.client = client
         self.clock = clock
         self.workers = Workers(lambda _: ["/bin/sleep", "1000"], folder, 60.0, ())
-        self.watchdog = Watchdog(client, "one", self.workers, silence=60, first_breath=120)
+        self.watchdog = Watchdog(client, "one", self.workers, silence=60, first_breath=120, ignoring=30)
         self.folder = folder
+        self.full = False
+        """Whether Redis has no memory left when the watchdog looks."""
         self.killed: list[str] = []
         self._breaths = 0
         self._kill = self.workers.kill
@@ -57,15 +64,28 @@ class Kennel:
         self.workers.start(Model(id=name, engine="echo", folder=self.folder), 0)
         return self.workers.living()[name]
 
-    def breathe(self, name: str) -> None:
+    def breathe(self, name: str, **said: object) -> None:
         self._breaths += 1
-        self.client.hset(keys.PRESENCE, f"{name}@one", f"{self._breaths}:{{}}")
+        payload = json.dumps({"name": f"{name}@one", "board": "one", **said})
+        self.client.hset(keys.PRESENCE, f"{name}@one", f"{self._breaths}:{payload}")
+
+    def wait(self, name: str, *, jobs: int = 1, calls: int = 1) -> None:
+        """Have so many jobs wait, and so many calls lie in the queue."""
+        self.client.delete(keys.waiting(name), keys.calls(name))
+        for index in range(jobs):
+            self.client.zadd(keys.waiting(name), {f"job{index}": index})
+        for _ in range(calls):
+            queue.send(self.client, name)
 
     def passes(self, seconds: int) -> None:
         """Time, with a look each five seconds."""
         for _ in range(0, seconds, 5):
             self.clock.now += 5
-            self.watchdog.look()
+            self.client.config_set("maxmemory", 1 if self.full else "512mb")
+            try:
+                self.watchdog.look()
+            finally:
+                self.client.config_set("maxmemory", "512mb")
 
 
 @pytest.fixture
@@ -148,6 +168,87 @@ def test_a_look_that_comes_late_judges_nobody(kennel: Kennel) -> None:
     assert kennel.killed == []
 
 
+def test_a_free_worker_that_leaves_calls_lying_is_the_end(kennel: Kennel, caplog: pytest.LogCaptureFixture) -> None:
+    """After the limit, not before; of the one that has calls only; and it is said."""
+    deaf = kennel.start("deaf")
+    kennel.start("free")
+    for _ in range(8):
+        kennel.wait("deaf")
+        for name in ("deaf", "free"):
+            kennel.breathe(name, state="loaded", answered=3)
+        assert kennel.killed == []
+        kennel.passes(5)
+    for name in ("deaf", "free"):
+        kennel.breathe(name, state="loaded", answered=3)
+    kennel.passes(5)
+    eventually(lambda: gone(deaf), what="the end of the deaf one")
+    assert kennel.killed == ["deaf"]
+    assert f"the worker of deaf pid={deaf} is free but has taken none of the calls that wait for 35 s" in caplog.text
+
+
+class Innocent:
+    """What a worker and the world about it may do before each look, the number of which is told."""
+
+    @staticmethod
+    def it_answers_one_now_and_then(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loaded", answered=look // 4)
+
+    @staticmethod
+    def it_is_busy(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="busy", answered=None if look % 5 else 0)
+
+    @staticmethod
+    def it_loads(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loading" if look % 5 else "idle", answered=0)
+
+    @staticmethod
+    def nothing_waits(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loaded", answered=0)
+        kennel.wait("m", jobs=0)
+
+    @staticmethod
+    def the_sweep_has_still_to_top_up_the_calls(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loaded", answered=0)
+        kennel.wait("m", calls=0)
+
+    @staticmethod
+    def others_take_the_calls(kennel: Kennel, look: int) -> None:
+        kennel.wait("m", calls=1 if look % 5 else 0)
+        if look % 5:
+            kennel.breathe("m", state="loaded", answered=0)
+
+    @staticmethod
+    def redis_was_away(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loaded", answered=0)
+        if look % 5 == 0:
+            kennel.watchdog.forgive()
+
+    @staticmethod
+    def the_memory_is_full(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state="loaded", answered=0)
+        kennel.full = look % 5 == 0
+
+    @staticmethod
+    def it_was_held_up_with_all_it_does(kennel: Kennel, look: int) -> None:
+        if look % 4 == 0:
+            kennel.breathe("m", state="loaded", answered=0)
+
+    @staticmethod
+    def it_is_of_another_version(kennel: Kennel, look: int) -> None:
+        kennel.breathe("m", state=1)
+
+
+@pytest.mark.parametrize("before", [value.__func__ for value in vars(Innocent).values() if hasattr(value, "__func__")])
+def test_whoever_may_leave_calls_lying_is_left_alone(kennel: Kennel, before: Callable[[Kennel, int], None]) -> None:
+    """However long it goes on."""
+    kennel.start("m")
+    kennel.wait("m")
+    for look in range(18):
+        before(kennel, look)
+        kennel.passes(5)
+    assert kennel.killed == []
+
+
 @pytest.fixture
 def agent(
     client: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,7 +264,9 @@ def agent(
         monkeypatch.setenv(f"ROCKCHIPLLAMA_{name.upper()}", str(getattr(settings, name)))
     monkeypatch.setattr("tasks.board.agent.WATCH", 0.5)
     made = Agent(settings, BoardSettings())
-    made._watchdog = Watchdog(client, "one", made._workers, silence=4 * roster.BREATH, first_breath=LIMIT)
+    made._watchdog = Watchdog(
+        client, "one", made._workers, silence=4 * roster.BREATH, first_breath=LIMIT, ignoring=4 * roster.BREATH
+    )
     thread = threading.Thread(target=made.run)
     thread.start()
     yield made, thread
@@ -197,3 +300,25 @@ def test_a_stopped_worker_is_replaced(
     eventually(lambda: agent[0]._workers.living().get("echo", first.pid) != first.pid, what="another worker")
     client.delete(keys.PRESENCE)
     eventually(lambda: breath(client) is not None, what="its breath")
+
+
+def test_a_worker_whose_parent_is_stopped_is_replaced(
+    agent: tuple[Agent, threading.Thread], client: redis.Redis, valkey_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its child breathes on, so it shows only by the calls that it leaves lying; the job is answered by the next one."""
+    first = worker(agent[0])
+    eventually(lambda: (breath(client) or Presence(name="", board="")).state == "loaded", what="a loaded model")
+    first.suspend()
+    job = new_job_id()
+
+    async def accept() -> None:
+        store = JobStore(connect_async(valkey_url), queue_limit=20, job_ttl=600, deadline=600)
+        request = ChatRequest(messages=(Message("user", "hello"),))
+        await store.accept(job, "echo", request, lane=Lane.INTERACTIVE, owner="", deadline=None)
+
+    asyncio.run(accept())
+    queue.send(client, "echo")  # the first one goes to whom Redis takes for a listener still
+    eventually(lambda: gone(first.pid), what="the end of the deaf worker")
+    assert "is free but has taken none of the calls" in caplog.text
+    eventually(lambda: client.hget(keys.job(job), "state") == b"finished", what="the answer")
+    assert client.hget(keys.job(job), "failures") is None

@@ -16,7 +16,7 @@ from npu.engine import TextEngine
 from npu.engines.echo import EchoEngine
 from npu.errors import ModelRefused
 from npu.model import Model
-from tasks import keys
+from tasks import keys, roster
 from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.connection import connect, connect_async
 from tasks.events import FailureCode, TextDelta
@@ -200,6 +200,26 @@ def test_a_late_message_cancels_nothing_else(make: Make) -> None:
     place.client.publish(keys.control(WORKER), f"cancel {job} 2")
     place.until(job, JobState.CANCELLED)
     assert place.text(job) == "abc"
+
+
+def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
+    """By that its board's agent sees whether calls reach it. With one in hand it says so: no other can."""
+    place = make()
+
+    def answered() -> int | None:
+        return roster.read_breath(place.client.hget(keys.PRESENCE, WORKER)).answered  # type: ignore[arg-type]
+
+    eventually(lambda: place.client.hexists(keys.PRESENCE, WORKER), what="a breath")
+    assert answered() == 0
+    place.call().join(LIMIT)  # there is nothing to do, but it came
+    eventually(lambda: answered() == 1, what="the news")
+    place.gate.clear()
+    place.accept()
+    serving_ = place.call()
+    eventually(lambda: answered() is None, what="the news")
+    place.gate.set()
+    serving_.join(LIMIT)
+    eventually(lambda: answered() == 2, what="the news")
 
 
 def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Make) -> None:
