@@ -19,7 +19,10 @@ rl:serve.MODEL         list     Celery: calls to serve, while there are any
 rl:_kombu.*            set, zset   Celery: which queue a call goes to
 rl:unacked*            hash, zset, string   Celery: calls that are being served
 
-What expires by itself: rl:presence (hash, workers and boards that breathe; written past the append-only file).
+What expires by itself, and is written past the append-only file:
+
+rl:presence            hash     workers and boards that breathe
+rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS.
 """
@@ -30,6 +33,7 @@ PREFIX = "rl:"
 ORDER = "rl:order"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
+PACE = "rl:pace"
 API_KEYS = "rl:api_keys"
 
 PERMANENT = (ORDER, CARDS, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")

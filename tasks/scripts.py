@@ -45,6 +45,7 @@ local function bell(job)
   redis.call('PUBLISH', job .. ':live', '0:')
 end
 local function finish(job, events, state, payload)
+  local held = redis.call('HMGET', job, 'state', 'model', 'started')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
   -- What nobody reads after the end is most of a record, and the record stays for a while.
   for _, name in ipairs(redis.call('HKEYS', job)) do
@@ -53,6 +54,16 @@ local function finish(job, events, state, payload)
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
   redis.call('PEXPIRE', job, ttl)
   redis.call('PEXPIRE', events, ttl)
+  if held[1] == 'running' and held[2] and held[3] then
+    -- How long jobs hold a worker, the newest counting a quarter. Past the append-only file: it is worth little after a
+    -- restart, and SD cards wear.
+    local took = now() - held[3]
+    local pace = redis.call('HGET', 'rl:pace', held[2]) or took
+    redis.set_repl(redis.REPL_NONE)
+    redis.call('HSET', 'rl:pace', held[2], math.floor(pace + (took - pace) / 4))
+    redis.call('PEXPIRE', 'rl:pace', 3600000)
+    redis.set_repl(redis.REPL_ALL)
+  end
 end
 """
 
@@ -86,14 +97,26 @@ class Script:
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order calls   ARGV id limit rank first-event deadline-ms call field value ...
--- -> {1, place, running} accepted;  {0, waiting} full.  Sent twice with one id it accepts once.
+-- KEYS job events waiting running order calls pace   ARGV id limit rank first-event deadline-ms call model M field value ...
+-- -> {1, place, running} accepted;  {0, waiting, ms until a place is free, as far as can be told} full.
+-- Sent twice with one id it accepts once.
 local function accepted()
   return {1, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, redis.call('ZCARD', KEYS[4])}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return accepted() end
 local waiting = redis.call('ZCARD', KEYS[3])
-if waiting >= tonumber(ARGV[2]) then return {0, waiting} end
+if waiting >= tonumber(ARGV[2]) then
+  -- A place is free when a worker takes its next job. One that is at its present job for longer than jobs usually take is
+  -- likely to be at it for as long again; and before any has ended, what the running ones have taken is all that is known.
+  local running = redis.call('ZRANGE', KEYS[4], 0, -1)
+  local pace = tonumber(redis.call('HGET', KEYS[7], ARGV[8]) or 0)
+  local least
+  for _, id in ipairs(running) do
+    local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
+    least = math.min(least or age, age)
+  end
+  return {0, waiting, math.floor(math.max(pace, least or 0) / math.max(1, #running))}
+end
 local order = ARGV[3] * 1e14 + redis.call('INCR', KEYS[5])
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,

@@ -22,6 +22,9 @@ from tasks.scripts import ACCEPT, CANCEL, VIEW
 QUEUED = encode_events([Queued()])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
+UNTRIED = 10.0
+"""Seconds to come again after while nobody knows how long a model's jobs take: most likely it is being loaded."""
+
 
 class Accepted(msgspec.Struct, frozen=True):
     """A job's place when it was accepted: how many wait before it, and how many of its model run."""
@@ -59,7 +62,7 @@ class JobStore:
                     self._client,
                     [
                         *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
-                        *(keys.ORDER, keys.calls(model)),
+                        *(keys.ORDER, keys.calls(model), keys.PACE),
                     ],
                     *(
                         job,
@@ -74,7 +77,7 @@ class JobStore:
                 ),
             )
         if reply[0] == 0:
-            raise QueueFull(model, reply[1], retry_after=min(60, 2 * reply[1]))
+            raise QueueFull(model, reply[1], retry_after=reply[2] / 1000 or UNTRIED)
         return Accepted(place=reply[1], running=reply[2])
 
     async def cancel(self, job: str, reason: str) -> JobState:

@@ -121,6 +121,65 @@ async def test_a_full_queue_refuses_in_the_same_step(store: JobStore, client: re
     assert len(client.keys("rl:{*")) == 10
 
 
+def since(client: redis.Redis, held: Claim, seconds: int) -> None:
+    """As if the claim had been made so long ago."""
+    now, _ = client.time()
+    client.hset(keys.job(held.job), "started", (now - seconds) * 1000)
+
+
+async def taken(store: JobStore, client: redis.Redis, seconds: int) -> Claim:
+    """A job that a worker has had for so long."""
+    await accept(store)
+    held = claim(client)
+    assert held is not None
+    since(client, held, seconds)
+    return held
+
+
+async def came_too_late(store: JobStore) -> float:
+    """Fill the queue; after how many seconds the next one is told to come again."""
+    for _ in range(6):
+        try:
+            await accept(store)
+        except QueueFull as full:
+            return full.retry_after
+    raise AssertionError("the queue has no end")
+
+
+async def test_a_full_queue_knows_when_a_place_is_free(store: JobStore, client: redis.Redis) -> None:
+    """After as long as the model's jobs have lately taken, the newest counting most, over the workers there are."""
+    for seconds in (40, 20):
+        with write(client, await taken(store, client, seconds)) as writer:
+            writer.end(DONE)
+    assert client.pttl(keys.PACE) > 0  # it says "lately"
+    await taken(store, client, 0)
+    assert 35 <= await came_too_late(store) < 39  # a quarter of the way from 40 to 20
+    claim(client, worker="another")
+    assert 17.5 <= await came_too_late(store) < 21.5
+
+
+async def test_a_long_job_is_expected_to_go_on(store: JobStore, client: redis.Redis) -> None:
+    """Before any has ended, too: what runs for long is likely to run for as long again. A minute is the longest."""
+    held = await taken(store, client, 0)
+    since(client, held, 20)
+    assert 20 <= await came_too_late(store) < 30
+    since(client, held, 900)
+    assert await came_too_late(store) == 60
+
+
+async def test_a_full_queue_of_an_untried_model(store: JobStore) -> None:
+    """Nothing has run yet, so it is being loaded."""
+    assert await came_too_late(store) == 10
+
+
+async def test_only_what_held_a_worker_is_counted(store: JobStore, client: redis.Redis) -> None:
+    """Not how long jobs waited that were cancelled, nor a claim that went back to the queue."""
+    held = await taken(store, client, 50)
+    hand_back(client, "echo", held.job, held.fence, "lost", crashed=True)
+    await store.cancel(held.job, "test")
+    assert not client.exists(keys.PACE)
+
+
 async def test_accepting_twice_under_one_id_accepts_once(store: JobStore, client: redis.Redis) -> None:
     """A reply lost on the way may be asked for again."""
     job = new_job_id()

@@ -14,10 +14,12 @@ import redis.asyncio
 from tasks import keys
 from tasks.claims import Renewal, claim_next, renew
 from tasks.errors import UnknownModel
+from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.roster import ALIVE, CARD_VERSION, Card, Presence, Roster, announce, breathe, leave, withdraw
 from tasks.store import JobStore
+from tasks.stream import EventWriter
 from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
@@ -272,6 +274,23 @@ async def test_a_pulse_never_touches_the_append_only_file(client: redis.Redis, a
     assert on_disk(client) == before
     client.set("rl:order", 1)
     assert on_disk(client)[0] > before[0]
+
+
+async def test_how_long_jobs_take_stays_out_of_the_append_only_file(
+    client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """It is written in the step that ends a job, all the rest of which is kept."""
+    store = JobStore(aclient, queue_limit=5, job_ttl=60, deadline=600)
+    await store.accept(new_job_id(), "echo", ChatRequest((Message("user", "x"),)), lane=Lane.INTERACTIVE, owner="")
+    held = claim_next(client, "echo", worker="w", board="one", child=1, call_id="c", lease=60)
+    assert held is not None
+    with EventWriter(client, held.job, "echo", held.fence, held.seq, lambda: None, patience=5) as writer:
+        writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
+    assert client.exists(keys.PACE)
+    written = on_disk(client)[1].rpartition(held.job.encode())[0]
+    assert b"rl:pace" not in written
+    # The step's last write comes after it, and is there:
+    assert written.endswith(b"rl:running:echo\r\n$22\r\n")
 
 
 async def test_an_announced_change_is_written(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
