@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis.asyncio
 from starlette.requests import Request as HttpRequest
 
@@ -52,14 +53,17 @@ class ClientGone(Exception):
 class Answer:
     """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
 
-    `job` is its id, `model` the resolved model id, `position` its place in the queue when accepted (0: next in turn,
-    with a worker free to take it).
+    `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `position` its place in the
+    queue when accepted (0: next in turn, with a worker free to take it).
     """
 
-    def __init__(self, relay: Relay, job: str, model: str, stack: AsyncExitStack, subscription: Subscription) -> None:
+    def __init__(
+        self, relay: Relay, job: str, status: ModelStatus, stack: AsyncExitStack, subscription: Subscription
+    ) -> None:
         self.job = job
-        self.model = model
+        self.model = status.name
         self.position = 0
+        self._queue = status.card.id
         self._relay = relay
         self._stack = stack
         self._source = self._follow(subscription)
@@ -156,7 +160,7 @@ class Answer:
                         if self._ended:
                             return
                         continue
-                    place = await self._relay.store.place(self.job, self.model)
+                    place = await self._relay.store.place(self.job, self._queue)
                     if place != self._place or loop.time() - told >= self._relay.keep_alive:
                         self._place, told = place, loop.time()
                         yield Waiting(None if place is None else place + 1)
@@ -215,6 +219,7 @@ class Relay:
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
         """
         status = await self._roster.find(model)
+        request = _adapted(status, request)
         _check(status, request)
         if not status.served:
             await self._load(status)
@@ -222,7 +227,7 @@ class Relay:
         job = new_job_id()
         stack = AsyncExitStack()
         subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
-        answer = Answer(self, job, name, stack, subscription)
+        answer = Answer(self, job, status, stack, subscription)
         try:
             accepted = await self.store.accept(job, name, request, lane=lane, owner=owner, deadline=deadline)
             if accepted.place > 0 or accepted.running > 0 or not status.loaded:
@@ -287,6 +292,15 @@ class Relay:
             await self._commander.ask(board, Prepare(model, job), PREPARE_PATIENCE)
         except (CommandFailed, QueueUnavailable) as error:
             log.debug("not checked ahead: %s", error, extra={"job": job})
+
+
+def _adapted(status: ModelStatus, request: Request) -> Request:
+    """The request, to be answered by the adapter that the model's name has behind it."""
+    if status.adapter is None:
+        return request
+    if not isinstance(request, ChatRequest | CompletionRequest):
+        raise AbilityMissing(status.name, ability_of(request), ["text"])  # the rest is the model's alone
+    return msgspec.structs.replace(request, adapter=status.adapter)
 
 
 def _check(status: ModelStatus, request: Request) -> None:

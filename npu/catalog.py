@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npu.engines import ENGINES
 from npu.errors import ModelRefused
-from npu.manifest import FILE_NAME, is_weights, read_manifest
+from npu.manifest import FILE_NAME, is_adapter, is_weights, read_manifest
 from npu.model import Model
 from npu.model_name import SUFFIXES, parse_model_name
 
@@ -28,8 +28,17 @@ class Catalog:
     """One sentence for each file that is no usable model."""
 
     def find(self, name: str) -> Model | None:
-        """The model with this id or name. Names are told apart without regard to case."""
+        """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
         wanted = name.lower()
+        found = self._named(wanted)
+        if found is None:
+            base, _, adapter = wanted.rpartition(":")
+            found = self._named(base)
+            if found is not None and adapter not in (its.name for its in found.adapters):
+                return None
+        return found
+
+    def _named(self, wanted: str) -> Model | None:
         for model in self.models:
             if model.id == wanted:
                 return model
@@ -39,12 +48,13 @@ class Catalog:
 def find_models(models_dir: Path) -> Catalog:
     """Look through the folder. Whatever is wrong with one model is a sentence in the catalogue and hides no other."""
     problems: list[str] = []
-    found = list(_walk(models_dir, 0, problems))
+    found = list(_walk(models_dir, 0, problems, frozenset()))
     models, clashes = _settle(found)
     return Catalog(tuple(sorted(models, key=lambda model: model.id)), tuple(clashes), tuple(problems))
 
 
-def _walk(folder: Path, depth: int, problems: list[str]) -> Iterator[Model]:
+def _walk(folder: Path, depth: int, problems: list[str], taken: frozenset[Path]) -> Iterator[Model]:
+    """The models in a folder and below. Files in `taken` belong to the manifest of a folder above."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -55,6 +65,7 @@ def _walk(folder: Path, depth: int, problems: list[str]) -> Iterator[Model]:
     if manifest.is_file():
         try:
             model = read_manifest(manifest)
+            taken = taken | {adapter.path for adapter in model.adapters} | ({model.path} if model.path else set())
             yield model
         except ModelRefused as refused:
             problems.append(str(refused))
@@ -71,11 +82,18 @@ def _walk(folder: Path, depth: int, problems: list[str]) -> Iterator[Model]:
                     f"{entry} is a link to a folder, and those are not followed. Link the weight file instead."
                 )
             elif depth < MAX_DEPTH:
-                yield from _walk(entry, depth + 1, problems)
+                yield from _walk(entry, depth + 1, problems, taken)
+        elif entry in taken:
+            continue
+        elif is_adapter(entry):
+            problems.append(
+                f"{entry} is a LoRA adapter, and no model names it. Put it beside the model it was made for, with a "
+                f'manifest that says: `[adapters]`, and below it `NAME = "{entry.name}"`.'
+            )
         elif is_weights(entry):
             if not manifest.is_file():
                 yield from _bare(entry, problems)
-            elif model is not None and model.path != entry:
+            elif model is not None:
                 problems.append(f"{entry} lies beside a manifest that does not name it. Give it a folder of its own.")
 
 
@@ -128,6 +146,13 @@ def _settle(found: list[Model]) -> tuple[list[Model], list[str]]:
                     clashes.append(
                         f"{_place(model)} and {_place(owner)} both claim the name {name}; the latter has it."
                     )
+    for model in kept:
+        for name in (f"{model.id}:{adapter.name}" for adapter in model.adapters):
+            if name in owners:
+                clashes.append(
+                    f"{_place(owners[name])} has the name {name}, so the adapter of {_place(model)} cannot be asked for by "
+                    "it. Give one of them another name."
+                )
     return [
         replace(model, names=tuple(name for name in model.names if owners[name.lower()] is model)) for model in kept
     ], clashes

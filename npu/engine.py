@@ -14,11 +14,13 @@ Outcome = TypeVar("Outcome", covariant=True)
 class Prompt:
     """Token ids ready to run; nothing below this point renders a template.
 
-    `max_tokens` is settled (at least 1), and `len(tokens) + max_tokens` fits into the context.
+    `max_tokens` is settled (at least 1), and `len(tokens) + max_tokens` fits into the context. `adapter` is the name of
+    the model's LoRA adapter that is to speak; None is the model alone.
     """
 
     tokens: Sequence[int]
     max_tokens: int
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class TextEngine(Protocol):
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> Generation:
         """Prepare one run; it begins with the first iteration. `on_prefill` is told, where the engine knows, how many
-        tokens of the prompt are done. Raises `SamplingRefused`, `ContextTooLong`."""
+        tokens of the prompt are done. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`."""
 
     def close(self) -> None:
         """Free everything. Twice is safe."""

@@ -7,6 +7,7 @@ NpuError
 │   └── RuntimeRefused    that library cannot be used: damaged, for another machine, of another version than said
 ├── PromptRefused         this prompt cannot be run; the engine is unharmed
 │   ├── ContextTooLong    more tokens than the context holds
+│   ├── AdapterMissing    the model has no such LoRA adapter, or it could not be loaded
 │   └── TemplateFailed    the model's chat template refused the messages, or broke a bound
 ├── SamplingRefused       a sampling value this engine cannot honour
 └── EngineFailed          the engine broke while loading or running; it must be closed
@@ -59,6 +60,18 @@ class ContextTooLong(PromptRefused):
             f"This model's maximum context length is {context_length} tokens, but the request needs {wanted}. "
             "Shorten the prompt"
             + (" or lower max_tokens." if max_tokens is not None and prompt_tokens < context_length else ".")
+        )
+
+
+class AdapterMissing(PromptRefused):
+    """Raised when a prompt is to be answered with a LoRA adapter that is not there to answer with."""
+
+    def __init__(self, model: str, adapter: str, why: str = "") -> None:
+        super().__init__(
+            f"The adapter '{adapter}' of '{model}' could not be loaded: {why}"
+            if why
+            else f"The model '{model}' has no adapter '{adapter}' on this board, or was loaded before it had one. Unload it, "
+            "or leave the adapter out."
         )
 
 

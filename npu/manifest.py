@@ -12,7 +12,7 @@ from typing import Any
 from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
-from npu.model import SAMPLING_DEFAULTS, Model, Value, is_model_id
+from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model, Value, is_model_id
 from npu.model_name import SOCS, SUFFIXES, parse_model_name
 from npu.sampling import check_sampling
 
@@ -50,11 +50,15 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
     "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),
     "engine_options": (dict, "settings of the engine, see below"),
+    "adapters": (dict, "LoRA adapters by name, each a file in the manifest's folder, see below"),
 }
 """Every key a manifest may have, with its TOML type and meaning."""
 
 SAMPLING_KEYS = tuple(field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias"))
 """What `[sampling]` may hold. A seed and a bias belong to a request."""
+
+MAX_SCALE = 100.0
+"""Of an adapter, in both directions; useful ones are near 1."""
 
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
 _WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table"}
@@ -117,6 +121,7 @@ class _Manifest:
             rerank_template=self._template("rerank_template"),
             template_options=self._values("template_options"),
             engine_options=self._engine_options(engine),
+            adapters=self._adapters(engine),
             abilities=self._abilities(engine),
             pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
             notes=tuple(self._table.get("notes", ())),
@@ -127,7 +132,7 @@ class _Manifest:
         if engine is not None and engine not in ENGINES:
             raise self._refuse("engine", f"is {engine!r}, which is not known. There are: {', '.join(sorted(ENGINES))}")
         if "file" in self._table:
-            weights: Path | None = self._inside("file")
+            weights: Path | None = self._inside("file", self._table["file"])
         else:
             candidates = [] if engine not in (None, *SUFFIXES.values()) else self._candidates(engine)
             if len(candidates) > 1:
@@ -151,20 +156,52 @@ class _Manifest:
         return weights, engine
 
     def _candidates(self, engine: str | None) -> list[Path]:
+        adapters = {self._folder / name for name, _ in self._adapter_files().values()}
         return sorted(
             entry
             for entry in self._folder.iterdir()
-            if is_weights(entry) and (engine is None or SUFFIXES[entry.suffix.lower()] == engine)
+            if is_weights(entry)
+            and entry not in adapters
+            and (engine is None or SUFFIXES[entry.suffix.lower()] == engine)
         )
 
-    def _inside(self, key: str) -> Path:
-        named = Path(self._table[key])
+    def _inside(self, key: str, name: str, section: str = "") -> Path:
+        named = Path(name)
         if named.is_absolute() or ".." in named.parts or not named.parts:
-            raise self._refuse(key, f"is {str(named)!r}: it must name a file inside the manifest's own folder")
+            raise self._refuse(key, f"is {name!r}: it must name a file inside the manifest's own folder", section)
         path = self._folder / named
         if not path.is_file():
-            raise self._refuse(key, f"names {str(named)!r}, and there is no such file in {self._folder}")
+            raise self._refuse(key, f"names {name!r}, and there is no such file in {self._folder}", section)
         return path
+
+    def _adapters(self, engine: str) -> tuple[LoraAdapter, ...]:
+        if "adapters" in self._table and not engine_class(engine).ADAPTERS:
+            raise self._refuse("adapters", f"is nothing the engine {engine} can apply. Leave it out, or use rkllm")
+        if "adapters" in self._table and Ability.TEXT not in self._abilities(engine):
+            raise self._refuse("adapters", "goes with text, which is not among the model's `abilities`")
+        found = []
+        for name, (file, scale) in self._adapter_files().items():
+            if not is_model_id(name) or name == "latest":  # which is how some clients ask for the model alone
+                why = (
+                    f"is {name!r}: an adapter's name is not `latest`, and of lower-case letters, digits, `.`, `_`, `-`"
+                )
+                raise self._refuse(name, why, "adapters")
+            if not -MAX_SCALE <= scale <= MAX_SCALE:
+                raise self._refuse(name, f"has the scale {scale}: it must be within ±{MAX_SCALE:g}", "adapters")
+            found.append(LoraAdapter(name, self._inside(name, file, "adapters"), float(scale)))
+        return tuple(found)
+
+    def _adapter_files(self) -> dict[str, tuple[str, float]]:
+        """The file and the scale of each adapter, as written."""
+        found: dict[str, tuple[str, float]] = {}
+        for name, value in self._table.get("adapters", {}).items():
+            match {"scale": 1.0, **(value if isinstance(value, dict) else {"file": value})}:
+                case {"file": str(file), "scale": int() | float() as scale, **rest} if not rest and scale is not True:
+                    found[name] = (file, scale)
+                case _:
+                    what = 'must be a file, or a table such as `{ file = "poet_lora.rkllm", scale = 0.5 }`'
+                    raise self._refuse(name, what, "adapters")
+        return found
 
     def _names(self, model_id: str, tags: tuple[str, ...], stem: str) -> tuple[str, ...]:
         given: list[str] = self._table.get("names", [])
@@ -193,7 +230,7 @@ class _Manifest:
     def _template(self, key: str) -> str | None:
         if key not in self._table:
             return None
-        path = self._inside(key)
+        path = self._inside(key, self._table[key])
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise self._refuse(key, f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
@@ -277,10 +314,15 @@ class _Manifest:
 def is_weights(path: Path) -> bool:
     """Whether a file is one a model may be loaded from: by its suffix, not hidden, and not a part of one.
 
-    A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF and vision
-    projectors (`mmproj…`) are no models of their own.
+    A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF, vision
+    projectors (`mmproj…`) and adapters are no models of their own.
     """
-    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or is_adapter(path) or not path.is_file():
         return False
     shard = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
     return not path.name.lower().startswith("mmproj") and (shard is None or int(shard[1]) == 1)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file is a LoRA adapter by its name, as the vendor's converter names them: `…_lora.rkllm`."""
+    return path.name.lower().endswith("_lora.rkllm") and not path.name.startswith(".")

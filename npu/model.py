@@ -29,6 +29,17 @@ def is_model_id(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """Low-rank weights that change how a model speaks, for the requests that ask for them."""
+
+    name: str
+    """Fit for an id; `model:name` is what clients call the two together."""
+    path: Path
+    scale: float = 1.0
+    """How strongly it speaks; 1 is what it was trained to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One model: where its files are, how it is called, which engine runs it and how."""
 
@@ -61,6 +72,8 @@ class Model:
     template_options: Mapping[str, Value] = field(default_factory=dict)
     """Variables handed to the template, such as `enable_thinking`."""
     engine_options: Mapping[str, Value] = field(default_factory=dict)
+    adapters: tuple[LoraAdapter, ...] = ()
+    """Each loaded with the model, and applied to the requests that name it."""
     abilities: frozenset[Ability] = frozenset({Ability.TEXT})
     """What it may be asked for."""
     pooling: Pooling = Pooling.LAST

@@ -42,7 +42,10 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
-    """Continue a conversation `n` times. `template_options` are passed to the chat template by name."""
+    """Continue a conversation `n` times. `template_options` are passed to the chat template by name.
+
+    `adapter` is the name of the model's LoRA adapter that is to answer.
+    """
 
     messages: tuple[Message, ...]
     sampling: SamplingOptions = SamplingOptions()
@@ -50,6 +53,7 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
     stop: tuple[str, ...] = ()
     n: int = 1
     template_options: dict[str, Any] = {}
+    adapter: str | None = None
     version: int = REQUEST_VERSION
 
 
@@ -65,6 +69,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="co
     stop: tuple[str, ...] = ()
     n: int = 1
     echo: bool = False
+    adapter: str | None = None
     version: int = REQUEST_VERSION
 
 
@@ -110,6 +115,11 @@ def ability_of(request: Request) -> Ability:
             return "rerank"
         case _:
             assert_never(request)
+
+
+def adapter_of(request: Request) -> str | None:
+    """The LoRA adapter that is to answer; None is the model alone, which embeds and reranks."""
+    return request.adapter if isinstance(request, ChatRequest | CompletionRequest) else None
 
 
 _encoder = msgspec.json.Encoder()

@@ -6,6 +6,8 @@ import asyncio
 import difflib
 import logging
 import time
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
@@ -80,6 +82,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What it may be asked for: `text`, `embedding`, `rerank`."""
     embedding_length: int | None = None
     """Numbers in each of its vectors, where that is known."""
+    adapters: tuple[str, ...] = ()
+    """Its LoRA adapters: `id:adapter` is the two together."""
     refuses: dict[str, str] = {}
     """Fields of a request it cannot honour, each with the reason."""
     notes: tuple[str, ...] = ()
@@ -118,6 +122,17 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     boards: tuple[str, ...] = ()
     """Living boards that have it."""
+    adapter: str | None = None
+    """The one of its adapters that was asked for with it."""
+
+    @property
+    def name(self) -> str:
+        """Its id, with the adapter's name behind it."""
+        return self.card.id if self.adapter is None else f"{self.card.id}:{self.adapter}"
+
+    def adapted(self) -> tuple[ModelStatus, ...]:
+        """The model with each of its adapters."""
+        return tuple(msgspec.structs.replace(self, adapter=adapter) for adapter in self.card.adapters)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -300,21 +315,38 @@ class Roster:
         return self._names.get(lowered) or self._names.get(lowered.removesuffix(":latest"))
 
     def _index(self, models: tuple[ModelStatus, ...]) -> dict[str, ModelStatus]:
-        """Names to models: exact ids win over aliases, those over further names; the first of two claimants keeps a name."""
+        """Names to models: exact ids win over aliases, those over further names, those over names with an adapter behind
+        them; the first of two claimants keeps a name."""
         names = {status.card.id: status for status in models}
         for alias, target in self._aliases.items():
-            status = names.get(target.lower()) or next(
-                (status for status in models if target.lower() in map(str.lower, status.card.names)), None
-            )
+            status = _meant(models, target.lower())
             if status is not None:
                 names.setdefault(alias, status)
         for status in models:
             for further in status.card.names:
-                holder = names.setdefault(further.lower(), status)
-                if holder is not status and further not in self._clashes:
-                    self._clashes.add(further)
-                    log.warning(
-                        "the name '%s' is claimed by %s and %s; it means %s",
-                        *(further, holder.card.id, status.card.id, holder.card.id),
-                    )
+                self._claim(names, further, status)
+        for name, status in tuple(names.items()):
+            if status.adapter is None:
+                for adapted in status.adapted():
+                    self._claim(names, f"{name}:{adapted.adapter}", adapted)
         return names
+
+    def _claim(self, names: dict[str, ModelStatus], name: str, status: ModelStatus) -> None:
+        holder = names.setdefault(name.lower(), status)
+        if holder.name != status.name and name not in self._clashes:
+            self._clashes.add(name)
+            log.warning(
+                "the name '%s' is claimed by %s and %s; it means %s", name, holder.name, status.name, holder.name
+            )
+
+
+def _meant(models: tuple[ModelStatus, ...], name: str) -> ModelStatus | None:
+    """What an alias stands for: an id or a further name, also with an adapter behind it."""
+
+    def called(wanted: str) -> Iterator[ModelStatus]:
+        yield from (status for status in models if status.card.id == wanted)
+        yield from (status for status in models if wanted in map(str.lower, status.card.names))
+
+    base, _, adapter = name.rpartition(":")
+    adapted = (its for status in called(base) for its in status.adapted() if its.adapter == adapter)
+    return next(chain(called(name), adapted), None)

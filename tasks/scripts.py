@@ -2,7 +2,7 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed
+  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; so is `adapter`, where one answers
   request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
   fence     raised by each claim; whoever writes must hold the newest

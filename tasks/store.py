@@ -16,7 +16,7 @@ from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
-from tasks.requests import Request, encode_request, kind_of
+from tasks.requests import Request, adapter_of, encode_request, kind_of
 from tasks.scripts import ACCEPT, CANCEL, VIEW
 
 QUEUED = encode_events([Queued()])
@@ -74,6 +74,7 @@ class JobStore:
                     ),
                     *("model", model, "kind", kind_of(request), "lane", lane.value, "owner", owner),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
+                    *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
         if reply[0] == 0:
@@ -173,7 +174,7 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
     running = state is JobState.RUNNING
     return JobView(
         id=job,
-        model=record["model"].decode(),
+        model=":".join(record[name].decode() for name in ("model", "adapter") if name in record),
         kind=record["kind"].decode(),
         lane=Lane(record["lane"].decode()),
         state=state,

@@ -137,21 +137,23 @@ def _headers(answer: Answer) -> dict[str, str]:
 
 def _fingerprint(http: Request, answer: Answer) -> str:
     try:
-        card = services_of(http)["roster"].resolve(answer.model).card
+        status = services_of(http)["roster"].resolve(answer.model)
     except UnknownModel:
         # Its board left between the two looks. The job, once accepted, is none the worse for it.
         return fingerprint(answer.model)
-    return fingerprint(card.id, card.engine, card.engine_version, card.quantization)
+    card = status.card
+    return fingerprint(status.name, card.engine, card.engine_version, card.quantization)
 
 
 @router.get("/models", include_in_schema=False)
 @router.get("/v1/models", summary="List the models")
 async def list_models(http: Request) -> Response:
-    """Every model that a board has announced."""
+    """Every model that a board has announced, alone and with each of its adapters."""
     roster = services_of(http)["roster"]
     if not roster.models():
         await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
-    return _json(models.listing([models.model(status) for status in roster.models()]))
+    known = [each for status in roster.models() for each in (status, *status.adapted())]
+    return _json(models.listing([models.model(status) for status in known]))
 
 
 @router.get("/models/{model:path}", include_in_schema=False)

@@ -102,6 +102,8 @@ class EngineClass(Protocol):
     OPTIONS: Mapping[str, Option]
     ABILITIES: frozenset[Ability]
     """What its models may be asked for, as far as the engine goes."""
+    ADAPTERS: bool
+    """Whether it can apply LoRA adapters."""
 
     @staticmethod
     def open(model: Model, setup: Setup) -> TextEngine: ...

@@ -12,7 +12,7 @@ from npu.chat_template import ChatTemplate
 from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
-from npu.errors import ContextTooLong, EngineFailed, PromptRefused
+from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
 from npu.sampling import check_sampling
@@ -82,6 +82,7 @@ class EchoEngine:
     """The echo. Sampling is checked, and changes nothing."""
 
     ABILITIES = frozenset(Ability)
+    ADAPTERS = False
     OPTIONS = {  # noqa: RUF012 - a constant
         "tokens_per_second": Option(0.0, 0, 1e6, "how fast it answers; 0 is as fast as it can"),
         "prefill_tokens_per_second": Option(0.0, 0, 1e9, "how fast it reads the prompt; 0 takes no time"),
@@ -135,6 +136,8 @@ class EchoEngine:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         check_sampling(sampling, VOCABULARY_SIZE)
         self._check(prompt.tokens, prompt.max_tokens)
+        if prompt.adapter is not None:
+            raise AdapterMissing(self._model.id, prompt.adapter)
         return EchoGeneration(self, prompt, sampling.ignore_eos, on_prefill)
 
     def embed(self, tokens: Sequence[int]) -> EchoEmbedding:

@@ -18,7 +18,7 @@ from npu.engines.llamacpp_generation import LlamaCppGeneration
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
 from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
 from npu.engines.llamacpp_tokenizer import ServerTokenizer
-from npu.errors import ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
+from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import Gguf, read_gguf
 from npu.hardware import read_big_cores, read_memory
 from npu.model import Model
@@ -40,6 +40,7 @@ class LlamaCppEngine:
     """One GGUF model in an embedded llama-server."""
 
     ABILITIES = frozenset({Ability.TEXT})
+    ADAPTERS = False
     OPTIONS = {  # noqa: RUF012 - a constant
         "threads": Option(
             0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"
@@ -104,6 +105,8 @@ class LlamaCppEngine:
         if max(prompt.tokens) >= len(self._vocabulary) or min(prompt.tokens) < 0:
             last = len(self._vocabulary) - 1
             raise PromptRefused(f"The prompt has a token outside the vocabulary, whose ids go from 0 to {last}.")
+        if prompt.adapter is not None:
+            raise AdapterMissing(self._model.id, prompt.adapter)
         self.revive()
         return LlamaCppGeneration(
             self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill, self.last_words
@@ -168,6 +171,11 @@ def _weights(model: Model) -> Path:
 
 
 def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
+    if gguf.text("general.type") == "adapter":
+        raise ModelRefused(
+            f"{gguf.path} is a LoRA adapter and no model, and llama.cpp is given none here. For a model on the NPU, put it "
+            "beside that model and name it in its manifest."
+        )
     trained = gguf.context_length
     wanted = context_length or model.context_length
     notes: list[str] = []

@@ -24,7 +24,7 @@ from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
-from npu.errors import ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
+from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hardware import read_big_cores
 from npu.model import Model
 from npu.model_files import find_template
@@ -32,7 +32,7 @@ from npu.rkllm.abi import Abi, Settings
 from npu.rkllm.handle import Handle
 from npu.rkllm.init_log import InitFacts
 from npu.rkllm.library import Identity
-from npu.rkllm.loading import load
+from npu.rkllm.loading import load, load_adapter
 from npu.sampling import check_sampling
 from npu.self_test import Verdict
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
@@ -54,6 +54,7 @@ class RkllmEngine:
     """One .rkllm model on the NPU."""
 
     ABILITIES = frozenset(Ability)
+    ADAPTERS = True
     OPTIONS = {  # noqa: RUF012 - a constant
         "memory_domain": Option(
             0,
@@ -104,7 +105,15 @@ class RkllmEngine:
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
         self.embedding_length = 0
+        self._adapters: dict[str, str | None] = {}
+        """Why each of the model's adapters is not there; None of those that are."""
         try:
+            for adapter in model.adapters:  # before the first run, says the vendor
+                why = self._adapters[adapter.name] = load_adapter(
+                    self.handle, adapter.path, adapter.name, adapter.scale
+                )
+                if why is not None:
+                    log.error("%s: the adapter %s could not be loaded: %s", model.id, adapter.name, why)
             if Ability.EMBEDDING in model.abilities:
                 self.embedding_length = self._width()
             loaded = Loaded(
@@ -116,6 +125,7 @@ class RkllmEngine:
                 npu_cores=facts.npu_cores,
                 dtype=facts.dtype,
                 embedding_length=self.embedding_length or None,
+                adapters={name: why for name, why in self._adapters.items() if why is not None},
                 tested=digest_of_language(model),
             )
             if Ability.TEXT in model.abilities and option(model, self.OPTIONS, "self_test"):
@@ -161,7 +171,10 @@ class RkllmEngine:
             context_length=length,
             version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else named(identity)}",
             chat=chat,
-            memory_bytes=weights_of(model).stat().st_size + CACHE_BYTES_PER_TOKEN * length + OVERHEAD_BYTES,
+            memory_bytes=weights_of(model).stat().st_size
+            + sum(adapter.path.stat().st_size for adapter in model.adapters)
+            + CACHE_BYTES_PER_TOKEN * length
+            + OVERHEAD_BYTES,
             family=model.family,
             parameters=model.parameters,
             quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
@@ -180,9 +193,12 @@ class RkllmEngine:
     def generate(
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> RkllmGeneration:
-        """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
+        """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`, `PromptRefused`; `EngineFailed` once
+        closed."""
         check_sampling(sampling, len(self.vocabulary))
         self._check(prompt.tokens, prompt.max_tokens)
+        if prompt.adapter is not None and (why := self._adapters.get(prompt.adapter, "")) is not None:
+            raise AdapterMissing(self._model.id, prompt.adapter, why)
         native = to_native(sampling, len(self.vocabulary))
         field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
         if field is None:

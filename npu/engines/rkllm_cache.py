@@ -37,6 +37,8 @@ class Cache:
         self._tokens: list[int] = []
         self._next = Next.COMPARED
         self._after_pause: Next | None = None
+        self._adapter: str | None = None
+        """Whose keys and values they are: another adapter makes others of the same tokens."""
 
     @property
     def appends(self) -> bool:
@@ -53,6 +55,12 @@ class Cache:
             pauses = can.logits and can.cache_size and Answer.PAUSE in can.answers
             self._after_pause = self._try_pauses() if pauses else Next.UNKNOWN
         return self._after_pause
+
+    def speak_with(self, adapter: str | None) -> None:
+        """Make ready for runs with this adapter, None being the model alone. Raises `EngineFailed` as `clear` does."""
+        if adapter != self._adapter:
+            self.clear()
+            self._adapter = adapter
 
     def enter(self, tokens: Sequence[int]) -> tuple[bool, int]:
         """Make ready for a prompt that the runtime will answer: whether to keep history, and how many of its first tokens

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Loaded:
     """Numbers in a row of its last hidden layer; None of a model that does not embed."""
     self_test: SelfTest | None = None
     """None where it was switched off."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Why each adapter that could not be loaded could not."""
     tested: str = ""
     """Digest of what is answered with: tokenizer and template. Another one is tested anew."""
 
@@ -61,6 +63,8 @@ class Loaded:
         told = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
         if told:
             yield f"When it was last loaded here: {told}."
+        for name, why in self.adapters.items():
+            yield f"Its adapter {name} could not be loaded: {why}"
         if self.self_test is not None:
             yield self.self_test.story()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
@@ -100,6 +101,7 @@ class RkllmGeneration:
         """The runtime samples, and calls back with each token."""
         engine, prompt = self._engine, self._prompt
         can = engine.family.CAPABILITIES
+        engine.cache.speak_with(prompt.adapter)
         history, at = engine.cache.enter(prompt.tokens)
         # Where the runtime counts what it reused as prefilled, only our own knowledge tells them apart.
         self._skipped = engine.cache.shared(prompt.tokens) if engine.counts_cached and not history else at
@@ -170,6 +172,7 @@ class RkllmGeneration:
     def _logits_of_prompt(self) -> tuple[LogitsRuns, memoryview[float] | None]:
         """Those after the prompt, None once aborted; and the runs that give those after it."""
         begun = time.monotonic()
+        self._engine.cache.speak_with(self._prompt.adapter)
         runs = LogitsRuns(self._engine, self._prompt.tokens, self._run_through, self._on_prefill)
         self.counted = False
         try:
@@ -239,6 +242,7 @@ class RkllmGeneration:
         with self._lock:
             if self._aborted:
                 return None
+            run = replace(run, adapter=self._prompt.adapter)
             self._call = self._engine.handle.start(run, limit=limit, take=take, pause=pause)
             return self._call
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from ctypes import CDLL
 from dataclasses import replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -181,6 +182,13 @@ class Handle:
         """Tokens in the cache; None where the runtime cannot tell."""
         sizes = self.abi.cache_sizes(self.loaded)
         return sizes[0] if sizes else None
+
+    def load_adapter(self, path: Path, name: str, scale: float) -> int:
+        """Load a LoRA adapter for `Run.adapter`, before the first run; the library's status, 0 when it is there.
+
+        Raises `ModelRefused` on a path or name that C cannot read.
+        """
+        return self.abi.load_adapter(self.loaded, path, name, scale)
 
     def close(self) -> None:
         """Free the model, after the run in hand has ended. Twice is safe. Raises `EngineFailed` when that run will not end:

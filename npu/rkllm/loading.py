@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from ctypes import CDLL
+from pathlib import Path
 
 from npu.errors import ModelRefused
 from npu.rkllm.abi import Settings, bind
@@ -43,6 +44,19 @@ def load(identity: Identity, settings: Settings) -> tuple[Handle, InitFacts]:
         handle.close()
         raise
     return handle, facts
+
+
+def load_adapter(handle: Handle, path: Path, name: str, scale: float) -> str | None:
+    """Load a LoRA adapter onto a model. None, or why that failed: the model itself is none the worse for it."""
+    with capture_output() as said:
+        try:
+            status = handle.load_adapter(path, name, scale)
+        except ModelRefused as error:
+            return str(error)
+    if status == 0:
+        return None
+    errors = parse_init_log(said.text()).errors
+    return " ".join((f"The RKLLM runtime refused it (it returned {status}).", *errors))
 
 
 def _allow_files() -> None:

@@ -17,6 +17,8 @@ from ops.convert.source import TOKENIZER_FILES, Prepared
 from ops.convert.toolkit import ConversionFailed
 
 RECORD = "conversion.json"
+ADAPTER = "lora"
+"""What the adapter of a recipe is called in the manifest; whoever has more of them gives them better names."""
 
 
 def draft_folder(recipe: Recipe) -> Path:
@@ -93,10 +95,11 @@ def manifest(
     tables = {
         "sampling": {**SAMPLING_DEFAULTS, **recipe("manifest", "sampling")},
         "template_options": recipe("manifest", "template_options"),
+        "adapters": {ADAPTER: next((name for name in files if name != weights), "")},
     }
     for name, values in tables.items():
-        if values:
-            lines += ["", f"[{name}]", *_lines(values)]
+        if table := _lines(values):
+            lines += ["", f"[{name}]", *table]
     return "\n".join(lines) + "\n"
 
 
@@ -115,7 +118,8 @@ def _notes(
             + "."
         )
     if len(files) > 1:
-        notes.append("An adapter lies beside the weights, which RockchipLlama does not load yet.")
+        both = f"{recipe('manifest', 'id')}:{ADAPTER}"
+        notes.append(f"A LoRA adapter lies beside the weights. It is applied for whoever asks for {both}.")
     if not recipe("export", "embedding"):
         notes.append(
             "It has no embedding table of its own, which RockchipLlama does not make up for: it will not run here."

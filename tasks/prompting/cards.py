@@ -27,6 +27,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         chat=facts.chat,
         abilities=tuple(sorted(model.abilities)),
         embedding_length=facts.embedding_length,
+        adapters=tuple(adapter.name for adapter in model.adapters),
         refuses=dict(facts.refuses),
         notes=facts.notes,
         last_load=LastLoad(**asdict(facts.last_load)) if facts.last_load is not None else None,

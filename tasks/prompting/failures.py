@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npu.errors import (
+    AdapterMissing,
     ContextTooLong,
     EngineFailed,
     ModelRefused,
@@ -24,6 +25,7 @@ CODES: dict[type[NpuError], FailureCode] = {
     RuntimeRefused: FailureCode.MODEL_UNAVAILABLE,
     PromptRefused: FailureCode.BAD_PROMPT,
     ContextTooLong: FailureCode.CONTEXT_TOO_LONG,
+    AdapterMissing: FailureCode.BAD_PROMPT,
     TemplateFailed: FailureCode.BAD_PROMPT,
     SamplingRefused: FailureCode.UNSUPPORTED,
     EngineFailed: FailureCode.ENGINE_FAILED,

@@ -10,7 +10,7 @@ import msgspec
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling, Tokenizer
-from npu.errors import ContextTooLong, PromptRefused
+from npu.errors import AdapterMissing, ContextTooLong, PromptRefused
 from npu.model import Model
 from tasks.errors import AbilityMissing
 from tasks.requests import (
@@ -91,15 +91,17 @@ class Preparer:
                 assert_never(request)
 
     def _generation(self, request: GenerateRequest) -> Prepared:
+        if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
+            raise AdapterMissing(self._model.id, request.adapter)
         prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
         match request:
             case ChatRequest():
                 text = self.render(request.messages, request.template_options)
-                prompts = (self._prompt(self._encode_rendered(text), request.max_tokens),)
+                prompts = (self._prompt(self._encode_rendered(text), request),)
             case CompletionRequest():
                 tokens = [self._completion_tokens(prompt) for prompt in request.prompts]
-                prompts = tuple(self._prompt(ids, request.max_tokens) for ids in tokens)
+                prompts = tuple(self._prompt(ids, request) for ids in tokens)
                 if request.echo:
                     echoes = tuple(
                         prompt.encode() if isinstance(prompt, str) else self._tokenizer.decode(prompt)
@@ -172,13 +174,15 @@ class Preparer:
             raise ContextTooLong(len(tokens), None, self._context_length)
         return tokens
 
-    def _prompt(self, tokens: Sequence[int], max_tokens: int | None) -> Prompt:
+    def _prompt(self, tokens: Sequence[int], request: GenerateRequest) -> Prompt:
+        max_tokens = request.max_tokens
         if not tokens:
             raise PromptRefused("The prompt is empty: there is nothing to continue. Send at least one token.")
         room = self._context_length - len(tokens)
         if room < 1:
             raise ContextTooLong(len(tokens), max_tokens, self._context_length)
-        return Prompt(tokens=tokens, max_tokens=min(max_tokens, room) if max_tokens is not None else room)
+        most = min(max_tokens, room) if max_tokens is not None else room
+        return Prompt(tokens=tokens, max_tokens=most, adapter=request.adapter)
 
 
 def _given(options: SamplingOptions) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from npu.chat_template import ChatTemplate
 from npu.manifest import read_manifest
 from npu.model_files import find_template
 from npu.rkllm.abi import FAMILIES
-from npu.simulator import Language, Profile, SimulatedModel
+from npu.simulator import Adapter, Language, Profile, SimulatedModel, write_adapter
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 from tests.e2e.test_cancellation import begin, leave, until_state, view
 from tests.stack import LIMIT, Stack, eventually
@@ -39,10 +39,10 @@ class Oracle:
         self.template: ChatTemplate = template
         self.tokenizer: FileTokenizer = tokenizer
 
-    def ask(self, text: str, most: int = 4000) -> tuple[str, int, int]:
+    def ask(self, text: str, most: int = 4000, adapter: Adapter | None = None) -> tuple[str, int, int]:
         """The answer, and how many tokens prompt and answer have."""
         prompt = self.tokenizer.encode(self.template.render([{"role": "user", "content": text}]))
-        answer = LANGUAGE.expected_answer(prompt, most)
+        answer = LANGUAGE.expected_answer(prompt, most, adapter)
         return self.tokenizer.decode(answer).decode("utf-8", "replace"), len(prompt), len(answer)
 
 
@@ -53,9 +53,11 @@ def chat(stack: Stack, model: str, text: str, **more: object) -> httpx.Response:
 
 @pytest.mark.parametrize("version", [abi.RUNTIMES[-1] for abi in FAMILIES])
 def test_every_family_answers(version: str) -> None:
-    """With exact text, usage and finish reason; what it cannot do is refused by name; its card says what it is."""
+    """With exact text, usage and finish reason, alone and with an adapter; what it cannot do is refused by name; its card
+    says what it is."""
     stack = Stack({}, rkllm_library=f"simulator-{version}")
-    stack.add_simulated("simulated", SimulatedModel())
+    stack.add_simulated("simulated", SimulatedModel(), '[adapters]\npoet = { file = "poet.gguf", scale = 0.5 }')
+    write_adapter(stack.folder / "models" / "simulated" / "poet.gguf")
     with stack:
         oracle = Oracle(stack.folder / "models" / "simulated")
         for text in ("Hello there", "What is the capital of France?", "Grüße an die See 😀"):
@@ -74,6 +76,20 @@ def test_every_family_answers(version: str) -> None:
         else:
             first, again = (reply.json()["choices"][0]["message"]["content"] for reply in seeded)
             assert first == again != oracle.ask("Tell me a story", 12)[0]
+        poet = Adapter("poet", 0.5)
+        for model, adapter in (("simulated:poet", poet), ("simulated", None), ("SIMULATED:POET", poet)):
+            got = chat(stack, model, "Hello there")
+            reply = got.json()
+            assert (reply["model"], view(stack, got.headers["x-job-id"])["model"]) == (model, model.lower())
+            assert reply["choices"][0]["message"]["content"] == oracle.ask("Hello there", adapter=adapter)[0]
+        listed = httpx.get(f"{stack.url}/v1/models", timeout=LIMIT).json()["data"]
+        assert [(each["id"], each["parent"]) for each in listed] == [
+            ("simulated", None),
+            ("simulated:poet", "simulated"),
+        ]
+        for path, more in (("embeddings", {"input": "x"}), ("rerank", {"query": "x", "documents": ["y"]})):
+            refused = httpx.post(f"{stack.url}/v1/{path}", json={"model": "simulated:poet", **more}, timeout=LIMIT)
+            assert (refused.status_code, "simulated:poet" in refused.text) == (400, True)
         card = httpx.get(f"{stack.url}/v1/models/simulated", timeout=LIMIT).json()
         assert version in json.dumps(card)
 

@@ -137,3 +137,31 @@ def test_an_unreadable_folder_is_a_sentence(models: Path) -> None:
     (models / "closed").chmod(0o700)
     assert [model.id for model in catalog.models] == ["open"]
     assert len(catalog.problems) == 1
+
+
+def test_an_adapter_is_no_model(models: Path) -> None:
+    """One that a manifest names goes with it, in whatever folder below; one that nobody names is a sentence."""
+    put(models / "a" / "manifest.toml", '[adapters]\npoet = "loras/poet.rkllm"\nbard = "bard.gguf"')
+    for name in ("one.rkllm", "loras/poet.rkllm", "bard.gguf", "lost_lora.rkllm"):
+        put(models / "a" / name)
+    put(models / "bare" / "two.rkllm")
+    put(models / "bare" / "two_lora.rkllm")
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["one", "two"]
+    assert len(catalog.problems) == 2
+    for problem, name in zip(catalog.problems, ("lost_lora.rkllm", "two_lora.rkllm"), strict=True):
+        assert name in problem and "`[adapters]`" in problem
+
+
+def test_a_name_with_an_adapter_leads_to_its_model(models: Path) -> None:
+    """By any of the model's names; a model whose name it is keeps it, and that is told."""
+    adapters = '[adapters]\npoet = "one_lora.rkllm"\nbard = "one_lora.rkllm"'
+    put(models / "a" / "manifest.toml", f'id = "tiny"\nnames = ["small"]\nfile = "one.rkllm"\n{adapters}')
+    put(models / "a" / "one.rkllm")
+    put(models / "a" / "one_lora.rkllm")
+    put(models / "b" / "manifest.toml", 'id = "other"\nengine = "echo"\nnames = ["tiny:bard"]')
+    catalog = find_models(models)
+    meant = {"tiny:poet": "tiny", "Small:Poet": "tiny", "tiny:bard": "other", "tiny:painter": None, ":poet": None}
+    found = {name: catalog.find(name) for name in meant}
+    assert {name: model and model.id for name, model in found.items()} == meant
+    assert len(catalog.clashes) == 1 and "tiny:bard" in catalog.clashes[0]

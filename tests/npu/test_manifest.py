@@ -9,6 +9,7 @@ import pytest
 from npu.engine import Ability, Pooling
 from npu.errors import ModelRefused
 from npu.manifest import KEYS, SAMPLING_KEYS, read_manifest
+from npu.model import LoraAdapter
 
 FULL = """\
 id = "tiny"
@@ -163,3 +164,46 @@ def test_what_a_model_is_for(folder: Path) -> None:
 def test_what_a_model_cannot_be_for(folder: Path, text: str, words: str) -> None:
     with pytest.raises(ModelRefused, match=words):
         read(folder, f'file = "weights.gguf"\n{text}')
+
+
+def test_adapters(folder: Path) -> None:
+    """Each with its file and scale; a file that is one is not taken for the weights, whatever it is called."""
+    for name in ("weights.rkllm", "poet_lora.rkllm", "pirate.gguf"):
+        (folder / name).write_bytes(b"")
+    (folder / "weights.gguf").unlink()
+    table = '[adapters]\npoet = "poet_lora.rkllm"\npirate = { file = "pirate.gguf", scale = 0.5 }'
+    model = read(folder, table)
+    assert model.path == folder / "weights.rkllm"
+    assert model.adapters == (
+        LoraAdapter("poet", folder / "poet_lora.rkllm", 1.0),
+        LoraAdapter("pirate", folder / "pirate.gguf", 0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[adapters]\npoet = "none.rkllm"', "line 3: `adapters.poet` names 'none.rkllm'.*no such file"),
+        ('[adapters]\npoet = "../poet.rkllm"', "inside the manifest's own folder"),
+        ('[adapters]\nPoet = "weights.rkllm"', "line 3: `adapters.Poet`.*lower-case"),
+        ('[adapters]\nlatest = "weights.rkllm"', "not `latest`"),
+        ("[adapters]\npoet = 7", "must be a file, or a table"),
+        ('[adapters]\npoet = { file = "weights.rkllm", size = 1 }', "must be a file, or a table"),
+        ('[adapters]\npoet = { file = "weights.rkllm", scale = true }', "must be a file, or a table"),
+        ('[adapters]\npoet = { file = "weights.rkllm", scale = 101 }', "within ±100"),
+        ('[adapters]\npoet = { file = "weights.rkllm", scale = nan }', "within ±100"),
+        ('abilities = ["embedding"]\n[adapters]\npoet = "weights.rkllm"', "line 3: `adapters` goes with text"),
+    ],
+)
+def test_adapters_that_are_refused(folder: Path, text: str, words: str) -> None:
+    """With the line to mend."""
+    (folder / "weights.rkllm").write_bytes(b"")
+    with pytest.raises(ModelRefused, match=words):
+        read(folder, f'file = "weights.rkllm"\n{text}')
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "echo"])
+def test_an_engine_that_can_apply_no_adapter_says_so(folder: Path, engine: str) -> None:
+    """Instead of answering as if there were none."""
+    with pytest.raises(ModelRefused, match=f"the engine {engine} can apply"):
+        read(folder, f'engine = "{engine}"\nfile = "weights.gguf"\n[adapters]\npoet = "chat.jinja"')

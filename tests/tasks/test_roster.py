@@ -92,6 +92,36 @@ async def test_a_clash_is_told_once(
     assert all(word in told[0] for word in ("small", "alpha", "beta"))
 
 
+async def test_names_with_an_adapter(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind any name of a model stands one of its adapters; an alias may mean the two; other models' names come first."""
+    announce(client, card("qwen3-0.6b", "qwen3:0.6b", adapters=("poet", "bard")))
+    announce(client, card("other", "qwen3-0.6b:bard"))
+    with caplog.at_level(logging.WARNING):
+        made = await read(
+            aclient, {"mine": "qwen3:0.6b", "Rhymes": "QWEN3:0.6b:Poet", "no": "qwen3:0.6b:cook"}, "rhymes"
+        )
+    meant = {
+        "qwen3-0.6b": "qwen3-0.6b",
+        "qwen3-0.6b:poet": "qwen3-0.6b:poet",
+        "QWEN3:0.6B:Bard": "qwen3-0.6b:bard",
+        "mine:poet": "qwen3-0.6b:poet",
+        "rhymes": "qwen3-0.6b:poet",
+        "qwen3-0.6b:poet:latest": "qwen3-0.6b:poet",
+        "qwen3-0.6b:bard": "other",
+    }
+    assert {name: made.resolve(name).name for name in meant} == meant
+    assert made.resolve(None).name == "qwen3-0.6b:poet"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the name 'qwen3-0.6b:bard' is claimed by other and qwen3-0.6b:bard; it means other"
+    ]
+    for unknown in ("qwen3-0.6b:cook", "no", "rhymes:bard", "other:poet", ":poet", "poet"):
+        with pytest.raises(UnknownModel):
+            made.resolve(unknown)
+    assert [status.name for status in made.resolve("mine").adapted()] == ["qwen3-0.6b:poet", "qwen3-0.6b:bard"]
+
+
 async def test_the_default_model(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
     """The one that is set; unset, one that is served now, else the first."""
     with pytest.raises(UnknownModel):

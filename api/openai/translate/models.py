@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tasks.roster import Card, ModelStatus
+from tasks.roster import ModelStatus
 
 OWNER = "rockchipllama"
 
@@ -18,16 +18,20 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
     """
     card = status.card
     return {
-        "id": name or card.id,
+        "id": name or status.name,
         "object": "model",
         "created": card.created,
         "owned_by": OWNER,
+        # The model an adapter speaks through.
+        "parent": card.id if status.adapter is not None else None,
         "max_model_len": card.context_length,
         "context_length": card.context_length,
-        "capabilities": _capabilities(card),
+        "capabilities": _capabilities(status),
         "meta": {
-            "id": card.id,
-            "names": list(card.names),
+            "id": status.name,
+            "names": [name if status.adapter is None else f"{name}:{status.adapter}" for name in card.names],
+            "adapter": status.adapter,
+            "adapters": list(card.adapters),
             "engine": card.engine,
             "engine_version": card.engine_version,
             "family": card.family,
@@ -48,9 +52,11 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
     }
 
 
-def _capabilities(card: Card) -> list[str]:
+def _capabilities(status: ModelStatus) -> list[str]:
+    card = status.card
     text = ["completion", "chat"] if card.chat else ["completion"]
-    return (text if "text" in card.abilities else []) + [each for each in card.abilities if each != "text"]
+    others = [each for each in card.abilities if each != "text"] if status.adapter is None else []
+    return (text if "text" in card.abilities else []) + others
 
 
 def listing(models: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import chat_template, describe, open_tokenizer
-from npu.errors import ContextTooLong, EngineFailed, PromptRefused, SamplingRefused
+from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused, SamplingRefused
 from tests.npu.demo import MODELS_DIR, Opened
 
 GREEDY = Sampling(temperature=0.0)
@@ -200,6 +200,10 @@ class TestRefusals:
         for tokens in ([], [10**9], [-1]):
             with pytest.raises(PromptRefused):
                 opened.engine.generate(Prompt(tokens, 1), GREEDY)
+
+    def test_an_adapter_that_is_not_there(self, opened: Opened) -> None:
+        with pytest.raises(AdapterMissing, match="no adapter 'poet'"):
+            opened.engine.generate(Prompt([40], 1, adapter="poet"), GREEDY)
 
     @pytest.mark.parametrize(
         "field",

@@ -148,6 +148,12 @@ class TestFacts:
         assert facts.context_length == 8192
         assert any("131072" in note for note in facts.notes)
 
+    def test_an_adapter_is_no_model(self, model: Model, tmp_path: Path) -> None:
+        adapter = tmp_path / "poet.gguf"
+        adapter.write_bytes(gguf({"general.architecture": "tiny", "general.type": "adapter"}))
+        with pytest.raises(ModelRefused, match="LoRA adapter"):
+            describe(replace(model, path=adapter, folder=tmp_path), SETUP)
+
 
 class TestTokenizerWithoutEngine:
     def test_it_says_the_model_is_not_loaded(self, model: Model, tmp_path: Path) -> None:

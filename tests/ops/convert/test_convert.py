@@ -152,7 +152,9 @@ def test_every_key_reaches_the_toolkit(folder: Path, toolkit: Any) -> None:
     assert (exported["export_tokenizer"], exported["export_embedding"]) == (False, False)
     record = json.loads((folder / "tiny-rk3588/conversion.json").read_text())
     assert [name.endswith("_lora.rkllm") for name in record["sha256"]] == [False, True]
-    assert any("adapter" in note for note in read_manifest(folder / "tiny-rk3588/manifest.toml").notes)
+    model = read_manifest(folder / "tiny-rk3588/manifest.toml")
+    assert [(its.name, its.path.name) for its in model.adapters] == [("lora", list(record["sha256"])[1])]
+    assert any(f"{model.id}:lora" in note for note in model.notes)
     assert any("embedding" in note for note in read_manifest(folder / "tiny-rk3588/manifest.toml").notes)
 
 

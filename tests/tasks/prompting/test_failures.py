@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npu import errors
-from npu.errors import ContextTooLong, NpuError, SamplingRefused
+from npu.errors import AdapterMissing, ContextTooLong, NpuError, SamplingRefused
 from tasks import requests
 from tasks.events import Failed, FailureCode
 from tasks.prompting.failures import CODES, failure
@@ -21,6 +21,8 @@ def tree(kind: type[NpuError]) -> set[type[NpuError]]:
 def made(kind: type[NpuError]) -> NpuError:
     if kind is ContextTooLong:
         return ContextTooLong(10, 5, 12)
+    if kind is AdapterMissing:
+        return AdapterMissing("tiny", "poet")
     if kind is SamplingRefused:
         return SamplingRefused("top_k", "too many")
     return kind("what happened, and what to do")
@@ -51,6 +53,7 @@ def test_each_error_becomes_a_failure(kind: type[NpuError]) -> None:
         (errors.PromptRefused("x"), FailureCode.BAD_PROMPT),
         (errors.TemplateFailed("x"), FailureCode.BAD_PROMPT),
         (errors.ContextTooLong(1, None, 1), FailureCode.CONTEXT_TOO_LONG),
+        (errors.AdapterMissing("tiny", "poet"), FailureCode.BAD_PROMPT),
         (errors.SamplingRefused("seed", "x"), FailureCode.UNSUPPORTED),
         (errors.EngineFailed("x"), FailureCode.ENGINE_FAILED),
         (requests.Unreadable("x"), FailureCode.UNREADABLE),

@@ -12,8 +12,8 @@ import pytest
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
-from npu.errors import ContextTooLong, PromptRefused, TemplateFailed
-from npu.model import SAMPLING_DEFAULTS, Model
+from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, TemplateFailed
+from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model
 from tasks.prompting.prepare import QUESTION, PreparedQuestions, PreparedTexts, Preparer, Ready
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, RerankRequest, SamplingOptions
 
@@ -288,3 +288,14 @@ def test_a_question_leaves_room_for_its_answer() -> None:
     assert questions("b", context_length=length + 1)
     with pytest.raises(ContextTooLong):
         questions("b", context_length=length)
+
+
+def test_an_adapter_is_the_models_own() -> None:
+    """It goes with each prompt; one the model does not have is refused by name, before the engine is asked."""
+    made = preparer(model=replace(MODEL, adapters=(LoraAdapter("poet", Path("/nowhere/poet")),)))
+    for request in (chat("hi", adapter="poet"), CompletionRequest(("a", "b"), adapter="poet")):
+        assert {prompt.adapter for prompt in made.prepare(request).prompts} == {"poet"}
+    assert only(made.prepare(chat("hi")).prompts).adapter is None
+    for request in (chat("hi", adapter="bard"), CompletionRequest(("a",), adapter="bard")):
+        with pytest.raises(AdapterMissing, match=r"no adapter 'bard'"):
+            made.prepare(request)
