@@ -28,6 +28,7 @@ from tasks.prompting.cards import card_of
 from tasks.prompting.setup import setup_of
 from tasks.queue import SERVE
 from tasks.settings import TaskSettings, redis_url
+from tasks.worker.consumer import Consumer
 from tasks.worker.losses import report_loss
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
@@ -100,6 +101,7 @@ class WorkerProcess:
         roster.announce(client, card_of(self.model, self.board, setup_of(self.settings)))
         worker = self.app.Worker(
             hostname=self.name,
+            consumer_cls=Consumer,
             queues=[keys.call_queue(self.model.id)],
             concurrency=1,
             pool="prefork",
