@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from api.errors import HttpProblem, Problem, invalid
+from api.json_faults import fault
 from api.needs import settings_of
 from api.settings import ApiSettings
 
@@ -39,6 +40,9 @@ SENTENCES = {
 }
 """What is wrong with a value, by the validating library's word for it, in words that mean something to a client. Their
 figures come from the same error. What is not here keeps the library's sentence."""
+
+KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+"""What JSON calls a value that is no object."""
 
 
 class Wire(BaseModel):
@@ -112,14 +116,13 @@ def parse(data: bytes) -> dict[str, Any]:
         raise invalid("The request has no body; send a JSON object.", code="invalid_json")
     try:
         value = _decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise invalid(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
-    except UnicodeDecodeError:
-        raise invalid("The request body is not valid UTF-8.", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(f"The request body {fault(data, error)}", code="invalid_json") from None
     except RecursionError:
         raise invalid("The request body is nested too deeply.", code="invalid_json") from None
     if type(value) is not dict:
-        raise invalid("The request body must be a JSON object.", code="invalid_json")
+        found = KINDS.get(type(value), "a number")
+        raise invalid(f"The request body must be a JSON object, and is {found}.", code="invalid_json")
     return value
 
 

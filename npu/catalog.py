@@ -58,7 +58,7 @@ def _walk(folder: Path, depth: int, problems: list[str], taken: frozenset[Path])
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        problems.append(f"{folder} cannot be read: {error.strerror or error}.")
+        problems.append(f"The folder {folder} cannot be read, and no model in it is found: {error.strerror or error}.")
         return
     manifest = folder / FILE_NAME
     model: Model | None = None

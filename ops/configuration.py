@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from ops import environment
@@ -28,6 +29,22 @@ CLASSES = (
     "ops.up.settings:UpSettings",
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
+
+WANTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "string_type": "a text (in the file, in quotes)",
+    "path_type": "a path (in the file, in quotes)",
+    "dict_type": "a table of names",
+    "literal_error": "{expected}",
+    "tuple_type": "a list, or words with commas between",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+}
+"""What a value must be, by the validating library's word for what it is not. What is not here keeps its sentence."""
 
 _PASSWORD = re.compile(r"(?<=[?&]password=)[^&]*")
 _MASK = "********"
@@ -107,16 +124,7 @@ def load(owner: type[AnySettings]) -> AnySettings:
     try:
         return owner()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        where = _source(name, path, content)
-        why = first["msg"].removeprefix("Value error, ")
-        field = owner.model_fields.get(name)
-        hidden = field is None or _is_secret(field) or "input" not in first
-        shown = "" if hidden else f" is {_quoted(first['input'])}"
-        raise ConfigurationError(
-            f"The setting {name}{shown} (from {where}), which cannot be used: {why.rstrip('.')}."
-        ) from error
+        raise ConfigurationError(_sentence(owner, error.errors()[0], path, content)) from error
     except SettingsError as error:
         # The one case: a value that is written as JSON in the environment.
         name = str(error).split('"')[1] if '"' in str(error) else "a setting"
@@ -124,6 +132,22 @@ def load(owner: type[AnySettings]) -> AnySettings:
         raise ConfigurationError(
             f'{environment.variable(name)} must hold JSON, such as {{"short": "long-name"}}, and does not: {cause}.'
         ) from error
+
+
+def _sentence(owner: type[Settings], error: ErrorDetails, path: Path | None, content: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    where = _source(name, path, content)
+    field = owner.model_fields.get(name)
+    shown = ""
+    if field is not None and not _is_secret(field) and "input" in error:
+        value = error["input"]
+        shown = f" is {_quoted(without_password(value) if name == 'redis_url' and isinstance(value, str) else value)}"
+    why = error["msg"].removeprefix("Value error, ")
+    if error["type"] in WANTED:
+        why = "it must be " + WANTED[error["type"]].format(**error.get("ctx", {}))
+    meaning = f" ({field.description})" if field is not None and field.description else ""
+    place = ".".join(str(part) for part in error["loc"])
+    return f"The setting {place}{shown} (from {where}), which cannot be used: {why.rstrip('.')}.{meaning}"
 
 
 def check() -> None:

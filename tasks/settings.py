@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -42,7 +43,7 @@ def config_file() -> Path | None:
 class Settings(BaseSettings):
     """What each settings class of the service inherits: where its values come from."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, allow_inf_nan=False)
 
     title: ClassVar[str] = ""
     """The heading of this class's fields in docs/settings.md."""
@@ -114,15 +115,37 @@ class TaskSettings(Settings):
         description="Seconds a worker's claim on a job lasts unless renewed; it renews at least three times as often.",
     )
 
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe lines to log.")
+    log_format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for collectors.")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+    def _usable_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("it must begin with redis://, rediss:// or unix://")
+        # The messages repeat nothing of it, for a password may stand anywhere in what is malformed.
+        parts = urlsplit(value)
+        if parts.scheme == "unix":
+            if not parts.path:
+                raise ValueError("it must name a socket, as in unix:///run/valkey.sock")
+            return value
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("its port must be a number up to 65535, as in redis://192.168.1.5:6379/0") from None
+        if not parts.path.strip("/").isdecimal() and parts.path.strip("/"):
+            # The client of Redis would take database 0 instead.
+            raise ValueError(
+                "behind its last slash it must have the number of a database, as in redis://192.168.1.5:6379/0"
+            )
         return value
-
-    log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least severe lines to log.")
-    log_format: str = Field("text", pattern="^(text|json)$", description="`text` for people, `json` for collectors.")
 
 
 def redis_url(settings: TaskSettings) -> str:

@@ -38,8 +38,9 @@ class DataDirLock:
             self.parts = _above_nine(os.open(self.data_dir / "parts.lock", os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             self.release()
+            why = "it is a file" if self.data_dir.is_file() else error.strerror
             raise UpError(
-                f"The data directory {self.data_dir} cannot be used ({error.strerror}); "
+                f"The data directory {self.data_dir} cannot be used ({why}); "
                 "choose one that this user may write to with --data-dir."
             ) from error
         if not _try(self._up):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from api.version import VERSION
 from ops import configuration, environment
 from ops.up import listen, store
+from ops.up.errors import UpError
 from ops.up.lock import DataDirLock
 from ops.up.output import Terminal
 from ops.up.part import Part, now
@@ -58,6 +60,7 @@ class Plan:
 
 def run(plan: Plan) -> int:
     """Run everything until it is asked to stop; the exit code. Raises `UpError` when it cannot start or go on."""
+    _check_models_dir(plan.tasks.models_dir)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(DataDirLock(plan.tasks.data_dir))
         terminal = Terminal()
@@ -77,6 +80,21 @@ def run(plan: Plan) -> int:
             service.stop()
         say("Stopped.")
     return 0
+
+
+def _check_models_dir(folder: Path) -> None:
+    """One that is not there is a mistyped one, most likely; it would look like a service without models."""
+    why = (
+        "is not there"
+        if not folder.exists()
+        else "is a file"
+        if not folder.is_dir()
+        else "may not be read by this user"
+        if not os.access(folder, os.R_OK | os.X_OK)
+        else None
+    )
+    if why is not None:
+        raise UpError(f"The models folder {folder} {why}; name another with --models-dir, or make that one.")
 
 
 class _Service:

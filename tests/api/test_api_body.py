@@ -71,19 +71,34 @@ def test_any_object_is_a_request_or_a_400(data: dict[str, Any]) -> None:
     [
         (b"", "no body"),
         (b"   ", "no body"),
-        (b"[]", "must be a JSON object"),
-        (b'"x"', "must be a JSON object"),
-        (b"{", "not valid JSON"),
-        (b'{"a": NaN}', "not valid JSON"),
-        (b'{"a": Infinity}', "not valid JSON"),
-        (b'{"a": 1e999}', "not valid JSON"),
-        (b'{"a": "\xff"}', "not valid UTF-8"),
-        (b'{"a": "\\ud800"}', "not valid JSON"),
+        (b"[]", "must be a JSON object, and is a list."),
+        (b'"x"', "must be a JSON object, and is a string."),
+        (b"1", "must be a JSON object, and is a number."),
+        (b"{", "it ends too early (line 1, column 2); a bracket or a quotation mark is not closed."),
+        (b'{"a":\n "x', "it ends too early (line 2, column 4)"),
+        (b'{"a": 1,}', "line 1, column 9, at '}': trailing comma in object."),
+        (b'{\n  "\xc3\xa4": 1\n  "b": 2\n}', "line 3, column 3, at '\"': expected ',' or '}'."),
+        (b'{"\xc3\xa4" 1}', "line 1, column 6, at '1': expected ':'."),
+        (b"{'a': 1}", "line 1, column 2, at ''': object keys must be strings. Strings stand in double quotes"),
+        (b"prompt=x", "line 1, column 1, at 'p': invalid character."),
+        (b"// x\n{}", "at '/': invalid character. JSON has no comments."),
+        (
+            b'{"a": "x\ny"}',
+            r"line 1, column 9, at U+000A: invalid character. A line break inside a string is written \n.",
+        ),
+        (b'{"a": 1} xyz', "line 1, column 10, at 'x': the object has ended before it."),
+        (b'{"a": tru}', "invalid character at its end (line 1, column 11)."),
+        (b'{"a": NaN}', "line 1, column 7, at 'N': invalid character. JSON knows finite numbers"),
+        (b'{"a": Infinity}', "line 1, column 7, at 'I': invalid character. JSON knows finite numbers"),
+        (b'{"a": 1e999}', "not valid JSON: number out of range."),
+        (b'{"a": "\xff"}', "is not valid UTF-8: line 1, column 8, at the byte 0xff."),
+        (b'{"a": "\xed\xa0\x80"}', "is not valid UTF-8: line 1, column 8, at the byte 0xed."),
+        (b'{"a": "\\ud800"}', r"line 1, column 8, at '\ud800': half of a surrogate pair."),
         (b"[" * 50_000, "nested too deeply"),
     ],
 )
 def test_a_bad_body_says_what_is_wrong(place: Site, body: bytes, says: str) -> None:
-    """Each kind of damage has its own sentence, in the dialect's error object."""
+    """Each kind of damage has its own sentence, with the place and what was found there, in the dialect's error object."""
     reply = place.http.post("/v1/chat/completions", content=body)
     assert reply.status_code == 400
     error = reply.json()["error"]

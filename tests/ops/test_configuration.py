@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,47 @@ def test_a_bad_value_is_one_sentence(words: tuple[str, ...], variables: dict[str
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
     assert "sesame" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("port", "1.5", "it must be a whole number. (Port to listen on; 0 takes a free one.)"),
+        ("port", "70000", "it must be at most 65535."),
+        ("log_level", "loud", "it must be 'debug', 'info', 'warning' or 'error'."),
+        ("deadline", "inf", "it must be a number."),
+        ("preload", "maybe", "it must be true or false."),
+        ("aliases", '{"a": 3}', "The setting aliases.a is '3'"),
+        ("redis_url", "localhost", "it must begin with redis://, rediss:// or unix://"),
+        ("redis_url", "redis://:sesame@h:port", "is 'redis://:********@h:port'"),
+        ("redis_url", "redis://h:1/jobs", "must have the number of a database"),
+        ("redis_url", "redis://:ses/ame@h:1/0", "its port must be a number"),
+        ("redis_url", "unix://", "it must name a socket, as in unix:///run/valkey.sock"),
+    ],
+)
+def test_a_bad_value_says_what_a_good_one_is(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words, with what the setting is for; also where a password makes the address malformed."""
+    monkeypatch.setenv(environment.variable(name), value)
+    with pytest.raises(ConfigurationError) as refused:
+        configuration.check()
+    assert said in str(refused.value)
+    assert not re.search("sesame|ses/|ame@", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h:1/",
+        "redis://h:1/2",
+        "rediss://me:p%2Fw@h:1/0?ssl_cert_reqs=none",
+        "unix:///run/x.sock?db=1",
+    ],
+)
+def test_a_good_address_passes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all the forms that the client of Redis takes."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", url)
+    assert configuration.load(TaskSettings).redis_url == url
 
 
 @pytest.mark.parametrize("content", [b"port = \n", b"\xff\xfe", b"port = 1\nport = 2\n"])

@@ -18,6 +18,9 @@ from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
 from ops.up.ready import Readiness, _read, listens, place
+from ops.up.service import Plan, run
+from ops.up.settings import UpSettings
+from tasks.settings import TaskSettings
 
 
 def test_one_up_per_data_dir(tmp_path: Path) -> None:
@@ -240,3 +243,18 @@ def test_when_a_service_counts_as_ready(status: int, body: bytes, preload: bool,
     state = _read(status, body)
     assert isinstance(state, Readiness)
     assert state.ready(preload) is ready
+
+
+@pytest.mark.parametrize(("name", "why"), [("missing", "is not there"), ("file", "is a file")])
+def test_a_models_folder_that_is_none_is_a_sentence(tmp_path: Path, name: str, why: str) -> None:
+    """A mistyped one would look like a service without models. Nothing has been started for it."""
+    (tmp_path / "file").touch()
+    plan = Plan(
+        tasks=TaskSettings(data_dir=tmp_path / "data", models_dir=tmp_path / name),
+        up=UpSettings(),
+        host="127.0.0.1",
+        port=0,
+    )
+    with pytest.raises(UpError, match=f"{name} {why}; name another with --models-dir"):
+        run(plan)
+    assert not (tmp_path / "data").exists()
