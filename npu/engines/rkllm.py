@@ -75,6 +75,12 @@ class RkllmEngine:
         "prefill_slice": Option(
             0, 0, 16384, "tokens prefilled at a time, since nothing can abort a prefill; 0 measures what takes 1.5 s"
         ),
+        "log_level": Option(
+            0,
+            0,
+            2,
+            "how much the vendor's library prints: 0 what goes wrong, 1 the figures of each run, 2 every prompt, too",
+        ),
         "self_test": Option(
             1,
             0,
@@ -273,7 +279,7 @@ class RkllmEngine:
             embed_flash=bool(option(self._model, self.OPTIONS, "embed_flash")) if can.embed_flash else None,
             cpus=self._cpus() if can.cpu_choice else (),
         )
-        return load(identity, settings)
+        return load(identity, settings, int(option(self._model, self.OPTIONS, "log_level")))
 
     def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
         """The self-test, or what it showed the last time with the same weights, runtime, driver, template and tokenizer;

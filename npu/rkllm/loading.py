@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from ctypes import CDLL
 from pathlib import Path
@@ -16,13 +17,20 @@ FILES = 102_400
 """Open files the vendor asks for: old and large models hold thousands of buffers."""
 
 
-def load(identity: Identity, settings: Settings) -> tuple[Handle, InitFacts]:
+LOG_LEVEL = "RKLLM_LOG_LEVEL"
+"""The variable the library takes its level from when it is loaded, and never again."""
+
+
+def load(identity: Identity, settings: Settings, log_level: int = 0) -> tuple[Handle, InitFacts]:
     """The loaded model, and what the library told of itself and of it. Blocks for seconds to a minute.
 
+    `log_level` is how much the library prints later: 0 what goes wrong, 1 the figures of each run, 2 prompts, too. It counts
+    for the first load of a process only.
     Raises `ModelRefused`: the library cannot be opened or turns out to be another version than it was called as, or it
     refuses the model, in words that say why where its own did.
     """
     _allow_files()
+    os.putenv(LOG_LEVEL, str(log_level))  # whatever the environment says: nobody's prompts are printed by accident
     with capture_output() as said:
         try:
             lib = CDLL(str(identity.path))
