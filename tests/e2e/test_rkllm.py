@@ -100,6 +100,7 @@ def paced() -> Iterator[Stack]:
     stack = Stack({}, rkllm_library="simulator", default_model="unpaced", queue_limit=64)
     for name, (profile, _) in PACES.items():
         stack.add_simulated(name, SimulatedModel(profile=profile))
+    stack.add_simulated("thinking", SimulatedModel(thinking=True))
     with stack:
         yield stack
 
@@ -148,6 +149,19 @@ def test_a_client_that_leaves_stops_the_engine(paced: Stack, model: str) -> None
     until_state(paced, job, "cancelled", "finished")
     oracle = Oracle(paced.folder / "models" / model)
     assert chat(paced, model, "And now?").json()["choices"][0]["message"]["content"] == oracle.ask("And now?")[0]
+
+
+def test_thinking_is_switched_by_the_request(paced: Stack) -> None:
+    """On is the model's own way; off, in any of a client's words, is the empty thought that the template writes for it."""
+    oracle = Oracle(paced.folder / "models" / "thinking")
+    language = SimulatedModel(thinking=True).language()
+    off = [{"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}, {"think": False}]
+    for more in ({}, {"reasoning_effort": "high"}, *off):
+        prompt = oracle.template.render([{"role": "user", "content": "Hello"}], enable_thinking=more not in off)
+        answer = oracle.tokenizer.decode(language.expected_answer(oracle.tokenizer.encode(prompt), 40)).decode()
+        assert answer.startswith("<think>") == (more not in off)
+        reply = chat(paced, "thinking", "Hello", max_tokens=40, **more).json()
+        assert reply["choices"][0]["message"]["content"] == answer, more
 
 
 def test_a_prefill_nobody_can_abort_is_left_within_a_slice() -> None:
