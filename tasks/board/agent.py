@@ -225,6 +225,7 @@ class Agent:
         roster.breathe(
             self._client, roster.Presence(name=f"board:{self._board}", board=self._board, started=self._started)
         )
+        self._redis.found()  # said here, for not all that is tried asks Redis anything
 
     def _sweep(self) -> None:
         self._sweeper.sweep({field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))})
@@ -250,8 +251,6 @@ class Agent:
             self._redis.lost(error)
         except Exception as error:
             self._defects.met(error)
-        else:
-            self._redis.found()
 
     def _survive(self, task: Callable[[], None]) -> None:
         """Do something that does not need Redis. The loop goes on whatever comes of it."""

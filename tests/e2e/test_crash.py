@@ -84,6 +84,22 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     leave(waiting)
 
 
+def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack) -> None:
+    """Nothing that holds the model stays behind, not even what was stopped in mid-answer: its successor would wait for it."""
+    chat(stack, "steady", "warm")
+    held, job = begin(stack, "steady", "z" * 2000, stream=True)
+    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+    worker = stack.worker("steady")
+    family = worker.children(recursive=True)
+    stack.child("steady").suspend()
+    worker.kill()
+    psutil.wait_procs(family, timeout=LIMIT)
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert chat(stack, "steady", "again") == "again"
+    assert until_state(stack, job, "failed")["error"]["code"] == "engine_lost"
+    leave(held)
+
+
 def test_jobs_end_without_any_board() -> None:
     """Board and workers are gone for good: the API sweeps. What was being answered fails, what was untouched waits again,
     and what waits ends at its deadline, each with words to its client."""

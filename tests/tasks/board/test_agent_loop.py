@@ -25,7 +25,7 @@ from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
 from tasks.roster import Card
 from tasks.settings import ROOT, TaskSettings
-from tests.stack import LIMIT, eventually
+from tests.stack import LIMIT, Stack, eventually
 
 MANIFEST = 'engine = "echo"\nid = "%s"\n'
 
@@ -143,6 +143,40 @@ def test_a_full_redis_ends_nothing(
     finally:
         client.config_set("maxmemory", "512mb")
     board.knows("late")
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What asks Redis nothing has not found it again."""
+    caplog.set_level(logging.WARNING, logger="rockchipllama.board")
+    monkeypatch.setattr(module, "SWEEP", 0.1)
+    stack = Stack({})
+    stack.start_valkey()
+    tried = threading.Semaphore(0)
+    board = Board(stack.redis, stack.redis_url, tmp_path)
+    board.agent._workers.command = lambda _: ["/bin/false"]  # without workers there is nothing to ask after
+    real = board.agent._sweep
+
+    def sweep() -> None:
+        tried.release()
+        real()
+
+    monkeypatch.setattr(board.agent, "_sweep", sweep)
+    try:
+        board.start()
+        stack.process("valkey").terminate()
+        stack.process("valkey").wait(LIMIT)
+        eventually(lambda: "the board lost Redis" in caplog.text, what="the news")
+        for _ in range(4):
+            assert tried.acquire(timeout=LIMIT)
+        stack.start_valkey()
+        eventually(lambda: "the board has Redis back" in caplog.text, what="the news")
+        told = [record.message for record in caplog.records if record.message.startswith("the board ")]
+        assert len(told) == 2, told
+    finally:
+        board.leave()
+        stack.stop()
 
 
 def test_a_pulled_stick_is_told_and_is_no_outage(
