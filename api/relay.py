@@ -16,10 +16,20 @@ from starlette.requests import Request as HttpRequest
 from tasks import keys
 from tasks.commands import Commander, Load, Prepare
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
-from tasks.errors import AbilityMissing, CommandFailed, FieldRefused, JobFailed, ModelDown, QueueUnavailable, TasksError
-from tasks.events import TERMINAL, Event, Failed, Numbered, Queued, Reply, Started, fold
-from tasks.feed import LiveFeed, Subscription, follow
+from tasks.errors import (
+    AbilityMissing,
+    CommandFailed,
+    FieldRefused,
+    JobFailed,
+    JobNotFound,
+    ModelDown,
+    QueueUnavailable,
+    TasksError,
+)
+from tasks.events import TERMINAL, Event, Failed, FailureCode, Queued, Reply, Started, fold
+from tasks.feed import LiveFeed, Subscription
 from tasks.jobs import Lane, new_job_id
+from tasks.reader import Forgotten, Reader
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import ModelStatus, Roster
 from tasks.store import JobStore
@@ -34,6 +44,11 @@ PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
 CLOSE_PATIENCE = 1.0
 """Seconds a client waits for its job's cancellation to be recorded."""
+
+FORGOTTEN = (
+    "The job queue broke down and came back without its last moments, to which this answer, or a part of it, belonged. "
+    "Ask again."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +81,9 @@ class Answer:
         self._queue = status.card.id
         self._relay = relay
         self._stack = stack
-        self._source = self._follow(subscription)
+        self._reader = Reader(relay.client, subscription, job)
+        self._place: int | None = -1
+        self._source = self._follow()
         self._ahead: list[Event] = []
         self._ended = False
         self._closed = False
@@ -78,7 +95,7 @@ class Answer:
                 await self._decide()
         except TimeoutError:
             # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
-            self._source = self._follow(None)
+            self._source = self._follow()
         if self._ahead and isinstance(self._ahead[-1], Failed):
             raise JobFailed(self.job, self._ahead[-1])
 
@@ -143,39 +160,33 @@ class Answer:
         finally:
             await self._stack.aclose()
 
-    async def _follow(self, subscription: Subscription | None) -> AsyncIterator[Event | Waiting]:
+    async def _follow(self) -> AsyncIterator[Event | Waiting]:
         """The job's events from where the last call left off, through outages of Redis."""
-        if subscription is not None:
-            self._subscription = subscription
-            self._seen = 0
-            self._place: int | None = -1
         loop = asyncio.get_running_loop()
         told = up = loop.time()
         while True:
             try:
-                async for item in follow(self._relay.client, self._subscription, self.job, self._seen):
+                async for item in self._reader.follow():
                     up = loop.time()
                     if item is not None:
-                        yield self._take(item)
-                        if self._ended:
-                            return
+                        self._ended = isinstance(item.event, TERMINAL)
+                        yield item.event
                         continue
                     place = await self._relay.store.place(self.job, self._queue)
                     if place != self._place or loop.time() - told >= self._relay.keep_alive:
                         self._place, told = place, loop.time()
                         yield Waiting(None if place is None else place + 1)
                 return
+            except (Forgotten, JobNotFound) as error:
+                log.error("an answer is lost: %s", error, extra={"job": self.job})
+                yield Failed(FailureCode.ENGINE_LOST, FORGOTTEN)
+                return  # not the job's own end: whoever closes this answer cancels what is left of it
             except (*UNREACHABLE, QueueUnavailable) as error:
                 if loop.time() - up > OUTAGE_PATIENCE:
                     detail = error.detail if isinstance(error, QueueUnavailable) else str(error)
                     raise QueueUnavailable(detail, begun=True) from error
                 yield Waiting(None)
                 await asyncio.sleep(0.5)
-
-    def _take(self, item: Numbered) -> Event:
-        self._seen = item.seq
-        self._ended = isinstance(item.event, TERMINAL)
-        return item.event
 
 
 class Relay:

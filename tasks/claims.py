@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
@@ -30,11 +30,12 @@ _CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timing
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One job held under one fence. `seq` numbers its last event; times are milliseconds by Redis' clock."""
+    """One job held. `token` names this claim and no other; `seq` numbers the job's last event; times are milliseconds by
+    Redis' clock."""
 
     job: str
     model: str
-    fence: int
+    token: str
     seq: int
     request: bytes
     lane: str
@@ -60,6 +61,11 @@ class HandedBack(Enum):
     CANCELLED = 3
 
 
+def new_attempt() -> int:
+    """A number for one claim that nobody can guess and nobody else has; never 0."""
+    return 1 + secrets.randbits(62)
+
+
 def claim_next(
     client: redis.Redis,
     model: str,
@@ -69,7 +75,7 @@ def claim_next(
     child: int,
     call_id: str,
     lease: float,
-    attempt: str | None = None,
+    attempt: int | None = None,
 ) -> Claim | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds.
 
@@ -82,7 +88,7 @@ def claim_next(
             client,
             [keys.waiting(model), keys.running(model)],
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
-            attempt or uuid.uuid4().hex,
+            attempt or new_attempt(),
         ),
     )
     if reply is None:
@@ -91,7 +97,7 @@ def claim_next(
     return Claim(
         job=reply[0].decode(),
         model=model,
-        fence=int(record["fence"]),
+        token=record["claim"].decode(),
         seq=reply[1],
         request=record["request"],
         lane=record["lane"].decode(),
@@ -108,7 +114,7 @@ def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int
             RENEW.run(
                 client,
                 [keys.job(claim.job), keys.running(claim.model)],
-                *(claim.job, claim.fence, int(lease * 1000), phase, done),
+                *(claim.job, claim.token, int(lease * 1000), phase, done),
             ),
         )
     )
@@ -118,7 +124,7 @@ def hand_back(
     client: redis.Redis,
     model: str,
     job: str,
-    fence: int,
+    token: str,
     why: str,
     *,
     crashed: bool,
@@ -134,7 +140,7 @@ def hand_back(
             HAND_BACK.run(
                 client,
                 [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
-                *(job, fence, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
+                *(job, token, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
                 call(model, "", job),
             ),
         )

@@ -1,4 +1,4 @@
-"""Events as they happen: one subscription for a whole process, fanned out in memory, and the reading of a job over it."""
+"""Messages as they happen: one subscription for a whole process, fanned out in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import hiredis
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 
-from tasks import keys
 from tasks.connection import UNREACHABLE, Outages
-from tasks.events import TERMINAL, Numbered, decode_events, number
-from tasks.stream import read_events
 
 log = logging.getLogger("rockchipllama.feed")
 
@@ -24,10 +21,6 @@ SILENCE = 15.0
 SHORTEST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
 """Seconds before it is made anew; each try in vain doubles the pause."""
-CONFIRM = 30.0
-"""Seconds Redis may take to confirm a subscription, a reconnection in between included."""
-CATCH_UP = 5.0
-"""Seconds without an event after which a reader looks into the record: the bell may have been lost."""
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -214,52 +207,3 @@ class _Wire(asyncio.Protocol):
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # seen: on the way out nobody waits for it any more
-
-
-async def follow(
-    client: redis.asyncio.Redis, subscription: Subscription, job: str, after: int = 0, patience: float = CATCH_UP
-) -> AsyncIterator[Numbered | None]:
-    """The events of a job past number `after`, each once and in order, up to its last; None after `patience` seconds
-    of silence, and when the job changed without an event.
-
-    Pub/sub may lose a message; a gap is filled from the record, which is also read at the start and in each silence.
-    Raises what the client raises when the record cannot be read, and `Unreadable`.
-    """
-    async with asyncio.timeout(CONFIRM):
-        await asyncio.shield(subscription.confirmed)
-    seen = after
-    ask_record = True
-    while True:
-        if ask_record:
-            ask_record = False
-            for item in await read_events(client, job, seen):
-                seen = item.seq
-                yield item
-                if isinstance(item.event, TERMINAL):
-                    return
-        if not await subscription.wait(patience):
-            ask_record = True
-            yield None
-            continue
-        for message in subscription.take():
-            if message is None:
-                ask_record = True
-                break
-            last, _, payload = message.partition(b":")
-            if last == b"0":
-                yield None
-                continue
-            fresh = [item for item in number(int(last), decode_events(payload)) if item.seq > seen]
-            if fresh and fresh[0].seq > seen + 1:
-                ask_record = True  # what follows is in the record too
-                break
-            for item in fresh:
-                seen = item.seq
-                yield item
-                if isinstance(item.event, TERMINAL):
-                    return
-
-
-def live_channel(job: str) -> str:
-    """The channel to subscribe to before a job is accepted."""
-    return keys.live(job)

@@ -5,15 +5,18 @@ Written down together because they share the record's fields:
   model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; so is `adapter`, where one answers
   request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
-  fence     raised by each claim; whoever writes must hold the newest
+  fence     counts the claims
+  claim     the newest claim's token, FENCE-ATTEMPT; whoever writes must hold it. The attempt is a number nobody can guess:
+            a Redis that came back without its last moment counts from the same fence again
   failures  claims that ended by a crash, a stall or a lapsed lease
-  worker child board call attempt started phase done   of the newest claim; `phase` is loading, prefill or decode
+  worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
   sent      1 once a client may have seen a part of the answer
   cancel    why the job is to end early, once somebody asked
   prompt:I  the token ids of prompt I as the model saw them, int32 little-endian, until the job ends
   end ended the last event as bytes, and when it was written
 
-Every stream entry has as its id the number of its last event, as `e` the events and as `p` the pieces they came from.
+Every stream entry has as its id SEQ-ATTEMPT, the number of its last event and the attempt of the claim that wrote it (0 when
+none did), as `e` the events and as `p` the pieces they came from. Its message on the channel is SEQ-ATTEMPT:EVENTS.
 Times are milliseconds by Redis' own clock.
 """
 
@@ -35,10 +38,11 @@ local function last_seq(events)
   local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
   return entry and tonumber(string.match(entry[1], '^%d+')) or 0
 end
-local function tell(job, events, payload, count)
-  local seq = last_seq(events) + count
-  redis.call('XADD', events, seq .. '-0', 'e', payload)
-  redis.call('PUBLISH', job .. ':live', seq .. ':' .. payload)
+local function tell(job, events, payload, attempt)
+  local seq = last_seq(events) + 1
+  local id = seq .. '-' .. (attempt or 0)
+  redis.call('XADD', events, id, 'e', payload)
+  redis.call('PUBLISH', job .. ':live', id .. ':' .. payload)
   return seq
 end
 local function bell(job)
@@ -141,8 +145,10 @@ local function held(id, job, seq)
 end
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   local job = 'rl:{' .. id .. '}'
-  local kept = redis.call('HMGET', job, 'state', 'attempt')
-  if kept[1] == 'running' and kept[2] == ARGV[8] then return held(id, job, last_seq(job .. ':events')) end
+  local kept = redis.call('HMGET', job, 'state', 'claim')
+  if kept[1] == 'running' and string.match(kept[2], '%d+$') == ARGV[8] then
+    return held(id, job, last_seq(job .. ':events'))
+  end
 end
 while true do
   local id = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
@@ -153,13 +159,13 @@ while true do
   local kept = redis.call('HMGET', job, 'state', 'deadline')
   if kept[1] == 'queued' then
     if tonumber(kept[2]) < now() then
-      tell(job, events, ARGV[7], 1)
+      tell(job, events, ARGV[7])
       finish(job, events, 'failed', ARGV[7])
     else
-      redis.call('HINCRBY', job, 'fence', 1)
+      local fence = redis.call('HINCRBY', job, 'fence', 1)
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
-        'child', ARGV[3], 'call', ARGV[4], 'attempt', ARGV[8], 'started', now())
-      return held(id, job, tell(job, events, ARGV[6], 1))
+        'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
+      return held(id, job, tell(job, events, ARGV[6], ARGV[8]))
     end
   end
 end
@@ -168,32 +174,31 @@ end
 
 APPEND = Script(
     """
--- KEYS job events running   ARGV fence seq events pieces [state end | - field value ...]
--- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more.
--- Sent twice it writes once: the record refuses a number it has passed.
-local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'cancel')
+-- KEYS job events running   ARGV claim after seq events pieces [state end | - field value ...]
+-- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more, -2-N not written: the record
+-- ends at N, before the number `after` that is to stand before this append, and may have no hole.
+-- Sent twice it writes once: what the record has is not written again.
+local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'cancel')
 if kept[1] ~= ARGV[1] then return -1 end
 if kept[2] ~= 'running' then
-  if ARGV[5] and kept[2] == ARGV[5] then return 0 end
+  if ARGV[6] and kept[2] == ARGV[6] then return 0 end
   return -1
 end
-if ARGV[3] ~= '' then
-  local done
-  if ARGV[4] == '' then
-    done = redis.pcall('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3])
+local last = last_seq(KEYS[2])
+if last < tonumber(ARGV[2]) then return -2 - last end
+if last < tonumber(ARGV[3]) then
+  local id = ARGV[3] .. string.match(ARGV[1], '%-%d+$')
+  if ARGV[5] == '' then
+    redis.call('XADD', KEYS[2], id, 'e', ARGV[4])
   else
-    done = redis.pcall('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3], 'p', ARGV[4])
+    redis.call('XADD', KEYS[2], id, 'e', ARGV[4], 'p', ARGV[5])
   end
-  if type(done) == 'table' and done.err then
-    if last_seq(KEYS[2]) < tonumber(ARGV[2]) then return done end
-  else
-    redis.call('PUBLISH', KEYS[1] .. ':live', ARGV[2] .. ':' .. ARGV[3])
-  end
+  redis.call('PUBLISH', KEYS[1] .. ':live', id .. ':' .. ARGV[4])
 end
-if ARGV[5] == '-' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 6))
-elseif ARGV[5] then
-  finish(KEYS[1], KEYS[2], ARGV[5], ARGV[6])
+if ARGV[6] == '-' then
+  redis.call('HSET', KEYS[1], unpack(ARGV, 7))
+elseif ARGV[6] then
+  finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
   redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
 end
 return kept[3] and 1 or 0
@@ -202,11 +207,11 @@ return kept[3] and 1 or 0
 
 RENEW = Script(
     """
--- KEYS job running   ARGV id fence lease-ms phase done
+-- KEYS job running   ARGV id claim lease-ms phase done
 -- -> 0 renewed, 1 renewed and the job is to be cancelled, 2 its deadline has passed, -1 the claim is not ours any more.
 -- Written past the append-only file: a lease is worth nothing after a restart, and SD cards wear.
 redis.set_repl(redis.REPL_NONE)
-local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'cancel', 'phase', 'deadline')
+local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'cancel', 'phase', 'deadline')
 if kept[1] ~= ARGV[2] or kept[2] ~= 'running' then return -1 end
 redis.call('ZADD', KEYS[2], now() + ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'phase', ARGV[4], 'done', ARGV[5])
@@ -218,9 +223,9 @@ return kept[3] and 1 or 0
 
 HAND_BACK = Script(
     """
--- KEYS job events waiting running calls   ARGV id fence lapsed-only crashed failed-event most-failures cancelled-event call
+-- KEYS job events waiting running calls   ARGV id claim lapsed-only crashed failed-event most-failures cancelled-event call
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
-local kept = redis.call('HMGET', KEYS[1], 'fence', 'state', 'sent', 'order', 'cancel')
+local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'sent', 'order', 'cancel')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -235,12 +240,12 @@ local failures = tonumber(ARGV[4])
 if failures == 1 then failures = redis.call('HINCRBY', KEYS[1], 'failures', 1) end
 if kept[3] or kept[5] or failures >= tonumber(ARGV[6]) then
   local payload = kept[5] and ARGV[7] or ARGV[5]
-  tell(KEYS[1], KEYS[2], payload, 1)
+  tell(KEYS[1], KEYS[2], payload)
   finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
   return kept[5] and 3 or 1
 end
 redis.call('HSET', KEYS[1], 'state', 'queued')
-redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'attempt', 'done')
+redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done')
 redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
 redis.call('LPUSH', KEYS[5], ARGV[8])
 bell(KEYS[1])
@@ -252,10 +257,10 @@ CANCEL = Script(
     """
 -- KEYS job events waiting   ARGV id reason finished-event
 -- -> state before the call (nil: no such job).  A queued job ends here; a running one is flagged and its worker told.
-local kept = redis.call('HMGET', KEYS[1], 'state', 'worker', 'fence', 'cancel')
+local kept = redis.call('HMGET', KEYS[1], 'state', 'worker', 'claim', 'cancel')
 if kept[1] == 'queued' then
   redis.call('ZREM', KEYS[3], ARGV[1])
-  tell(KEYS[1], KEYS[2], ARGV[3], 1)
+  tell(KEYS[1], KEYS[2], ARGV[3])
   finish(KEYS[1], KEYS[2], 'cancelled', ARGV[3])
 elseif kept[1] == 'running' then
   if not kept[4] then redis.call('HSET', KEYS[1], 'cancel', ARGV[2]) end
@@ -282,7 +287,7 @@ if kept[1] ~= 'queued' then
 end
 if ARGV[3] == '1' and tonumber(kept[2]) >= now() then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[1])
-tell(KEYS[1], KEYS[2], ARGV[2], 1)
+tell(KEYS[1], KEYS[2], ARGV[2])
 finish(KEYS[1], KEYS[2], 'failed', ARGV[2])
 return 1
 """

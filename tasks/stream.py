@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import hiredis
 import msgspec
@@ -42,8 +43,23 @@ AGAIN = 0.1
 """Seconds between two tries while Redis cannot serve."""
 
 
+KEPT = 3.0
+"""Seconds an append is kept after Redis took it. Redis writes its file to the disk once a second, or after two when the disk is
+slow; what it took since then it may have forgotten when it comes back."""
+MOST_KEPT = 1 << 20
+"""Bytes of such appends that are kept, at most."""
+
+_SHORTER = -2
+"""Of the script: the record ends at `_SHORTER - status`, before what this append follows."""
+
+
 class ClaimLost(Exception):
-    """Raised when the job is not this worker's any more: it ended, or another claim has a newer fence."""
+    """Raised when the job is not this worker's any more: it ended, or has another claim."""
+
+
+class RecordCut(ClaimLost):
+    """Raised when Redis has forgotten events of this claim that are not kept here any more. The claim is still held, and is to
+    be handed back."""
 
 
 class RecordedPiece(msgspec.Struct, frozen=True, array_like=True):
@@ -52,6 +68,16 @@ class RecordedPiece(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     token: int
     data: bytes
+
+
+class _Append(NamedTuple):
+    """One that Redis took: when, what it follows, its last event, and what was sent."""
+
+    at: float
+    after: int
+    seq: int
+    args: list[Any]
+    size: int
 
 
 _pieces_encoder = msgspec.msgpack.Encoder()
@@ -68,9 +94,10 @@ def terminal_state(event: Finished | Failed) -> JobState:
 class EventWriter:
     """Appends to the record of one claimed job, and publishes what it appends.
 
-    Every append checks the claim's fence in the same step, so a worker that lost its claim can write nothing: it gets
-    `ClaimLost`. Usable from several threads. `on_cancel` is called, from whichever thread learns it, once somebody
-    asked for the job's end; a cancel message lost on the way is thus noticed with the next append.
+    Every append checks the claim's token in the same step, so a worker that lost its claim can write nothing: it gets
+    `ClaimLost`. Nor can an append follow a hole: what Redis forgot because it died is written again from what is kept, or the
+    writer ends with `RecordCut`. Usable from several threads. `on_cancel` is called, from whichever thread learns it, once
+    somebody asked for the job's end; a cancel message lost on the way is thus noticed with the next append.
     """
 
     def __init__(
@@ -78,7 +105,7 @@ class EventWriter:
         client: redis.Redis,
         job: str,
         model: str,
-        fence: int,
+        token: str,
         seq: int,
         on_cancel: Callable[[], None],
         *,
@@ -95,12 +122,15 @@ class EventWriter:
         self._hurried = threading.Event()
         self._on_cancel = on_cancel
         self._keys = (keys.job(job), keys.events(job), keys.running(model))
-        self._fence = str(fence)
+        self._job = job
+        self._token = token
         self._events: list[Event] = []
         self._pieces: list[RecordedPiece] = []
-        self._fields: list[str | bytes | int] = []
+        self._fields: list[str | bytes] = []
         self._last_append = 0.0
         self._sent = False
+        self._kept: deque[_Append] = deque()
+        self._kept_bytes = 0
         self._ended = False
         self._closed = False
         self._lock = threading.Lock()
@@ -140,7 +170,7 @@ class EventWriter:
                     self._flusher = threading.Thread(target=self._flush_late, name="event-flusher", daemon=True)
                     self._flusher.start()
 
-    def note(self, **fields: str | bytes | int) -> None:
+    def note(self, **fields: str | bytes) -> None:
         """Write fields of the record with the next append. Two underscores in a name stand for a colon."""
         with self._lock:
             self._check()
@@ -180,9 +210,10 @@ class EventWriter:
     def _append(self, terminal: Finished | Failed | None = None) -> None:
         """Send the buffer as one append. The caller holds the lock."""
         seq = self.seq + len(self._events)
-        payload = encode_events(self._events) if self._events else b""
+        payload = encode_events(self._events)
         args: list[Any] = [
-            self._fence,
+            self._token,
+            str(self.seq),
             str(seq),
             payload,
             _pieces_encoder.encode(self._pieces) if self._pieces else b"",
@@ -191,19 +222,21 @@ class EventWriter:
             args += [terminal_state(terminal).value, encode_events([terminal])]
         else:
             # Whatever is written here is for the client, the end of an empty choice as well.
-            if self._events and not self._sent:
+            if not self._sent:
                 self._fields += ["sent", "1", "phase", "decode"]
                 self._sent = True
             if self._fields:
                 args += ["-", *self._fields]
+        begun = time.monotonic()
         try:
-            status = self._send(args)
+            while (status := self._send(args)) <= _SHORTER:
+                self._send_again(_SHORTER - status)
         except Exception as error:
             self.failure = error
             raise
+        self._last_append = time.monotonic()
+        self._keep(_Append(self._last_append, self.seq, seq, args, sum(map(len, args))), begun)
         self.seq = seq
-        if self._events:
-            self._last_append = time.monotonic()
         self._events.clear()
         self._pieces.clear()
         self._fields.clear()
@@ -212,6 +245,25 @@ class EventWriter:
             raise self.failure
         if status == 1 and terminal is None:
             self._on_cancel()
+
+    def _keep(self, append: _Append, begun: float) -> None:
+        """Keep what Redis took just now, and drop what was taken long before this one was `begun`."""
+        self._kept.append(append)
+        self._kept_bytes += append.size
+        while self._kept and (self._kept[0].at < begun - KEPT or self._kept_bytes > MOST_KEPT):
+            self._kept_bytes -= self._kept.popleft().size
+
+    def _send_again(self, last: int) -> None:
+        """Write what Redis forgot after event `last`, with the same numbers and the same bytes. Raises `RecordCut`."""
+        forgotten = [append for append in self._kept if append.seq > last]
+        if not forgotten or forgotten[0].after != last:
+            raise RecordCut(
+                f"Redis came back without the events after {last} of {self.seq}, and they are not kept here"
+            )
+        log.warning("Redis forgot %d events, which are written again", self.seq - last, extra={"job": self._job})
+        for append in forgotten:
+            if self._send(append.args) < 0:
+                return  # forgotten or lost once more: the append that found out finds that out as well
 
     def _send(self, args: list[Any]) -> int:
         """One call of the script past the client's general path: this runs for every token."""
@@ -262,17 +314,15 @@ class EventWriter:
                     log.warning("appending failed: %s", error)
 
 
-def _entries(raw: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Numbered]:
-    numbered: list[Numbered] = []
-    for entry_id, fields in raw:
-        numbered += number(int(entry_id.split(b"-", 1)[0]), decode_events(fields[b"e"]))
-    return numbered
+def numbered(entry: bytes, payload: bytes) -> list[Numbered]:
+    """The events of one entry with their numbers; `entry` is its id, SEQ-ATTEMPT. Raises `Unreadable`."""
+    return number(int(entry.partition(b"-")[0]), decode_events(payload))
 
 
-async def read_events(client: redis.asyncio.Redis, job: str, after: int = 0) -> list[Numbered]:
-    """The events of a job past number `after`, from the record. Raises `Unreadable`."""
-    raw = await client.xrange(keys.events(job), min=f"({after}-0" if after else "-")
-    return [item for item in _entries(cast("list[tuple[bytes, dict[bytes, bytes]]]", raw)) if item.seq > after]
+async def read_events(client: redis.asyncio.Redis, job: str) -> list[Numbered]:
+    """All events of a job, from the record. Raises `Unreadable`."""
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", await client.xrange(keys.events(job)))
+    return [item for entry, fields in entries for item in numbered(entry, fields[b"e"])]
 
 
 def read_pieces(client: redis.Redis, job: str) -> list[RecordedPiece]:

@@ -14,7 +14,7 @@ import redis
 
 from tasks import keys
 from tasks.claims import HandedBack, hand_back
-from tasks.connection import UNREACHABLE
+from tasks.connection import UNREACHABLE, text
 from tasks.events import Failed, FailureCode, encode_events
 from tasks.queue import send
 from tasks.scripts import FAIL_QUEUED
@@ -72,8 +72,8 @@ def sweep(client: redis.Redis, model: str, now: int | None) -> None:
     lapsed = client.zrangebyscore(keys.running(model), "-inf", now) if now is not None else ()
     for raw in cast("list[bytes]", lapsed):
         job = raw.decode()
-        fence = cast("bytes | None", client.hget(keys.job(job), "fence"))
-        became = hand_back(client, model, job, int(fence or 0), VANISHED, crashed=True, lapsed_only=True)
+        claim = cast("bytes | None", client.hget(keys.job(job), "claim"))
+        became = hand_back(client, model, job, text(claim or b""), VANISHED, crashed=True, lapsed_only=True)
         if became is not HandedBack.NOT_OURS:
             log.error("the lease on a job lapsed", extra={"job": job, "model": model, "now": became.name.lower()})
     too_late = encode_events([Failed(FailureCode.DEADLINE, TOO_LATE)])

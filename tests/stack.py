@@ -125,6 +125,23 @@ class Stack:
         )
         eventually(self._valkey_answers, what="Valkey")
 
+    def moment(self) -> int:
+        """How far the Valkey has written its file, with all that it has answered so far."""
+        eventually(lambda: self.redis.info("persistence")["aof_buffer_length"] == 0, what="a written file")
+        return self._valkey_file().stat().st_size
+
+    def forget_since(self, moment: int) -> None:
+        """Kill the Valkey, take from its file what it wrote after `moment`, and start it again: as a power cut does."""
+        process = self._processes["valkey"]
+        process.kill()
+        process.wait(LIMIT)
+        os.truncate(self._valkey_file(), moment)
+        self.start_valkey()
+
+    def _valkey_file(self) -> Path:
+        [found] = self.folder.glob("appendonlydir/*.incr.aof")
+        return found
+
     def _valkey_answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
             return bool(connect(self.redis_url).ping())

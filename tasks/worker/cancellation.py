@@ -27,7 +27,7 @@ class ControlListener:
         worker: str,
         *,
         on_load: Callable[[], None],
-        on_cancel: Callable[[str, int], None],
+        on_cancel: Callable[[str, str], None],
         on_stop: Callable[[], None],
     ) -> None:
         self._client = client
@@ -65,8 +65,8 @@ class ControlListener:
 
     def _obey(self, message: str) -> None:
         match message.split():
-            case ["cancel", job, fence]:
-                self._on_cancel(job, int(fence))
+            case ["cancel", job, claim]:
+                self._on_cancel(job, claim)
             case ["load"]:
                 self._on_load()
             case ["stop"]:

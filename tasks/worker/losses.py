@@ -23,8 +23,8 @@ def report_loss(client: redis.Redis, model: str, call: str) -> None:
     """End the claim made on this call: the job waits again if nobody saw a part of its answer, else it fails."""
     for raw in cast("list[bytes]", client.zrange(keys.running(model), 0, -1)):
         job = raw.decode()
-        made_on, fence = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "fence"))
-        if made_on is None or fence is None or text(made_on) != call:
+        made_on, claim = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "claim"))
+        if made_on is None or claim is None or text(made_on) != call:
             continue
-        became = hand_back(client, model, job, int(fence), DIED, crashed=True)
+        became = hand_back(client, model, job, text(claim), DIED, crashed=True)
         log.error("the engine's process died with a job in hand", extra={"job": job, "now": became.name.lower()})

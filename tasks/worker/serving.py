@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-import uuid
 from itertools import islice
 from typing import assert_never
 
@@ -18,7 +17,7 @@ from npu.engine import EmbeddingEngine, RerankEngine, TextEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import requests
-from tasks.claims import Claim, claim_next, hand_back
+from tasks.claims import Claim, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
@@ -27,7 +26,7 @@ from tasks.prompting.prepare import Prepared, PreparedQuestions, PreparedTexts, 
 from tasks.prompting.setup import setup_of
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
-from tasks.stream import ClaimLost, EventWriter
+from tasks.stream import ClaimLost, EventWriter, RecordCut
 from tasks.worker import embed, generate, rerank
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.heartbeat import Heartbeat
@@ -44,6 +43,7 @@ AGAIN = 0.5
 """Seconds between two tries while Redis cannot serve."""
 
 STOPPED = "The worker was stopped while it worked on this request, and a part of the answer had been sent. Ask again."
+FORGOTTEN = "The job queue came back without a part of this answer that had been sent already. Ask again."
 AWAY = "The job queue was away for so long that the rest of this answer is lost, and a part of it had been sent. Ask again."
 
 
@@ -117,7 +117,7 @@ class Serving:
                 self._client,
                 claim.job,
                 claim.model,
-                claim.fence,
+                claim.token,
                 claim.seq,
                 lambda: run.cancel("cancelled"),
                 patience=OUTAGE_PATIENCE,
@@ -135,7 +135,7 @@ class Serving:
 
     def _claim(self, call: str) -> Claim | None:
         """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time."""
-        attempt = uuid.uuid4().hex
+        attempt = new_attempt()
         while not self._stopping:
             try:
                 claim = claim_next(
@@ -165,6 +165,9 @@ class Serving:
             run.writer.end(last)
         except _Broken as broken:
             return self._give_back(claim, broken.failed.message, crashed=True, code=broken.failed.code)
+        except RecordCut as error:
+            log.error("%s", error, extra={"job": claim.job, "model": claim.model})
+            return self._give_back(claim, FORGOTTEN)
         except ClaimLost as error:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
@@ -213,7 +216,7 @@ class Serving:
         """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
         while True:
             try:
-                became = hand_back(self._client, claim.model, claim.job, claim.fence, why, crashed=crashed, code=code)
+                became = hand_back(self._client, claim.model, claim.job, claim.token, why, crashed=crashed, code=code)
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):
                     log.error("a job could not be handed back: %s", error, extra={"job": claim.job})
@@ -236,9 +239,9 @@ class Serving:
         finally:
             self._heartbeat.changed()
 
-    def _cancel(self, job: str, fence: int) -> None:
+    def _cancel(self, job: str, claim: str) -> None:
         run = self._run
-        if run is not None and run.claim.job == job and run.claim.fence == fence:
+        if run is not None and (run.claim.job, run.claim.token) == (job, claim):
             run.cancel("cancelled")
 
     def _stop(self) -> None:

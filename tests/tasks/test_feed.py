@@ -26,8 +26,9 @@ from tasks.events import (
     encode_events,
     fold,
 )
-from tasks.feed import LiveFeed, follow
+from tasks.feed import LiveFeed
 from tasks.jobs import Lane, new_job_id
+from tasks.reader import Reader
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
 from tasks.stream import EventWriter, RecordedPiece
@@ -61,7 +62,7 @@ async def begin(store: JobStore, client: redis.Redis) -> Claim:
 
 def answer(client: redis.Redis, held: Claim, pace: float = 0.0, go: threading.Event | None = None) -> None:
     """Write a whole answer, an append a word."""
-    with EventWriter(client, held.job, held.model, held.fence, held.seq, lambda: None, patience=LIMIT) as writer:
+    with EventWriter(client, held.job, held.model, held.token, held.seq, lambda: None, patience=LIMIT) as writer:
         for index in range(WORDS):
             if go is not None and index == WORDS // 2:
                 assert go.wait(LIMIT)
@@ -79,7 +80,7 @@ async def read(
     """What one reader sees, to the end or up to an event."""
     seen: list[Numbered] = []
     async with feed.subscribe(keys.live(job)) as subscription:
-        async for item in follow(aclient, subscription, job, patience=patience):
+        async for item in Reader(aclient, subscription, job).follow(patience):
             if item is not None:
                 seen.append(item)
                 if until is not None and item.seq >= until:
@@ -236,8 +237,8 @@ async def test_a_feed_that_begins_while_redis_is_away() -> None:
 
 def publish(client: redis.Redis, job: str, seq: int) -> None:
     """Ring for an event of the record that was appended without a word."""
-    [(_, fields)] = client.xrange(keys.events(job), f"{seq}-0", f"{seq}-0")
-    client.publish(keys.live(job), f"{seq}:".encode() + fields[b"e"])
+    [(entry, fields)] = client.xrange(keys.events(job), f"{seq}-0", f"{seq}-0")
+    client.publish(keys.live(job), entry + b":" + fields[b"e"])
 
 
 def append_unheard(client: redis.Redis, job: str, *events: Event) -> int:
@@ -257,7 +258,7 @@ async def test_a_gap_is_filled_from_the_record_at_once(
     held = await begin(store, client)
     seen: list[Numbered] = []
     async with feed.subscribe(keys.live(held.job)) as subscription, asyncio.timeout(LIMIT):
-        async for item in follow(aclient, subscription, held.job, patience=10**6):
+        async for item in Reader(aclient, subscription, held.job).follow(10**6):
             assert item is not None
             seen.append(item)
             if item.seq == held.seq:
@@ -276,7 +277,7 @@ async def test_silence_is_reason_to_look_into_the_record(
     held = await begin(store, client)
     seen: list[Numbered | None] = []
     async with feed.subscribe(keys.live(held.job)) as subscription, asyncio.timeout(LIMIT):
-        async for item in follow(aclient, subscription, held.job, patience=0.05):
+        async for item in Reader(aclient, subscription, held.job).follow(0.05):
             seen.append(item)
             if item is not None and item.seq == held.seq:
                 append_unheard(client, held.job, TextDelta("lost"), DONE)
@@ -284,14 +285,20 @@ async def test_silence_is_reason_to_look_into_the_record(
     assert [item.event for item in seen if item is not None][held.seq :] == [TextDelta("lost"), DONE]
 
 
-async def test_a_reader_may_begin_anywhere(
+async def test_a_reader_goes_on_where_it_was(
     feed: LiveFeed, store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis
 ) -> None:
-    """Past a number it has seen, it gets the rest; past the last it would wait, as its caller knows."""
+    """Begun again after it was broken off, it hands on the rest and nothing twice."""
     held = await begin(store, client)
     await asyncio.to_thread(answer, client, held)
-    whole = await read(feed, aclient, held.job)
-    assert isinstance(whole[1].event, Started)
+    seen: list[Numbered] = []
     async with feed.subscribe(keys.live(held.job)) as subscription:
-        rest = [item async for item in follow(aclient, subscription, held.job, 100) if item is not None]
-    assert rest == whole[100:]
+        reader = Reader(aclient, subscription, held.job)
+        async for item in reader.follow():
+            assert item is not None
+            seen.append(item)
+            if item.seq == 100:
+                break
+        seen += [item async for item in reader.follow() if item is not None]
+    assert isinstance(seen[1].event, Started)
+    check(seen)

@@ -27,8 +27,9 @@ from tasks.events import (
     encode_events,
     fold,
 )
-from tasks.feed import LiveFeed, follow
+from tasks.feed import LiveFeed
 from tasks.jobs import JobState, Lane, Phase, new_job_id
+from tasks.reader import Reader
 from tasks.requests import ChatRequest, Message
 from tasks.roster import Presence, breathe
 from tasks.scripts import FAIL_QUEUED
@@ -54,7 +55,7 @@ async def accept(store: JobStore, *, lane: Lane = Lane.INTERACTIVE, deadline: fl
 
 
 def claim(
-    client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10, attempt: str | None = None
+    client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10, attempt: int | None = None
 ) -> Claim | None:
     return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease, attempt=attempt)
 
@@ -66,11 +67,11 @@ def lapsed(client: redis.Redis, held: Claim) -> bool:
 
 def taken_for_lost(client: redis.Redis, held: Claim) -> HandedBack:
     """What the sweep does with a lapsed lease."""
-    return hand_back(client, "echo", held.job, held.fence, "vanished", crashed=True, lapsed_only=True)
+    return hand_back(client, "echo", held.job, held.token, "vanished", crashed=True, lapsed_only=True)
 
 
 def write(client: redis.Redis, claim: Claim, on_cancel: object = None) -> EventWriter:
-    return EventWriter(client, claim.job, claim.model, claim.fence, claim.seq, on_cancel or (lambda: None), patience=5)
+    return EventWriter(client, claim.job, claim.model, claim.token, claim.seq, on_cancel or (lambda: None), patience=5)
 
 
 async def test_a_job_lives_from_acceptance_to_its_last_event(
@@ -175,7 +176,7 @@ async def test_a_full_queue_of_an_untried_model(store: JobStore) -> None:
 async def test_only_what_held_a_worker_is_counted(store: JobStore, client: redis.Redis) -> None:
     """Not how long jobs waited that were cancelled, nor a claim that went back to the queue."""
     held = await taken(store, client, 50)
-    hand_back(client, "echo", held.job, held.fence, "lost", crashed=True)
+    hand_back(client, "echo", held.job, held.token, "lost", crashed=True)
     await store.cancel(held.job, "test")
     assert not client.exists(keys.PACE)
 
@@ -195,9 +196,9 @@ async def test_an_old_claim_can_write_nothing(store: JobStore, client: redis.Red
     first = claim(client, worker="one")
     assert first is not None
     writer = write(client, first)
-    assert hand_back(client, "echo", job, first.fence, "lost", crashed=True) is HandedBack.WAITING
+    assert hand_back(client, "echo", job, first.token, "lost", crashed=True) is HandedBack.WAITING
     second = claim(client, worker="two")
-    assert second is not None and second.job == job and second.fence == first.fence + 1
+    assert second is not None and second.job == job and (await store.view(job)).attempts == 2
     with pytest.raises(ClaimLost):
         writer.write((TextDelta("zombie"),), RecordedPiece(0, 1, b"zombie"))
     with pytest.raises(ClaimLost):
@@ -254,10 +255,11 @@ async def test_an_append_in_mid_answer_sent_twice_is_written_once(
         assert writer.seq == held.seq + 1
         assert read_pieces(client, held.job) == [RecordedPiece(0, 1, b"a")]
         entries = client.xrange(keys.events(held.job))
-        assert [entry for entry, _ in entries] == [b"1-0", b"2-0", b"3-0"]
+        attempt = held.token.partition("-")[2].encode()
+        assert [entry for entry, _ in entries] == [b"1-0", b"2-" + attempt, b"3-" + attempt]
         client.publish(keys.live(held.job), b"4:after")
         messages = [heard.get_message(timeout=10)["data"] for _ in range(2)]
-        assert [message.partition(b":")[0] for message in messages] == [b"3", b"4"]
+        assert [message.partition(b":")[0] for message in messages] == [b"3-" + attempt, b"4"]
 
 
 def sent_twice(monkeypatch: pytest.MonkeyPatch, connection: Any) -> None:
@@ -288,7 +290,7 @@ async def test_a_claim_whose_reply_was_lost_is_made_once(
     sent_twice(monkeypatch, connection)
     held = claim(client)
     assert held is not None
-    assert (held.job, held.fence, held.seq) == (first, 1, 2)
+    assert (held.job, held.seq, (await store.view(first)).attempts) == (first, 2, 1)
     assert client.zrange(keys.running("echo"), 0, -1) == [first.encode()]
     assert (await store.view(second)).state is JobState.QUEUED
 
@@ -296,16 +298,16 @@ async def test_a_claim_whose_reply_was_lost_is_made_once(
 async def test_an_attempt_asked_for_again_is_the_same_claim(store: JobStore, client: redis.Redis) -> None:
     """With its lease anew, for as long as it is held; another attempt never gets it."""
     first, second, third = [await accept(store) for _ in range(3)]
-    held = claim(client, attempt="one", lease=0)
+    held = claim(client, attempt=1, lease=0)
     assert held is not None and held.job == first
-    assert claim(client, attempt="one", lease=60) == held
+    assert claim(client, attempt=1, lease=60) == held
     assert not lapsed(client, held)
-    assert claim(client, attempt="two").job == second  # type: ignore[union-attr]
-    assert hand_back(client, "echo", first, held.fence, "", crashed=False) is HandedBack.WAITING
-    again = claim(client, attempt="three")
-    assert again is not None and (again.job, again.fence) == (first, 2)
-    assert claim(client, attempt="one").job == third  # type: ignore[union-attr]
-    assert claim(client, attempt="one").job == third  # type: ignore[union-attr]
+    assert claim(client, attempt=2).job == second  # type: ignore[union-attr]
+    assert hand_back(client, "echo", first, held.token, "", crashed=False) is HandedBack.WAITING
+    again = claim(client, attempt=3)
+    assert again is not None and (again.job, again.token) == (first, "2-3")
+    assert claim(client, attempt=1).job == third  # type: ignore[union-attr]
+    assert claim(client, attempt=1).job == third  # type: ignore[union-attr]
     assert claim(client) is None
 
 
@@ -317,7 +319,7 @@ async def test_an_empty_choice_that_ended_was_sent_too(store: JobStore, client: 
     with write(client, held) as writer:
         writer.write((ChoiceEnded(0, FinishReason.STOP),))
         assert client.hget(keys.job(held.job), "sent") == b"1"
-    assert hand_back(client, "echo", held.job, held.fence, "died", crashed=True) is HandedBack.FAILED
+    assert hand_back(client, "echo", held.job, held.token, "died", crashed=True) is HandedBack.FAILED
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody took it", "the sweep took it"])
@@ -358,12 +360,12 @@ async def test_what_nobody_reads_after_the_end_is_dropped(store: JobStore, clien
     await store.cancel(cancelled, "test")
     crashed = claim(client)
     assert crashed is not None and crashed.job == failed
-    hand_back(client, "echo", failed, crashed.fence, "", crashed=False)
+    hand_back(client, "echo", failed, crashed.token, "", crashed=False)
     assert big(failed) == [b"request"]
     for _ in range(3):
         crashed = claim(client)
         assert crashed is not None
-        hand_back(client, "echo", failed, crashed.fence, "died", crashed=True)
+        hand_back(client, "echo", failed, crashed.token, "died", crashed=True)
     await asyncio.sleep(0.02)  # past the deadline of 1 ms
     assert claim(client) is None
     for job, state in ((answered, "finished"), (cancelled, "cancelled"), (failed, "failed"), (late, "failed")):
@@ -415,7 +417,7 @@ async def test_a_crashed_claim_waits_again_unless_something_was_sent(
     with write(client, held) as writer:
         if sent:
             writer.write((TextDelta("half an"),))
-    became = hand_back(client, "echo", job, held.fence, "the process died", crashed=True)
+    became = hand_back(client, "echo", job, held.token, "the process died", crashed=True)
     view = await store.view(job)
     if sent:
         assert became is HandedBack.FAILED
@@ -432,7 +434,7 @@ async def test_the_third_crash_ends_a_job(store: JobStore, client: redis.Redis) 
     for crashed in (False, True, True, False, True):
         held = claim(client)
         assert held is not None
-        outcomes.append(hand_back(client, "echo", job, held.fence, "died", crashed=crashed))
+        outcomes.append(hand_back(client, "echo", job, held.token, "died", crashed=crashed))
     assert outcomes == [HandedBack.WAITING] * 4 + [HandedBack.FAILED]
     assert (await store.view(job)).attempts == 5
 
@@ -442,7 +444,7 @@ async def test_only_a_lapsed_lease_is_swept(store: JobStore, client: redis.Redis
     await accept(store)
     held = claim(client, lease=30)
     assert held is not None
-    args = (client, "echo", held.job, held.fence, "vanished")
+    args = (client, "echo", held.job, held.token, "vanished")
     assert hand_back(*args, crashed=True, lapsed_only=True) is HandedBack.NOT_OURS
     assert renew(client, held, 0.0, "prefill", 5) is Renewal.RENEWED
     await asyncio.sleep(0.005)  # the clock must pass the lease, which ends now
@@ -507,7 +509,7 @@ async def test_a_reader_sees_every_event_once_though_the_bell_loses_messages(
                     writer.end(DONE)
 
             thread = asyncio.get_running_loop().run_in_executor(None, work)
-            seen = [item async for item in follow(aclient, subscription, job, patience=0.2) if item is not None]
+            seen = [item async for item in Reader(aclient, subscription, job).follow(0.2) if item is not None]
             await thread
     assert [item.seq for item in seen] == list(range(1, len(seen) + 1))
     assert fold([item.event for item in seen]).choices[0].text == "".join(f"{index}," for index in range(200))
@@ -539,7 +541,7 @@ async def test_a_reader_survives_a_cut_subscription(
             assert held is not None
             seen = []
             with write(client, held) as writer:
-                async for item in follow(aclient, subscription, job, patience=0.2):
+                async for item in Reader(aclient, subscription, job).follow(0.2):
                     if item is None:
                         continue
                     seen.append(item.seq)
@@ -571,7 +573,7 @@ async def test_in_full_memory_whatever_was_accepted_goes_on(store: JobStore, cli
     await store.accept(late, "other", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=0.001)
     gone = claim(client)  # the scripts must be sent anew, too
     assert gone is not None
-    hand_back(client, "echo", answered, gone.fence, "", crashed=False)
+    hand_back(client, "echo", answered, gone.token, "", crashed=False)
     client.script_flush()
     client.config_set("maxmemory", 1)
     try:
@@ -589,7 +591,7 @@ async def test_in_full_memory_whatever_was_accepted_goes_on(store: JobStore, cli
             writer.end(Finished(FinishReason.CANCELLED, Usage(0, 0), Timings()))
         running = claim(client)
         assert running is not None and running.job == stopped
-        assert hand_back(client, "echo", stopped, running.fence, "", crashed=False) is HandedBack.WAITING
+        assert hand_back(client, "echo", stopped, running.token, "", crashed=False) is HandedBack.WAITING
         assert await store.cancel(stopped, "test") is JobState.QUEUED
         running = claim(client, lease=0)
         assert running is not None and running.job == lost

@@ -314,7 +314,7 @@ async def test_how_long_jobs_take_stays_out_of_the_append_only_file(
     await store.accept(new_job_id(), "echo", ChatRequest((Message("user", "x"),)), lane=Lane.INTERACTIVE, owner="")
     held = claim_next(client, "echo", worker="w", board="one", child=1, call_id="c", lease=60)
     assert held is not None
-    with EventWriter(client, held.job, "echo", held.fence, held.seq, lambda: None, patience=5) as writer:
+    with EventWriter(client, held.job, "echo", held.token, held.seq, lambda: None, patience=5) as writer:
         writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
     assert client.exists(keys.PACE)
     written = on_disk(client)[1].rpartition(held.job.encode())[0]

@@ -32,6 +32,8 @@ from tests.stack import LIMIT, Stack, eventually
 
 DONE = Finished(FinishReason.STOP, Usage(3, 2), Timings())
 
+CLAIM = "1-7"
+
 
 class Job:
     """One claimed job in a Redis, and what its record says."""
@@ -39,11 +41,11 @@ class Job:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.id = new_job_id()
-        client.hset(keys.job(self.id), mapping={"state": "running", "fence": 1, "ttl": 60_000, "model": "echo"})
+        client.hset(keys.job(self.id), mapping={"state": "running", "claim": CLAIM, "ttl": 60_000, "model": "echo"})
         client.xadd(keys.events(self.id), {"e": encode_events([])}, id="2-0")
 
     def writer(self, *, patience: float = 60, on_cancel: Callable[[], None] = lambda: None) -> EventWriter:
-        return EventWriter(self.client, self.id, "echo", 1, 2, on_cancel, patience=patience)
+        return EventWriter(self.client, self.id, "echo", CLAIM, 2, on_cancel, patience=patience)
 
     def appends(self) -> list[list[Event]]:
         """The events of each append but the one that stood for acceptance and claim."""
@@ -166,7 +168,7 @@ def test_nothing_can_be_written_after_the_end(job: Job) -> None:
     """By no method; closing stays possible, twice."""
     with job.writer() as writer:
         writer.end(DONE)
-        for attempt in (lambda: say(writer, "x"), lambda: writer.end(DONE), lambda: writer.note(a=1)):
+        for attempt in (lambda: say(writer, "x"), lambda: writer.end(DONE), lambda: writer.note(a="1")):
             with pytest.raises(ClaimLost):
                 attempt()
     writer.close()
@@ -210,7 +212,7 @@ def test_a_claim_lost_meanwhile_is_learned_with_the_next_call(job: Job, hasty: N
     with job.writer() as writer:
         never_appended(writer)
         say(writer, "a")
-        job.client.hset(keys.job(job.id), "fence", 2)
+        job.client.hset(keys.job(job.id), "claim", "2-8")
         say(writer, "b")
         eventually(lambda: writer.failure is not None, what="the refusal")
         with pytest.raises(ClaimLost):
@@ -321,7 +323,7 @@ def test_a_longer_outage_is_an_error_that_stays(shaky: Stack, monkeypatch: pytes
         with pytest.raises(UNREACHABLE):
             say(writer, "b")
         shaky.start_valkey()
-        for attempt in (lambda: say(writer, "c"), lambda: writer.end(DONE), lambda: writer.note(a=1)):
+        for attempt in (lambda: say(writer, "c"), lambda: writer.end(DONE), lambda: writer.note(a="1")):
             with pytest.raises(UNREACHABLE):
                 attempt()
     assert job.text() == "a"

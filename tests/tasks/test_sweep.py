@@ -70,14 +70,15 @@ async def test_a_job_whose_worker_vanished_waits_again(store: JobStore, client: 
     assert client.hget(keys.job(job), "failures") == b"1"
     assert client.llen(keys.calls("echo")) == 2
     assert client.zcard(keys.running("echo")) == 0
-    assert claim(client).fence == held.fence + 1
+    assert claim(client).token != held.token
+    assert (await store.view(job)).attempts == 2
 
 
 async def test_a_job_whose_answer_was_begun_fails(store: JobStore, client: redis.Redis) -> None:
     """Its client is told that the worker vanished."""
     await accept(store)
     held = claim(client)
-    with EventWriter(client, held.job, "echo", held.fence, held.seq, lambda: None, patience=5) as writer:
+    with EventWriter(client, held.job, "echo", held.token, held.seq, lambda: None, patience=5) as writer:
         writer.write((TextDelta("half an"),))
     lapse(client, held)
     sweep(client, "echo", clock(client))

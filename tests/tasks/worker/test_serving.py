@@ -176,28 +176,30 @@ def test_a_late_message_cancels_nothing_else(make: Make) -> None:
     place = make()
     talker = talking(place)
     job = place.accept()
-    heard: list[tuple[str, int]] = []
+    heard: list[tuple[str, str]] = []
     cancel = place.serving._control._on_cancel
 
-    def hear(job: str, fence: int) -> None:
-        cancel(job, fence)
-        heard.append((job, fence))
+    def hear(job: str, claim: str) -> None:
+        cancel(job, claim)
+        heard.append((job, claim))
 
     place.serving._control._on_cancel = hear
     first = claim_next(place.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
     assert first is not None
-    assert hand_back(place.client, "echo", job, first.fence, "", crashed=False) is HandedBack.WAITING
+    assert hand_back(place.client, "echo", job, first.token, "", crashed=False) is HandedBack.WAITING
     place.call()
     talker.say(2)
     eventually(lambda: place.text(job) == "ab", what="the first words")
-    late = [(new_job_id(), 2), (job, 1), (job, 3)]
-    for other, fence in late:
-        place.client.publish(keys.control(WORKER), f"cancel {other} {fence}")
+    assert place.serving._run is not None
+    token = place.serving._run.claim.token
+    late = [(new_job_id(), token), (job, first.token), (job, "2-7"), (job, token.replace("2-", "3-"))]
+    for other, claim in late:
+        place.client.publish(keys.control(WORKER), f"cancel {other} {claim}")
     eventually(lambda: heard == late, what="the messages")
     talker.say(1)
     eventually(lambda: place.text(job) == "abc", what="more words")
     assert place.serving._run is not None and not place.serving._run.cancelled
-    place.client.publish(keys.control(WORKER), f"cancel {job} 2")
+    place.client.publish(keys.control(WORKER), f"cancel {job} {token}")
     place.until(job, JobState.CANCELLED)
     assert place.text(job) == "abc"
 
@@ -268,7 +270,9 @@ def test_a_load_that_outlasts_the_lease_while_the_pulse_is_frozen(
 
     eventually(lapsed, what="the end of the lease")
     if taken:
-        back = hand_back(place.client, "echo", job, 1, "vanished", crashed=True, lapsed_only=True)
+        assert place.serving._run is not None
+        token = place.serving._run.claim.token
+        back = hand_back(place.client, "echo", job, token, "vanished", crashed=True, lapsed_only=True)
         assert back is HandedBack.WAITING
         thawed.set()
         eventually(lambda: place.serving._run is not None and place.serving._run.cancelled, what="the news")
@@ -357,6 +361,28 @@ def test_an_outage_longer_than_a_workers_patience(
         assert "was away" in found.error.message
     else:
         assert found.attempts == 2
+
+
+def test_an_answer_that_redis_forgot_and_nobody_kept(shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at once and with words, instead of going on after a hole; that is no failure of the engine."""
+    monkeypatch.setattr("tasks.stream.COALESCE", 0.0)
+    monkeypatch.setattr("tasks.stream.MOST_KEPT", 0)
+    place = make(shaky.redis_url, lease=10**6)
+    talker = talking(place)
+    job = place.accept()
+    place.call()
+    talker.say(1)
+    eventually(lambda: place.text(job) == "a", what="a part of the answer")
+    moment = shaky.moment()
+    talker.say(1)
+    eventually(lambda: place.text(job) == "ab", what="more of it")
+    shaky.forget_since(moment)
+    talker.say(1)
+    found = place.until(job, JobState.FAILED)
+    assert found.error is not None and found.error.code is FailureCode.ENGINE_LOST
+    assert "came back without" in found.error.message
+    assert place.text(job) == "a"
+    assert place.client.hget(keys.job(job), "failures") is None
 
 
 def test_an_outage_is_no_standstill_of_the_engine(shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
