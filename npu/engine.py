@@ -184,6 +184,22 @@ class TextEngine(Protocol):
 
 
 @runtime_checkable
+class LockStepEngine(Protocol):
+    """An engine that can answer several prompts by one run, a token of each at a time."""
+
+    slots: int
+    """Prompts that fit into one run; 1 of a model that was set up without."""
+
+    def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Generation]:
+        """Prepare one run for `prompts`, as many as `slots` at most and all with one adapter; one generation for each.
+
+        It begins with the first iteration of any of them, and what the others say meanwhile is kept for them. All of them
+        are to be iterated, one after another or from threads of their own; each may be aborted by itself, and the engine is
+        free when the last one has ended. A failure is every generation's. Raises `SamplingRefused`, `ContextTooLong`,
+        `AdapterMissing`, `PromptRefused`."""
+
+
+@runtime_checkable
 class EmbeddingEngine(Protocol):
     """An engine whose model can embed."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling
-from npu.engines import Facts, Option, Setup, option
+from npu.engines import Facts, Setup, option
 from npu.engines.rkllm_cache import Cache
 from npu.engines.rkllm_embedding import RkllmEmbedding
 from npu.engines.rkllm_facts import (
@@ -21,9 +21,18 @@ from npu.engines.rkllm_facts import (
 )
 from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration
 from npu.engines.rkllm_library import library_of, named
+from npu.engines.rkllm_options import (
+    LOGITS_SUSPECT,
+    OPTIONS,
+    check_options,
+    slots_of,
+    why_no_host_sampling,
+    without_logits,
+)
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
+from npu.engines.rkllm_together import RkllmSlot, RkllmTogether
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hardware import read_big_cores
 from npu.model import Model
@@ -45,7 +54,6 @@ CACHE_BYTES_PER_TOKEN = 114_688
 """Of Qwen3-0.6B (28 layers, 8 heads of 128, keys and values in 16 bits): 16K tokens take 1.9 GB."""
 OVERHEAD_BYTES = 200 << 20
 MOST_CPUS = 8
-LOGITS_SUSPECT = "the self-test found that the model's logits do not agree with its own answers"
 LIBRARY_CPUS = 4
 """Processor cores the library takes unasked."""
 
@@ -55,57 +63,25 @@ class RkllmEngine:
 
     ABILITIES = frozenset(Ability)
     ADAPTERS = True
-    OPTIONS = {  # noqa: RUF012 - a constant
-        "memory_domain": Option(
-            0,
-            0,
-            15,
-            "the NPU's memory domain the model is put into; one holds about 4 GB, so give large models their own",
-        ),
-        "embed_flash": Option(
-            1, 0, 1, "1 leaves the embedding table on storage: less memory, a little more time for each token"
-        ),
-        "cpus": Option(0, 0, 8, "processor cores that help the NPU; 0 takes the big ones"),
-        "host_sampling": Option(
-            1,
-            0,
-            1,
-            "1 samples from logits what the runtime cannot sample (not yet confirmed on hardware); 0 refuses it",
-        ),
-        "prefill_slice": Option(
-            0, 0, 16384, "tokens prefilled at a time, since nothing can abort a prefill; 0 measures what takes 1.5 s"
-        ),
-        "log_level": Option(
-            0,
-            0,
-            2,
-            "how much the vendor's library prints: 0 what goes wrong, 1 the figures of each run, 2 every prompt, too",
-        ),
-        "self_test": Option(
-            1,
-            0,
-            1,
-            "1 tries a model out when it is first loaded, for at most 5 s; 0 leaves that, and slices of prefill, out",
-        ),
-        "refuse_suspect": Option(0, 0, 1, "1 refuses to serve a model that failed the self-test's simple questions"),
-    }
+    OPTIONS = OPTIONS
 
     def __init__(self, model: Model, setup: Setup) -> None:
         self._model = model
         self.vocabulary = self.tokenizer = _tokenizer(model)
         identity = library_of(setup)
         self.family: Abi = identity.family
-        _check_abilities(model, identity)
+        check_options(model, identity)
         self.defaults = model.sampling()
         self._closed = False
         self._speed = 0.0
         """Tokens prefilled in a second, as last measured; 0 until then."""
         self._template = find_template(model, None)
-        self.samples_on_host = bool(option(model, self.OPTIONS, "host_sampling"))
+        self.slots = slots_of(model)
+        """Prompts that fit into one run."""
+        self.samples_on_host = self.slots == 1 and bool(option(model, self.OPTIONS, "host_sampling"))
         """Whether logits are sampled by us where the runtime cannot."""
         self.counts_cached = False
         """Whether the runtime's count of prefilled tokens has those in it that it reused."""
-        _check_options(model)
         self.context_length = wanted = _context_length(model, setup, read_loaded(model, setup))
         self.handle, facts = self._load(identity, wanted, setup)
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
@@ -156,9 +132,8 @@ class RkllmEngine:
     def describe(model: Model, setup: Setup) -> Facts:
         """From the library, the file's size, and what the last load told."""
         identity = library_of(setup)
-        _check_abilities(model, identity)
+        check_options(model, identity)
         can = identity.family.CAPABILITIES
-        _check_options(model)
         loaded = read_loaded(model, setup, identity.version)
         length = _context_length(model, setup, loaded)
         notes = [*model.notes]
@@ -168,8 +143,14 @@ class RkllmEngine:
                 "There is no chat template beside this model (tokenizer_config.json or chat_template.jinja), so it can "
                 "continue text but not chat."
             )
-        why = _no_host_sampling(model, named(identity), can.logits, loaded)
+        why = why_no_host_sampling(model, named(identity), can.logits, loaded)
         refused = dict.fromkeys(("seed", "min_p", "typical_p", "logit_bias", "ignore_eos"), why) if why else {}
+        slots = slots_of(model)
+        if slots > 1:
+            notes.append(
+                f"Up to {slots} prompts run in lock-step (n_batch = {slots}): its cache takes {slots} times the memory, "
+                "the next ones wait until the longest answer has ended, and what only logits can sample (seed, min_p) is refused."
+            )
         doubt = suspicion(model, loaded) if loaded is not None else None
         if doubt is not None:
             notes.append(doubt)
@@ -179,7 +160,7 @@ class RkllmEngine:
             chat=chat,
             memory_bytes=weights_of(model).stat().st_size
             + sum(adapter.path.stat().st_size for adapter in model.adapters)
-            + CACHE_BYTES_PER_TOKEN * length
+            + CACHE_BYTES_PER_TOKEN * length * slots
             + OVERHEAD_BYTES,
             family=model.family,
             parameters=model.parameters,
@@ -202,9 +183,7 @@ class RkllmEngine:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`, `PromptRefused`; `EngineFailed` once
         closed."""
         check_sampling(sampling, len(self.vocabulary))
-        self._check(prompt.tokens, prompt.max_tokens)
-        if prompt.adapter is not None and (why := self._adapters.get(prompt.adapter, "")) is not None:
-            raise AdapterMissing(self._model.id, prompt.adapter, why)
+        self._check_prompt(prompt)
         native = to_native(sampling, len(self.vocabulary))
         field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
         if field is None:
@@ -213,9 +192,28 @@ class RkllmEngine:
             raise refuse(field, self.version, "samples every request as the model is set up, and gives no logits")
         if not option(self._model, self.OPTIONS, "host_sampling"):
             raise refuse(field, self.version, "cannot sample by it, and the manifest says host_sampling = 0")
+        if self.slots > 1:
+            raise refuse(field, self.version, f"cannot sample by it, and {without_logits(self.slots)}")
         if not self.samples_on_host:
             raise refuse(field, self.version, f"cannot sample by it, and {LOGITS_SUSPECT}")
         return RkllmGeneration(self, prompt, sampling, None, on_prefill)
+
+    def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[RkllmSlot]:
+        """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`, `PromptRefused`; `EngineFailed` once
+        closed."""
+        check_sampling(sampling, len(self.vocabulary))
+        if not 1 <= len(prompts) <= self.slots:
+            raise PromptRefused(f"{len(prompts)} prompts do not fit into the {self.slots} slots of a run (n_batch).")
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        if len({prompt.adapter for prompt in prompts}) > 1:
+            raise PromptRefused("Prompts that run together are all answered with the same adapter, or all without one.")
+        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
+        if field is not None:
+            raise refuse(
+                field, self.version, f"cannot sample several prompts at once by it, and {without_logits(self.slots)}"
+            )
+        return RkllmTogether(self, prompts, to_native(sampling, len(self.vocabulary))).slots
 
     def embed(self, tokens: Sequence[int]) -> RkllmEmbedding:
         """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
@@ -242,6 +240,11 @@ class RkllmEngine:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True
         self.handle.close()
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        self._check(prompt.tokens, prompt.max_tokens)
+        if prompt.adapter is not None and (why := self._adapters.get(prompt.adapter, "")) is not None:
+            raise AdapterMissing(self._model.id, prompt.adapter, why)
 
     def _check(self, tokens: Sequence[int], max_tokens: int | None) -> None:
         if self._closed:
@@ -278,6 +281,7 @@ class RkllmEngine:
             memory_domain=int(option(self._model, self.OPTIONS, "memory_domain")),
             embed_flash=bool(option(self._model, self.OPTIONS, "embed_flash")) if can.embed_flash else None,
             cpus=self._cpus() if can.cpu_choice else (),
+            slots=self.slots,
         )
         return load(identity, settings, int(option(self._model, self.OPTIONS, "log_level")))
 
@@ -312,14 +316,6 @@ class RkllmEngine:
         return big if len(big) >= LIBRARY_CPUS else ()
 
 
-def _check_abilities(model: Model, identity: Identity) -> None:
-    if Ability.RERANK in model.abilities and not identity.family.CAPABILITIES.logits:
-        raise ModelRefused(
-            f"{model.id}: RKLLM runtime {named(identity)} gives no logits, so nothing can be reranked by it. Install 1.2.0 "
-            "or newer, or take `rerank` out of the manifest's `abilities`."
-        )
-
-
 def _tokenizer(model: Model) -> FileTokenizer:
     found = open_tokenizer_file(model.folder)
     if found is None:
@@ -328,25 +324,6 @@ def _tokenizer(model: Model) -> FileTokenizer:
             "model it was converted from."
         )
     return found
-
-
-def _check_options(model: Model) -> None:
-    options = RkllmEngine.OPTIONS
-    if option(model, options, "refuse_suspect") and not option(model, options, "self_test"):
-        raise ModelRefused(
-            f"{model.id}: refuse_suspect = 1 needs the self-test, which self_test = 0 switches off. Leave one of them out."
-        )
-
-
-def _no_host_sampling(model: Model, runtime: str, logits: bool, loaded: Loaded | None) -> str | None:
-    """Why what the runtime cannot sample by is refused; None when it is not."""
-    if not logits:
-        return f"RKLLM runtime {runtime} cannot sample by it, and gives no logits to sample from"
-    if not option(model, RkllmEngine.OPTIONS, "host_sampling"):
-        return "the model's manifest switches sampling from logits off (host_sampling = 0)"
-    if loaded is not None and loaded.self_test is not None and loaded.self_test.logits is Verdict.SUSPECT:
-        return LOGITS_SUSPECT
-    return None
 
 
 def _context_length(model: Model, setup: Setup, loaded: Loaded | None) -> int:

@@ -35,6 +35,8 @@ class Cache:
         self.reuse: bool | None = None
         """Whether the runtime skips a prefix it has cached; None until that was seen."""
         self._tokens: list[int] = []
+        self._beside: dict[int, list[int]] = {}
+        """What the further slots hold, where they were given anything worth keeping."""
         self._next = Next.COMPARED
         self._after_pause: Next | None = None
         self._adapter: str | None = None
@@ -65,17 +67,20 @@ class Cache:
     def enter(self, tokens: Sequence[int]) -> tuple[bool, int]:
         """Make ready for a prompt that the runtime will answer: whether to keep history, and how many of its first tokens
         are cached and must not be sent."""
-        if self.reuse is False and self._can.keep_history and self._can.cache_size:
+        self._beside = {}
+        one = self._handle.loaded.slots == 1  # what fills up the other slots would stay, too
+        if self.reuse is False and self._can.keep_history and self._can.cache_size and one:
             return True, self.enter_history(tokens)
         if self._next is not Next.COMPARED:
             self.clear()  # another way of counting: what an earlier run kept is not to be found by this one
         return False, 0
 
-    def shared(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` the cache begins with, as far as we know. The last one never counts: it is read again."""
-        size = self._handle.cache_size() if self._tokens else 0
+    def shared(self, tokens: Sequence[int], slot: int = 0) -> int:
+        """How many of `tokens` a slot begins with, as far as we know. The last one never counts: it is read again."""
+        known = self._beside.get(slot, []) if slot else self._tokens
+        size = self._handle.cache_size(slot) if known else 0
         same = 0
-        for ours, theirs in zip(self._tokens[:size], tokens[:-1], strict=False):
+        for ours, theirs in zip(known[:size], tokens[:-1], strict=False):
             if ours != theirs:
                 break
             same += 1
@@ -97,9 +102,12 @@ class Cache:
         self._next = Next.UNKNOWN
         return len(self._tokens)
 
-    def holds(self, tokens: Sequence[int], answer: Sequence[int] = ()) -> None:
-        """A run has ended, or begins: the cache begins with `tokens`, and may go on with its answer."""
-        self._tokens = [*tokens, *answer]
+    def holds(self, tokens: Sequence[int], answer: Sequence[int] = (), *, slot: int = 0) -> None:
+        """A run has ended, or begins: a slot begins with `tokens`, and may go on with its answer."""
+        if slot:
+            self._beside[slot] = [*tokens, *answer]
+        else:
+            self._tokens = [*tokens, *answer]
 
     def ended(self, paused: bool, stopped: bool) -> None:
         """A run without history has ended that was to be paused; `stopped`: somebody wanted its end."""
@@ -130,6 +138,7 @@ class Cache:
     def clear(self) -> None:
         """Forget everything. Raises `EngineFailed` when the runtime does not."""
         self._tokens = []
+        self._beside = {}
         self._next = Next.COMPARED
         if not self._handle.clear() or self._handle.cache_size() not in (None, 0):
             raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")

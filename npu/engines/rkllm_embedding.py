@@ -31,7 +31,10 @@ class RkllmEmbedding:
         self._engine = engine
         self._tokens = tokens
         self._pooling = pooling
-        self._rows = CALLBACK_BYTES // (4 * engine.embedding_length) if engine.embedding_length else len(tokens)
+        others = engine.handle.loaded.slots - 1  # each has a row of its own
+        self._rows = (
+            CALLBACK_BYTES // (4 * engine.embedding_length) - others if engine.embedding_length else len(tokens)
+        )
         """How many tokens may be read at once."""
         self._call: Call | None = None
         self._aborted = False

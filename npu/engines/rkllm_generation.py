@@ -129,7 +129,7 @@ class RkllmGeneration:
                 self._on_prefill(len(prompt.tokens))
             if ended or self._aborted:
                 continue
-            if result.token in engine.vocabulary.end_tokens:
+            if result.token < 0 or result.token in engine.vocabulary.end_tokens:  # negative: other slots go on
                 ended = True
                 call.stop()
             elif len(self._said) < prompt.max_tokens:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from npu.errors import EngineFailed
-from npu.rkllm.abi import Abi, Answer, Loaded, Perf, Result, Run, Settings, State
+from npu.rkllm.abi import Abi, Answer, Loaded, Perf, Result, Run, Settings, State, Tokens
 
 log = logging.getLogger("rockchipllama.rkllm")
 
@@ -30,6 +30,8 @@ DEAF = 2.0
 heard them after 1.4 s (issue 400), and a pause it did not need would cost it its cache."""
 STOP_PATIENCE = 30.0
 """Seconds a run gets to end when its handle is closed: a prefill hears nothing until it is through."""
+FILL: Final = Tokens((0,))
+"""What a slot reads that nobody needs: the runtime wants an input for each of them in every run."""
 _NUMBERS: Final = 2**31 - 1
 """Run numbers travel as a pointer, which may have 32 bits."""
 
@@ -156,10 +158,14 @@ class Handle:
         return self._loaded
 
     def start(self, run: Run, *, limit: int | None = None, take: Take = _as_they_are, pause: bool = False) -> Call:
-        """Begin a run; it ends by itself after `limit` callbacks: by an abort, which may be heard some tokens later, or
-        with `pause` at once, where the family has that answer and no history is kept. Raises `EngineFailed` once closed."""
-        _ = self.loaded
-        call = Call(self, replace(run, number=next(self._numbers) % _NUMBERS + 1), limit, take, pause)
+        """Begin a run, of which the first inputs are enough. Raises `EngineFailed` once closed.
+
+        It ends by itself after `limit` callbacks: by an abort, which may be heard some tokens later, or with `pause` at
+        once, where the family has that answer and no history is kept.
+        """
+        fill = [FILL] * (self.loaded.slots - len(run.inputs))
+        run = replace(run, inputs=[*run.inputs, *fill], number=next(self._numbers) % _NUMBERS + 1)
+        call = Call(self, run, limit, take, pause)
         self._work.put(call)
         return call
 
@@ -178,10 +184,10 @@ class Handle:
         """Forget what earlier runs left in the cache; False when the runtime refused."""
         return self.abi.clear_cache(self.loaded) == 0
 
-    def cache_size(self) -> int | None:
-        """Tokens in the cache; None where the runtime cannot tell."""
+    def cache_size(self, slot: int = 0) -> int | None:
+        """Tokens in the cache of a slot; None where the runtime cannot tell."""
         sizes = self.abi.cache_sizes(self.loaded)
-        return sizes[0] if sizes else None
+        return sizes[slot] if sizes else None
 
     def load_adapter(self, path: Path, name: str, scale: float) -> int:
         """Load a LoRA adapter for `Run.adapter`, before the first run; the library's status, 0 when it is there.

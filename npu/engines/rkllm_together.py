@@ -1,0 +1,195 @@
+"""Several answers of the RKLLM runtime at once: one run whose slots advance in lock-step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from npu.engine import End, Piece, Prompt, Stats
+from npu.errors import EngineFailed
+from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
+from npu.rkllm.handle import Call
+
+if TYPE_CHECKING:
+    from npu.engines.rkllm import RkllmEngine
+
+
+class RkllmTogether:
+    """One run and its slots. It begins with the first of them that is iterated.
+
+    Whichever slot is iterated hands out to the others what each callback says of them, so they may be iterated one after
+    another or on threads of their own. The runtime can end them only together: a slot that has ended goes on saying what
+    nobody hears until the last one has.
+    """
+
+    def __init__(self, engine: RkllmEngine, prompts: Sequence[Prompt], native: NativeSampling) -> None:
+        self._engine = engine
+        self._native = native
+        self.slots = tuple(RkllmSlot(self, engine, prompt) for prompt in prompts)
+        self._lock = threading.Lock()
+        self._call: Call | None = None
+        self._heard: Iterator[object] | None = None
+        self._begun_at = 0.0
+        self._over = False
+        self._failure: EngineFailed | None = None
+
+    def stop_if_idle(self) -> None:
+        """End the run once nobody waits for any of its slots. From any thread."""
+        call = self._call
+        if call is not None and all(slot.has_ended for slot in self.slots):
+            call.stop()
+
+    def advance(self, waiting: RkllmSlot) -> None:
+        """Hand out what the next callbacks say, until one says something of a slot that waits, or it is over."""
+        with self._lock:
+            while not (waiting.has_news or self._over):
+                self._step()
+            if self._failure is not None and not waiting.has_news:
+                raise self._failure
+
+    def settle(self) -> None:
+        """Wait for the end of the run, where no slot waits for anything else."""
+        if self._call is not None and all(slot.has_ended for slot in self.slots):
+            with self._lock:
+                while not self._over:
+                    self._step()
+
+    def _step(self) -> None:
+        if self._heard is None:
+            self._heard = self._begin()
+        try:
+            results = next(self._heard, None)
+        except EngineFailed as error:
+            self._failure, self._over = error, True
+            return
+        if results is None:
+            self._end()
+            return
+        assert isinstance(results, tuple)
+        now = (time.monotonic() - self._begun_at) * 1000
+        for slot, result in zip(self.slots, results, strict=False):
+            slot.hear(result, now)
+        self.stop_if_idle()
+
+    def _begin(self) -> Iterator[object]:
+        engine, can = self._engine, self._engine.family.CAPABILITIES
+        prompts = [slot.prompt for slot in self.slots]
+        adapter = prompts[0].adapter
+        engine.cache.speak_with(adapter)
+        for place, slot in enumerate(self.slots):
+            slot.cached = engine.cache.shared(slot.prompt.tokens, place) if engine.cache.reuse else 0
+        engine.cache.enter(())
+        for place, prompt in enumerate(prompts):
+            engine.cache.holds(prompt.tokens, slot=place)
+        longest = max(prompt.max_tokens for prompt in prompts)
+        run = Run(
+            inputs=[Tokens(prompt.tokens) for prompt in prompts],
+            sampling=self._native if can.per_run_sampling else None,
+            max_tokens=longest if can.per_run_max_tokens else None,
+            adapter=adapter,
+        )
+        self._begun_at = time.monotonic()
+        self._call = engine.handle.start(run, limit=longest)
+        self.stop_if_idle()  # for an abort that found no run yet
+        return iter(self._call)
+
+    def _end(self) -> None:
+        self._over = True
+        for place, slot in enumerate(self.slots):
+            slot.over()
+            self._engine.cache.holds(slot.prompt.tokens, slot.said, slot=place)
+
+
+class RkllmSlot:
+    """One answer of several. See `npu.engine.Generation`."""
+
+    def __init__(self, together: RkllmTogether, engine: RkllmEngine, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.said: list[int] = []
+        self.cached = 0
+        """Tokens of the prompt that were in the slot's cache, as far as we know."""
+        self._together = together
+        self._engine = engine
+        self._pieces: deque[Piece] = deque()
+        self._end: End | None = None
+        self._first_ms = 0.0
+        self._last_ms = 0.0
+        self._handed = 0
+        self._read = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._read:
+            raise RuntimeError("A generation is iterated once.")
+        self._read = True
+        return self._all()
+
+    def abort(self) -> None:
+        """See `Generation.abort`. The others go on; the run itself ends with the last of them."""
+        self._end = self._end or End.ABORTED
+        self._together.stop_if_idle()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is to be heard."""
+        return self._end is not None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether somebody who waits can go on."""
+        return bool(self._pieces) or self.has_ended
+
+    @property
+    def end(self) -> End:
+        """Why it ended."""
+        if self._end is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return self._end
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost, by our clock: the runtime tells its figures when the last slot has ended."""
+        if self._end is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return Stats(
+            prompt_tokens=len(self.prompt.tokens),
+            cached_tokens=self.cached,
+            prefill_ms=self._first_ms,
+            generated_tokens=self._handed,
+            decode_ms=self._last_ms - self._first_ms,
+        )
+
+    def hear(self, result: Result, at_ms: float) -> None:
+        """What one callback says of this slot."""
+        if self.has_ended:
+            return
+        self._last_ms = at_ms
+        self._first_ms = self._first_ms or at_ms
+        vocabulary = self._engine.vocabulary
+        if result.token < 0 or result.token in vocabulary.end_tokens:
+            self._end = End.EOS
+            return
+        self.said.append(result.token)
+        self._pieces.append(Piece(result.token, vocabulary.bytes_of(result.token)))
+        if len(self.said) >= self.prompt.max_tokens:
+            self._end = End.LENGTH
+
+    def over(self) -> None:
+        """The run has ended."""
+        self._end = self._end or End.EOS
+
+    def _all(self) -> Iterator[Piece]:
+        try:
+            while not self._is_through():
+                self._together.advance(self)
+                while self._pieces and not self._is_through():
+                    self._handed += 1
+                    yield self._pieces.popleft()
+        finally:
+            self.abort()  # which ends a slot that nobody reads to its end
+            self._together.settle()
+
+    def _is_through(self) -> bool:
+        return self._end is End.ABORTED or (self._end is not None and not self._pieces)
