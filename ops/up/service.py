@@ -235,7 +235,8 @@ class _Service:
         key = " -H 'Authorization: Bearer YOUR-KEY'" if self._probe.state.needs_key else ""
         say(
             f"\n  curl {self._shown_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
-            f'    -d \'{{{named}"messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'
+            # A bound, because small models are slow to come to an end, and nothing is seen until then.
+            f'    -d \'{{{named}"max_tokens": 60, "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'
             "Ctrl-C stops everything."
         )
 
