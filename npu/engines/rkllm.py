@@ -280,7 +280,7 @@ class RkllmEngine:
             sampling=to_native(self.defaults, len(self.vocabulary)),
             memory_domain=int(option(self._model, self.OPTIONS, "memory_domain")),
             embed_flash=bool(option(self._model, self.OPTIONS, "embed_flash")) if can.embed_flash else None,
-            cpus=self._cpus() if can.cpu_choice else (),
+            cpus=helping_cores(self._model) if can.cpu_choice else (),
             slots=self.slots,
         )
         return load(identity, settings, int(option(self._model, self.OPTIONS, "log_level")))
@@ -307,13 +307,15 @@ class RkllmEngine:
                 "Once mended it is tried again; without refuse_suspect it is served as it is."
             )
 
-    def _cpus(self) -> tuple[int, ...]:
-        big = tuple(core for core in read_big_cores() if core < MOST_CPUS)
-        chosen = int(option(self._model, self.OPTIONS, "cpus"))
-        if chosen:
-            return big[:chosen]
-        # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
-        return big if len(big) >= LIBRARY_CPUS else ()
+
+def helping_cores(model: Model) -> tuple[int, ...]:
+    """Numbers of the processor cores that help the NPU with a model; empty leaves it to the library."""
+    big = tuple(core for core in read_big_cores() if core < MOST_CPUS)
+    chosen = int(option(model, RkllmEngine.OPTIONS, "cpus"))
+    if chosen:
+        return big[:chosen]
+    # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
+    return big if len(big) >= LIBRARY_CPUS else ()
 
 
 def _tokenizer(model: Model) -> FileTokenizer:

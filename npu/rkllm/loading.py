@@ -29,7 +29,7 @@ def load(identity: Identity, settings: Settings, log_level: int = 0) -> tuple[Ha
     Raises `ModelRefused`: the library cannot be opened or turns out to be another version than it was called as, or it
     refuses the model, in words that say why where its own did.
     """
-    _allow_files()
+    allow_files()
     os.putenv(LOG_LEVEL, str(log_level))  # whatever the environment says: nobody's prompts are printed by accident
     with capture_output() as said:
         try:
@@ -67,7 +67,8 @@ def load_adapter(handle: Handle, path: Path, name: str, scale: float) -> str | N
     return " ".join((f"The RKLLM runtime refused it (it returned {status}).", *errors))
 
 
-def _allow_files() -> None:
+def allow_files() -> None:
+    """Let this process open as many files as the vendor asks for, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,18 @@ def doctor(
     soc: Annotated[
         str | None,
         typer.Option(metavar="CHIP", help="Take this machine's chip for that one, such as rk3588.", show_default=False),
+    ] = None,
+    acceptance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Ask this board all that nobody else knows, with that model: an hour, and a report to send us.",
+            show_default=False,
+        ),
+    ] = None,
+    report_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where that report goes, instead of the data folder.", show_default=False),
     ] = None,
     redis_url: options.RedisUrl = None,
     models_dir: options.ModelsDir = None,
@@ -38,6 +51,22 @@ def doctor(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--soc") from error
     settings = load(TaskSettings)
+    if acceptance is not None:
+        if soc is not None:
+            raise typer.BadParameter("the acceptance asks the chip that is there", param_hint="--soc")
+        from ops.doctor import acceptance_report
+        from ops.doctor.acceptance import examine
+
+        done = examine(acceptance, settings, lambda line: print(line, file=sys.stderr, flush=True))
+        pages = acceptance_report.write(done, report_dir or settings.data_dir / "acceptance")
+        print(
+            json.dumps(done.to_json(), indent=2, ensure_ascii=False)
+            if as_json
+            else f"Written: {pages[0]} and {pages[1]}."
+        )
+        sys.exit(1 if done.failed else 0)
+    if report_dir is not None:
+        raise typer.BadParameter("there is a report with --acceptance only", param_hint="--report-dir")
     gathered = facts.gather(settings, soc=soc, library=look_for_library(setup_of(settings)))
     findings = report.examine(gathered)
     if as_json:

@@ -284,11 +284,18 @@ class Abi(Protocol):
     def PROTOTYPES(self) -> tuple[Prototype, ...]:
         """Every function its library exports."""
 
+    @property
+    def LLMResultCallback(self) -> Any:
+        """The C type of its callback."""
+
     def default_params(self, lib: CDLL) -> Structure:
         """The library's own defaults, as its `RKLLMParam`."""
 
     def init(self, lib: CDLL, settings: Settings, on_result: OnResult) -> Loaded:
         """Load a model. Blocks for seconds to a minute."""
+
+    def init_with(self, lib: CDLL, settings: Settings, callback: Any) -> Loaded:
+        """The same with an `LLMResultCallback` of one's own, which nothing stands before: for who asks the library itself."""
 
     def infer(self, loaded: Loaded, run: Run) -> int:
         """Run once. Blocks until the run has finished, failed, paused or been aborted; callbacks come meanwhile.

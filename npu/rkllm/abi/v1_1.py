@@ -196,10 +196,14 @@ def default_params(lib: CDLL) -> RKLLMParam:
 
 
 def init(lib: CDLL, settings: Settings, on_result: OnResult) -> Loaded:
+    return init_with(lib, settings, result_callback(on_result, settings.slots))
+
+
+def init_with(lib: CDLL, settings: Settings, callback: Any) -> Loaded:
     check_settings(settings, CAPABILITIES)
     params = default_params(lib)
     set_params(params, settings)
-    handle, callback = LLMHandle(), result_callback(on_result, settings.slots)
+    handle = LLMHandle()
     status = lib.rkllm_init(byref(handle), byref(params), callback)
     return Loaded(lib, status, handle, settings.slots, [params, callback])
 

@@ -330,13 +330,17 @@ def default_params(lib: CDLL) -> RKLLMParam:
 
 
 def init(lib: CDLL, settings: Settings, on_result: OnResult) -> Loaded:
+    return init_with(lib, settings, result_callback(on_result, settings.slots))
+
+
+def init_with(lib: CDLL, settings: Settings, callback: Any) -> Loaded:
     check_settings(settings, CAPABILITIES)
     params = default_params(lib)
     set_params(params, settings)
     set_host(params, settings)
     params.ignore_eos_token = settings.ignore_eos
     params.extend_param.n_batch = settings.slots
-    callbacks = RKLLMCallback(result_callback=result_callback(on_result, settings.slots))
+    callbacks = RKLLMCallback(result_callback=callback)
     handle = LLMHandle()
     status = lib.rkllm_init(byref(handle), byref(params), byref(callbacks))
     return Loaded(lib, status, handle, settings.slots, [params, callbacks])
