@@ -78,6 +78,10 @@ def ask(question: Question, material: Material, environment: Mapping[str, str], 
             late = True
             os.killpg(child.pid, signal.SIGKILL)
             told, _ = child.communicate()
+        except BaseException:  # It has a session of its own, so a Ctrl-C would leave it running.
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            raise
         return _judge(question, told, None if late else child.returncode, printed, time.monotonic() - begun, seconds)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,26 +14,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from npu.hardware import read_board
 from npu.rkllm.acceptance import MEASURES, QUESTIONS
 from npu.simulator import Profile, SimulatedModel, write_model
 from ops import environment
 from ops.doctor.device_tests import run_device_tests
 from tasks.settings import ROOT
+from tests.device import test_board
+from tests.npu.boards import KINDS, make_board, put_in_container
+from tests.stack import LIMIT, eventually
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def doctor(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = {
-        "ROCKCHIPLLAMA_RKLLM_LIBRARY": "simulator-1.3.0",
-        "ROCKCHIPLLAMA_MODELS_DIR": str(folder / "models"),
-        "ROCKCHIPLLAMA_DATA_DIR": str(folder / "data"),
-    }
+DOCTOR = (sys.executable, "-m", "ops.cli.main", "doctor")
+
+
+def board(folder: Path) -> dict[str, str]:
+    """The environment of a board whose files lie in a folder."""
+    return environment.for_child(
+        {
+            "ROCKCHIPLLAMA_RKLLM_LIBRARY": "simulator-1.3.0",
+            "ROCKCHIPLLAMA_MODELS_DIR": str(folder / "models"),
+            "ROCKCHIPLLAMA_DATA_DIR": str(folder / "data"),
+        }
+    )
+
+
+def doctor(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ops.cli.main", "doctor", *words],
-        env=environment.for_child(given | variables),
+        [*DOCTOR, *words],
+        env=board(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -140,14 +156,40 @@ def test_a_crash_leaves_the_other_device_tests_their_answers(tmp_path: Path) -> 
     """A model that takes its process down fails alone."""
     write_model(tmp_path / "models/sound", SimulatedModel(name="sound"))
     write_model(tmp_path / "models/breaks", SimulatedModel(name="breaks", segfault_after=6))
-    given = {
-        "ROCKCHIPLLAMA_RKLLM_LIBRARY": "simulator-1.3.0",
-        "ROCKCHIPLLAMA_MODELS_DIR": str(tmp_path / "models"),
-        "ROCKCHIPLLAMA_DATA_DIR": str(tmp_path / "data"),
-    }
-    found = run_device_tests(environment.for_child(given))
+    found = run_device_tests(board(tmp_path))
     outcomes = {test.name: test for test in found.tests}
     assert outcomes["test_it_answers[sound]"].outcome == "passed"
     assert outcomes["test_it_answers[breaks]"].outcome == "failed"
     assert "the process ended with -11" in outcomes["test_it_answers[breaks]"].why
     assert found.failed
+
+
+@pytest.mark.parametrize("chip", KINDS)
+def test_the_device_tests_of_a_board_pass_on_one(tmp_path: Path, chip: str) -> None:
+    """Built out of files, since the simulator is no kernel; and fail in a container that was not given the NPU."""
+    root = make_board(tmp_path, chip, governor="performance")
+    test_board.test_the_driver_is_there_and_open(read_board(root))
+    test_board.test_the_performance_mode_can_be_read(read_board(root), root)
+    put_in_container(root)
+    with pytest.raises(AssertionError):
+        test_board.test_the_driver_is_there_and_open(read_board(root))
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Not even the process of a question that hangs, which has a session of its own."""
+    write_model(tmp_path / "models/hangs", SimulatedModel(name="hangs", hang_after=0))
+    with subprocess.Popen([*DOCTOR, "--acceptance", "hangs"], env=board(tmp_path), stderr=subprocess.PIPE) as command:
+        (child,) = eventually(lambda: asking(command.pid), what="a question")
+        command.send_signal(signal.SIGINT)
+        assert command.wait(LIMIT) == 130
+        assert not child.is_running()
+
+
+def asking(process: int) -> list[psutil.Process]:
+    """The processes of questions that it has."""
+    found = []
+    for child in psutil.Process(process).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "npu.rkllm.acceptance.child" in child.cmdline():
+                found.append(child)
+    return found
