@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from api import docs_page, errors, health, jobs, openai
@@ -18,7 +17,7 @@ from api.errors import Renderer
 from api.fronts import Front, front_of
 from api.leniency import Leniency
 from api.needs import Services
-from api.origins import LOCAL_ORIGINS
+from api.origins import Cors
 from api.request_log import RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
@@ -58,7 +57,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=[
             Middleware(RequestLog, front_of=front),
-            Middleware(CORSMiddleware, **_cors(settings)),
+            Middleware(Cors, settings=settings, render=FRONTS[0].render),
             Middleware(Leniency),
             Middleware(Auth, settings=settings, renderer_of=renderer),
         ],
@@ -72,15 +71,3 @@ def create_app(
         app.include_router(each.router)
     docs_page.describe(app, tuple(shape for each in FRONTS for shape in each.shapes))
     return app
-
-
-def _cors(settings: ApiSettings) -> dict[str, Any]:
-    return {
-        "allow_origins": list(settings.cors_origins),
-        "allow_origin_regex": LOCAL_ORIGINS,
-        "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
-        # Browser builds of the official clients send a dozen x-stainless-* headers of their own.
-        "allow_headers": ["*"],
-        "expose_headers": ["x-request-id", "x-job-id", "x-queue-position", "retry-after", "retry-after-ms"],
-        "max_age": 600,
-    }

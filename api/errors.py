@@ -28,6 +28,7 @@ from tasks.errors import (
     UnknownModel,
 )
 from tasks.events import Failed, FailureCode
+from tasks.jobs import Room
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -52,6 +53,8 @@ class Problem:
     job: str | None = None
     allow: str | None = None
     """The methods a 405 names."""
+    room: Room | None = None
+    """Of the queue that is full."""
     close: bool = False
     """Nothing more can be read from this connection."""
 
@@ -146,6 +149,7 @@ def of_error(error: TasksError) -> Problem:
                 param=getattr(error, "field", rule.param),
                 retry_after=getattr(error, "retry_after", rule.retry_after),
                 retry=rule.retry,
+                room=getattr(error, "room", None),
             )
     return INTERNAL
 
@@ -158,9 +162,32 @@ def of_http(error: HTTPException, method: str, path: str) -> Problem:
             shown = path if len(path) <= 200 else path[:200] + "…"
             return Problem(404, "unknown_url", f"There is nothing at {method} {shown}. GET /docs lists what there is.")
         case 405:
+            # HEAD goes wherever GET does; the router knows nothing of it.
+            allow = ", ".join(
+                word for name in (allow or "").split(", ") for word in ((name, "HEAD") if name == "GET" else (name,))
+            )
             return Problem(405, "method_not_allowed", f"{method} is not allowed here; allowed: {allow}.", allow=allow)
         case status:
             return Problem(status, None, str(error.detail))
+
+
+def room_headers(room: Room) -> dict[str, str]:
+    """How full a queue is, under the names that clients look at. There is no limit of tokens, so none is named."""
+    return {
+        "x-ratelimit-limit-requests": str(room.limit),
+        "x-ratelimit-remaining-requests": str(room.left),
+        "x-ratelimit-reset-requests": duration(room.empty_in),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Such as 1h2m3s, 6m0s, 1.5s or 20ms: as Go writes it, and so the clients of OpenAI expect it."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms" if seconds > 0 else "0s"
+    minutes, rest = divmod(round(seconds, 3), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    words = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{words}{rest:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 Renderer = Callable[[Problem], bytes]
@@ -179,6 +206,8 @@ def respond(problem: Problem, render: Renderer) -> Response:
         headers["x-should-retry"] = "true" if problem.retry else "false"
     if problem.job is not None:
         headers["x-job-id"] = problem.job
+    if problem.room is not None:
+        headers |= room_headers(problem.room)
     if problem.allow is not None:
         headers["allow"] = problem.allow
     if problem.close:

@@ -1,8 +1,12 @@
-"""What clients get slightly wrong: a slash at the end of a path, and HEAD where there is only GET."""
+"""What clients get slightly wrong: slashes too many in a path, and HEAD where there is only GET."""
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SLASHES = re.compile("//+")
 
 
 class Leniency:
@@ -19,8 +23,8 @@ class Leniency:
             await self.app(scope, receive, send)
             return
         path: str = scope["path"]
-        if len(path) > 1 and path[-1] == "/":
-            scope = {**scope, "path": path.rstrip("/") or "/"}
+        if len(path) > 1 and (path[-1] == "/" or "//" in path):
+            scope = {**scope, "path": _SLASHES.sub("/", path).rstrip("/") or "/"}
         if scope["method"] == "HEAD":
             # A copy: the server goes by its own scope when it leaves out the body.
             scope = {**scope, "method": "GET"}

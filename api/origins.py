@@ -10,9 +10,12 @@ import ipaddress
 import re
 import socket
 
-from starlette.types import Scope
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
 
-from api.errors import Problem
+from api.errors import Problem, Renderer, respond
 from api.settings import ApiSettings
 from tasks.settings import PREFIX
 
@@ -22,7 +25,53 @@ LOCAL_ORIGINS = r"(?:https?|tauri|app|vscode-webview)://(?:[a-z0-9-]+\.)?(?:loca
 PRIVATE_NAMES = (".localhost", ".internal")
 """Ends of names that no public DNS answers, so no page of another site has one. Containers call their host by the second."""
 
+EXPOSED = (
+    *("x-request-id", "x-job-id", "x-queue-position", "retry-after", "retry-after-ms", "x-should-retry"),
+    *("openai-version", "openai-processing-ms"),
+    *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+)
+"""Headers of an answer that pages may read."""
+
 _LOCAL = re.compile(LOCAL_ORIGINS)
+
+
+class Cors(CORSMiddleware):
+    """ASGI middleware that tells browsers which pages may read answers."""
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings, render: Renderer) -> None:
+        super().__init__(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_origin_regex=LOCAL_ORIGINS,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            # Browser builds of the official clients send a dozen x-stainless-* headers of their own.
+            allow_headers=["*"],
+            # Those clients decide by them whether and when to try again, and browsers hide what is not named.
+            expose_headers=EXPOSED,
+            # A page on the internet that is allowed to call this server usually finds it in a private network.
+            allow_private_network=True,
+            max_age=600,
+        )
+        self._render = render
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """What a browser asks before it lets a page call. Whoever looks there for the reason finds it in the body."""
+        origin, method = request_headers["origin"], request_headers["access-control-request-method"]
+        if not self.is_allowed_origin(origin):
+            return respond(_foreign(origin), self._render)
+        if method not in self.allow_methods:
+            allowed = ", ".join(self.allow_methods)
+            message = f"{method[:20]} is not allowed here; allowed: {allowed}."
+            return respond(Problem(405, "method_not_allowed", message, allow=allowed), self._render)
+        return super().preflight_response(request_headers)
+
+
+def _foreign(origin: str) -> Problem:
+    return Problem(
+        403,
+        "origin_not_allowed",
+        f"Pages of '{origin[:100]}' may not call this server. If they should, add that origin to {PREFIX}CORS_ORIGINS.",
+    )
 
 
 class Origins:
@@ -47,12 +96,7 @@ class Origins:
                 )
         for name, value in scope["headers"]:
             if name == b"origin" and not self._may_call(origin := str(value, "latin-1"), hosts):
-                return Problem(
-                    403,
-                    "origin_not_allowed",
-                    f"Pages of '{origin[:100]}' may not call this server without an API key. If they should, add that origin "
-                    f"to {PREFIX}CORS_ORIGINS.",
-                )
+                return _foreign(origin)
         return None
 
     def _is_ours(self, host: str) -> bool:

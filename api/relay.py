@@ -28,7 +28,7 @@ from tasks.errors import (
 )
 from tasks.events import TERMINAL, Event, Failed, FailureCode, Queued, Reply, Started, fold
 from tasks.feed import LiveFeed, Subscription
-from tasks.jobs import Lane, new_job_id
+from tasks.jobs import Lane, Room, new_job_id
 from tasks.reader import Forgotten, Reader
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import ModelStatus, Roster
@@ -69,7 +69,7 @@ class Answer:
     """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
 
     `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `position` its place in the
-    queue when accepted (0: next in turn, with a worker free to take it).
+    queue when accepted (0: next in turn, with a worker free to take it), `room` what was left of the queue then.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Answer:
         self.job = job
         self.model = status.name
         self.position = 0
+        self.room: Room | None = None
         self._queue = status.card.id
         self._relay = relay
         self._stack = stack
@@ -241,6 +242,7 @@ class Relay:
         answer = Answer(self, job, status, stack, subscription)
         try:
             accepted = await self.store.accept(job, name, request, lane=lane, owner=owner, deadline=deadline)
+            answer.room = accepted.room
             if accepted.place > 0 or accepted.running > 0 or not status.loaded:
                 answer.position = accepted.place + 1
                 if status.boards:

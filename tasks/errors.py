@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tasks.events import Failed
+from tasks.jobs import Room
 
 
 class TasksError(Exception):
@@ -57,7 +58,7 @@ class QueueFull(Refused):
 
     def __init__(self, model: str, limit: int, retry_after: float) -> None:
         self.model = model
-        self.limit = limit
+        self.room = Room(limit, 0, limit * retry_after)
         self.retry_after = min(60.0, max(1.0, retry_after))
         super().__init__(
             f"The queue for '{model}' is full ({limit} requests are waiting). Try again in {self.retry_after:.0f} s."

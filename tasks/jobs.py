@@ -11,6 +11,15 @@ import msgspec
 from tasks.events import Failed, Timings, Usage
 
 
+class Room(msgspec.Struct, frozen=True):
+    """How full a model's queue is: how many may wait, for how many more there is room, and in about how many seconds it
+    is empty if nobody else comes."""
+
+    limit: int
+    left: int
+    empty_in: float
+
+
 class JobState(StrEnum):
     """Where a job stands. Derived where events are written; nothing else sets it."""
 

@@ -102,16 +102,11 @@ class Script:
 ACCEPT = Script(
     """
 -- KEYS job events waiting running order calls pace   ARGV id limit rank first-event deadline-ms call model M field value ...
--- -> {1, place, running} accepted;  {0, waiting, ms until a place is free, as far as can be told} full.
+-- -> {1 accepted or 0 full, waiting, ms until a worker takes the next one, place, running}
 -- Sent twice with one id it accepts once.
-local function accepted()
-  return {1, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, redis.call('ZCARD', KEYS[4])}
-end
-if redis.call('EXISTS', KEYS[1]) == 1 then return accepted() end
-local waiting = redis.call('ZCARD', KEYS[3])
-if waiting >= tonumber(ARGV[2]) then
-  -- A place is free when a worker takes its next job. One that is at its present job for longer than jobs usually take is
-  -- likely to be at it for as long again; and before any has ended, what the running ones have taken is all that is known.
+local function answer(accepted)
+  -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
+  -- has ended, what the running ones have taken is all that is known.
   local running = redis.call('ZRANGE', KEYS[4], 0, -1)
   local pace = tonumber(redis.call('HGET', KEYS[7], ARGV[8]) or 0)
   local least
@@ -119,8 +114,12 @@ if waiting >= tonumber(ARGV[2]) then
     local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
     least = math.min(least or age, age)
   end
-  return {0, waiting, math.floor(math.max(pace, least or 0) / math.max(1, #running))}
+  local free = math.floor(math.max(pace, least or 0) / math.max(1, #running))
+  return {accepted, redis.call('ZCARD', KEYS[3]), free, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, #running}
 end
+if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
+local waiting = redis.call('ZCARD', KEYS[3])
+if waiting >= tonumber(ARGV[2]) then return answer(0) end
 local order = ARGV[3] * 1e14 + redis.call('INCR', KEYS[5])
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
@@ -129,7 +128,7 @@ redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
 -- As many calls as jobs that wait are enough: one call serves several, so the rest would pile up while a worker is busy.
 if redis.call('LLEN', KEYS[6]) < waiting + 1 then redis.call('LPUSH', KEYS[6], ARGV[6]) end
-return accepted()
+return answer(1)
 """,
     flags="",  # what is new waits for room; sent again, what was accepted before it ran out stays accepted
 )

@@ -13,7 +13,7 @@ from tasks.connection import unavailable_as_refusal
 from tasks.errors import JobNotFound, QueueFull
 from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage, decode_events, encode_events
 from tasks.feed import LiveFeed
-from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, is_job_id
+from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Room, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of
@@ -23,14 +23,15 @@ QUEUED = encode_events([Queued()])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
 UNTRIED = 10.0
-"""Seconds to come again after while nobody knows how long a model's jobs take: most likely it is being loaded."""
+"""Seconds that a job is expected to take while nobody knows how long a model's jobs take: most likely it is being loaded."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A job's place when it was accepted: how many wait before it, and how many of its model run."""
+    """A job's place when it was accepted: how many wait before it, how many of its model run, and the room that is left."""
 
     place: int
     running: int
+    room: Room
 
 
 def fields(reply: list[Any]) -> dict[str, bytes]:
@@ -77,9 +78,12 @@ class JobStore:
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
-        if reply[0] == 0:
-            raise QueueFull(model, reply[1], retry_after=reply[2] / 1000 or UNTRIED)
-        return Accepted(place=reply[1], running=reply[2])
+        accepted, waiting, ms, place, running = reply
+        pace = ms / 1000 or UNTRIED
+        if not accepted:
+            raise QueueFull(model, waiting, retry_after=pace)
+        room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * pace)
+        return Accepted(place, running, room)
 
     async def cancel(self, job: str, reason: str) -> JobState:
         """Ask for the job's end; its state before. A queued job ends at once, a running one within about a token.

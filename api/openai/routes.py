@@ -17,6 +17,7 @@ from api.auth import owner_of
 from api.body import read_body
 from api.delivery import begin, whole
 from api.drain import close
+from api.errors import room_headers
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
 from api.openai.reading_schemas import EmbeddingBody, RerankBody
@@ -132,6 +133,8 @@ def _headers(answer: Answer) -> dict[str, str]:
     headers = {"x-job-id": answer.job}
     if answer.position > 0:
         headers["x-queue-position"] = str(answer.position)
+    if answer.room is not None:
+        headers |= room_headers(answer.room)
     return headers
 
 

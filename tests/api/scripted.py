@@ -36,7 +36,7 @@ from tasks.events import (
     Usage,
     fold,
 )
-from tasks.jobs import JobState, JobView, Lane
+from tasks.jobs import JobState, JobView, Lane, Room
 from tasks.requests import Request
 from tasks.roster import Card, ModelStatus
 
@@ -77,6 +77,7 @@ class ScriptedAnswer(Answer):
         self.job = JOB
         self.model = model
         self.position = position
+        self.room = Room(limit=64, left=61, empty_in=6.25)
         self.script = script
         self.reached = threading.Event()
         self.closed = threading.Event()

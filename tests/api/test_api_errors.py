@@ -7,7 +7,7 @@ import json
 import pytest
 
 from api.app import FRONTS
-from api.errors import ERRORS, FAILURES, Problem, of_error, of_failed, respond
+from api.errors import ERRORS, FAILURES, Problem, duration, of_error, of_failed, respond
 from tasks.errors import (
     CommandFailed,
     FieldRefused,
@@ -78,6 +78,24 @@ def test_a_time_to_wait_is_one_that_clients_accept() -> None:
     """Official clients do not wait longer than a minute; a longer time would make them give up at once."""
     reply = respond(Problem(503, "x", "x", retry_after=900.0), lambda problem: b"{}")
     assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("60", "60000")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0, "0s"),
+        (0.02, "20ms"),
+        (1, "1s"),
+        (6.25, "6.25s"),
+        (10, "10s"),
+        (59.9999, "1m0s"),
+        (360, "6m0s"),
+        (3723, "1h2m3s"),
+    ],
+)
+def test_a_duration_is_written_as_clients_read_it(seconds: float, written: str) -> None:
+    """They take it apart by its letters."""
+    assert duration(seconds) == written
 
 
 def test_what_must_not_be_retried_says_so() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tasks.errors import QueueFull, QueueUnavailable
 from tasks.events import TextDelta
 from tasks.logs import TextLines
-from tests.api.scripted import END, RequestLines, Site
+from tests.api.scripted import END, RequestLines, Site, site
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -29,17 +29,26 @@ def test_a_post_without_a_content_type_is_read(place: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/chat/completions/", "/chat/completions", "/chat/completions/"]
+    "path",
+    [
+        *("/v1/chat/completions", "/v1/chat/completions/", "/chat/completions", "/chat/completions/"),
+        *("/v1//chat/completions", "//v1/chat//completions//"),
+    ],
 )
 def test_a_path_without_version_or_with_a_slash_is_the_same_path(place: Site, path: str) -> None:
-    """People forget /v1 and add slashes; a redirect would lose their body."""
-    assert place.http.post(path, json=CHAT).status_code == 200
+    """People forget /v1, and put together addresses with slashes at both ends; a redirect would lose their body."""
+    assert place.http.post(place.url + path, json=CHAT).status_code == 200
 
 
 def test_an_answer_carries_the_headers_clients_read(place: Site) -> None:
-    """Request id, job id, place in the queue and times are on a good answer."""
+    """Request id, job id, place in the queue, the room in it and times are on a good answer, streamed or whole."""
     place.relay.position = 4
+    streamed = place.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
     reply = place.http.post("/v1/chat/completions", json=CHAT)
+    for each in (streamed, reply):
+        assert each.headers["x-ratelimit-limit-requests"] == "64"
+        assert each.headers["x-ratelimit-remaining-requests"] == "61"
+        assert each.headers["x-ratelimit-reset-requests"] == "6.25s"
     assert reply.headers["x-request-id"].startswith("req_")
     assert reply.headers["openai-version"] == "2020-10-01"
     assert int(reply.headers["openai-processing-ms"]) >= 0
@@ -74,6 +83,7 @@ def test_a_wrong_method_names_the_right_ones(place: Site) -> None:
     assert reply.status_code == 405
     assert reply.headers["allow"] == "POST"
     assert reply.json()["error"]["code"] == "method_not_allowed"
+    assert place.http.delete("/v1/models").headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize(
@@ -87,12 +97,14 @@ def test_head_answers_where_get_does(place: Site, path: str) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(place: Site) -> None:
-    """429 carries the time in seconds and in milliseconds."""
+    """429 carries the time in seconds and in milliseconds, and what the queue is like."""
     place.relay.refuse(QueueFull("tiny", 64, 7.25))
     reply = place.http.post("/v1/chat/completions", json=CHAT)
     assert reply.status_code == 429
     assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("8", "7250")
     assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+    assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+    assert reply.headers["x-ratelimit-reset-requests"] == "7m44s"  # until all 64 have had their turn
 
 
 def test_redis_away_is_a_503_with_a_time(place: Site) -> None:
@@ -177,10 +189,44 @@ def test_a_page_of_another_site_may_not_read(place: Site) -> None:
     assert mine.status_code == 200
     assert mine.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert "x-stainless-os" in mine.headers["access-control-allow-headers"]
-    other = place.http.options("/v1/chat/completions", headers={"origin": "http://evil.example", **asked})
-    assert "access-control-allow-origin" not in other.headers
-    tricky = place.http.options("/v1/models", headers={"origin": "http://localhost.evil.example", **asked})
-    assert "access-control-allow-origin" not in tricky.headers
+    for origin in ("http://evil.example", "http://localhost.evil.example"):
+        other = place.http.options("/v1/chat/completions", headers={"origin": origin, **asked})
+        assert "access-control-allow-origin" not in other.headers
+        assert (other.status_code, other.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert "ROCKCHIPLLAMA_CORS_ORIGINS" in other.json()["error"]["message"]
+
+
+def test_a_page_asks_before_it_does_what_nothing_here_takes(place: Site) -> None:
+    """The answer says what is taken."""
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "PUT"}
+    reply = place.http.options("/v1/models", headers=asked)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD, POST, DELETE")
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_page_reads_what_its_client_goes_by(place: Site) -> None:
+    """Browsers hide every header that is not named, and by these official clients know whether and when to try again."""
+    place.relay.refuse(QueueFull("tiny", 64, 7.25))
+    origin = {"origin": "http://localhost:3000"}
+    reply = place.http.post("/v1/chat/completions", json=CHAT, headers=origin)
+    named = set(reply.headers["access-control-expose-headers"].split(", "))
+    assert {name for name in reply.headers if name.startswith(("x-", "retry-", "openai-"))} <= named
+    assert {"x-should-retry", "x-job-id", "x-queue-position"} <= named
+
+
+def test_a_page_of_the_internet_may_reach_into_this_network() -> None:
+    """If it is named. The browser asks about that, too, and a refusal would undo the permission."""
+    asked = {
+        "origin": "https://ui.example.com",
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    with site(cors_origins=("https://ui.example.com",), drain=0) as place:
+        reply = place.http.options("/v1/chat/completions", headers=asked)
+        assert (reply.status_code, reply.headers["access-control-allow-private-network"]) == (200, "true")
+        reply = place.http.options("/v1/chat/completions", headers=asked | {"origin": "https://evil.example.com"})
+        assert reply.status_code == 403
+        assert "access-control-allow-private-network" not in reply.headers
 
 
 def test_many_clients_each_get_their_own(place: Site) -> None:

@@ -28,7 +28,7 @@ from tasks.events import (
     fold,
 )
 from tasks.feed import LiveFeed
-from tasks.jobs import JobState, Lane, Phase, new_job_id
+from tasks.jobs import JobState, Lane, Phase, Room, new_job_id
 from tasks.reader import Reader
 from tasks.requests import ChatRequest, Message
 from tasks.roster import Presence, breathe
@@ -157,6 +157,17 @@ async def test_a_full_queue_knows_when_a_place_is_free(store: JobStore, client: 
     assert 35 <= await came_too_late(store) < 39  # a quarter of the way from 40 to 20
     claim(client, worker="another")
     assert 17.5 <= await came_too_late(store) < 21.5
+
+
+async def test_an_accepted_job_knows_how_full_the_queue_is(store: JobStore, client: redis.Redis) -> None:
+    """Places in all, those left, and how long the waiting ones will take."""
+    client.hset(keys.PACE, "echo", 8000)
+    rooms = [(await store.accept(new_job_id(), "echo", HELLO, lane=Lane.INTERACTIVE, owner="")).room for _ in range(3)]
+    assert rooms == [Room(5, 4, 8.0), Room(5, 3, 16.0), Room(5, 2, 24.0)]
+    claim(client)
+    claim(client, worker="another")
+    accepted = await store.accept(new_job_id(), "echo", HELLO, lane=Lane.INTERACTIVE, owner="")
+    assert (accepted.place, accepted.running, accepted.room) == (1, 2, Room(5, 3, 8.0))
 
 
 async def test_a_long_job_is_expected_to_go_on(store: JobStore, client: redis.Redis) -> None:
