@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import CDLL, c_void_p
 from pathlib import Path
 
@@ -81,26 +82,18 @@ def load(material: Material, notes: Notes) -> str:
 
 def abort(material: Material, notes: Notes) -> str:
     listener = Listener(material, max_tokens=IN_CACHE)
-    times = []
-    for _ in range(ABORTS):
-        begun = threading.Event()
-        outcome, at = _aborted(listener, material.long, begun, 0.0, begun.set)
-        if at is not None:
-            times.append((outcome.ended - at) * 1000)
-    if times:
-        notes.row(where="between two tokens", median_ms=_ms(statistics.median(times)), longest_ms=_ms(max(times)))
+    begun = threading.Event()
+    aborted = [_aborted(listener, material.long, begun, 0.0, begun.set) for _ in range(ABORTS)]
+    told = _abort_row(notes, "between two tokens", aborted)
     prompt = _text(material, 1, min(1024, len(material.text) - 64))
     listener.clear()
     whole = listener.run(prompt, reply=_stop_at_once(listener)).prefill_ms / 1000
     listener.clear()
-    begun = threading.Event()
     begun.set()
-    outcome, at = _aborted(listener, _text(material, 3, len(prompt)), begun, whole / 4)
-    if at is not None:
-        waited = (outcome.ended - at) * 1000
-        notes.row(where=f"in a prefill of {len(prompt)} tokens", median_ms=_ms(waited), longest_ms=_ms(waited))
-        notes.note(f"That prefill takes {whole * 1000:.0f} ms, and was aborted after a quarter of it.")
-    if not times and at is None:
+    aborted = [_aborted(listener, _text(material, 3, len(prompt)), begun, whole / 4)]
+    told = _abort_row(notes, f"in a prefill of {len(prompt)} tokens", aborted) or told
+    notes.note(f"That prefill takes {whole * 1000:.0f} ms, and was aborted after a quarter of it.")
+    if not told:
         raise Unanswered("every run had ended before it could be aborted")
     return ""
 
@@ -191,8 +184,9 @@ def _aborted(
     begun: threading.Event,
     wait: float,
     on_token: Callable[[], None] = lambda: None,
-) -> tuple[Outcome, float | None]:
-    """A run that is aborted from another thread `wait` seconds after `begun`; when that was, None if it ended before."""
+) -> tuple[Outcome, float]:
+    """A run that is aborted from another thread `wait` seconds after `begun`, and by the monotonic clock when that was:
+    infinity when it had ended before."""
     at: list[float] = []
     over = threading.Event()
 
@@ -212,7 +206,30 @@ def _aborted(
     over.set()
     begun.set()
     thread.join()
-    return outcome, at[0] if at and at[0] < outcome.ended else None
+    begun.clear()
+    return outcome, at[0] if at else math.inf
+
+
+def _abort_row(notes: Notes, where: str, aborted: Sequence[tuple[Outcome, float]]) -> bool:
+    """Of those that came in time; False when there are none."""
+    heard = [(outcome, at) for outcome, at in aborted if at < outcome.ended]
+    if not heard:
+        return False
+    times = [(outcome.ended - at) * 1000 for outcome, at in heard]
+    notes.row(
+        where=where,
+        times=len(heard),
+        median_ms=_ms(statistics.median(times)),
+        longest_ms=_ms(max(times)),
+        most_tokens_after=max(sum(1 for one in outcome.spoken if one.at > at) for outcome, at in heard),
+        ended=_words(State(one.state).name for outcome, _ in heard for one in outcome.terminal),
+        returned=_words(str(outcome.status) for outcome, _ in heard),
+    )
+    return True
+
+
+def _words(found: Iterable[str]) -> str:
+    return " or ".join(sorted(set(found))) or "nothing"
 
 
 def _stop_at_once(listener: Listener) -> Callable[[Heard], int]:

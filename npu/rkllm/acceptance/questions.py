@@ -212,11 +212,14 @@ def adapter_keeps_cache(material: Material, notes: Notes) -> str:
 
 def eos_delivered(material: Material, notes: Notes) -> str:
     listener = Listener(material, max_tokens=LONGEST, context_length=CONTEXT)
-    said = _some(listener.run(material.short))
+    outcome = listener.run(material.short)
+    said = _some(outcome)
     if len(said) >= LONGEST:
         raise Unanswered(f"the answer did not end within {LONGEST} tokens")
     told = said[-1] in material.end_tokens
     notes.note(f"The last of {len(said)} tokens {'was' if told else 'was not'} one that ends an answer.")
+    for last in outcome.terminal:
+        notes.note(f"{State(last.state).name} came with token {last.tokens[0] if last.tokens else None}.")
     return "yes" if told else "no"
 
 

@@ -17,7 +17,7 @@ from npu.simulator import SWITCHES, Profile, SimulatedModel, write_adapter, writ
 from ops import environment
 
 VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES)
-FAST = Profile(prefill_tps=20_000, decode_tps=5_000)
+FAST = Profile(prefill_tps=5_000, decode_tps=5_000)
 BY_NAME = {question.name: question for question in (*QUESTIONS, *MEASURES)}
 
 Prepare = Callable[[SimulatedModel, str], Material]
@@ -121,7 +121,11 @@ def test_paths_stay_here(prepare: Prepare, tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", ["1.1.4", "1.3.0"])
 def test_every_measure_has_figures(prepare: Prepare, version: str) -> None:
     """Or does not apply to the family; those the simulator was told come out."""
-    simulated = SimulatedModel(profile=Profile(prefill_tps=20_000, decode_tps=2_000), max_context_limit=1024)
+    simulated = SimulatedModel(
+        profile=Profile(prefill_tps=5_000, decode_tps=2_000),
+        max_context_limit=1024,
+        switches={"state_after_abort": "error", "error_status": "one"},
+    )
     found = {measure.name: put(measure.name, prepare(simulated, version)) for measure in MEASURES}
     for name, one in found.items():
         assert (one.ended is Ended.ANSWERED and one.rows) or one.answer == INAPPLICABLE, one
@@ -129,9 +133,11 @@ def test_every_measure_has_figures(prepare: Prepare, version: str) -> None:
     assert [row["tokens"] for row in found["speeds"].rows] == [128, 256, 512, 1008]
     assert {row["field"]: row["value"] for row in found["defaults"].rows}["max_new_tokens"] == 512
     assert [row["status"] for row in found["failed_init"].rows] == ([0, 0] if version == "1.1.4" else [-1, -1])
+    for row in found["abort"].rows:
+        assert (row["ended"], row["returned"]) == ("ERROR", "1")
     if version == "1.3.0":
         assert [row["own_decode_tps"] for row in found["speeds"].rows] == [2000] * 4
-        assert [row["own_prefill_tps"] for row in found["speeds"].rows] == [20_000] * 4
+        assert [row["own_prefill_tps"] for row in found["speeds"].rows] == [5_000] * 4
         assert [row["slots"] for row in found["batches"].rows] == [1, 2, 4, 8]
         again = found["reuse"].rows[1]
         assert (again["counted"], again["counted_again"], again["counted_with_32_new"]) == (512, 1, 32)
