@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -224,3 +227,29 @@ def test_an_upload_that_stops_or_never_ends_is_refused(seconds: float, says: str
     with pytest.raises(HttpProblem, match=says) as refused:
         upload(parts=1000, seconds=seconds)
     assert (refused.value.problem.status, refused.value.problem.close) == (408, True)
+
+
+OPEN_FILES = textwrap.dedent(
+    """
+    import resource
+    from api.app import create_app
+    from api.server import server
+    from api.settings import ApiSettings
+
+    settings = ApiSettings(max_connections=1000)
+    app = create_app(settings)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, 2048))
+    first = server(settings, app).config.http.keywords["settings"].max_connections
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
+    second = server(settings, app).config.http.keywords["settings"].max_connections
+    print(first, allowed, second)
+    """
+)
+
+
+def test_connections_and_open_files_agree() -> None:
+    """Most systems begin with 1,024 files: more are asked for, and where there are no more, fewer connections are taken."""
+    done = subprocess.run([sys.executable, "-c", OPEN_FILES], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "1000 1256 256\n"
+    assert "at most 256 connections" in done.stderr
