@@ -161,6 +161,10 @@ class Tokenizer(Protocol):
     def ending(self) -> Sequence[int]:
         """What the model's files put behind a text that is read and not continued; often nothing."""
 
+    @property
+    def digest(self) -> str:
+        """The same for the same vocabulary, wherever it lies: token ids mean the same to both."""
+
 
 class TextEngine(Protocol):
     """One loaded model. Runs one generation at a time; its owner sees to that."""

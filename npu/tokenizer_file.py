@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -41,10 +42,14 @@ class FileTokenizer:
     blank away would be wrong in the middle of an answer, and a token has the same bytes everywhere.
     """
 
-    def __init__(self, tokenizer: Tokenizer, replaced: str | None, end_tokens: frozenset[int], bos: int | None) -> None:
-        """`replaced` is what stands for a blank in the vocabulary; None means it is written in bytes."""
+    def __init__(
+        self, tokenizer: Tokenizer, replaced: str | None, end_tokens: frozenset[int], bos: int | None, digest: str
+    ) -> None:
+        """`replaced` is what stands for a blank in the vocabulary; None means it is written in bytes. `digest` is that of the
+        file."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self.digest = digest
         self.end_tokens = end_tokens
         """Tokens that end an answer."""
         self._tokenizer = tokenizer
@@ -131,7 +136,8 @@ def open_tokenizer_file(folder: Path) -> FileTokenizer | None:
         tokenizer = Tokenizer.from_buffer(data)
         replaced = _replaced(path, tokenizer)
         named = tokenizer.token_to_id(_text(config.get("bos_token")))
-        return FileTokenizer(tokenizer, replaced, _end_tokens(tokenizer, config, generation), named)
+        ends = _end_tokens(tokenizer, config, generation)
+        return FileTokenizer(tokenizer, replaced, ends, named, hashlib.sha256(data).hexdigest())
     except NpuError:
         raise
     except BaseException as error:

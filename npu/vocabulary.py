@@ -3,6 +3,7 @@ cut without changing its tokens."""
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import re
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,15 @@ class Vocabulary:
             for token in self._fragment_ids(data[:size]):
                 for rest in self.ways(data[size:], count - 1):
                     yield (token, *rest)
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for the same tokens in the same order, whatever the weights are."""
+        digest = hashlib.sha256(self._kind.encode())
+        for token in range(len(self)):
+            digest.update(self._raw(token) + b"\0")
+        digest.update(repr(tuple(self._types)).encode())
+        return digest.hexdigest()
 
     @cached_property
     def longest(self) -> int:

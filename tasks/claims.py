@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import secrets
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
@@ -10,6 +13,7 @@ from typing import Any, cast
 import redis
 
 from tasks import keys
+from tasks.connection import text
 from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Timings, Usage, encode_events
 from tasks.queue import call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
@@ -41,6 +45,11 @@ class Claim:
     lane: str
     created: int
     started: int
+    sent: bool = False
+    """Earlier claims have sent a part of the answer."""
+    prompts: tuple[tuple[int, ...], ...] = ()
+    """The prompts as they saw them, as token ids of `language`."""
+    language: str = ""
 
 
 class Renewal(Enum):
@@ -103,7 +112,31 @@ def claim_next(
         lane=record["lane"].decode(),
         created=int(record["created"]),
         started=int(record["started"]),
+        sent="sent" in record,
+        prompts=_prompts(record),
+        language=record.get("language", b"").decode(),
     )
+
+
+def prompt_fields(prompts: Iterable[Sequence[int]]) -> dict[str, bytes]:
+    """Prompts as the record holds them; the inverse of `Claim.prompts`."""
+    found = {}
+    for index, tokens in enumerate(prompts):
+        ids = array.array("i", tokens)
+        if sys.byteorder == "big":
+            ids.byteswap()
+        found[f"prompt:{index}"] = ids.tobytes()
+    return found
+
+
+def _prompts(record: dict[str, bytes]) -> tuple[tuple[int, ...], ...]:
+    found: list[tuple[int, ...]] = []
+    while (data := record.get(f"prompt:{len(found)}")) is not None:
+        ids = array.array("i", data)
+        if sys.byteorder == "big":
+            ids.byteswap()
+        found.append(tuple(ids))
+    return tuple(found)
 
 
 def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int) -> Renewal:
@@ -129,19 +162,32 @@ def hand_back(
     *,
     crashed: bool,
     lapsed_only: bool = False,
+    final: bool = False,
     code: FailureCode = FailureCode.ENGINE_LOST,
 ) -> HandedBack:
-    """End a claim whose holder cannot go on. Untouched, the job waits again in its old place; once a client may have seen
-    a part of the answer, it fails with `code`. `why` is a sentence for the client."""
-    failed = encode_events([Failed(code, why)])
+    """End a claim whose holder cannot go on. The job waits again in its old place, and whoever claims it next goes on behind
+    what is on record.
+
+    `why` is a clause for the client. A claim that `crashed` counts: after `MOST_FAILURES` of them the job fails with `code`
+    and all the reasons. With `final`, and where its model cannot go on with an answer, a job of which a part was sent fails
+    now.
+    """
+    before = cast("bytes | None", client.hget(keys.job(job), "history"))
+    reasons = [*(text(before).splitlines() if before else ()), why]
+    cut_off = (
+        f"{why[:1].upper()}{why[1:]}. A part of this answer had been sent, and it cannot be gone on with. Ask again."
+    )
+    listed = "; ".join(f"({place}) {reason}" for place, reason in enumerate(reasons, 1))
+    given_up = f"This request was given up after {len(reasons)} tries: {listed}. The boards' logs may say more."
     return HandedBack(
         cast(
             int,
             HAND_BACK.run(
                 client,
                 [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
-                *(job, token, int(lapsed_only), int(crashed), failed, MOST_FAILURES, _CANCELLED),
-                call(model, "", job),
+                *(job, token, int(lapsed_only), int(crashed), int(final)),
+                *(encode_events([Failed(code, cut_off)]), encode_events([Failed(code, given_up)]), MOST_FAILURES),
+                *(_CANCELLED, call(model, "", job), why),
             ),
         )
     )

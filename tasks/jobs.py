@@ -74,6 +74,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     phase: Phase | None = None
     position: int | None = None
     attempts: int = 0
+    interruptions: tuple[str, ...] = ()
+    """Why claims of it ended before it did: crashes, stalls, lapsed leases."""
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None

@@ -9,8 +9,11 @@ Written down together because they share the record's fields:
   claim     the newest claim's token, FENCE-ATTEMPT; whoever writes must hold it. The attempt is a number nobody can guess:
             a Redis that came back without its last moment counts from the same fence again
   failures  claims that ended by a crash, a stall or a lapsed lease
+  history   why each of those ended, a line each
   worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
   sent      1 once a client may have seen a part of the answer
+  once      1 where an answer that was begun cannot be gone on with: its tokens are not known
+  language  digest of the tokenizer that `prompt:I` and the pieces are ids of
   cancel    why the job is to end early, once somebody asked
   prompt:I  the token ids of prompt I as the model saw them, int32 little-endian, until the job ends
   end ended the last event as bytes, and when it was written
@@ -222,9 +225,10 @@ return kept[3] and 1 or 0
 
 HAND_BACK = Script(
     """
--- KEYS job events waiting running calls   ARGV id claim lapsed-only crashed failed-event most-failures cancelled-event call
+-- KEYS job events waiting running calls
+-- ARGV id claim lapsed-only crashed final cut-off-event given-up-event most-failures cancelled-event call why
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
-local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'sent', 'order', 'cancel')
+local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -235,10 +239,16 @@ if ARGV[3] == '1' then
   if lease and tonumber(lease) > now() then return 0 end
 end
 redis.call('ZREM', KEYS[4], ARGV[1])
-local failures = tonumber(ARGV[4])
-if failures == 1 then failures = redis.call('HINCRBY', KEYS[1], 'failures', 1) end
-if kept[3] or kept[5] or failures >= tonumber(ARGV[6]) then
-  local payload = kept[5] and ARGV[7] or ARGV[5]
+local failures = 0
+if ARGV[4] == '1' then
+  failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
+  redis.call('HSET', KEYS[1], 'history', (kept[7] or '') .. ARGV[11] .. '\\n')
+end
+local payload
+if kept[5] then payload = ARGV[9]
+elseif kept[3] and (kept[6] or ARGV[5] == '1') then payload = ARGV[6]
+elseif failures >= tonumber(ARGV[8]) then payload = ARGV[7] end
+if payload then
   tell(KEYS[1], KEYS[2], payload)
   finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
   return kept[5] and 3 or 1
@@ -246,7 +256,7 @@ end
 redis.call('HSET', KEYS[1], 'state', 'queued')
 redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done')
 redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
-redis.call('LPUSH', KEYS[5], ARGV[8])
+redis.call('LPUSH', KEYS[5], ARGV[10])
 bell(KEYS[1])
 return 2
 """

@@ -185,6 +185,7 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
         phase=Phase(record["phase"].decode()) if running and "phase" in record else None,
         position=place + 1 if state is JobState.QUEUED and place >= 0 else None,
         attempts=int(record.get("fence", b"0")),
+        interruptions=tuple(record.get("history", b"").decode().splitlines()),
         created_at=int(record["created"]) / 1000,
         started_at=seconds("started"),
         ended_at=seconds("ended"),

@@ -171,11 +171,11 @@ class EventWriter:
                     self._flusher.start()
 
     def note(self, **fields: str | bytes) -> None:
-        """Write fields of the record with the next append. Two underscores in a name stand for a colon."""
+        """Write fields of the record with the next append."""
         with self._lock:
             self._check()
             for name, value in fields.items():
-                self._fields += [name.replace("__", ":"), value]
+                self._fields += [name, value]
 
     def end(self, event: Finished | Failed) -> None:
         """Append what is buffered and the job's last event, in one step. Nothing can be written after it."""
@@ -325,11 +325,12 @@ async def read_events(client: redis.asyncio.Redis, job: str) -> list[Numbered]:
     return [item for entry, fields in entries for item in numbered(entry, fields[b"e"])]
 
 
+def decode_pieces(data: bytes) -> tuple[RecordedPiece, ...]:
+    """The pieces in one entry's `p`; none where there is no such field."""
+    return _pieces_decoder.decode(data) if data else ()
+
+
 def read_pieces(client: redis.Redis, job: str) -> list[RecordedPiece]:
     """Every piece the engine gave for a job, over all its claims."""
-    pieces: list[RecordedPiece] = []
     entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events(job)))
-    for _, fields in entries:
-        if b"p" in fields:
-            pieces += _pieces_decoder.decode(fields[b"p"])
-    return pieces
+    return [piece for _, fields in entries for piece in decode_pieces(fields.get(b"p", b""))]

@@ -26,7 +26,7 @@ SWEEP = 5.0
 SLUGGISH = 1.0
 """Seconds after which a late answer of Redis counts as an outage: whoever renews a lease waited as long."""
 
-VANISHED = "The worker that answered this request vanished, and a part of the answer had been sent. Ask again."
+VANISHED = "the worker that had this vanished"
 TOO_LATE = "The request waited longer than its deadline allows and was given up before it began."
 
 

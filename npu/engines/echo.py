@@ -77,6 +77,11 @@ class EchoTokenizer:
         """A text has no special end."""
         return ()
 
+    @property
+    def digest(self) -> str:
+        """There is one vocabulary of bytes."""
+        return "echo"
+
 
 class EchoEngine:
     """The echo. Sampling is checked, and changes nothing."""
@@ -278,11 +283,10 @@ class EchoGeneration:
             return tuple(token for token in self._prompt if token < 256)
         start = len(self._prompt) - self._prompt[::-1].index(USER)
         turn = self._prompt[start:]
-        stop = next((place for place, token in enumerate(turn) if token >= 256), len(turn))
-        # What stands behind the assistant's marker is an answer to be continued: it was said already.
-        return turn[:stop][self._continued() :]
+        return turn[: next((place for place, token in enumerate(turn) if token >= 256), len(turn))]
 
     def _continued(self) -> int:
+        """How much of the answer stands behind the assistant's marker: it was said already."""
         if ASSISTANT not in self._prompt or USER not in self._prompt:
             return 0
         after = self._prompt[::-1].index(ASSISTANT)
@@ -293,10 +297,14 @@ class EchoGeneration:
         )
 
     def _answer(self) -> Iterator[int]:
-        turn = self._last_turn()
-        yield from turn
+        turn, said = self._last_turn(), self._continued()
+        yield from turn[said:]
         while self._ignore_eos:
-            yield from turn or (ord(" "),)
+            # An answer that had come round already goes on in the middle of a round.
+            endless = turn or (ord(" "),)
+            at = max(0, said - len(turn)) % len(endless)
+            said = 0
+            yield from endless[at:]
         yield EOS
 
     def _said(self, count: int) -> tuple[int, ...]:

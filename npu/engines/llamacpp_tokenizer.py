@@ -101,6 +101,11 @@ class ServerTokenizer(Tokenizer):
         return self._vocabulary.decode(tokens)
 
     @property
+    def digest(self) -> str:
+        """That of the vocabulary in the file."""
+        return self._vocabulary.digest
+
+    @property
     def ending(self) -> Sequence[int]:
         """Nothing: this engine's models are not asked for embeddings."""
         return ()

@@ -75,14 +75,17 @@ class Preparer:
         self._template = template
         self._context_length = context_length
 
-    def prepare(self, request: Request) -> Ready:
-        """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it)."""
+    def prepare(self, request: Request, prompts: Sequence[Sequence[int]] = ()) -> Ready:
+        """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it).
+
+        `prompts` are the token ids of its prompts where they are known already; they are not made anew then.
+        """
         if Ability(ability_of(request)) not in self._model.abilities:
             # The front has looked at the card, but its manifest may have changed since.
             raise PromptRefused(str(AbilityMissing(self._model.id, ability_of(request), sorted(self._model.abilities))))
         match request:
             case ChatRequest() | CompletionRequest():
-                return self._generation(request)
+                return self._generation(request, prompts)
             case EmbedRequest():
                 return PreparedTexts(tuple(map(self._input, request.inputs)), request.dimensions)
             case RerankRequest():
@@ -90,25 +93,23 @@ class Preparer:
             case _:
                 assert_never(request)
 
-    def _generation(self, request: GenerateRequest) -> Prepared:
+    def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
             raise AdapterMissing(self._model.id, request.adapter)
-        prompts: tuple[Prompt, ...]
+        tokens = known
         echoes: tuple[bytes, ...] | None = None
         match request:
             case ChatRequest():
-                text = self.render(request.messages, request.template_options)
-                prompts = (self._prompt(self._encode_rendered(text), request),)
+                tokens = known or [self._encode_rendered(self.render(request.messages, request.template_options))]
             case CompletionRequest():
-                tokens = [self._completion_tokens(prompt) for prompt in request.prompts]
-                prompts = tuple(self._prompt(ids, request) for ids in tokens)
+                tokens = known or [self._completion_tokens(prompt) for prompt in request.prompts]
                 if request.echo:
                     echoes = tuple(
                         prompt.encode() if isinstance(prompt, str) else self._tokenizer.decode(prompt)
                         for prompt in request.prompts
                     )
         return Prepared(
-            prompts=prompts,
+            prompts=tuple(self._prompt(ids, request) for ids in tokens),
             sampling=self._model.sampling(**_given(request.sampling)),
             stop=tuple(dict.fromkeys((*request.stop, *self._model.stop))),
             n=request.n,

@@ -10,14 +10,22 @@ from npu.embedding import unit
 from npu.engine import EmbeddingEngine
 from tasks.events import Embedded, FinishReason
 from tasks.prompting.prepare import PreparedTexts
+from tasks.worker.begun import Begun
 from tasks.worker.generate import Sink, Totals
 
 
-def run(prepared: PreparedTexts, engine: EmbeddingEngine, sink: Sink, totals: Totals) -> FinishReason:
+def run(
+    prepared: PreparedTexts, engine: EmbeddingEngine, sink: Sink, totals: Totals, begun: Begun | None = None
+) -> FinishReason:
     """Embed each text in turn; STOP, or CANCELLED. What it cost is added to `totals`. Raises what the engine and the sink
-    raise, and `SamplingRefused` when the vectors have fewer dimensions than are wanted."""
+    raise, and `SamplingRefused` when the vectors have fewer dimensions than are wanted. What earlier claims have `begun` is
+    not read again."""
     done = 0
     for index, tokens in enumerate(prepared.inputs):
+        if begun is not None and index in begun.done:
+            done += len(tokens)
+            totals.prompt_tokens += len(tokens)
+            continue
         reading = engine.embed(tokens)
         if not sink.begin(reading):
             return FinishReason.CANCELLED

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from npu.engine import Abortable, End, Prompt, Stats, TextEngine
+from npu.engine import Abortable, End, Generation, Stats, TextEngine
 from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
+from tasks.worker.begun import Begun, BegunChoice, CannotContinue
 from tasks.worker.parsing import TextParser
 
 
@@ -38,6 +39,8 @@ class Totals:
     completion_tokens: int = 0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    read_again: int = 0
+    """Tokens that were prefilled once more, since an answer went on behind an interruption."""
 
     def add(self, stats: Stats, tokens: int, first_of_prompt: bool) -> None:
         """Count one generation with `tokens` in its answer. A prompt answered n times counts once, as clients expect."""
@@ -53,49 +56,107 @@ class Totals:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
 
 
-def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals) -> FinishReason:
+def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, begun: Begun | None = None) -> FinishReason:
     """Generate every choice in turn; the reason of the last, or CANCELLED. What it cost is added to `totals`; of a
-    generation that raised, its tokens. Raises what the engine and the sink raise."""
+    generation that raised, its tokens.
+
+    What earlier claims have `begun` is not said again: the run goes on behind it, as if it had never been interrupted.
+    Raises what the engine and the sink raise, and `CannotContinue`.
+    """
+    begun = begun or Begun()
     reason = FinishReason.STOP
-    for index, prompt in enumerate(prepared.prompts):
+    for index in range(len(prepared.prompts)):
         for turn in range(prepared.n):
-            choice = index * prepared.n + turn
-            if prepared.echoes is not None:
-                sink.write((TextDelta(prepared.echoes[index].decode("utf-8", "replace"), choice),))
-            reason, stopped_by = _answer(prompt, choice, prepared, engine, sink, totals, first=turn == 0)
-            if reason is FinishReason.CANCELLED:
-                return reason
-            sink.write((ChoiceEnded(choice, reason, stopped_by),))
+            answer = _Answer(prepared, index, turn, begun.choice(index * prepared.n + turn))
+            if answer.begun.ended is not None:
+                reason = answer.begun.ended.reason
+                answer.count(totals, None)
+                continue
+            last = answer.run(engine, sink, totals)
+            if last is None:
+                return FinishReason.CANCELLED
+            # With what was held back until now, in one write: a claim that dies leaves both or none.
+            sink.write((TextDelta(last.text, answer.choice), last.ended) if last.text else (last.ended,))
+            reason = last.ended.reason
     return reason
 
 
-def _answer(
-    prompt: Prompt, choice: int, prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, *, first: bool
-) -> tuple[FinishReason, str | None]:
-    parser = TextParser(prepared.stop)
-    generation = engine.generate(prompt, prepared.sampling_of(choice), sink.prefilled)
-    if not sink.begin(generation):
-        return FinishReason.CANCELLED, None
-    tokens = 0
-    try:
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """How an answer ends: what was held back of it, and its last event."""
+
+    text: str
+    ended: ChoiceEnded
+
+
+class _Answer:
+    """The `turn`-th answer to one prompt."""
+
+    def __init__(self, prepared: Prepared, index: int, turn: int, begun: BegunChoice) -> None:
+        self.choice = index * prepared.n + turn
+        self.begun = begun
+        self._prompt = prepared.prompts[index]
+        self._sampling = prepared.sampling_of(self.choice)
+        self._echo = prepared.echoes[index].decode("utf-8", "replace") if prepared.echoes is not None else ""
+        self._parser = TextParser(prepared.stop)
+        self._first = turn == 0
+        self._tokens = len(begun.pieces)
+
+    def run(self, engine: TextEngine, sink: Sink, totals: Totals) -> _Last | None:
+        """Say what is left of it, but for its last words; None once the job was cancelled."""
+        said = [piece.token for piece in self.begun.pieces]
+        text = self._echo + "".join(self._parser.feed(piece.data) for piece in self.begun.pieces)
+        if not text.startswith(self.begun.text):
+            raise CannotContinue(
+                "What is on record of this answer does not spell what was sent of it, as when two versions of the service "
+                "work side by side, so it cannot be gone on with. Ask again."
+            )
+        if unsent := text[len(self.begun.text) :]:
+            sink.write((TextDelta(unsent, self.choice),))
+        left = self._prompt.max_tokens - len(said)
+        if self._parser.stopped_by is not None or left < 1:
+            self.count(totals, None)
+            return self._end(End.LENGTH)
+        prompt = replace(self._prompt, tokens=[*self._prompt.tokens, *said], max_tokens=left) if said else self._prompt
+        generation = engine.generate(prompt, self._sampling, sink.prefilled)
+        if not sink.begin(generation):
+            return None
+        try:
+            self._read(generation, sink)
+        except BaseException:
+            # The engine's own account is there only after its end. A prompt that was answered has been read.
+            self.count(totals, None)
+            raise
+        self.count(totals, generation.stats)
+        return None if sink.cancelled else self._end(generation.end)
+
+    def count(self, totals: Totals, stats: Stats | None) -> None:
+        """Add what it cost; `stats` None when the engine has no account of it."""
+        prompt = len(self._prompt.tokens)
+        if stats is None:
+            stats = Stats(prompt if self._tokens or self.begun.ended else 0, 0, 0.0, 0, 0.0)
+        again = stats.prompt_tokens - stats.cached_tokens if self.begun.pieces and stats.prompt_tokens > prompt else 0
+        # To its client an interrupted answer is one answer to one prompt, however often that had to be read.
+        seen = replace(
+            stats,
+            prompt_tokens=min(stats.prompt_tokens, prompt),
+            cached_tokens=min(stats.cached_tokens, prompt),
+        )
+        totals.add(seen, self._tokens, first_of_prompt=self._first)
+        totals.read_again += again
+
+    def _read(self, generation: Generation, sink: Sink) -> None:
         for piece in generation:
-            if parser.stopped_by is not None or sink.cancelled:
+            if self._parser.stopped_by is not None or sink.cancelled:
                 continue  # the abort is on its way; what the engine still says is not part of the answer
-            tokens += 1
-            text = parser.feed(piece.data)
-            recorded = RecordedPiece(choice, piece.token, piece.data)
-            sink.write((TextDelta(text, choice),) if text else (), recorded)
-            if parser.stopped_by is not None:
+            self._tokens += 1
+            text = self._parser.feed(piece.data)
+            recorded = RecordedPiece(self.choice, piece.token, piece.data)
+            sink.write((TextDelta(text, self.choice),) if text else (), recorded)
+            if self._parser.stopped_by is not None:
                 generation.abort()
-    except BaseException:
-        # The engine's own account is there only after its end. A prompt that was answered has been read.
-        totals.add(Stats(len(prompt.tokens) if tokens else 0, 0, 0.0, tokens, 0.0), tokens, first_of_prompt=first)
-        raise
-    totals.add(generation.stats, tokens, first_of_prompt=first)
-    if sink.cancelled:
-        return FinishReason.CANCELLED, None
-    if text := parser.finish():
-        sink.write((TextDelta(text, choice),))
-    if parser.stopped_by is not None:
-        return FinishReason.STOP, parser.stopped_by
-    return (FinishReason.LENGTH if generation.end is End.LENGTH else FinishReason.STOP), None
+
+    def _end(self, end: End) -> _Last:
+        text, stopped_by = self._parser.finish(), self._parser.stopped_by
+        long = stopped_by is None and end is End.LENGTH
+        return _Last(text, ChoiceEnded(self.choice, FinishReason.LENGTH if long else FinishReason.STOP, stopped_by))

@@ -13,14 +13,11 @@ from tasks.connection import text
 
 log = logging.getLogger("rockchipllama.worker")
 
-DIED = (
-    "The process running the model died while it worked on this request, and a part of the answer had been sent. "
-    "The model is being loaded anew; ask again."
-)
+DIED = "the process running the model died while it worked on this"
 
 
 def report_loss(client: redis.Redis, model: str, call: str) -> None:
-    """End the claim made on this call: the job waits again if nobody saw a part of its answer, else it fails."""
+    """End the claim made on this call: the job waits again, and is gone on with by whoever claims it next."""
     for raw in cast("list[bytes]", client.zrange(keys.running(model), 0, -1)):
         job = raw.decode()
         made_on, claim = cast("list[bytes | None]", client.hmget(keys.job(job), "call", "claim"))

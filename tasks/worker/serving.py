@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import array
 import logging
 import os
-import sys
 import threading
 import time
 from itertools import islice
-from typing import assert_never
 
 import redis
 
-from npu.engine import EmbeddingEngine, RerankEngine, TextEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
-from tasks import requests
 from tasks.claims import Claim, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.prompting.failures import failure
-from tasks.prompting.prepare import Prepared, PreparedQuestions, PreparedTexts, Ready
 from tasks.prompting.setup import setup_of
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
-from tasks.worker import embed, generate, rerank
+from tasks.worker.begun import CannotContinue
 from tasks.worker.cancellation import ControlListener
+from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
 from tasks.worker.settings import WorkerSettings
@@ -42,9 +37,9 @@ JOBS_PER_CALL = 8
 AGAIN = 0.5
 """Seconds between two tries while Redis cannot serve."""
 
-STOPPED = "The worker was stopped while it worked on this request, and a part of the answer had been sent. Ask again."
-FORGOTTEN = "The job queue came back without a part of this answer that had been sent already. Ask again."
-AWAY = "The job queue was away for so long that the rest of this answer is lost, and a part of it had been sent. Ask again."
+STOPPED = "the worker was stopped while it worked on this"
+FORGOTTEN = "the job queue came back without the last moments of this answer"
+AWAY = "the job queue was away for so long that the worker gave this up"
 
 
 class _Broken(Exception):
@@ -164,10 +159,11 @@ class Serving:
                 return self._give_back(claim, STOPPED)
             run.writer.end(last)
         except _Broken as broken:
-            return self._give_back(claim, broken.failed.message, crashed=True, code=broken.failed.code)
+            return self._give_back(claim, broken.failed.message.rstrip("."), crashed=True, code=broken.failed.code)
         except RecordCut as error:
             log.error("%s", error, extra={"job": claim.job, "model": claim.model})
-            return self._give_back(claim, FORGOTTEN)
+            # Its clients have read what is not on record any more, and would read another answer behind it.
+            return self._give_back(claim, FORGOTTEN, final=True)
         except ClaimLost as error:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
@@ -186,10 +182,11 @@ class Serving:
             if run.cancelled:
                 return run.last_event()
             run.enter(Phase.PREFILL)
-            prepared = self._slot.preparer.prepare(requests.decode_request(run.claim.request))
-            return run.last_event(_run(prepared, engine, run))
+            return run.last_event(execute(self._client, self._slot.preparer, engine, run))
         except ClaimLost:
             raise
+        except CannotContinue as error:
+            return Failed(FailureCode.ENGINE_LOST, str(error))
         except Exception as error:
             if error is run.writer.failure:
                 raise  # not the engine's: the record could not be written
@@ -211,12 +208,20 @@ class Serving:
             return failed
 
     def _give_back(
-        self, claim: Claim, why: str, *, crashed: bool = False, code: FailureCode = FailureCode.ENGINE_LOST
+        self,
+        claim: Claim,
+        why: str,
+        *,
+        crashed: bool = False,
+        final: bool = False,
+        code: FailureCode = FailureCode.ENGINE_LOST,
     ) -> str:
         """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
         while True:
             try:
-                became = hand_back(self._client, claim.model, claim.job, claim.token, why, crashed=crashed, code=code)
+                became = hand_back(
+                    *(self._client, claim.model, claim.job, claim.token, why), crashed=crashed, final=final, code=code
+                )
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):
                     log.error("a job could not be handed back: %s", error, extra={"job": claim.job})
@@ -278,34 +283,6 @@ class Serving:
     def leave(self) -> None:
         """Take the worker off the roster."""
         leave(self._client, self._worker)
-
-
-def _run(prepared: Ready, engine: TextEngine, run: JobRun) -> FinishReason:
-    match prepared:
-        case Prepared():
-            run.writer.note(phase=Phase.PREFILL.value, **_prompt_fields(prepared))
-            return generate.run(prepared, engine, run, run.totals)
-        case PreparedTexts():
-            run.writer.note(phase=Phase.PREFILL.value)
-            assert isinstance(engine, EmbeddingEngine)  # its manifest says so, and was checked against the engine
-            return embed.run(prepared, engine, run, run.totals)
-        case PreparedQuestions():
-            run.writer.note(phase=Phase.PREFILL.value)
-            assert isinstance(engine, RerankEngine)
-            return rerank.run(prepared, engine, run, run.totals)
-        case _:
-            assert_never(prepared)
-
-
-def _prompt_fields(prepared: Prepared) -> dict[str, bytes]:
-    """The ids of each prompt as the record keeps them: int32, little-endian."""
-    found = {}
-    for index, prompt in enumerate(prepared.prompts):
-        ids = array.array("i", prompt.tokens)
-        if sys.byteorder == "big":
-            ids.byteswap()
-        found[f"prompt__{index}"] = ids.tobytes()
-    return found
 
 
 def _log_end(run: JobRun, last: Finished | Failed) -> str:

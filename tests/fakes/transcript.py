@@ -19,10 +19,13 @@ class Transcript(list[Event]):
     def __init__(self, *, cancel_at: int | None = None) -> None:
         super().__init__()
         self.pieces: list[RecordedPiece] = []
+        self.writes: list[tuple[tuple[Event, ...], RecordedPiece | None]] = []
         self.begun: list[Abortable] = []
         self.progress: list[int] = []
         self.on_piece: Callable[[], None] = lambda: None
         self._cancel_at = cancel_at
+        self.already = 0
+        """Choices that had ended before this run."""
 
     @property
     def cancelled(self) -> bool:
@@ -37,6 +40,7 @@ class Transcript(list[Event]):
 
     def write(self, events: tuple[Event, ...], piece: RecordedPiece | None = None) -> None:
         assert events or piece, "nothing to write"
+        self.writes.append((events, piece))
         for event in events:
             self._check(event)
             self.append(event)
@@ -49,7 +53,7 @@ class Transcript(list[Event]):
             self.on_piece()
 
     def _check(self, event: Event) -> None:
-        ended = [past.choice for past in self if isinstance(past, ChoiceEnded)]
+        ended = [*range(self.already), *(past.choice for past in self if isinstance(past, ChoiceEnded))]
         match event:
             case TextDelta(text, choice):
                 assert text, "an empty delta"

@@ -334,7 +334,7 @@ class TestFile:
 class TestThreads:
     def test_threads_that_ask_differently_do_not_disturb_each_other(self) -> None:
         source = byte_level()
-        tokenizer = FileTokenizer(_Interrupted(source), None, frozenset(), None)  # type: ignore[arg-type]
+        tokenizer = FileTokenizer(_Interrupted(source), None, frozenset(), None, "")  # type: ignore[arg-type]
         text = "<|im_start|>user"
         expected = {parse: tokenizer.encode(text, parse_special=parse) for parse in (True, False)}
         wrong: list[object] = []

@@ -125,7 +125,7 @@ async def test_what_redis_forgot_is_written_again(place: Place) -> None:
     moment = place.stack.moment()
     reading = place.reading(patience=0.1)
     with place.writer(held) as writer:
-        writer.note(prompt__0=b"\1\0\0\0")
+        writer.note(**{"prompt:0": b"\1\0\0\0"})
         say(writer, "abc")
         await until(reading, TextDelta("c"))
         await place.forget_since(moment)
@@ -205,7 +205,7 @@ async def test_what_is_not_kept_leaves_no_hole(
             writer.end(DONE)
     assert [item.event for item in await read_events(place.aclient, place.job)][2:] == [TextDelta("a")]
     await silence(reading)  # the claim is held still
-    assert hand_back(place.client, "echo", place.job, held.token, "cut", crashed=False) is HandedBack.FAILED
+    assert hand_back(place.client, "echo", place.job, held.token, "cut", crashed=False, final=True) is HandedBack.FAILED
     with pytest.raises(Forgotten):
         await until(reading, DONE)
     assert place.text() == "abc"

@@ -11,7 +11,7 @@ import redis
 import redis.asyncio
 
 from tasks import keys
-from tasks.claims import Claim, HandedBack, Renewal, claim_next, hand_back, renew
+from tasks.claims import Claim, HandedBack, Renewal, claim_next, hand_back, prompt_fields, renew
 from tasks.errors import JobNotFound, QueueFull, QueueUnavailable
 from tasks.events import (
     ChoiceEnded,
@@ -84,7 +84,7 @@ async def test_a_job_lives_from_acceptance_to_its_last_event(
     assert held is not None and held.job == job
     assert (await store.view(job)).phase is Phase.LOADING
     with write(client, held) as writer:
-        writer.note(phase="prefill", prompt__0=b"\1\0\0\0")
+        writer.note(**{"phase": "prefill", "prompt:0": b"\1\0\0\0"})
         writer.write((TextDelta("he"),), RecordedPiece(0, 7, b"he"))
         writer.write((TextDelta("llo"),), RecordedPiece(0, 8, b"llo"))
         writer.write((ChoiceEnded(0, FinishReason.STOP),))
@@ -323,14 +323,16 @@ async def test_an_attempt_asked_for_again_is_the_same_claim(store: JobStore, cli
 
 
 async def test_an_empty_choice_that_ended_was_sent_too(store: JobStore, client: redis.Redis) -> None:
-    """After a crash it must not end a second time, so the job fails."""
+    """After a crash it must not end a second time, so the next claim has to look at what was done."""
     await accept(store)
     held = claim(client)
     assert held is not None
     with write(client, held) as writer:
         writer.write((ChoiceEnded(0, FinishReason.STOP),))
         assert client.hget(keys.job(held.job), "sent") == b"1"
-    assert hand_back(client, "echo", held.job, held.token, "died", crashed=True) is HandedBack.FAILED
+    assert hand_back(client, "echo", held.job, held.token, "died", crashed=True) is HandedBack.WAITING
+    again = claim(client)
+    assert again is not None and again.sent
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody took it", "the sweep took it"])
@@ -364,7 +366,7 @@ async def test_what_nobody_reads_after_the_end_is_dropped(store: JobStore, clien
     held = claim(client)
     assert held is not None and held.job == answered
     with write(client, held) as writer:
-        writer.note(prompt__0=b"\1\0\0\0", prompt__1=b"\2\0\0\0")
+        writer.note(**{"prompt:0": b"\1\0\0\0", "prompt:1": b"\2\0\0\0"})
         writer.write((TextDelta("x"),))
         assert big(answered) == [b"prompt:0", b"prompt:1", b"request"]
         writer.end(DONE)
@@ -417,25 +419,43 @@ async def test_a_running_job_learns_of_its_cancellation_with_its_next_append(
 
 
 @pytest.mark.parametrize("sent", [False, True], ids=["untouched", "touched"])
-async def test_a_crashed_claim_waits_again_unless_something_was_sent(
-    store: JobStore, client: redis.Redis, sent: bool
-) -> None:
-    """Untouched, the job takes its old place before younger ones; touched, it fails clearly."""
+async def test_a_crashed_claim_waits_again(store: JobStore, client: redis.Redis, sent: bool) -> None:
+    """In its old place before younger ones; whoever claims it next is told what there is to go on from."""
     job = await accept(store)
     await accept(store)
     held = claim(client)
     assert held is not None
     with write(client, held) as writer:
+        writer.note(language="bytes", **prompt_fields([(1, 2), (300_000,)]))
         if sent:
             writer.write((TextDelta("half an"),))
-    became = hand_back(client, "echo", job, held.token, "the process died", crashed=True)
+    assert hand_back(client, "echo", job, held.token, "the process died", crashed=True) is HandedBack.WAITING
     view = await store.view(job)
-    if sent:
-        assert became is HandedBack.FAILED
-        assert view.error == Failed(FailureCode.ENGINE_LOST, "the process died")
-    else:
-        assert became is HandedBack.WAITING
-        assert (view.state, view.position) == (JobState.QUEUED, 1)
+    assert (view.state, view.position, view.interruptions) == (JobState.QUEUED, 1, ("the process died",))
+    again = claim(client)
+    assert again is not None and (again.job, again.sent) == (job, sent)
+    assert (again.prompts, again.language) == ((((1, 2), (300_000,)), "bytes") if sent else ((), ""))
+
+
+@pytest.mark.parametrize(("final", "once"), [(True, False), (False, True)], ids=["forgotten", "no token ids"])
+async def test_what_cannot_be_gone_on_with_fails_once_a_part_was_sent(
+    store: JobStore, client: redis.Redis, final: bool, once: bool
+) -> None:
+    """A client must not read two beginnings; as long as it read nothing, the job may begin anew."""
+    job = await accept(store)
+    for sent in (False, True):
+        held = claim(client)
+        assert held is not None
+        with write(client, held) as writer:
+            if once:
+                writer.note(once="1")
+            if sent:
+                writer.write((TextDelta("half an"),))
+        became = hand_back(client, "echo", job, held.token, "the process died", crashed=False, final=final)
+        assert became is (HandedBack.FAILED if sent else HandedBack.WAITING)
+    error = (await store.view(job)).error
+    assert error is not None and error.code is FailureCode.ENGINE_LOST
+    assert error.message.startswith("The process died. A part of this answer had been sent")
 
 
 async def test_the_third_crash_ends_a_job(store: JobStore, client: redis.Redis) -> None:
@@ -445,9 +465,12 @@ async def test_the_third_crash_ends_a_job(store: JobStore, client: redis.Redis) 
     for crashed in (False, True, True, False, True):
         held = claim(client)
         assert held is not None
-        outcomes.append(hand_back(client, "echo", job, held.token, "died", crashed=crashed))
+        outcomes.append(hand_back(client, "echo", job, held.token, f"it died {len(outcomes)}", crashed=crashed))
     assert outcomes == [HandedBack.WAITING] * 4 + [HandedBack.FAILED]
-    assert (await store.view(job)).attempts == 5
+    view = await store.view(job)
+    assert view.attempts == 5 and view.error is not None
+    assert view.interruptions == ("it died 1", "it died 2", "it died 4")
+    assert "after 3 tries: (1) it died 1; (2) it died 2; (3) it died 4." in view.error.message
 
 
 async def test_only_a_lapsed_lease_is_swept(store: JobStore, client: redis.Redis) -> None:
@@ -591,7 +614,7 @@ async def test_in_full_memory_whatever_was_accepted_goes_on(store: JobStore, cli
         held = claim(client)
         assert held is not None and held.job == answered
         with write(client, held) as writer:
-            writer.note(prompt__0=b"\1\0\0\0")
+            writer.note(**{"prompt:0": b"\1\0\0\0"})
             writer.write((TextDelta("a"),), RecordedPiece(0, 1, b"a"))
             assert renew(client, held, 60, "decode", 0) is Renewal.RENEWED
             writer.end(DONE)

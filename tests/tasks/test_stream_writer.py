@@ -189,7 +189,7 @@ def test_the_first_text_is_noted_in_the_record(job: Job, patient: None) -> None:
     """From then on the job cannot silently start again; fields noted before travel along, with their colons."""
     with job.writer() as writer:
         never_appended(writer)
-        writer.note(prompt__0=b"\1\0\0\0")
+        writer.note(**{"prompt:0": b"\1\0\0\0"})
         assert job.client.hmget(keys.job(job.id), "sent", "prompt:0") == [None, None]
         say(writer, "a")
         record = job.client.hmget(keys.job(job.id), "sent", "phase", "prompt:0")

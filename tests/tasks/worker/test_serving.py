@@ -328,7 +328,7 @@ def test_a_claim_whose_reply_is_lost_for_good_strands_no_job(make: Make, monkeyp
 def test_an_outage_longer_than_a_workers_patience(
     shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    """Once Redis is back the job is handed back at once: it runs again, or fails clearly; nobody waits for its lease."""
+    """Once Redis is back the job is handed back at once, and runs again or goes on; nobody waits for its lease."""
     monkeypatch.setattr(serving, "OUTAGE_PATIENCE", 0.2)
     in_vain: list[Exception] = []
     real = serving.hand_back
@@ -354,13 +354,10 @@ def test_an_outage_longer_than_a_workers_patience(
     eventually(lambda: len(in_vain) > 1, what="the end of its patience, and tries in vain")
     shaky.start_valkey()
     talker.say(6)
-    found = place.until(job, JobState.FAILED if begun else JobState.FINISHED)
+    found = place.until(job, JobState.FINISHED)
     assert place.client.hget(keys.job(job), "failures") is None
-    if begun:
-        assert found.error is not None and found.error.code is FailureCode.ENGINE_LOST
-        assert "was away" in found.error.message
-    else:
-        assert found.attempts == 2
+    assert found.attempts == 2
+    assert not begun or place.text(job).startswith("a")
 
 
 def test_an_answer_that_redis_forgot_and_nobody_kept(shaky: Stack, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,16 +459,16 @@ def test_a_broken_engine_is_tried_again_while_nothing_was_said(make: Make) -> No
 
 
 def test_an_engine_that_always_breaks_ends_the_job(make: Make) -> None:
-    """With the third time; once something was said, with the first. The client hears what the engine said."""
+    """With the third time, whether something was said or not. The client hears what the engine said."""
     place = make()
-    for engine, attempts in ((engines.raises_at_once, 3), (engines.raises_midway, 1)):
+    for engine in (engines.raises_at_once, engines.raises_midway):
         place.engine = engine
         job = place.accept()
         place.call()
         found = place.until(job, JobState.FAILED)
         assert found.error is not None and found.error.code is FailureCode.ENGINE_FAILED
         assert "broke on purpose" in found.error.message
-        assert found.attempts == attempts
+        assert found.attempts == 3
 
 
 @pytest.mark.parametrize("defect", [ModelRefused("too old"), ZeroDivisionError("x")], ids=["refused", "defect"])

@@ -1,0 +1,148 @@
+"""An answer that was interrupted goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from npu.engine import Prompt, Sampling
+from npu.engines.echo import EchoEngine
+from npu.model import Model
+from tasks.events import Event, Reply, TextDelta, fold
+from tasks.prompting.prepare import Prepared
+from tasks.stream import RecordedPiece
+from tasks.worker.begun import Begun, BegunChoice, CannotContinue
+from tasks.worker.generate import Totals, run
+from tests.fakes.transcript import Transcript
+
+TEXT = "One 😀 two, three and 世界 STOP four"
+ENGINE = EchoEngine(Model(id="echo", engine="echo", folder=Path("echo")))
+
+
+def request(
+    text: str = TEXT,
+    *,
+    stop: tuple[str, ...] = (),
+    n: int = 1,
+    max_tokens: int = 1000,
+    echo: bool = False,
+    **sampling: bool,
+) -> Prepared:
+    tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
+    return Prepared(
+        prompts=(Prompt(tokens, max_tokens),),
+        sampling=Sampling(**sampling),  # type: ignore[arg-type]
+        stop=stop,
+        n=n,
+        echoes=(b"the prompt: ",) if echo else None,
+    )
+
+
+def records(writes: list[tuple[tuple[Event, ...], RecordedPiece | None]]) -> Iterator[tuple[list[Event], Begun]]:
+    """Everything a record may hold when its claim dies: pieces are appended with the events after them, or are lost."""
+    events: list[Event] = []
+    begun, riding = Begun(), list[RecordedPiece]()
+    yield [], Begun()
+    for written, piece in writes:
+        if piece is not None:
+            riding.append(piece)
+        if not written:
+            continue
+        events += written
+        for each in riding:
+            begun.choices.setdefault(each.choice, BegunChoice()).pieces.append(each)
+        riding.clear()
+        for event in written:
+            choice = begun.choices.setdefault(event.choice, BegunChoice())  # type: ignore[union-attr]
+            if isinstance(event, TextDelta):
+                choice.text += event.text
+            else:
+                choice.ended = event  # type: ignore[assignment]
+        yield list(events), begun
+
+
+def whole(prepared: Prepared) -> tuple[Transcript, Totals]:
+    transcript, totals = Transcript(), Totals()
+    run(prepared, ENGINE, transcript, totals)
+    return transcript, totals
+
+
+def check_every_interruption(prepared: Prepared) -> None:
+    undisturbed, cost = whole(prepared)
+    reply: Reply = fold(undisturbed)
+    seen = 0
+    for events, begun in records(undisturbed.writes):
+        seen += 1
+        rest, totals = Transcript(), Totals()
+        rest.already = sum(choice.ended is not None for choice in begun.choices.values())
+        run(prepared, ENGINE, rest, totals, begun)
+        assert fold([*events, *rest]) == reply
+        assert totals.usage().completion_tokens == cost.completion_tokens
+        assert totals.usage().prompt_tokens == cost.prompt_tokens
+        kept = sum(len(choice.pieces) for choice in begun.choices.values())
+        assert kept + len(rest.pieces) == len(undisturbed.pieces)
+    assert seen > 3
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        request(),
+        request(stop=("STOP",)),
+        request(stop=(" 世界 STOPPED", "four!")),
+        request(n=3, stop=("two",)),
+        request(max_tokens=21),
+        request(max_tokens=70, ignore_eos=True),
+        request(echo=True, n=2, max_tokens=9),
+    ],
+    ids=["plain", "stop", "held-back", "n", "length", "endless", "echo"],
+)
+def test_interrupted_anywhere_it_is_the_same_answer(prepared: Prepared) -> None:
+    """Whatever the record held when the claim died: text, ends of choices and counts are those of the unbroken run."""
+    check_every_interruption(prepared)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    text=st.text(alphabet="ab😀 é", min_size=4, max_size=14),
+    stop=st.lists(st.text(alphabet="ab😀", min_size=1, max_size=3), max_size=2),
+    n=st.integers(1, 2),
+    max_tokens=st.integers(1, 40),
+)
+def test_any_answer_interrupted_anywhere(text: str, stop: list[str], n: int, max_tokens: int) -> None:
+    """Also where stop sequences overlap and characters are cut apart."""
+    prepared = request(text, stop=tuple(stop), n=n, max_tokens=max_tokens)
+    undisturbed, _ = whole(prepared)
+    reply = fold(undisturbed)
+    for events, begun in records(undisturbed.writes):
+        rest = Transcript()
+        rest.already = sum(choice.ended is not None for choice in begun.choices.values())
+        run(prepared, ENGINE, rest, Totals(), begun)
+        assert fold([*events, *rest]) == reply
+
+
+def test_what_is_read_again_is_counted() -> None:
+    """A second claim on another board reads the prompt and what was said; on the same one it finds most of it cached."""
+    prepared = request()
+    undisturbed, _ = whole(prepared)
+    _, begun = next(islice(records(undisturbed.writes), 7, None))
+    fresh = EchoEngine(Model(id="other", engine="echo", folder=Path("echo")))
+    totals = Totals()
+    run(prepared, fresh, Transcript(), totals, begun)
+    assert totals.read_again == len(prepared.prompts[0].tokens) + len(begun.choice(0).pieces)
+    again = Totals()
+    run(prepared, fresh, Transcript(), again, begun)
+    assert again.read_again == 1
+
+
+def test_a_record_that_contradicts_itself_is_not_continued() -> None:
+    """Text that its pieces do not spell was made by other rules; to go on would make nonsense of it."""
+    undisturbed, _ = whole(request())
+    begun = Begun({0: BegunChoice(text="Two", pieces=undisturbed.pieces[:3])})
+    with pytest.raises(CannotContinue):
+        run(request(), ENGINE, Transcript(), Totals(), begun)
