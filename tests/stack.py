@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from npu.simulator import SimulatedModel, write_model
 from tasks import keys
 from tasks.connection import connect
 from tasks.scripts import ROSTER
+from tests.simulators import share_simulators
 
 T = TypeVar("T")
 
@@ -52,17 +53,22 @@ def free_port() -> int:
 
 
 class Stack:
-    """The service on echo models. `models` maps a name to the engine options of its echo."""
+    """The service on echo models. `models` maps a name to the engine options of its echo.
 
-    def __init__(self, models: dict[str, dict[str, float]], **settings: str | float) -> None:
+    Without a board each worker is started by the test, as `start("worker", model)`.
+    """
+
+    def __init__(self, models: dict[str, dict[str, float]], *, board: bool = True, **settings: str | float) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rl-"))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.redis_url = f"unix://{self.folder}/valkey.sock"
         self.logs: dict[str, Path] = {}
+        self._board = board
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         (self.folder / "models").mkdir()
         (self.folder / "data").mkdir()
+        share_simulators(self.folder / "data" / "run")
         for name, options in models.items():
             self.add_model(name, options)
         self._environment = {
@@ -72,7 +78,7 @@ class Stack:
             "ROCKCHIPLLAMA_DATA_DIR": str(self.folder / "data"),
             "ROCKCHIPLLAMA_PORT": str(self.port),
             "ROCKCHIPLLAMA_BOARD_NAME": "test-board",
-            **{f"ROCKCHIPLLAMA_{name.upper()}": str(value) for name, value in settings.items()},
+            **_variables(settings),
         }
 
     def add_model(self, name: str, options: dict[str, float], text: str = "") -> None:
@@ -95,9 +101,10 @@ class Stack:
     def __enter__(self) -> Stack:
         try:
             self.start_valkey()
-            self.start("board")
+            if self._board:
+                self.start("board")
             self.start("api")
-            eventually(self.ready, what="readiness")
+            eventually(self.ready if self._board else self.alive, what="readiness")
         except BaseException:
             self._show_logs()
             self.stop()
@@ -147,15 +154,17 @@ class Stack:
             return bool(connect(self.redis_url).ping())
         return False
 
-    def start(self, part: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a part of the service by its command."""
-        return self._spawn(part, [sys.executable, "-m", "ops.cli.main", part, *arguments])
+    def start(self, part: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """Start a part of the service by its command; with settings of its own, if any."""
+        command = [sys.executable, "-m", "ops.cli.main", part, *arguments]
+        return self._spawn(" ".join((part, *arguments)), command, settings)
 
-    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, command: list[str], settings: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
         self.logs[name] = self.folder / f"{name}.log"
+        environment = self._environment | _variables(settings)
         with self.logs[name].open("ab") as log:
             process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
             )
         self._processes[name] = process
         return process
@@ -170,24 +179,27 @@ class Stack:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False
 
-    def stop(self) -> None:
-        """Stop everything, in order, and the hard way what does not stop."""
-        family = [item for process in self._processes.values() for item in _family(process.pid)]
-        for name in ("api", "board", "valkey"):
-            process = self._processes.pop(name, None)
-            if process is None:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for leftover in (*family, *self._strays()):
+    def alive(self) -> bool:
+        """Whether the API answers."""
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        return False
+
+    def kill(self, name: str) -> None:
+        """End a part with all it started, at once."""
+        process = self._processes.pop(name)
+        for member in _family(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                leftover.kill()
+                member.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        """End everything at once: how the service stops in order is what the tests of `up` look at."""
+        for name in list(self._processes):
+            self.kill(name)
+        for stray in self._strays():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stray.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _strays(self) -> Iterator[psutil.Process]:
@@ -197,7 +209,7 @@ class Stack:
                 if process.environ().get("ROCKCHIPLLAMA_REDIS_URL") == self.redis_url:
                     yield process
 
-    @property
+    @cached_property
     def redis(self) -> redis.Redis:
         """A client of its Valkey."""
         return connect(self.redis_url)
@@ -236,6 +248,10 @@ class Stack:
     def log(self, part: str) -> str:
         """What a part has logged."""
         return self.logs[part].read_text(errors="replace")
+
+
+def _variables(settings: Mapping[str, object]) -> dict[str, str]:
+    return {f"ROCKCHIPLLAMA_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -12,12 +12,12 @@ from tests.stack import Stack
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Echo at three paces: as fast as it can, at a readable pace, and with a prefill one can see."""
-    with Stack(
+    """Echo at three paces: as fast as it can, at a readable pace, and with a prefill one can see; and some for one thing."""
+    stack = Stack(
         {
             "echo": {},
             "steady": {"tokens_per_second": 100},
-            "ponderous": {"prefill_tokens_per_second": 100, "tokens_per_second": 100},
+            "ponderous": {"prefill_tokens_per_second": 100},
             "sluggish": {"load_seconds": 3},
             "hostile": {},
         },
@@ -25,7 +25,10 @@ def stack() -> Iterator[Stack]:
         queue_limit=8,
         max_body=1_000_000,
         worker_grace=1,
-    ) as stack:
+    )
+    stack.add_model("writer", {}, 'abilities = ["text"]')
+    stack.add_model("reader", {}, 'abilities = ["embedding"]')
+    with stack:
         yield stack
 
 

@@ -25,21 +25,6 @@ def view(stack: Stack, job: str) -> dict[str, Any]:
     return found
 
 
-def newest_job(stack: Stack, model: str) -> str:
-    """The id of the job that was accepted last for a model."""
-
-    def look() -> str:
-        orders = {}
-        for key in stack.redis.scan_iter("rl:{*}", count=1000):
-            if stack.redis.type(key) == b"hash":
-                kept = stack.redis.hmget(key, "model", "order")
-                if kept[0] == model.encode():
-                    orders[int(kept[1])] = key.decode()[4:-1]
-        return orders[max(orders)] if orders else ""
-
-    return eventually(look, what=f"a job of {model}")
-
-
 def until_state(stack: Stack, job: str, *states: str) -> dict[str, Any]:
     def look() -> dict[str, Any] | None:
         found = view(stack, job)
@@ -49,11 +34,13 @@ def until_state(stack: Stack, job: str, *states: str) -> dict[str, Any]:
 
 
 def jobs_of(stack: Stack, model: str) -> set[str]:
-    return {
-        key.decode()[4:-1]
-        for key in stack.redis.scan_iter("rl:{*}", count=1000)
-        if stack.redis.type(key) == b"hash" and stack.redis.hget(key, "model") == model.encode()
-    }
+    """The ids of a model's jobs, all that are still remembered; there may be hundreds, so they are read at once."""
+    keys = list(stack.redis.scan_iter("rl:{*}", count=1000, _type="hash"))
+    with stack.redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hget(key, "model")
+        models = pipe.execute()
+    return {key.decode()[4:-1] for key, found in zip(keys, models, strict=True) if found == model.encode()}
 
 
 def begin(stack: Stack, model: str, text: str, *, stream: bool) -> tuple[Any, str]:

@@ -142,7 +142,7 @@ def test_jobs_end_without_any_board() -> None:
     """Board and workers are gone for good: the API sweeps. What they had waits again, and what waits ends at its deadline,
     with words to its client."""
     models = {"steady": {"tokens_per_second": 100.0}, "ponderous": {"prefill_tokens_per_second": 10.0}}
-    with Stack(models, default_model="steady") as stack:
+    with Stack(models, default_model="steady", lease=5) as stack:
         for model in models:
             chat(stack, model, "w")
         talking, begun = begin(stack, "steady", "x" * 4000, stream=True)

@@ -13,6 +13,7 @@ from npu.manifest import read_manifest
 from npu.model import Model
 from npu.simulator import Profile, SimulatedModel, write_model
 from tests.npu.demo import Opened, demo_model
+from tests.simulators import share_simulators
 
 
 def with_marks(name: str) -> object:
@@ -21,9 +22,9 @@ def with_marks(name: str) -> object:
 
 @pytest.fixture(scope="session")
 def runtime_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private directory, where the simulated runtime is also built, once for all tests."""
+    """A private directory, in which the simulated runtimes are."""
     path = tmp_path_factory.mktemp("run")
-    path.chmod(0o700)
+    share_simulators(path)
     return path
 
 

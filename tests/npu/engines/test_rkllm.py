@@ -27,12 +27,6 @@ WAIT = 60.0
 Open = Callable[..., RkllmEngine]
 
 
-@pytest.fixture(scope="session")
-def runtime_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the simulator is built once for all tests."""
-    return tmp_path_factory.mktemp("run")
-
-
 @pytest.fixture
 def opens(tmp_path: Path, runtime_dir: Path) -> Iterator[Open]:
     """Opens engines on simulated models, and closes them."""

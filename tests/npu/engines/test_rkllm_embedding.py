@@ -14,7 +14,6 @@ from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.simulator import SWITCHES, Profile, SimulatedModel
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS, Open, ask, expected, run
 from tests.npu.engines.test_rkllm import opens as opens
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 from tests.npu.engines.test_rkllm import version as version
 
 WIDTH = SimulatedModel().hidden_size

@@ -11,7 +11,6 @@ from npu.errors import ContextTooLong, ModelRefused
 from npu.simulator import SWITCHES, SimulatedModel
 from tests.npu.engines.test_rkllm import LANGUAGE, QUESTIONS, Open, ask, expected, run
 from tests.npu.engines.test_rkllm import opens as opens
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 
 BOTH = frozenset({Ability.TEXT, Ability.RERANK})
 WITH_LOGITS = ("1.2.0", "1.2.1b1", "1.2.3", "1.3.0")

@@ -22,6 +22,7 @@ from npu.rkllm.abi import FAMILIES
 from npu.self_test import SelfTest, Verdict
 from npu.simulator import Language, Profile, SimulatedModel, write_model
 from npu.tokenizer_file import open_tokenizer_file
+from tests.simulators import share_simulators
 
 VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES)
 WITH_LOGITS = VERSIONS[1:]
@@ -33,11 +34,10 @@ MEASURABLE = Profile(prefill_tps=1000, decode_tps=2000)
 class Bench:
     """Loads simulated models, and says what came of it."""
 
-    def __init__(self, folder: Path, build: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.setup = Setup(folder / "run")
-        (folder / "run").mkdir()
-        (folder / "run/simulator").symlink_to(build)  # compiled once for all tests
+        share_simulators(self.setup.runtime_dir)
         self.engines: list[RkllmEngine] = []
 
     def model(self, simulated: SimulatedModel | None = None, **changes: Any) -> Model:
@@ -66,14 +66,9 @@ class Bench:
         return RkllmEngine.describe(model, self.setup)
 
 
-@pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 @pytest.fixture
-def bench(tmp_path: Path, build: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path, build)
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
     yield bench
     for engine in bench.engines:
         engine.close()

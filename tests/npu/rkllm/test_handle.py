@@ -11,13 +11,14 @@ from npu.rkllm.handle import Handle
 from npu.rkllm.library import identify
 from npu.rkllm.loading import load
 from npu.simulator import Profile, SimulatedModel, build, write_model
+from tests.simulators import SIMULATORS
 
 
 @pytest.fixture
 def handle(tmp_path: Path) -> Handle:
     weights = write_model(tmp_path / "model", SimulatedModel(profile=Profile(decode_tps=200)))
     settings = Settings(model=weights, context_length=1024, max_tokens=1024)
-    return load(identify(build("1.2.3", tmp_path), "1.2.3"), settings)[0]
+    return load(identify(build("1.2.3", SIMULATORS), "1.2.3"), settings)[0]
 
 
 def test_a_late_word_of_an_earlier_run_is_not_the_next_ones(handle: Handle) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from npu.simulator import SimulatedModel, build
 from tests.npu.rkllm.tables import CC
 from tests.npu.simulator.runtime import VERSIONS, Runtime
+from tests.simulators import SIMULATORS
 
 Open = Callable[..., Runtime]
 
@@ -26,11 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The library of a version; processes that test side by side share it."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulator"
-    return lambda version: build(version, cache)
+def library() -> Callable[[str], Path]:
+    """The library of a version."""
+    return lambda version: build(version, SIMULATORS)
 
 
 @pytest.fixture
