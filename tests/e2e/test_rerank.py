@@ -5,7 +5,6 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from npu.simulator import SimulatedModel
 from tests.stack import LIMIT, Stack
 
 QUERY = "the cat on the mat"
@@ -62,17 +61,3 @@ def test_wrong_input(stack: Stack, body: dict[str, object], param: str) -> None:
 def test_a_document_that_does_not_fit(stack: Stack) -> None:
     reply = post(stack, query="q", documents=["a", "x" * 9000])
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
-
-
-@pytest.mark.parametrize("version", ["1.2.0", "1.3.0"])
-def test_the_npu_reranks(version: str) -> None:
-    """From HTTP to C and back, the same every time; a model that writes only is not asked."""
-    stack = Stack({}, rkllm_library=f"simulator-{version}")
-    stack.add_simulated("judge", SimulatedModel(), 'abilities = ["rerank"]')
-    with stack:
-        first = post(stack, model="judge", query=QUERY, documents=DOCUMENTS).json()
-        assert len({result["relevance_score"] for result in first["results"]}) == 3
-        again = post(stack, model="judge", query=QUERY, documents=DOCUMENTS[::-1]).json()
-        assert [2 - result["index"] for result in again["results"]] == [result["index"] for result in first["results"]]
-        refused = httpx.post(f"{stack.url}/v1/embeddings", json={"model": "judge", "input": "x"}, timeout=LIMIT)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_model")
