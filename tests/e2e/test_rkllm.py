@@ -87,6 +87,27 @@ def test_a_client_that_leaves_stops_the_engine(paced: Stack, model: str) -> None
     assert chat(paced, model, "And now?").json()["choices"][0]["message"]["content"] == oracle.ask("And now?")[0]
 
 
+@pytest.mark.parametrize("sampling", [{}, {"seed": 7, "temperature": 1.1}], ids=["greedy", "seed"])
+def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[str, float]) -> None:
+    """In the very words it would have had: the runtime's own choice is greedy, and what we draw depends on the place alone."""
+    asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], "max_tokens": 24, **sampling}
+    before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
+    text = ""
+    with httpx.stream(
+        "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
+    ) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                chunk = json.loads(line[6:])
+                assert "error" not in chunk
+                fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                if fresh and not text:
+                    paced.child("board").kill()
+                text += fresh
+    assert text == before["choices"][0]["message"]["content"]
+    assert view(paced, reply.headers["x-job-id"])["attempts"] == 2
+
+
 def test_thinking_is_switched_by_the_request(paced: Stack) -> None:
     """On is the model's own way; off, in any of a client's words, is the empty thought that the template writes for it."""
     oracle = Oracle(paced.folder / "models" / "thinking", SimulatedModel(thinking=True))
