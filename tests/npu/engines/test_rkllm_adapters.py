@@ -14,7 +14,6 @@ from npu.model import LoraAdapter
 from npu.simulator import Adapter, SimulatedModel, write_adapter
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, Open, ask, expected
 from tests.npu.engines.test_rkllm import opens as opens
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 from tests.npu.engines.test_rkllm import version as version
 
 VOICES = {None: None, "poet": Adapter("poet"), "pirate": Adapter("pirate", 0.5)}

@@ -12,7 +12,6 @@ from npu.engines.rkllm import RkllmEngine
 from npu.manifest import read_manifest
 from npu.simulator import SimulatedModel, build, write_model
 from tests.npu.engines.test_rkllm import GREEDY, ask, expected, run
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 from tests.npu.simulator.runtime import in_child
 
 

@@ -13,7 +13,6 @@ from npu.engine import End, Prompt, Sampling
 from npu.simulator import Profile, SimulatedModel
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS, Open, ask, expected, run
 from tests.npu.engines.test_rkllm import opens as opens
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 
 PAUSING = ("1.2.3", "1.3.0")
 WAIT = 60.0

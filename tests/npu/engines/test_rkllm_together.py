@@ -19,7 +19,6 @@ from npu.self_test import Verdict
 from npu.simulator import Adapter, Language, Profile, SimulatedModel, write_adapter, write_model
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS, Open, ask, expected, run
 from tests.npu.engines.test_rkllm import opens as opens
-from tests.npu.engines.test_rkllm import runtime_dir as runtime_dir
 
 ABLE = ("1.2.3", "1.3.0")
 WAIT = 60.0
