@@ -43,6 +43,10 @@ KEYS: Mapping[str, tuple[type, str]] = {
         str,
         "how the rows of the last layer become an embedding: `last` (when absent) takes the last token's, `mean` the mean",
     ),
+    "cached_system_prompt": (
+        str,
+        "a text file in the manifest's folder: the system prompt most requests begin with, kept in a file as it was read",
+    ),
     "rerank_template": (str, "a Jinja file in the manifest's folder, which makes a prompt of `query` and `document`"),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
@@ -118,6 +122,7 @@ class _Manifest:
             sampling_defaults=self._sampling(),
             stop=tuple(self._table.get("stop", ())),
             template=self._template("chat_template"),
+            cached_system_prompt=self._cached_system_prompt(engine),
             rerank_template=self._template("rerank_template"),
             template_options=self._values("template_options"),
             engine_options=self._engine_options(engine),
@@ -226,6 +231,12 @@ class _Manifest:
         except SamplingRefused as refused:
             raise self._refuse(refused.field, f"cannot be honoured: {refused.why}", "sampling") from None
         return settled
+
+    def _cached_system_prompt(self, engine: str) -> str | None:
+        if "cached_system_prompt" in self._table and not engine_class(engine).CACHES_PROMPTS:
+            why = f"is nothing the engine {engine} can keep. Leave it out, or use rkllm"
+            raise self._refuse("cached_system_prompt", why)
+        return self._template("cached_system_prompt")
 
     def _template(self, key: str) -> str | None:
         if key not in self._table:

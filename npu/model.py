@@ -77,6 +77,8 @@ class Model:
     abilities: frozenset[Ability] = frozenset({Ability.TEXT})
     """What it may be asked for."""
     pooling: Pooling = Pooling.LAST
+    cached_system_prompt: str | None = None
+    """The text most requests begin with: what the model has read of it is kept in a file."""
     rerank_template: str | None = None
     """The text of a template for `query` and `document`, instead of a chat that asks whether they belong together."""
     notes: tuple[str, ...] = ()

@@ -104,6 +104,8 @@ class EngineClass(Protocol):
     """What its models may be asked for, as far as the engine goes."""
     ADAPTERS: bool
     """Whether it can apply LoRA adapters."""
+    CACHES_PROMPTS: bool
+    """Whether it can keep in a file what it has read of a system prompt."""
 
     @staticmethod
     def open(model: Model, setup: Setup) -> TextEngine: ...

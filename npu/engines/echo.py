@@ -88,6 +88,7 @@ class EchoEngine:
 
     ABILITIES = frozenset(Ability)
     ADAPTERS = False
+    CACHES_PROMPTS = False
     OPTIONS = {  # noqa: RUF012 - a constant
         "tokens_per_second": Option(0.0, 0, 1e6, "how fast it answers; 0 is as fast as it can"),
         "prefill_tokens_per_second": Option(0.0, 0, 1e9, "how fast it reads the prompt; 0 takes no time"),

@@ -41,6 +41,7 @@ class LlamaCppEngine:
 
     ABILITIES = frozenset({Ability.TEXT})
     ADAPTERS = False
+    CACHES_PROMPTS = False
     OPTIONS = {  # noqa: RUF012 - a constant
         "threads": Option(
             0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"

@@ -29,6 +29,7 @@ from npu.engines.rkllm_options import (
     why_no_host_sampling,
     without_logits,
 )
+from npu.engines.rkllm_prompt_cache import open_prompt_cache, read_kept
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
@@ -63,6 +64,7 @@ class RkllmEngine:
 
     ABILITIES = frozenset(Ability)
     ADAPTERS = True
+    CACHES_PROMPTS = True
     OPTIONS = OPTIONS
 
     def __init__(self, model: Model, setup: Setup) -> None:
@@ -114,6 +116,7 @@ class RkllmEngine:
                 loaded = self._try_out(loaded, setup)
             write_loaded(model, setup, loaded)
             self._refuse_if_suspect(loaded)
+            self.cache.file = open_prompt_cache(self, model, setup)
         except NpuError:
             self.close()
             raise
@@ -151,6 +154,9 @@ class RkllmEngine:
                 f"Up to {slots} prompts run in lock-step (n_batch = {slots}): its cache takes {slots} times the memory, "
                 "the next ones wait until the longest answer has ended, and what only logits can sample (seed, min_p) is refused."
             )
+        kept = read_kept(model, setup) if model.cached_system_prompt is not None else None
+        if kept is not None:
+            notes.append(kept.story())
         doubt = suspicion(model, loaded) if loaded is not None else None
         if doubt is not None:
             notes.append(doubt)

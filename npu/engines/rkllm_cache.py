@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
+
+if TYPE_CHECKING:
+    from npu.engines.rkllm_prompt_cache import PromptCache
 
 
 class Next(Enum):
@@ -34,6 +38,8 @@ class Cache:
         self._can = handle.abi.CAPABILITIES
         self.reuse: bool | None = None
         """Whether the runtime skips a prefix it has cached; None until that was seen."""
+        self.file: PromptCache | None = None
+        """What is loaded for prompts that begin as the manifest says most do."""
         self._tokens: list[int] = []
         self._beside: dict[int, list[int]] = {}
         """What the further slots hold, where they were given anything worth keeping."""
@@ -73,6 +79,7 @@ class Cache:
             return True, self.enter_history(tokens)
         if self._next is not Next.COMPARED:
             self.clear()  # another way of counting: what an earlier run kept is not to be found by this one
+        self._fit_file(tokens)
         return False, 0
 
     def shared(self, tokens: Sequence[int], slot: int = 0) -> int:
@@ -93,6 +100,7 @@ class Cache:
             return len(self._tokens)
         if self._next is not Next.COMPARED:
             self.clear()
+        self._fit_file(tokens)
         return self.shared(tokens) if self.reuse else 0
 
     def enter_history(self, tokens: Sequence[int]) -> int:
@@ -140,8 +148,14 @@ class Cache:
         self._tokens = []
         self._beside = {}
         self._next = Next.COMPARED
+        if self.file is not None:
+            self.file.fit((), 0)
         if not self._handle.clear() or self._handle.cache_size() not in (None, 0):
             raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")
+
+    def _fit_file(self, tokens: Sequence[int]) -> None:
+        if self.file is not None:
+            self.file.fit(() if self._adapter is not None else tokens, self.shared(tokens))
 
     def _goes_on_with(self, tokens: Sequence[int]) -> bool:
         """Whether everything cached is known, and `tokens` begin with it and go on."""

@@ -115,7 +115,7 @@ def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loade
     """
     try:
         stored = json.loads(_file(model, setup).read_text())
-        if stored["file"] != _digest(model):
+        if stored["file"] != digest_of_weights(model):
             return None
         facts = stored["facts"]
         if facts["self_test"] is not None:
@@ -134,7 +134,7 @@ def write_loaded(model: Model, setup: Setup, facts: Loaded) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"file": _digest(model), "facts": asdict(facts)}))
+        draft.write_text(json.dumps({"file": digest_of_weights(model), "facts": asdict(facts)}))
         draft.replace(path)
     except OSError as error:
         log.warning("what %s told when it was loaded could not be kept: %s", model.id, error)
@@ -155,7 +155,8 @@ def _file(model: Model, setup: Setup) -> Path:
     return setup.runtime_dir / model.id / FACTS_FILE
 
 
-def _digest(model: Model) -> str:
+def digest_of_weights(model: Model) -> str:
+    """Changes with the weights' file, by its size, its time and its ends."""
     path = weights_of(model)
     stat = path.stat()
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)

@@ -52,6 +52,12 @@ OPTIONS: Mapping[str, Option] = {
         "prompts that one run may answer in lock-step; above 1 the runtime gives no logits, so what only they can sample "
         "(`seed`, `min_p`, …) is refused, and the cache takes that many times the memory",
     ),
+    "prompt_cache_mb": Option(
+        512,
+        1,
+        16384,
+        "the most that the file of a `cached_system_prompt` may take; as much must be free before it is written",
+    ),
     "refuse_suspect": Option(0, 0, 1, "1 refuses to serve a model that failed the self-test's simple questions"),
 }
 
@@ -65,6 +71,10 @@ def check_options(model: Model, identity: Identity) -> None:
         raise ModelRefused(
             f"{model.id}: refuse_suspect = 1 needs the self-test, which self_test = 0 switches off. Leave one of them out."
         )
+    if model.cached_system_prompt is not None:
+        cannot = _why_not_cached(model, runtime, can.cache_files and can.prefix_reuse)
+        if cannot:
+            raise ModelRefused(f"{model.id}: cached_system_prompt cannot be used, for {cannot}. Leave it out.")
     if slots > 1 and not can.batches:
         raise ModelRefused(
             f"{model.id}: RKLLM runtime {runtime} cannot run several prompts in lock-step (n_batch = {slots}). "
@@ -80,6 +90,18 @@ def check_options(model: Model, identity: Identity) -> None:
             f"{model.id}: nothing can be reranked by it, for RKLLM runtime {runtime} {without_logits(slots)}. Leave one of "
             "them out."
         )
+
+
+def _why_not_cached(model: Model, runtime: str, able: bool) -> str:
+    if not able:
+        return f"RKLLM runtime {runtime} reads every prompt from its start (1.2.0 and newer do not)"
+    if Ability.TEXT not in model.abilities:
+        return "text is not among the model's `abilities`"
+    if slots_of(model) > 1:
+        return "a file holds the cache of one prompt, and n_batch is above 1"
+    if not option(model, OPTIONS, "self_test"):
+        return "only the self-test, which self_test = 0 switches off, tells whether it would help"
+    return ""
 
 
 def slots_of(model: Model) -> int:

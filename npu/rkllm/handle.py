@@ -20,6 +20,7 @@ from typing import Final
 
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Abi, Answer, Loaded, Perf, Result, Run, Settings, State, Tokens
+from npu.rkllm.abi.refusals import path_for_c
 
 log = logging.getLogger("rockchipllama.rkllm")
 
@@ -195,6 +196,19 @@ class Handle:
         Raises `ModelRefused` on a path or name that C cannot read.
         """
         return self.abi.load_adapter(self.loaded, path, name, scale)
+
+    def load_prompt_cache(self, path: Path) -> bool:
+        """Have the runs that come find in a file what they begin with; False when the runtime did not take it.
+
+        Another one must be released first. Nobody documents a check, so it must be this model's, with this context.
+        """
+        status: int = self.loaded.lib.rkllm_load_prompt_cache(self.loaded.handle, path_for_c(path))
+        return status == 0
+
+    def release_prompt_cache(self) -> bool:
+        """Forget the file that was loaded; False when the runtime refused."""
+        status: int = self.loaded.lib.rkllm_release_prompt_cache(self.loaded.handle)
+        return status == 0
 
     def close(self) -> None:
         """Free the model, after the run in hand has ended. Twice is safe. Raises `EngineFailed` when that run will not end:
