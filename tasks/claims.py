@@ -95,7 +95,7 @@ def claim_next(
         "list[Any] | None",
         CLAIM.run(
             client,
-            [keys.waiting(model), keys.running(model)],
+            [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model)],
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
             attempt or new_attempt(),
         ),

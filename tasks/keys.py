@@ -7,8 +7,10 @@ rl:{ID}:events         stream   its events in order, with the pieces they came f
 
 Keys of a model:
 
-rl:waiting:MODEL       zset     job -> lane and order of acceptance; empty sets vanish
+rl:waiting:MODEL       zset     job -> lane, turn and order of acceptance; empty sets vanish
 rl:running:MODEL       zset     job -> end of its worker's lease, ms by Redis' clock; empty sets vanish
+rl:turns:MODEL         zset     owners and their turns (`tasks/policy.py`); vanishes with the last job of the model that ends
+rl:lanes:MODEL         hash     how far the turns of each lane are; vanishes likewise
 
 What never expires, by design; `PERMANENT` lists it and a test compares:
 
@@ -63,6 +65,16 @@ def waiting(model: str) -> str:
 def running(model: str) -> str:
     """The jobs that workers hold for a model."""
     return f"rl:running:{model}"
+
+
+def turns(model: str) -> str:
+    """Whose turn it is among those who ask for a model."""
+    return f"rl:turns:{model}"
+
+
+def lanes(model: str) -> str:
+    """How far each lane of a model is."""
+    return f"rl:lanes:{model}"
 
 
 def control(worker: str) -> str:

@@ -2,7 +2,8 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; so is `adapter`, where one answers
+  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; so is `adapter`, where one answers;
+            `order` is the score in the waiting set, which `tasks/policy.py` explains
   request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
   fence     counts the claims
@@ -32,7 +33,11 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-_COMMON = """
+from tasks.policy import RULES
+
+_COMMON = (
+    RULES
+    + """
 local function now()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -51,6 +56,7 @@ end
 local function bell(job)
   redis.call('PUBLISH', job .. ':live', '0:')
 end
+-- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
   local held = redis.call('HMGET', job, 'state', 'model', 'started')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
@@ -61,7 +67,7 @@ local function finish(job, events, state, payload)
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
   redis.call('PEXPIRE', job, ttl)
   redis.call('PEXPIRE', events, ttl)
-  if held[1] == 'running' and held[2] and held[3] then
+  if held[1] == 'running' and held[3] then
     -- How long jobs hold a worker, the newest counting a quarter. Past the append-only file: it is worth little after a
     -- restart, and SD cards wear.
     local took = now() - held[3]
@@ -71,8 +77,12 @@ local function finish(job, events, state, payload)
     redis.call('PEXPIRE', 'rl:pace', 3600000)
     redis.set_repl(redis.REPL_ALL)
   end
+  if redis.call('EXISTS', 'rl:waiting:' .. held[2], 'rl:running:' .. held[2]) == 0 then
+    redis.call('DEL', 'rl:turns:' .. held[2], 'rl:lanes:' .. held[2])
+  end
 end
 """
+)
 
 
 class Script:
@@ -104,14 +114,15 @@ class Script:
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order calls pace   ARGV id limit rank first-event deadline-ms call model M field value ...
+-- KEYS job events waiting running order calls pace turns lanes
+-- ARGV id limit rank first-event deadline-ms call model owner field value ...
 -- -> {1 accepted or 0 full, waiting, ms until a worker takes the next one, place, running}
 -- Sent twice with one id it accepts once.
 local function answer(accepted)
   -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
   -- has ended, what the running ones have taken is all that is known.
   local running = redis.call('ZRANGE', KEYS[4], 0, -1)
-  local pace = tonumber(redis.call('HGET', KEYS[7], ARGV[8]) or 0)
+  local pace = tonumber(redis.call('HGET', KEYS[7], ARGV[7]) or 0)
   local least
   for _, id in ipairs(running) do
     local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
@@ -123,10 +134,10 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
 local waiting = redis.call('ZCARD', KEYS[3])
 if waiting >= tonumber(ARGV[2]) then return answer(0) end
-local order = ARGV[3] * 1e14 + redis.call('INCR', KEYS[5])
+local order = line_up(KEYS[8], KEYS[9], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
-  'deadline', created + ARGV[5], unpack(ARGV, 7))
+  'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 9))
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
 -- As many calls as jobs that wait are enough: one call serves several, so the rest would pile up while a worker is busy.
@@ -138,7 +149,7 @@ return answer(1)
 
 CLAIM = Script(
     """
--- KEYS waiting running   ARGV worker board child call lease-ms started-event deadline-event attempt
+-- KEYS waiting running turns lanes   ARGV worker board child call lease-ms started-event deadline-event attempt
 -- -> {id, seq, field, value, ...} of the job now held, or nil.  Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
 local function held(id, job, seq)
@@ -158,8 +169,9 @@ while true do
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
-  local kept = redis.call('HMGET', job, 'state', 'deadline')
+  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order')
   if kept[1] == 'queued' then
+    take_turn(KEYS[3], KEYS[4], kept[3])
     if tonumber(kept[2]) < now() then
       tell(job, events, ARGV[7])
       finish(job, events, 'failed', ARGV[7])
@@ -200,8 +212,8 @@ end
 if ARGV[6] == '-' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 7))
 elseif ARGV[6] then
-  finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
   redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
+  finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
 end
 return kept[3] and 1 or 0
 """

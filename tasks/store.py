@@ -63,7 +63,7 @@ class JobStore:
                     self._client,
                     [
                         *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
-                        *(keys.ORDER, keys.calls(model), keys.PACE),
+                        *(keys.ORDER, keys.calls(model), keys.PACE, keys.turns(model), keys.lanes(model)),
                     ],
                     *(
                         job,
@@ -73,7 +73,7 @@ class JobStore:
                         int(limit * 1000),
                         call(model, lane.value, job),
                     ),
-                    *("model", model, "kind", kind_of(request), "lane", lane.value, "owner", owner),
+                    *(model, owner, "kind", kind_of(request), "lane", lane.value),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
