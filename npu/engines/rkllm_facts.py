@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from npu.engines import LastLoad, Setup
 from npu.errors import ModelRefused
@@ -18,6 +18,7 @@ from npu.model import Model
 from npu.model_files import find_template
 from npu.rkllm.pairs import DRIVER_NEEDED, find_trap, parse_version
 from npu.self_test import SelfTest, Verdict
+from npu.whole_file import set_aside, write_whole
 
 log = logging.getLogger("rockchipllama.rkllm")
 
@@ -114,7 +115,7 @@ def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loade
     Without its self-test when that was of another version than `runtime`, or with another template or tokenizer.
     """
     try:
-        stored = json.loads(_file(model, setup).read_text())
+        stored = _read(_file(model, setup))
         if stored["file"] != digest_of_weights(model):
             return None
         facts = stored["facts"]
@@ -128,14 +129,22 @@ def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loade
         return None  # never loaded, by another version of this program, or another file
 
 
+def _read(path: Path) -> Any:
+    text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError:
+        log.warning("%s was damaged, as by a power cut; it is written anew with the next load", path)
+        set_aside(path)
+        raise
+
+
 def write_loaded(model: Model, setup: Setup, facts: Loaded) -> None:
     """Keep what a load told. A disk that refuses costs a warning and the next load its time, no more."""
     path = _file(model, setup)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"file": digest_of_weights(model), "facts": asdict(facts)}))
-        draft.replace(path)
+        write_whole(path, json.dumps({"file": digest_of_weights(model), "facts": asdict(facts)}).encode())
     except OSError as error:
         log.warning("what %s told when it was loaded could not be kept: %s", model.id, error)
 

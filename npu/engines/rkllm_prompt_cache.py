@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from npu.engines.rkllm_sampling import beyond_native, to_native
 from npu.errors import ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
 from npu.rkllm.abi import Answer, Run, Tokens
+from npu.whole_file import put_in_place, write_whole
 
 if TYPE_CHECKING:
     from npu.engines.rkllm import RkllmEngine
@@ -178,8 +178,6 @@ def _keep(engine: RkllmEngine, model: Model, path: Path, key: str, prefix: list[
         if size > most:
             return Kept(key, len(prefix), f"it takes {size / 1e6:.1f} MB, more than prompt_cache_mb")
         draft.chmod(0o600)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
         cache = PromptCache(engine, draft, prefix)
         begun = time.monotonic()
         if not cache.load():
@@ -193,7 +191,7 @@ def _keep(engine: RkllmEngine, model: Model, path: Path, key: str, prefix: list[
             return Kept(key, len(prefix), f"to load it takes {load_ms:.0f} ms, and to read it {read_ms:.0f} ms")
         if again != said:
             return Kept(key, len(prefix), "the answers after loading it were other ones than after reading it")
-        draft.replace(path)
+        put_in_place(draft, path)
         return Kept(key, len(prefix), "", size, read_ms, load_ms)
     finally:
         draft.unlink(missing_ok=True)
@@ -244,8 +242,6 @@ def _remove(folder: Path, but: str) -> None:
 def _write(folder: Path, kept: Kept) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = folder / f"{RECORD}.draft"
-        draft.write_text(json.dumps(asdict(kept)))
-        draft.replace(folder / RECORD)
+        write_whole(folder / RECORD, json.dumps(asdict(kept)).encode())
     except OSError as error:
         log.warning("what became of the cached system prompt could not be kept: %s", error)

@@ -16,6 +16,7 @@ from typing import Final
 
 from npu.errors import ModelRefused
 from npu.simulator.header import Table, header
+from npu.whole_file import put_in_place
 
 FACTS: Final = Path(__file__).resolve().parents[2] / "external" / "rkllm"
 """What is known of the vendor's runtime, as data."""
@@ -109,4 +110,4 @@ def _compile(compiler: tuple[str, ...], source: bytes, declarations: bytes, targ
                 f"The simulator of the RKLLM runtime could not be built; {' '.join(compiler)} said:\n"
                 f"{done.stderr.strip()[-2000:]}"
             )
-        os.replace(folder / target.name, target)
+        put_in_place(folder / target.name, target)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from npu.rkllm.acceptance import Row
+from npu.whole_file import write_whole
 from ops.doctor.acceptance import Acceptance, Asked
 
 
@@ -20,9 +20,7 @@ def write(acceptance: Acceptance, folder: Path) -> tuple[Path, Path]:
         (page, "\n".join(to_markdown(acceptance)) + "\n"),
         (data, json.dumps(acceptance.to_json(), indent=1, ensure_ascii=False) + "\n"),
     ):
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, text.encode())
     return page, data
 
 

@@ -39,9 +39,10 @@ class Part:
         show: Callable[[bytes], None] | None = None,
         whole_group: bool = False,
         secrets: bool = False,
+        mend: Callable[[], object] | None = None,
     ) -> None:
         """`whole_group`: what the process started must not outlive it, so a death takes the rest of its group along.
-        `secrets`: it may know the API's."""
+        `secrets`: it may know the API's. `mend`: called before it is started again when it does not stay alive."""
         self.name = name
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.start_again_at: float | None = None
@@ -56,6 +57,7 @@ class Part:
         self._without = frozenset() if secrets else environment.API_SECRETS
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=TOO_OFTEN)
+        self._mend = mend
 
     @property
     def pid(self) -> int | None:
@@ -69,6 +71,8 @@ class Part:
 
     def start(self) -> Output:
         """Start the process; its output is the caller's to read."""
+        if self._mend is not None and self.start_again_at is not None and len(self._recent_deaths(now())) > 1:
+            self._mend()
         self.start_again_at = None
         reader, writer = os.pipe()
         try:
@@ -100,12 +104,15 @@ class Part:
     def plan_restart(self, now: float) -> float | None:
         """Count a death; the seconds to wait before the next start, or None when it dies too often."""
         self._deaths.append(now)
-        recent = [death for death in self._deaths if now - death <= WINDOW]
+        recent = self._recent_deaths(now)
         if len(recent) >= TOO_OFTEN:
             return None
         pause: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (len(recent) - 1))
         self.start_again_at = now + pause
         return pause
+
+    def _recent_deaths(self, now: float) -> list[float]:
+        return [death for death in self._deaths if now - death <= WINDOW]
 
     def terminate(self) -> None:
         """Ask it to stop in order."""

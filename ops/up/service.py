@@ -191,18 +191,38 @@ class _Service:
             lifeline=self._supervisor.lifeline,
             lock=self._lock.parts,
             show=self._terminal.show,
+            mend=lambda: self._mend_store(folder),
         )
         self._store = part
+        if store.lacks_manifest(folder):
+            self._mend_store(folder)
         self._supervisor.start(part)
         deadline = now() + STORE_PATIENCE
         while not store.answers(sock):
             self._supervisor.turn(0.02)
-            if part.ended() is not None or now() > deadline:
+            if (ended := part.ended() is not None) or now() > deadline:
                 self._supervisor.drain(1.0)
-                raise store.refused(part, folder)
+                if not ended or not self._mend_store(folder):
+                    raise store.refused(part, folder)
+                self._supervisor.start(part)
+                deadline = now() + STORE_PATIENCE
         self._supervisor.keep(part)
         say(f"  queue   embedded Valkey, files in {folder}, at most {memory // 1024**2} MB")
         return f"unix://{sock}"
+
+    def _mend_store(self, folder: Path) -> bool:
+        """Whether damage was found in the store's files, and cut out. Files that are whole are not why it ended."""
+        from ops.up.append_only import mend  # with it comes a part of npu, for which there is seldom a need
+
+        mended = False
+        try:
+            for sentence in mend(folder, store.server_binary()):
+                say(sentence)
+                mended = True
+        except OSError as error:
+            log.error("the damaged files in %s cannot be mended: %s", folder, error)
+            return False
+        return mended
 
     def _start_part(
         self,

@@ -16,6 +16,9 @@ from ops.up.errors import PartFailed, UpError
 from ops.up.part import Part
 
 SOCKET_NAME = "valkey.sock"
+FOLDER = "appendonlydir"
+MANIFEST = "appendonly.aof.manifest"
+"""Where Valkey keeps its append-only files, below its own folder, and which of them lists the others."""
 LONGEST_SOCKET_PATH = 107
 """Bytes the kernel takes for the path of a Unix socket."""
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
@@ -107,9 +110,11 @@ def valkey(
     lifeline: int,
     lock: int,
     show: Callable[[bytes], None] | None,
+    mend: Callable[[], object] | None = None,
     binary: Path | None = None,
 ) -> Part:
-    """The guarded server, which keeps its files in `folder` and listens on `sock` only."""
+    """The guarded server, which keeps its files in `folder` and listens on `sock` only. It refuses damaged ones; `mend`
+    is called when it does not stay alive."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     options = {
@@ -118,6 +123,7 @@ def valkey(
         "unixsocketperm": "700",
         "dir": str(folder.resolve()),
         "appendonly": "yes",
+        "aof-load-truncated": "no",  # it would throw away what it cuts off (`ops.up.append_only` keeps it)
         "appendfsync": "everysec",  # a power cut costs a second of jobs; every write synced would wear out an SD card
         "save": "",
         "auto-aof-rewrite-min-size": "32mb",
@@ -138,7 +144,14 @@ def valkey(
         stdin=lifeline,
         show=None if show is None else _only_warnings(show),
         whole_group=True,
+        mend=mend,
     )
+
+
+def lacks_manifest(folder: Path) -> bool:
+    """Whether Valkey would take the files in its `folder` for none and begin anew: the one damage it does not refuse."""
+    files = folder / FOLDER
+    return not (files / MANIFEST).exists() and any(files.glob("*.incr.aof"))
 
 
 def answers(sock: Path) -> bool:
@@ -158,7 +171,7 @@ def refused(part: Part, folder: Path) -> PartFailed:
     said = "\n".join(f"  {line}" for line in part.tail) or "  (nothing)"
     return PartFailed(
         f"The embedded Valkey does not start. It said:\n{said}\n"
-        f"Its files are in {folder}, its log is {part.log_path}. When they are damaged, move that folder away: "
+        f"Its files are in {folder}, its log is {part.log_path}. When they are at fault, move that folder away: "
         "the service then starts with no jobs; models and settings are not touched."
     )
 

@@ -230,13 +230,36 @@ def test_a_store_that_does_not_start_says_why(up: Callable[..., Up], tmp_path: P
     """Its own last lines, and what to do; the other parts are never started."""
     append_only = tmp_path / "data/valkey/appendonlydir"
     append_only.mkdir(parents=True)
-    (append_only / "appendonly.aof.manifest").write_text("this is no manifest\n")
+    (append_only / "appendonly.aof.1.incr.aof").write_text("*1\r\n$7\r\nNOTHING\r\n")  # whole, and no command
+    (append_only / "appendonly.aof.manifest").write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
     one = up()
     assert one.ended() == 1
     assert "The embedded Valkey does not start. It said:" in one.said
-    assert "AOF" in one.said
+    assert "unknown command 'NOTHING'" in one.said
     assert "move that folder away" in one.said
     assert one.journal.read_text() == ""
+
+
+def test_a_damaged_store_is_mended(up: Callable[..., Up], tmp_path: Path) -> None:
+    """At the start, as after a power cut that took the manifest too, and while it runs: what was cut off is said and kept, the
+    rest is there."""
+    append_only = tmp_path / "data/valkey/appendonlydir"
+    append_only.mkdir(parents=True)
+    file = append_only / "appendonly.aof.1.incr.aof"
+    file.write_bytes(b"*3\r\n$3\r\nSET\r\n$4\r\nkept\r\n$1\r\n1\r\n" + bytes(100))
+    one = up()
+    one.is_up()
+    one.says("The list of the queue's files was damaged")
+    one.says("the last 100 of its 130 bytes could not be read")
+    assert _redis(one, b"GET kept\r\n") == b"$1\r\n1\r\n"
+    with file.open("ab") as damaged:
+        damaged.write(b"*3\r\n$3\r\nSET\r\n$4")
+    one.server().kill()
+    one.says("the last 15 of its 45 bytes could not be read")
+    eventually(lambda: _answers(one), "the store's return")
+    assert _redis(one, b"GET kept\r\n") == b"$1\r\n1\r\n"
+    assert len(list(append_only.glob("*.aof.damaged-*"))) == 2
+    assert _redis(one, b"SET kept 2\r\n") == b"+OK\r\n"
 
 
 def _redis(one: Up, command: bytes) -> bytes:

@@ -329,7 +329,7 @@ def test_a_card_never_tells_of_another_runtime(bench: Bench) -> None:
 
 
 def test_a_file_of_facts_that_is_damaged_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is tried anew."""
+    """The model is tried anew; what was no JSON, as after a power cut, is kept beside."""
     counted = Counted(monkeypatch)
     model = bench.model()
     bench.load(model)
@@ -337,6 +337,7 @@ def test_a_file_of_facts_that_is_damaged_is_none(bench: Bench, monkeypatch: pyte
         (bench.setup.runtime_dir / model.id / FACTS_FILE).write_text(damage)
         bench.load(model)
     assert counted.runs == 5
+    assert len(list((bench.setup.runtime_dir / model.id).glob(f"{FACTS_FILE}.damaged-*"))) == 1
 
 
 def test_it_can_be_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
