@@ -11,16 +11,29 @@ Outcome = TypeVar("Outcome", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user says, for a runtime that has template and tokenizer to itself."""
+
+    text: str
+    thinking: bool = True
+    """Whether its template lets the model think, if it can."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Token ids ready to run; nothing below this point renders a template.
 
     `max_tokens` is settled (at least 1), and `len(tokens) + max_tokens` fits into the context. `adapter` is the name of
     the model's LoRA adapter that is to speak; None is the model alone.
+
+    Instead of tokens there is a `turn` where only the runtime knows how to make them (`HiddenTokenizer`). Then nobody knows
+    how many they are.
     """
 
     tokens: Sequence[int]
     max_tokens: int
     adapter: str | None = None
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)

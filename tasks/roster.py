@@ -78,6 +78,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     quantization: str = ""
     chat: bool = True
     """Has a chat template."""
+    completion: bool = True
+    """Can continue a text."""
     abilities: tuple[str, ...] = ("text",)
     """What it may be asked for: `text`, `embedding`, `rerank`."""
     embedding_length: int | None = None

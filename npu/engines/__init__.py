@@ -81,6 +81,8 @@ class Facts:
     """Whether it has a chat template."""
     memory_bytes: int
     """What it will take once loaded, its KV cache included: an estimate, on the high side."""
+    completion: bool = True
+    """Whether it can continue a text."""
     family: str = ""
     parameters: str = ""
     quantization: str = ""

@@ -13,14 +13,13 @@ from npu.engines.rkllm_cache import Cache
 from npu.engines.rkllm_embedding import RkllmEmbedding
 from npu.engines.rkllm_facts import (
     Loaded,
-    digest_of_language,
     read_loaded,
     suspicion,
-    weights_of,
     write_loaded,
 )
 from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration
 from npu.engines.rkllm_library import library_of, named
+from npu.engines.rkllm_load import context_length, load_adapters, load_model, loaded_facts, memory_bytes, tokenizer_of
 from npu.engines.rkllm_options import (
     LOGITS_SUSPECT,
     OPTIONS,
@@ -33,30 +32,18 @@ from npu.engines.rkllm_prompt_cache import open_prompt_cache, read_kept
 from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
+from npu.engines.rkllm_text import RkllmTextEngine, describe_text, has_tokenizer
 from npu.engines.rkllm_together import RkllmSlot, RkllmTogether
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
-from npu.hardware import read_big_cores
+from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from npu.model_files import find_template
-from npu.rkllm.abi import Abi, Settings
-from npu.rkllm.handle import Handle
-from npu.rkllm.init_log import InitFacts
-from npu.rkllm.library import Identity
-from npu.rkllm.loading import load, load_adapter
+from npu.rkllm.abi import Abi
 from npu.sampling import check_sampling
 from npu.self_test import Verdict
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 
 log = logging.getLogger("rockchipllama.rkllm")
-
-CONTEXT_LENGTH = 4096
-"""What a model gets when nobody said: its cache is allocated when it loads, and most files are converted for this."""
-CACHE_BYTES_PER_TOKEN = 114_688
-"""Of Qwen3-0.6B (28 layers, 8 heads of 128, keys and values in 16 bits): 16K tokens take 1.9 GB."""
-OVERHEAD_BYTES = 200 << 20
-MOST_CPUS = 8
-LIBRARY_CPUS = 4
-"""Processor cores the library takes unasked."""
 
 
 class RkllmEngine:
@@ -69,7 +56,7 @@ class RkllmEngine:
 
     def __init__(self, model: Model, setup: Setup) -> None:
         self._model = model
-        self.vocabulary = self.tokenizer = _tokenizer(model)
+        self.vocabulary = self.tokenizer = tokenizer_of(model)
         identity = library_of(setup)
         self.family: Abi = identity.family
         check_options(model, identity)
@@ -84,33 +71,17 @@ class RkllmEngine:
         """Whether logits are sampled by us where the runtime cannot."""
         self.counts_cached = False
         """Whether the runtime's count of prefilled tokens has those in it that it reused."""
-        self.context_length = wanted = _context_length(model, setup, read_loaded(model, setup))
-        self.handle, facts = self._load(identity, wanted, setup)
+        self.context_length = wanted = context_length(model, setup, read_loaded(model, setup))
+        self.handle, facts = load_model(model, identity, wanted, len(self.vocabulary))
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
         self.embedding_length = 0
-        self._adapters: dict[str, str | None] = {}
-        """Why each of the model's adapters is not there; None of those that are."""
+        self._adapters = load_adapters(model, self.handle)
         try:
-            for adapter in model.adapters:  # before the first run, says the vendor
-                why = self._adapters[adapter.name] = load_adapter(
-                    self.handle, adapter.path, adapter.name, adapter.scale
-                )
-                if why is not None:
-                    log.error("%s: the adapter %s could not be loaded: %s", model.id, adapter.name, why)
             if Ability.EMBEDDING in model.abilities:
                 self.embedding_length = self._width()
-            loaded = Loaded(
-                runtime=facts.runtime or identity.version or "",
-                driver=facts.driver,
-                platform=facts.platform,
-                toolkit=facts.toolkit,
-                max_context=facts.max_context_limit,
-                npu_cores=facts.npu_cores,
-                dtype=facts.dtype,
-                embedding_length=self.embedding_length or None,
-                adapters={name: why for name, why in self._adapters.items() if why is not None},
-                tested=digest_of_language(model),
+            loaded = replace(
+                loaded_facts(model, identity, facts, self._adapters), embedding_length=self.embedding_length or None
             )
             if Ability.TEXT in model.abilities and option(model, self.OPTIONS, "self_test"):
                 loaded = self._try_out(loaded, setup)
@@ -122,23 +93,25 @@ class RkllmEngine:
             raise
 
     @staticmethod
-    def open(model: Model, setup: Setup) -> RkllmEngine:
+    def open(model: Model, setup: Setup) -> RkllmEngine | RkllmTextEngine:
         """Load the weights. Raises `ModelRefused`, `OutOfMemory`, `EngineFailed`."""
-        return RkllmEngine(model, setup)
+        return RkllmEngine(model, setup) if has_tokenizer(model) else RkllmTextEngine(model, setup)
 
     @staticmethod
-    def open_tokenizer(model: Model, setup: Setup) -> FileTokenizer:
-        """From the `tokenizer.json` beside the weights."""
-        return _tokenizer(model)
+    def open_tokenizer(model: Model, setup: Setup) -> FileTokenizer | HiddenTokenizer:
+        """From the `tokenizer.json` beside the weights; without one, what refuses in its place."""
+        return open_tokenizer_file(model.folder) or HiddenTokenizer(model.id)
 
     @staticmethod
     def describe(model: Model, setup: Setup) -> Facts:
         """From the library, the file's size, and what the last load told."""
+        if not has_tokenizer(model):
+            return describe_text(model, setup)
         identity = library_of(setup)
         check_options(model, identity)
         can = identity.family.CAPABILITIES
         loaded = read_loaded(model, setup, identity.version)
-        length = _context_length(model, setup, loaded)
+        length = context_length(model, setup, loaded)
         notes = [*model.notes]
         chat = find_template(model, None) is not None
         if not chat:
@@ -164,10 +137,7 @@ class RkllmEngine:
             context_length=length,
             version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else named(identity)}",
             chat=chat,
-            memory_bytes=weights_of(model).stat().st_size
-            + sum(adapter.path.stat().st_size for adapter in model.adapters)
-            + CACHE_BYTES_PER_TOKEN * length * slots
-            + OVERHEAD_BYTES,
+            memory_bytes=memory_bytes(model, length),
             family=model.family,
             parameters=model.parameters,
             quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
@@ -277,20 +247,6 @@ class RkllmEngine:
             return 2 * SLICE_STEP  # short enough on the slowest chip, long enough to measure
         return max(SLICE_STEP, int(self._speed * SLICE_SECONDS) // SLICE_STEP * SLICE_STEP)
 
-    def _load(self, identity: Identity, wanted: int, setup: Setup) -> tuple[Handle, InitFacts]:
-        can = self.family.CAPABILITIES
-        settings = Settings(
-            model=weights_of(self._model),
-            context_length=wanted,
-            max_tokens=wanted,
-            sampling=to_native(self.defaults, len(self.vocabulary)),
-            memory_domain=int(option(self._model, self.OPTIONS, "memory_domain")),
-            embed_flash=bool(option(self._model, self.OPTIONS, "embed_flash")) if can.embed_flash else None,
-            cpus=helping_cores(self._model) if can.cpu_choice else (),
-            slots=self.slots,
-        )
-        return load(identity, settings, int(option(self._model, self.OPTIONS, "log_level")))
-
     def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
         """The self-test, or what it showed the last time with the same weights, runtime, driver, template and tokenizer;
         the engine is set by it."""
@@ -312,28 +268,3 @@ class RkllmEngine:
                 f"{self._model.id} is not served, for its manifest says refuse_suspect = 1. {doubt} "
                 "Once mended it is tried again; without refuse_suspect it is served as it is."
             )
-
-
-def helping_cores(model: Model) -> tuple[int, ...]:
-    """Numbers of the processor cores that help the NPU with a model; empty leaves it to the library."""
-    big = tuple(core for core in read_big_cores() if core < MOST_CPUS)
-    chosen = int(option(model, RkllmEngine.OPTIONS, "cpus"))
-    if chosen:
-        return big[:chosen]
-    # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
-    return big if len(big) >= LIBRARY_CPUS else ()
-
-
-def _tokenizer(model: Model) -> FileTokenizer:
-    found = open_tokenizer_file(model.folder)
-    if found is None:
-        raise ModelRefused(
-            f"{model.id}: there is no tokenizer.json in {model.folder}. Copy it there, with tokenizer_config.json, from the "
-            "model it was converted from."
-        )
-    return found
-
-
-def _context_length(model: Model, setup: Setup, loaded: Loaded | None) -> int:
-    length = setup.context_length or model.context_length or CONTEXT_LENGTH
-    return min(length, loaded.max_context) if loaded is not None and loaded.max_context else length

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from npu.chat_template import ChatTemplate
 from npu.engines import Setup, option
-from npu.engines.rkllm import RkllmEngine, helping_cores
+from npu.engines.rkllm import RkllmEngine
 from npu.engines.rkllm_facts import weights_of
 from npu.engines.rkllm_library import library_of
+from npu.engines.rkllm_load import helping_cores, tokenizer_of
 from npu.errors import PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
@@ -28,7 +29,7 @@ def material_of(model: Model, setup: Setup) -> Material:
     """For the library that `setup` finds. Raises `ModelRefused` when there is none, or the model's files are damaged."""
     identity = library_of(setup)
     weights, length = weights_of(model), RkllmEngine.describe(model, setup).context_length
-    tokenizer, template = RkllmEngine.open_tokenizer(model, setup), find_template(model, None)
+    tokenizer, template = tokenizer_of(model), find_template(model, None)
     unit = tokenizer.encode(TEXT)
     return Material(
         library=str(identity.path),

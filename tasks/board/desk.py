@@ -56,7 +56,8 @@ class Desk:
         self._load = load
         self._unload = unload
         self._setup = setup_of(settings)
-        self._preparers: dict[str, tuple[Model, Preparer]] = {}
+        self._preparers: dict[str, tuple[tuple[object, ...], Preparer]] = {}
+        """Each with what it was made from."""
         self._redis = Outages(log, "the command channel")
         self._defects = Defects(log, "the command channel")
         self._closed = threading.Event()
@@ -174,13 +175,15 @@ class Desk:
             return "failed" if FAIL_QUEUED.run(self._client, where, job, failed, 0) == 1 else "gone"
 
     def _preparer(self, model: Model) -> Preparer:
+        facts = describe(model, self._setup)
+        # The model's files may change beside its manifest: a tokenizer is put there, or a load tells that the context is shorter.
+        state = (model, facts.context_length, facts.chat, facts.completion)
         kept = self._preparers.get(model.id)
-        if kept is None or kept[0] != model:
-            context_length = describe(model, self._setup).context_length
+        if kept is None or kept[0] != state:
             tokenizer = open_tokenizer(model, self._setup)
             kept = self._preparers[model.id] = (
-                model,
-                Preparer(model, tokenizer, chat_template(model), context_length),
+                state,
+                Preparer(model, tokenizer, chat_template(model), facts.context_length),
             )
         return kept[1]
 

@@ -25,6 +25,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         parameters=model.parameters or facts.parameters,
         quantization=model.quantization or facts.quantization,
         chat=facts.chat,
+        completion=facts.completion,
         abilities=tuple(sorted(model.abilities)),
         embedding_length=facts.embedding_length,
         adapters=tuple(adapter.name for adapter in model.adapters),

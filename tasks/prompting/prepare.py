@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Ability, Prompt, Sampling, Tokenizer
+from npu.engine import Ability, Prompt, Sampling, Tokenizer, Turn
 from npu.errors import AdapterMissing, ContextTooLong, PromptRefused
+from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks.errors import AbilityMissing
 from tasks.requests import (
@@ -96,20 +97,24 @@ class Preparer:
     def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
             raise AdapterMissing(self._model.id, request.adapter)
-        tokens = known
+        prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
         match request:
+            case ChatRequest() if isinstance(self._tokenizer, HiddenTokenizer):
+                prompts = (self._turn(request, self._tokenizer),)
             case ChatRequest():
                 tokens = known or [self._encode_rendered(self.render(request.messages, request.template_options))]
+                prompts = tuple(self._prompt(ids, request) for ids in tokens)
             case CompletionRequest():
                 tokens = known or [self._completion_tokens(prompt) for prompt in request.prompts]
+                prompts = tuple(self._prompt(ids, request) for ids in tokens)
                 if request.echo:
                     echoes = tuple(
                         prompt.encode() if isinstance(prompt, str) else self._tokenizer.decode(prompt)
                         for prompt in request.prompts
                     )
         return Prepared(
-            prompts=tuple(self._prompt(ids, request) for ids in tokens),
+            prompts=prompts,
             sampling=self._model.sampling(**_given(request.sampling)),
             stop=tuple(dict.fromkeys((*request.stop, *self._model.stop))),
             n=request.n,
@@ -118,6 +123,8 @@ class Preparer:
 
     def render(self, messages: Sequence[Message], template_options: dict[str, Any]) -> str:
         """The text that the model's chat template makes of `messages`. Raises `PromptRefused`."""
+        if isinstance(self._tokenizer, HiddenTokenizer):
+            raise self._tokenizer.refusal("be asked with a template of ours")
         if self._template is None:
             raise PromptRefused(
                 f"The model '{self._model.id}' has no chat template: it is a base model, which continues text but was "
@@ -174,6 +181,21 @@ class Preparer:
         if len(tokens) > self._context_length:
             raise ContextTooLong(len(tokens), None, self._context_length)
         return tokens
+
+    def _turn(self, request: ChatRequest, hidden: HiddenTokenizer) -> Prompt:
+        """For a runtime that puts one message of a user into a template of its own."""
+        if [message.role for message in request.messages] != ["user"]:
+            raise hidden.refusal("take a system message, or a conversation of several turns")
+        options = {**self._model.template_options, **request.template_options}
+        unknown = options.keys() - {
+            "enable_thinking",
+            "reasoning_effort",
+        }  # of the latter, what templates do not care for
+        if unknown:
+            raise hidden.refusal(f"be told '{min(unknown)}', a variable of a chat template")
+        turn = Turn(request.messages[0].content, thinking=options.get("enable_thinking", True) is not False)
+        most = self._context_length
+        return Prompt((), most if request.max_tokens is None else min(request.max_tokens, most), request.adapter, turn)
 
     def _prompt(self, tokens: Sequence[int], request: GenerateRequest) -> Prompt:
         max_tokens = request.max_tokens

@@ -117,6 +117,11 @@ class _Answer:
         if self._parser.stopped_by is not None or left < 1:
             self.count(totals, None)
             return self._end(End.LENGTH)
+        if said and self._prompt.turn is not None:
+            raise CannotContinue(
+                "A part of this answer was sent, and its model has no tokenizer.json beside it, so nobody but the NPU's runtime "
+                "knows the prompt's tokens, and it cannot be gone on with. Ask again."
+            )
         prompt = replace(self._prompt, tokens=[*self._prompt.tokens, *said], max_tokens=left) if said else self._prompt
         generation = engine.generate(prompt, self._sampling, sink.prefilled)
         if not sink.begin(generation):
@@ -132,7 +137,8 @@ class _Answer:
 
     def count(self, totals: Totals, stats: Stats | None) -> None:
         """Add what it cost; `stats` None when the engine has no account of it."""
-        prompt = len(self._prompt.tokens)
+        known = self._prompt.turn is None
+        prompt = len(self._prompt.tokens) if known or stats is None else stats.prompt_tokens
         if stats is None:
             stats = Stats(prompt if self._tokens or self.begun.ended else 0, 0, 0.0, 0, 0.0)
         again = stats.prompt_tokens - stats.cached_tokens if self.begun.pieces and stats.prompt_tokens > prompt else 0

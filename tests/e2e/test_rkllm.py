@@ -37,6 +37,8 @@ def paced() -> Iterator[Stack]:
     stack.add_simulated("thinking", SimulatedModel(thinking=True))
     slow = Profile(prefill_tps=800, decode_tps=200)
     stack.add_simulated("slow", SimulatedModel(profile=slow, max_context_limit=16384))
+    stack.add_simulated("hidden", SimulatedModel(thinking=True))
+    (stack.folder / "models" / "hidden" / "tokenizer.json").unlink()
     with stack:
         yield stack
 
@@ -117,6 +119,38 @@ def test_thinking_is_switched_by_the_request(paced: Stack) -> None:
         assert answer.startswith("<think>") == (more not in off)
         reply = chat(paced, "thinking", "Hello", max_tokens=40, **more).json()
         assert reply["choices"][0]["message"]["content"] == answer, more
+
+
+def test_a_model_without_a_tokenizer_answers_one_message(paced: Stack) -> None:
+    """With its text, finish reason and usage, streamed or not; whatever it cannot do is refused with what would help."""
+    oracle = Oracle(paced.folder / "models" / "thinking", SimulatedModel(thinking=True))
+    text, prompt, count = oracle.ask("Grüße", enable_thinking=False)
+    reply = chat(paced, "hidden", "Grüße", reasoning_effort="none").json()
+    choice, usage = reply["choices"][0], reply["usage"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (prompt, count)
+    cut = chat(paced, "hidden", "Grüße", think=False, max_tokens=3).json()
+    assert (cut["choices"][0]["finish_reason"], cut["usage"]["completion_tokens"]) == ("length", 3)
+    word = text.split()[3]
+    stopped = chat(paced, "hidden", "Grüße", think=False, stop=[word]).json()["choices"][0]
+    assert (stopped["message"]["content"], stopped["finish_reason"]) == (text[: text.index(word)], "stop")
+    body = {"model": "hidden", "stream": True, "think": False, "messages": [{"role": "user", "content": "Grüße"}]}
+    streamed = httpx.post(f"{paced.url}/v1/chat/completions", json=body, timeout=LIMIT).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks) == text
+    system = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}
+    kwargs = {**body, "stream": False, "chat_template_kwargs": {"tone": "calm"}}
+    for path, more in (
+        ("chat/completions", system),
+        ("chat/completions", kwargs),
+        ("chat/completions", {**body, "stream": False, "seed": 5}),
+        ("completions", {"prompt": "Once"}),
+        ("completions", {"prompt": [1, 2]}),
+    ):
+        refused = httpx.post(f"{paced.url}/v1/{path}", json={"model": "hidden", **more}, timeout=LIMIT)
+        assert (refused.status_code, "tokenizer.json" in refused.text) == (400, True), more
+    card = httpx.get(f"{paced.url}/v1/models/hidden", timeout=LIMIT).json()
+    assert card["capabilities"] == ["chat"]
 
 
 def test_a_prefill_nobody_can_abort_is_left_within_a_slice(paced: Stack) -> None:

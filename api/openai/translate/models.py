@@ -54,7 +54,7 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
 
 def _capabilities(status: ModelStatus) -> list[str]:
     card = status.card
-    text = ["completion", "chat"] if card.chat else ["completion"]
+    text = [name for name, can in (("completion", card.completion), ("chat", card.chat)) if can]
     others = [each for each in card.abilities if each != "text"] if status.adapter is None else []
     return (text if "text" in card.abilities else []) + others
 

@@ -14,7 +14,6 @@ from npu.engines import Setup
 from npu.engines.rkllm import RkllmEngine
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
-from npu.model import Model
 from npu.rkllm.abi import FAMILIES
 from npu.simulator import SWITCHES, Language, Profile, SimulatedModel, write_model
 
@@ -36,7 +35,7 @@ def opens(tmp_path: Path, runtime_dir: Path) -> Iterator[Open]:
         folder = tmp_path / f"model{len(opened)}"
         write_model(folder, simulated or SimulatedModel())
         model = replace(read_manifest(folder / "manifest.toml"), sampling_defaults=GREEDY, **changes)  # type: ignore[arg-type]
-        engine = RkllmEngine.open(model, Setup(runtime_dir, rkllm_library=f"simulator-{version}"))
+        engine = RkllmEngine(model, Setup(runtime_dir, rkllm_library=f"simulator-{version}"))
         opened.append(engine)
         return engine
 
@@ -337,12 +336,3 @@ def test_a_context_that_is_too_long_for_the_file_is_the_files(tmp_path: Path, ru
     model = read_manifest(tmp_path / "manifest.toml")
     with pytest.raises(ModelRefused, match="1024"):
         RkllmEngine.open(replace(model, context_length=4096), Setup(runtime_dir, rkllm_library="simulator"))
-
-
-def test_without_a_tokenizer_it_is_refused(tmp_path: Path, runtime_dir: Path) -> None:
-    """With what to copy where."""
-    write_model(tmp_path, SimulatedModel())
-    (tmp_path / "tokenizer.json").unlink()
-    model: Model = read_manifest(tmp_path / "manifest.toml")
-    with pytest.raises(ModelRefused, match=r"tokenizer\.json"):
-        RkllmEngine.open(model, Setup(runtime_dir, rkllm_library="simulator"))

@@ -29,7 +29,7 @@ def test_it_prints_as_much_as_the_manifest_says(
 
     def child() -> None:
         setup = Setup(tmp_path / "run", rkllm_library=str(library), rkllm_version="1.3.0")
-        engine = RkllmEngine.open(replace(model, sampling_defaults=GREEDY, engine_options=options), setup)
+        engine = RkllmEngine(replace(model, sampling_defaults=GREEDY, engine_options=options), setup)
         tokens = ask(engine, "Hello")
         assert run(engine, tokens)[0] == expected(tokens)
 

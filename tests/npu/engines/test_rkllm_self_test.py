@@ -47,7 +47,7 @@ class Bench:
 
     def load(self, model: Model, version: str = "1.3.0") -> RkllmEngine:
         self.setup = replace(self.setup, rkllm_library=f"simulator-{version}")
-        engine = RkllmEngine.open(model, self.setup)
+        engine = RkllmEngine(model, self.setup)
         self.engines.append(engine)
         return engine
 

@@ -15,7 +15,9 @@ import redis
 
 from npu.catalog import Catalog
 from npu.errors import EngineFailed
+from npu.manifest import read_manifest
 from npu.model import Model
+from npu.simulator import SimulatedModel, write_model
 from tasks import commands, keys
 from tasks.board import desk as module
 from tasks.board.desk import BUSY, WAITING, Desk
@@ -46,7 +48,7 @@ class Office:
         )
         self._replies = client.pubsub(ignore_subscribe_messages=True)
         self._replies.subscribe(keys.replies(self.name))
-        settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD)
+        settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, rkllm_library="simulator")
         self.desk = Desk(client, settings, lambda: Catalog(self.models), self._load, self._unload)
         eventually(self._listens, what="a listening desk")
 
@@ -244,3 +246,16 @@ def test_a_model_that_changed_is_prepared_as_it_is_now(office: Office) -> None:
     office.models = (replace(office.models[0], template="new"), office.models[1])
     office.send("new", commands.Render("echo", (Message("user", "hi"),)))
     assert bytes(office.reply().result) == b'"new"'
+
+
+def test_a_tokenizer_that_is_put_beside_a_model_is_seen(office: Office, tmp_path: Path) -> None:
+    """Who copied it there, as the refusal said, need not restart the board."""
+    write_model(tmp_path / "npu", SimulatedModel())
+    file = tmp_path / "npu" / "tokenizer.json"
+    kept = file.rename(tmp_path / "kept")
+    office.models = (*office.models, read_manifest(tmp_path / "npu" / "manifest.toml"))
+    office.send("1", Tokenize("simulated", "ab"))
+    assert "Copy tokenizer.json" in office.reply().error
+    kept.rename(file)
+    office.send("2", Tokenize("simulated", "ab"))
+    assert office.reply().result == msgspec.Raw(b"[97,98]")

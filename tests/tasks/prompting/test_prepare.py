@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from npu.chat_template import ChatTemplate
-from npu.engine import Ability, Prompt, Sampling
+from npu.engine import Ability, Prompt, Sampling, Turn
 from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
 from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, TemplateFailed
+from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model
 from tasks.prompting.prepare import QUESTION, PreparedQuestions, PreparedTexts, Preparer, Ready
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, RerankRequest, SamplingOptions
@@ -299,3 +300,22 @@ def test_an_adapter_is_the_models_own() -> None:
     for request in (chat("hi", adapter="bard"), CompletionRequest(("a",), adapter="bard")):
         with pytest.raises(AdapterMissing, match=r"no adapter 'bard'"):
             made.prepare(request)
+
+
+def test_where_only_the_runtime_can_cut_text() -> None:
+    """One message of a user goes through as it is; whatever else would need a tokenizer is refused, with what to do."""
+    model = replace(MODEL, template_options={"enable_thinking": False})
+    made = Preparer(model, HiddenTokenizer("m"), template(PLAIN), 100)
+    prompt = only(made.prepare(chat("Grüße <|eos|>", max_tokens=7, stop=("x",))).prompts)
+    assert prompt == Prompt((), 7, turn=Turn("Grüße <|eos|>", thinking=False))
+    louder = made.prepare(chat("hi", template_options={"enable_thinking": True, "reasoning_effort": "high"}))
+    assert only(louder.prompts) == Prompt((), 100, turn=Turn("hi"))
+    system = ChatRequest(messages=(Message("system", "be"), Message("user", "hi")))
+    turns = ChatRequest(messages=(Message("user", "hi"), Message("assistant", "ho"), Message("user", "hm")))
+    kwargs = chat("hi", template_options={"tone": "calm"})
+    for request in (system, turns, kwargs, CompletionRequest(("text",)), CompletionRequest(((1, 2),))):
+        with pytest.raises(PromptRefused, match=r"Copy tokenizer\.json"):
+            made.prepare(request)
+    for look in (lambda: made.tokenize("hi", add_special=True), lambda: made.render((Message("user", "hi"),), {})):
+        with pytest.raises(PromptRefused, match=r"Copy tokenizer\.json"):
+            look()

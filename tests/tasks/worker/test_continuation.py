@@ -10,14 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npu.engine import Prompt, Sampling
+from npu.engine import Prompt, Sampling, Turn
 from npu.engines.echo import EchoEngine
 from npu.model import Model
-from tasks.events import Event, Reply, TextDelta, fold
+from tasks.events import ChoiceEnded, Event, FinishReason, Reply, TextDelta, fold
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
 from tasks.worker.begun import Begun, BegunChoice, CannotContinue
 from tasks.worker.generate import Totals, run
+from tests.fakes.engines import says
 from tests.fakes.transcript import Transcript
 
 TEXT = "One 😀 two, three and 世界 STOP four"
@@ -146,3 +147,16 @@ def test_a_record_that_contradicts_itself_is_not_continued() -> None:
     begun = Begun({0: BegunChoice(text="Two", pieces=undisturbed.pieces[:3])})
     with pytest.raises(CannotContinue):
         run(request(), ENGINE, Transcript(), Totals(), begun)
+
+
+def test_what_only_the_runtime_has_tokens_of_cannot_go_on() -> None:
+    """A part that was sent stays; an answer of which nothing was said begins, and one that has ended stays ended."""
+    prepared = Prepared((Prompt((), 9, turn=Turn("hi")),), Sampling(), (), n=2)
+    begun = Begun({0: BegunChoice("One", [RecordedPiece(0, 1, b"One")])})
+    with pytest.raises(CannotContinue, match=r"tokenizer\.json"):
+        run(prepared, says("One two"), Transcript(), Totals(), begun)
+    begun.choices[0].ended = ChoiceEnded(0, FinishReason.STOP, None)
+    transcript = Transcript()
+    transcript.already = 1
+    run(prepared, says("One two"), transcript, Totals(), begun)
+    assert fold(transcript).choices[1].text == "One two"

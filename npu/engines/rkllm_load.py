@@ -1,0 +1,106 @@
+"""Loads an .rkllm model with its adapters, as its manifest and the board say."""
+
+from __future__ import annotations
+
+import logging
+
+from npu.engines import Setup, option
+from npu.engines.rkllm_facts import Loaded, digest_of_language, weights_of
+from npu.engines.rkllm_options import OPTIONS, slots_of
+from npu.engines.rkllm_sampling import to_native
+from npu.errors import ModelRefused
+from npu.hardware import read_big_cores
+from npu.model import Model
+from npu.rkllm.abi import Settings
+from npu.rkllm.handle import Handle
+from npu.rkllm.init_log import InitFacts
+from npu.rkllm.library import Identity
+from npu.rkllm.loading import load, load_adapter
+from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
+
+log = logging.getLogger("rockchipllama.rkllm")
+
+CONTEXT_LENGTH = 4096
+"""What a model gets when nobody said: its cache is allocated when it loads, and most files are converted for this."""
+CACHE_BYTES_PER_TOKEN = 114_688
+"""Of Qwen3-0.6B (28 layers, 8 heads of 128, keys and values in 16 bits): 16K tokens take 1.9 GB."""
+OVERHEAD_BYTES = 200 << 20
+MOST_CPUS = 8
+LIBRARY_CPUS = 4
+"""Processor cores the library takes unasked."""
+
+
+def tokenizer_of(model: Model) -> FileTokenizer:
+    """From the `tokenizer.json` beside the weights. Raises `ModelRefused` when there is none."""
+    found = open_tokenizer_file(model.folder)
+    if found is None:
+        raise ModelRefused(
+            f"{model.id}: there is no tokenizer.json in {model.folder}. Copy it there, with tokenizer_config.json, from the "
+            "model it was converted from."
+        )
+    return found
+
+
+def context_length(model: Model, setup: Setup, loaded: Loaded | None) -> int:
+    """Tokens its context gets, by the settings, the manifest, and what its last load told."""
+    length = setup.context_length or model.context_length or CONTEXT_LENGTH
+    return min(length, loaded.max_context) if loaded is not None and loaded.max_context else length
+
+
+def memory_bytes(model: Model, context: int) -> int:
+    """What it takes once loaded, with a context of that many tokens: an estimate, on the high side."""
+    files = [weights_of(model), *(adapter.path for adapter in model.adapters)]
+    return (
+        sum(file.stat().st_size for file in files) + CACHE_BYTES_PER_TOKEN * context * slots_of(model) + OVERHEAD_BYTES
+    )
+
+
+def load_model(model: Model, identity: Identity, context: int, vocabulary_size: int) -> tuple[Handle, InitFacts]:
+    """The model without its adapters, and what the library told. Blocks for seconds to a minute. Raises `ModelRefused`."""
+    can = identity.family.CAPABILITIES
+    settings = Settings(
+        model=weights_of(model),
+        context_length=context,
+        max_tokens=context,
+        sampling=to_native(model.sampling(), vocabulary_size),
+        memory_domain=int(option(model, OPTIONS, "memory_domain")),
+        embed_flash=bool(option(model, OPTIONS, "embed_flash")) if can.embed_flash else None,
+        cpus=helping_cores(model) if can.cpu_choice else (),
+        slots=slots_of(model),
+    )
+    return load(identity, settings, int(option(model, OPTIONS, "log_level")))
+
+
+def load_adapters(model: Model, handle: Handle) -> dict[str, str | None]:
+    """Load the model's adapters, which must be before its first run: why each is not there, None of those that are."""
+    failures = {}
+    for adapter in model.adapters:
+        why = failures[adapter.name] = load_adapter(handle, adapter.path, adapter.name, adapter.scale)
+        if why is not None:
+            log.error("%s: the adapter %s could not be loaded: %s", model.id, adapter.name, why)
+    return failures
+
+
+def loaded_facts(model: Model, identity: Identity, facts: InitFacts, adapters: dict[str, str | None]) -> Loaded:
+    """What the load told, for the next one and for the model's card."""
+    return Loaded(
+        runtime=facts.runtime or identity.version or "",
+        driver=facts.driver,
+        platform=facts.platform,
+        toolkit=facts.toolkit,
+        max_context=facts.max_context_limit,
+        npu_cores=facts.npu_cores,
+        dtype=facts.dtype,
+        adapters={name: why for name, why in adapters.items() if why is not None},
+        tested=digest_of_language(model),
+    )
+
+
+def helping_cores(model: Model) -> tuple[int, ...]:
+    """Numbers of the processor cores that help the NPU with a model; empty leaves it to the library."""
+    big = tuple(core for core in read_big_cores() if core < MOST_CPUS)
+    chosen = int(option(model, OPTIONS, "cpus"))
+    if chosen:
+        return big[:chosen]
+    # Fewer than the NPU has cores would not do, so a machine without enough is left to the library's default.
+    return big if len(big) >= LIBRARY_CPUS else ()

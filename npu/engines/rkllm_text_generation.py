@@ -1,0 +1,159 @@
+"""One answer to a message that the RKLLM runtime itself puts into the model's template and cuts into tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from npu.engine import End, Piece, Prompt, Stats, Turn
+from npu.errors import ContextTooLong, EngineFailed
+from npu.rkllm.abi import NativeSampling, Perf, Result, Run, Text
+from npu.rkllm.handle import Call
+
+if TYPE_CHECKING:
+    from npu.engines.rkllm_text import RkllmTextEngine
+
+TEMPLATE_TOKENS = 512
+"""More than any template adds to a message."""
+SILENT = 8
+"""Tokens without any text that no answer begins with: a character has four at most."""
+
+
+class RkllmTextGeneration:
+    """One run of the engine. See `npu.engine.Generation`.
+
+    The cache is cleared before it, so that what the runtime counts as prefilled is the prompt.
+    """
+
+    def __init__(self, engine: RkllmTextEngine, prompt: Prompt, turn: Turn, native: NativeSampling) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._turn = turn
+        self._native = native
+        self._begun = False
+        self._aborted = False
+        self._call: Call | None = None
+        self._lock = threading.Lock()
+        self._said = 0
+        self._first = 0.0
+        """When the first token came; 0 before."""
+        self._end: End | None = None
+        self._stats: Stats | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        with self._lock:
+            if self._begun:
+                raise RuntimeError("A generation is iterated once.")
+            self._begun = True
+        return self._pieces()
+
+    def abort(self) -> None:
+        """See `Generation.abort`. Inside a prefill it takes effect at its end."""
+        with self._lock:
+            self._aborted = True
+            call = self._call
+        if call is not None and self._end is None:
+            call.stop()
+
+    @property
+    def end(self) -> End:
+        """Why it ended."""
+        if self._end is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return self._end
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost. Where the runtime did not say how many tokens the prompt has, that is 0."""
+        if self._stats is None:
+            raise RuntimeError("The generation has not ended yet.")
+        return self._stats
+
+    def _pieces(self) -> Iterator[Piece]:
+        begun = time.monotonic()
+        call: Call | None = None
+        try:
+            call = self._start()
+            if call is None:
+                return
+            try:
+                yield from self._tokens(call)
+            except EngineFailed:
+                if self._said or not self._may_be_too_long():
+                    raise
+                raise ContextTooLong(
+                    self._engine.context_length, None, self._engine.context_length, at_least=True
+                ) from None
+            if self._said >= self._prompt.max_tokens:
+                self._end = End.LENGTH
+            elif not self._aborted:
+                self._end = End.EOS
+        finally:
+            if self._call is not None:  # nobody read it to its end
+                self._call.stop()
+                for _ in self._call:
+                    pass
+            self._finish(call.perf if call is not None else None, begun)
+
+    def _start(self) -> Call | None:
+        """Begin the run, unless an abort came first."""
+        engine, prompt = self._engine, self._prompt
+        engine.forget()
+        can = engine.family.CAPABILITIES
+        # One token more than is wanted: only that tells a last token without text from the one that ends an answer.
+        most = prompt.max_tokens + 1
+        with self._lock:
+            if self._aborted:
+                return None
+            run = Run(
+                inputs=[Text(self._turn.text, thinking=self._turn.thinking)],
+                sampling=self._native if can.per_run_sampling else None,
+                max_tokens=most if can.per_run_max_tokens else None,
+                adapter=prompt.adapter,
+            )
+            self._call = engine.handle.start(run, limit=most, take=lambda results: results[0])
+            return self._call
+
+    def _tokens(self, call: Call) -> Iterator[Piece]:
+        """What is part of the answer.
+
+        The token that ends it may be told, and is one without text. So such a one is held until the next has come.
+        """
+        waiting: list[Piece] = []
+        heard = False
+        for result in call:
+            assert isinstance(result, Result)
+            heard = heard or bool(result.text)
+            waiting.append(Piece(result.token, result.text))
+            while waiting and (waiting[0].data or waiting[1:]):
+                piece = waiting.pop(0)
+                if self._said < self._prompt.max_tokens and not self._aborted:
+                    self._first = self._first or time.monotonic()
+                    self._said += 1
+                    yield piece
+        self._call = None
+        if self._said >= SILENT and not heard:
+            raise EngineFailed(
+                f"The RKLLM runtime said {self._said} tokens and no text. Copy tokenizer.json from the model it was converted "
+                "from into its folder: then the text is made of the tokens."
+            )
+
+    def _may_be_too_long(self) -> bool:
+        """Whether the prompt may be what the runtime could not run, rather than the runtime being broken."""
+        size = len(self._turn.text.encode()) + TEMPLATE_TOKENS  # no token is shorter than a byte
+        return size >= self._engine.context_length and self._engine.answers()
+
+    def _finish(self, perf: Perf | None, begun: float) -> None:
+        if self._end is None:
+            self._end = End.ABORTED
+        now = time.monotonic()
+        first = self._first or now
+        self._stats = Stats(
+            prompt_tokens=perf.prefill_tokens if perf is not None else 0,
+            cached_tokens=0,
+            prefill_ms=perf.prefill_ms if perf is not None else (first - begun) * 1000,
+            generated_tokens=self._said,
+            decode_ms=perf.generate_ms if perf is not None else (now - first) * 1000,
+        )
