@@ -100,7 +100,7 @@ class Place:
 
     def call(self) -> threading.Thread:
         """Serve a call in a thread, as Celery has the child do."""
-        thread = threading.Thread(target=lambda: self.outcomes.append(self.serving.serve("a call")))
+        thread = threading.Thread(target=lambda: self.outcomes.append(self.serving.serve("a call")), daemon=True)
         self._threads.append(thread)
         thread.start()
         return thread
