@@ -201,6 +201,7 @@ class Relay:
         roster: Roster,
         commander: Commander,
         *,
+        name: str,
         patience: float,
         keep_alive: float,
     ) -> None:
@@ -208,6 +209,8 @@ class Relay:
         self.store = store
         self.keep_alive = keep_alive
         """Seconds of silence after which a waiting client is told that the line is alive."""
+        self._name = name
+        """What records call this process as their reader."""
         self._feed = feed
         self._roster = roster
         self._commander = commander
@@ -241,7 +244,9 @@ class Relay:
         subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
         answer = Answer(self, job, status, stack, subscription)
         try:
-            accepted = await self.store.accept(job, name, request, lane=lane, owner=owner, deadline=deadline)
+            accepted = await self.store.accept(
+                job, name, request, lane=lane, owner=owner, deadline=deadline, reader=self._name
+            )
             answer.room = accepted.room
             if accepted.place > 0 or accepted.running > 0 or not status.loaded:
                 answer.position = accepted.place + 1

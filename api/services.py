@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from api.needs import Services
+from api.presence import breathing
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.sweeping import sweeping
@@ -41,6 +42,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             store,
             roster,
             commander,
+            name=await stack.enter_async_context(breathing(client, tasks_settings.lease)),
             patience=settings.patience,
             keep_alive=settings.keep_alive_comment,
         )

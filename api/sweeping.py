@@ -32,14 +32,12 @@ def _keep_sweeping(
     client = connect(url)
     sweeper = Sweeper(client, lease)
     redis = Outages(log, "the sweep")
-    known: set[str] = set()
     while not leaving.wait(SWEEP):
         try:
             statuses = models()
-            # A model that was withdrawn may have left jobs behind.
-            known |= {status.card.id for status in statuses}
+            cared_for = {status.card.id for status in statuses if status.boards}
             # Also for no model at all: so the sweeper learns of outages.
-            sweeper.sweep(known - {status.card.id for status in statuses if status.boards})
+            sweeper.sweep({status.card.id for status in statuses} - cared_for, others=cared_for)
             redis.found()
         except UNREACHABLE as error:
             redis.lost(error)

@@ -14,10 +14,10 @@ import redis
 
 from tasks import keys
 from tasks.connection import text
-from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Timings, Usage, encode_events
+from tasks.events import Failed, FailureCode, Started, encode_events
 from tasks.queue import call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
-from tasks.store import fields
+from tasks.store import CANCELLED, fields
 
 MOST_FAILURES = 3
 """Claims that may end by a crash, a stall or a lapsed lease before the job fails for good."""
@@ -29,7 +29,6 @@ _DEADLINE = encode_events(
         )
     ]
 )
-_CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ def hand_back(
                 [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
                 *(job, token, int(lapsed_only), int(crashed), int(final)),
                 *(encode_events([Failed(code, cut_off)]), encode_events([Failed(code, given_up)]), MOST_FAILURES),
-                *(_CANCELLED, call(model, "", job), why),
+                *(CANCELLED, call(model, "", job), why),
             ),
         )
     )

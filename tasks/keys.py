@@ -23,7 +23,7 @@ rl:unacked*            hash, zset, string   Celery: calls that are being served
 
 What expires by itself, and is written past the append-only file:
 
-rl:presence            hash     workers and boards that breathe
+rl:presence            hash     workers, boards and API processes that breathe
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS.
@@ -75,6 +75,15 @@ def turns(model: str) -> str:
 def lanes(model: str) -> str:
     """How far each lane of a model is."""
     return f"rl:lanes:{model}"
+
+
+QUEUES = PREFIX + "*ing:*"
+"""A pattern that finds the waiting and running sets of all models, and no key of a job."""
+
+
+def model_of(queue: str) -> str:
+    """The model of such a set."""
+    return queue.split(":", 2)[2]
 
 
 def control(worker: str) -> str:

@@ -169,6 +169,11 @@ def breathe(client: redis.Redis, presence: Presence) -> None:
     BREATHE.run(client, [keys.PRESENCE], presence.name, msgspec.json.encode(presence), int(ALIVE * 1000))
 
 
+async def breathe_async(client: redis.asyncio.Redis, reader: str) -> None:
+    """Say that a reader is alive, likewise."""
+    await BREATHE.arun(client, [keys.PRESENCE], reader, b"", int(ALIVE * 1000))
+
+
 def leave(client: redis.Redis, name: str) -> None:
     """Say that a worker or board is gone, instead of letting others find out."""
     client.hdel(keys.PRESENCE, name)
@@ -193,6 +198,8 @@ def read_roster(reply: list[Any]) -> Snapshot:
     alive: list[Presence] = []
     unreadable: list[str] = []
     for name, raw in _pairs(breaths):
+        if name.startswith("api:"):
+            continue  # it serves no model; `tasks.readers` listens to it
         seen, _, payload = bytes(raw).partition(b":")
         if now - int(seen) <= ALIVE * 1000:
             try:

@@ -2,8 +2,9 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; so is `adapter`, where one answers;
-            `order` is the score in the waiting set, which `tasks/policy.py` explains
+  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; `order` is the score in the waiting set,
+            which `tasks/policy.py` explains
+  adapter reader    likewise: the adapter that answers and the process that waits for the answer, where there is one
   request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
   fence     counts the claims

@@ -49,11 +49,20 @@ class JobStore:
         self._deadline = deadline
 
     async def accept(
-        self, job: str, model: str, request: Request, *, lane: Lane, owner: str, deadline: float | None = None
+        self,
+        job: str,
+        model: str,
+        request: Request,
+        *,
+        lane: Lane,
+        owner: str,
+        deadline: float | None = None,
+        reader: str | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`.
 
-        `deadline` is in seconds from now, at most the setting of that name.
+        `deadline` is in seconds from now, at most the setting of that name. `reader` is the process that waits for the
+        answer; once it does not breathe any more, the job is cancelled.
         """
         limit = min(deadline or self._deadline, self._deadline)
         with unavailable_as_refusal():
@@ -75,6 +84,7 @@ class JobStore:
                     ),
                     *(model, owner, "kind", kind_of(request), "lane", lane.value),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
+                    *(("reader", reader) if reader is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )

@@ -1,13 +1,13 @@
-"""The sweep: ends claims whose lease lapsed and waiting jobs past their deadline, and tops up missing calls.
+"""The sweep: ends claims whose lease lapsed, waiting jobs past their deadline and jobs nobody reads, tops up missing calls.
 
-Boards sweep every model that is known; API processes those that no living board has. It is safe done twice at once.
+Boards sweep every model that has jobs; API processes those that no living board has. It is safe done twice at once.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import cast
 
 import redis
@@ -17,7 +17,9 @@ from tasks.claims import HandedBack, hand_back
 from tasks.connection import UNREACHABLE, text
 from tasks.events import Failed, FailureCode, encode_events
 from tasks.queue import send
-from tasks.scripts import FAIL_QUEUED
+from tasks.readers import Readers
+from tasks.scripts import CANCEL, FAIL_QUEUED
+from tasks.store import CANCELLED
 
 log = logging.getLogger("rockchipllama.sweep")
 
@@ -26,15 +28,20 @@ SWEEP = 5.0
 SLUGGISH = 1.0
 """Seconds after which a late answer of Redis counts as an outage: whoever renews a lease waited as long."""
 
+SEARCH = 1000, 20
+"""Keys that one step of the search for models looks at, and steps in one sweep: some milliseconds of Redis' time. With
+100,000 jobs on record the search comes round in about a minute."""
+
 VANISHED = "the worker that had this vanished"
 TOO_LATE = "The request waited longer than its deadline allows and was given up before it began."
 
 
 class Sweeper:
-    """Sweeps for one process, and knows when a lapsed lease means that its holder is gone.
+    """Sweeps for one process, and knows when a lapsed lease means that its holder is gone, or silence that a reader is.
 
-    It does not while Redis has just come back, or was started: holders could not renew, or their renewals are
-    forgotten. They get one whole lease first; so they do from a sweeper that is new and cannot know what was before.
+    It does not while Redis has just come back, or was started: nobody could renew or breathe, or what they said is
+    forgotten. Holders get one whole lease first, readers three; so they do from a sweeper that is new and cannot know what
+    was before.
     """
 
     def __init__(self, client: redis.Redis, lease: float) -> None:
@@ -42,26 +49,77 @@ class Sweeper:
         self._client = client
         self._lease = lease
         self._outage = time.monotonic()
+        self._with_jobs = _ModelsWithJobs(client)
+        self._patience = 3 * lease
+        self._readers = Readers(client, self._patience, 2 * SWEEP)
 
     def lost_redis(self) -> None:
         """Redis could not be reached just now."""
         self._outage = time.monotonic()
+        self._readers.forgive()
 
-    def sweep(self, models: Iterable[str]) -> None:
-        """Mend what is amiss with the jobs of these models. Cheap when nothing is. Raises what the client raises."""
+    def sweep(self, models: Collection[str], others: Collection[str] = ()) -> None:
+        """Mend what is amiss with the jobs of these models, and of whatever model has jobs but `others`, which somebody else
+        sweeps. Cheap when nothing is. Raises what the client raises."""
         asked = time.monotonic()
         try:
             server = self._client.info("server")
         except UNREACHABLE:
             self.lost_redis()
             raise
+        uptime = server["uptime_in_seconds"]
         if time.monotonic() > asked + SLUGGISH:
             self.lost_redis()
-        waited = time.monotonic() > self._outage + self._lease and server["uptime_in_seconds"] > self._lease
+        if uptime <= self._patience:
+            self._readers.forgive()
+        waited = time.monotonic() > self._outage + self._lease and uptime > self._lease
         # The time of that answer: a lease that ends while Redis stalls from here on does not count in this round.
         now = server["server_time_usec"] // 1000 if waited else None
-        for model in models:
+        mine = set(models) | (self._with_jobs.find() - set(others))
+        for model in mine:
             sweep(self._client, model, now)
+        self._end_unread(mine)
+
+    def _end_unread(self, models: Collection[str]) -> None:
+        """Cancel the jobs whose reader is gone: nobody else would, and their answers are for nobody."""
+        asked = self._client.pipeline(transaction=False)
+        for model in models:
+            asked.zrange(keys.waiting(model), 0, -1)
+            asked.zrange(keys.running(model), 0, -1)
+        jobs = [raw.decode() for found in asked.execute() for raw in found]
+        for job in jobs:
+            asked.hmget(keys.job(job), "reader", "cancel", "model")
+        records = [(job, *kept) for job, kept in zip(jobs, asked.execute(), strict=True)]
+        gone = self._readers.gone({text(reader) for _, reader, _, _ in records if reader is not None})
+        for job, reader, cancelled, model in records:
+            if reader is not None and cancelled is None and text(reader) in gone:
+                log.warning("the reader of a job is gone: it is cancelled", extra={"job": job, "reader": text(reader)})
+                CANCEL.run(
+                    self._client,
+                    [keys.job(job), keys.events(job), keys.waiting(text(model))],
+                    *(job, "its reader is gone", CANCELLED),
+                )
+
+
+class _ModelsWithJobs:
+    """Finds models by the keys of their jobs: also those of which no card tells any more."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._cursor = 0
+        self._found: set[str] = set()
+        self._before: set[str] = set()
+
+    def find(self) -> set[str]:
+        """The models found by this round of the search and the one before it. Raises what the client raises."""
+        keys_a_step, steps = SEARCH
+        for _ in range(steps):
+            self._cursor, found = self._client.scan(self._cursor, match=keys.QUEUES, count=keys_a_step)
+            self._found |= {keys.model_of(text(key)) for key in found}
+            if self._cursor == 0:
+                self._before, self._found = self._found, set()
+                break
+        return self._before | self._found
 
 
 def sweep(client: redis.Redis, model: str, now: int | None) -> None:

@@ -19,7 +19,9 @@ from npu.hardware import read_memory
 from npu.model import Model
 from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.board.defects import Defects
+from tasks.board.demand import Demand
 from tasks.board.desk import Desk
+from tasks.board.losses import Losses
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
@@ -56,6 +58,8 @@ class Agent:
         self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
         self._sweeper = Sweeper(self._client, settings.lease)
         self._watchdog = Watchdog(self._client, self._board, self._workers)
+        self._losses = Losses(self._client, self._board, settings.lease)
+        self._demand = Demand(self._client, self._board, lambda: self._catalog, self._workers.has, self.load)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -77,10 +81,18 @@ class Agent:
             self._leaving.wait(1.0)
         self._try(self._look)
         self._desk = Desk(self._client, self._settings, lambda: self._catalog, self.load, self.unload)
-        pauses = {self._breathe: roster.BREATH, self._look: LOOK, self._sweep: SWEEP, self._watchdog.look: WATCH}
+        pauses = {
+            self._breathe: roster.BREATH,
+            self._look: LOOK,
+            self._sweep: SWEEP,
+            self._watchdog.look: WATCH,
+            self._demand.meet: WATCH,
+        }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
             self._survive(self._workers.tick)
+            self._losses.note(self._workers.ended())
+            self._try(self._losses.report)
             self._try(self._tell_to_load)
             for task, at in due.items():
                 if time.monotonic() >= at:
@@ -88,6 +100,8 @@ class Agent:
                     self._try(task)
         self._desk.close()
         self._survive(lambda: self._workers.stop_all(GRACE))
+        self._losses.note(self._workers.ended())
+        self._try(self._losses.report)
         self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
         return 0
 

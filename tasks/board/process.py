@@ -99,6 +99,13 @@ def wait_or_kill(processes: Iterable[WorkerProcess], grace: float) -> None:
             process.wait()
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process, and it is not only waiting to be buried."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return _lives(psutil.Process(pid))
+    return False
+
+
 def _lives(process: psutil.Process) -> bool:
     # Where nobody reaps orphans (a container whose first process is no init), the dead stay as zombies for ever.
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -45,6 +45,7 @@ class Workers:
     _children: dict[str, WorkerChild] = field(default_factory=dict)
     _leaving: dict[str, WorkerProcess] = field(default_factory=dict)
     """Workers that were told to stop and still live. Their successors start after them."""
+    _ended: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, model: Model, memory_bytes: int) -> None:
@@ -86,6 +87,7 @@ class Workers:
         finally:
             with self._lock:
                 del self._leaving[model_id]
+                self._ended.add(model_id)
         return True
 
     def stop_all(self, grace: float) -> None:
@@ -93,6 +95,7 @@ class Workers:
         with self._lock:
             children, self._children = list(self._children.values()), {}
             leaving = list(self._leaving.values())
+            self._ended |= {child.model.id for child in children}
         living = [child.process for child in children if child.process is not None]
         for process in living:
             process.terminate()
@@ -128,6 +131,12 @@ class Workers:
                 return None
             return f"its worker died {child.deaths} times in a row ({child.last_end})"
 
+    def ended(self) -> set[str]:
+        """The models whose workers have ended since this was last asked, in whatever way."""
+        with self._lock:
+            ended, self._ended = self._ended, set()
+        return ended
+
     def tick(self) -> None:
         """Notice the dead, and start again whoever has waited long enough."""
         now = time.monotonic()
@@ -143,6 +152,7 @@ class Workers:
         child.deaths = child.deaths + 1 if now - child.started < STEADY else 1
         child.last_end = end
         child.process = None
+        self._ended.add(child.model.id)
         pause = min(self.longest_pause, 2.0 ** min(child.deaths - 1, 30))
         child.start_at = now + pause
         log.error("the worker of %s is gone (%s); starting it again in %.0f s", child.model.id, end, pause)

@@ -24,12 +24,12 @@ from npu.model import Model
 from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
+from tasks.losses import holders, report_loss
 from tasks.prompting.cards import card_of
 from tasks.prompting.setup import setup_of
 from tasks.queue import SERVE
 from tasks.settings import TaskSettings, redis_url
 from tasks.worker.consumer import Consumer
-from tasks.worker.losses import report_loss
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
 
@@ -72,7 +72,10 @@ class WorkerProcess:
     def child_died(self, task_id: str = "", **_: Any) -> None:
         """Parent: the child died with this call in hand."""
         try:
-            report_loss(connect(self.url), self.model.id, task_id)
+            client = connect(self.url)
+            for holder in holders(client, self.model.id):
+                if holder.call == task_id:
+                    report_loss(client, self.model.id, holder)
         except UNREACHABLE as error:
             log.error("a lost job could not be reported, its lease will lapse: %s", error)
 

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tasks import keys
 from tests.e2e.test_cancellation import begin, body, leave, until_state, view
 from tests.stack import LIMIT, Stack, eventually
 
@@ -115,7 +116,9 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     worker = stack.worker("steady")
     for process in (worker, *worker.children(recursive=True)):
         process.send_signal(signal.SIGKILL)
-    assert until_state(stack, job, "finished")["attempts"] == 2
+    found = until_state(stack, job, "finished")
+    assert found["attempts"] == 2
+    assert "died" in found["interruptions"][0]  # told by the board, before its lease lapsed
     assert streamed([line for line in answer(held)[1].splitlines() if line and line[0] != ":"])[0] == LETTERS
     until_state(stack, second, "finished")
     leave(held)
@@ -165,6 +168,23 @@ def test_jobs_end_without_any_board() -> None:
             assert (status, json.loads(text.split("data: ")[-1])["error"]["code"]) == (200, "deadline_exceeded")
         for held in (talking, whole, never):
             leave(held)
+
+
+def test_nobody_computes_for_a_dead_api() -> None:
+    """Kill -9 of the API in mid-answer: its jobs are cancelled, the running and the waiting one, and the worker is free."""
+    with Stack({"steady": {"tokens_per_second": 100}}, lease=1.5) as stack:
+        running, begun = begin(stack, "steady", "x" * 4000, stream=True)
+        eventually(lambda: stack.redis.hget(keys.job(begun), "phase") == b"decode", what="decode")
+        waiting, second = begin(stack, "steady", "y" * 4000, stream=False)
+        stack.process("api").kill()
+        for job in (begun, second):
+            eventually(lambda job=job: stack.redis.hget(keys.job(job), "state") == b"cancelled", what="its end")
+        assert int(stack.redis.hget(keys.job(begun), "fence")) == 1  # type: ignore[arg-type]
+        stack.start("api")
+        eventually(stack.ready, what="readiness")
+        assert chat(stack, "steady", "free") == "free"
+        leave(running)
+        leave(waiting)
 
 
 def test_a_stopped_worker_hands_its_job_back(stack: Stack) -> None:

@@ -17,7 +17,7 @@ from tasks.errors import UnknownModel
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
-from tasks.roster import ALIVE, CARD_VERSION, Card, Presence, Roster, announce, breathe, leave, withdraw
+from tasks.roster import ALIVE, CARD_VERSION, Card, Presence, Roster, announce, breathe, breathe_async, leave, withdraw
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 from tests.stack import eventually
@@ -50,6 +50,14 @@ async def read(
     made = Roster(aclient, aliases or {}, default)
     await made.refresh()
     return made
+
+
+async def test_a_reader_is_no_board(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """API processes breathe where boards and workers do, and serve nothing."""
+    announce(client, card("echo"))
+    await breathe_async(aclient, "api:x")
+    snapshot = (await read(aclient)).snapshot
+    assert (snapshot.boards, snapshot.workers, snapshot.unreadable) == ((), (), ())
 
 
 async def test_names_resolve_in_order(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:

@@ -9,14 +9,14 @@ import redis
 import redis.asyncio
 
 from tasks import keys
-from tasks.claims import Claim, claim_next, renew
+from tasks.claims import Claim, Renewal, claim_next, renew
 from tasks.connection import connect
 from tasks.events import FailureCode, TextDelta
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
 from tasks.stream import EventWriter
-from tasks.sweep import VANISHED, Sweeper, sweep
+from tasks.sweep import VANISHED, Sweeper, _ModelsWithJobs, sweep
 from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
@@ -29,9 +29,9 @@ def store(aclient: redis.asyncio.Redis) -> JobStore:
     return JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
 
 
-async def accept(store: JobStore, deadline: float | None = None) -> str:
+async def accept(store: JobStore, deadline: float | None = None, reader: str | None = None) -> str:
     job = new_job_id()
-    await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=deadline)
+    await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=deadline, reader=reader)
     return job
 
 
@@ -242,3 +242,109 @@ async def test_missing_calls_are_made_up_for_in_full_memory(store: JobStore, cli
     finally:
         client.config_set("maxmemory", before)
     assert client.llen(keys.calls("echo")) == 1
+
+
+async def test_models_are_found_by_their_jobs(store: JobStore, client: redis.Redis) -> None:
+    """Nobody announces the model any more, and its files are gone: its jobs' deadline ends them all the same."""
+    late = await accept(store, deadline=0.001)
+    eventually(lambda: past_deadline(client, late), what="the deadline")
+    sweeper = Sweeper(client, lease=10)
+    sweeper.sweep([], others=["echo"])
+    assert (await store.view(late)).state is JobState.QUEUED
+    sweeper.sweep([])
+    assert (await store.view(late)).state is JobState.FAILED
+
+
+async def test_the_search_for_models_is_cheap_however_many_jobs_there_were(
+    store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sweep takes a few steps from where the last one stopped; what it found it knows until it has come round again."""
+    monkeypatch.setattr("tasks.sweep.SEARCH", (10, 2))
+    for index in range(300):
+        client.hset(keys.job(f"{index:022d}"), "state", "finished")
+    await accept(store)
+    search = _ModelsWithJobs(client)
+    client.config_resetstat()
+    found = [search.find() for _ in range(80)]
+    assert client.info("commandstats")["cmdstat_scan"]["calls"] <= 160
+    first = found.index({"echo"})
+    assert first < 40 and found[first:] == [{"echo"}] * (80 - first)
+    client.delete(keys.waiting("echo"))
+    assert set() in [search.find() for _ in range(80)]
+
+
+@pytest.fixture
+def pace(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """The clock of the sweeper and of its ear, on a Redis that has run for a while."""
+    pace = Pace()
+    monkeypatch.setattr("tasks.sweep.time", pace)
+    monkeypatch.setattr("tasks.readers.time", pace)
+    eventually(lambda: client.info("server")["uptime_in_seconds"] >= 2, what="a Redis that has run for a while")
+    return pace
+
+
+class Listener:
+    """A sweeper that sweeps every second of its clock; a reader counts as gone after three halves of one."""
+
+    def __init__(self, client: redis.Redis, pace: Pace) -> None:
+        self.client = client
+        self.pace = pace
+        self.sweeper = Sweeper(client, lease=0.5)
+
+    def sweep(self, times: int = 1, breathing: str | None = None) -> None:
+        for _ in range(times):
+            if breathing is not None:
+                self.client.hset(keys.PRESENCE, breathing, f"{self.pace.now}:")
+            self.sweeper.sweep(["echo"])
+            self.pace.now += 0.5
+
+
+async def test_jobs_of_a_reader_that_is_gone_are_cancelled(store: JobStore, client: redis.Redis, pace: Pace) -> None:
+    """Running or waiting; those of others go on, and so do those that nobody waits for."""
+    orphans = [await accept(store, reader="api:gone") for _ in range(2)]
+    others = [await accept(store, reader=reader) for reader in ("api:there", None)]
+    held = claim(client)
+    assert held.job == orphans[0]
+    listener = Listener(client, pace)
+    listener.sweep(3, breathing="api:gone")
+    listener.sweep(2, breathing="api:there")
+    client.hdel(keys.PRESENCE, "api:gone")  # as everybody who breathes does for whoever has long stopped
+    listener.sweep(1, breathing="api:there")
+    assert (await store.view(orphans[1])).state is JobState.QUEUED
+    listener.sweep(1, breathing="api:there")
+    assert (await store.view(orphans[1])).state is JobState.CANCELLED
+    assert renew(client, held, 60, "decode", 0) is Renewal.CANCELLED
+    listener.sweep(8, breathing="api:there")
+    assert [(await store.view(job)).state for job in others] == [JobState.QUEUED] * 2
+    listener.sweep(8)
+    assert [(await store.view(job)).state for job in others] == [JobState.CANCELLED, JobState.QUEUED]
+
+
+@pytest.mark.parametrize("excuse", ["a new sweeper", "an outage", "a stall", "a restart", "a sweeper that was stopped"])
+async def test_nobody_is_gone_who_could_not_be_heard(
+    store: JobStore, client: redis.Redis, pace: Pace, monkeypatch: pytest.MonkeyPatch, excuse: str
+) -> None:
+    """Whoever has not breathed gets the whole time again."""
+    job = await accept(store, reader="api:silent")
+    listener = Listener(client, pace)
+    listener.sweep(4)
+    match excuse:
+        case "a new sweeper":
+            listener = Listener(client, pace)
+        case "an outage":
+            listener.sweeper.lost_redis()
+        case "a stall":
+            pace.stall = 1.2
+        case "a restart":
+            info = {"uptime_in_seconds": 1, "server_time_usec": 0}
+            monkeypatch.setattr(client, "info", lambda _: info)
+            listener.sweep()
+            monkeypatch.undo()
+            monkeypatch.setattr("tasks.sweep.time", pace)
+            monkeypatch.setattr("tasks.readers.time", pace)
+        case _:
+            pace.now += 60
+    listener.sweep(3)
+    assert (await store.view(job)).state is JobState.QUEUED
+    listener.sweep(3)
+    assert (await store.view(job)).state is JobState.CANCELLED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -286,3 +287,34 @@ def test_a_defect_is_told_again_only_after_long(
     assert [met(here), met(here), met(there), met(there)] == [1, 0, 1, 0]
     now += AGAIN
     assert [met(here), met(here)] == [1, 0]
+
+
+def test_a_model_that_jobs_wait_for_is_loaded_again(board: Board, client: redis.Redis) -> None:
+    """It was unloaded while they waited, and no new request comes that would ask for it."""
+    board.start()
+    model = board.agent._catalog.find("first")
+    assert model is not None
+    eventually(lambda: board.agent._workers.has("first"), what="a worker")
+    board.agent.unload(model)
+    assert not board.agent._workers.has("first")
+    client.hset(keys.job("j"), mapping={"state": "queued", "deadline": 10**15, "model": "first"})
+    client.zadd(keys.waiting("first"), {"j": 1})
+    eventually(lambda: board.agent._workers.has("first"), what="another worker")
+
+
+def test_what_a_dead_worker_held_is_handed_back(board: Board, client: redis.Redis) -> None:
+    """Its lease would last for ever."""
+    board.start()
+    [pid] = eventually(board.agent._workers.living, what="a worker").values()
+    record = {
+        "state": "running",
+        "claim": "1-7",
+        "worker": "first@one",
+        "child": pid,
+        "call": "c",
+        "order": 1,
+    }
+    client.hset(keys.job("j"), mapping=record)
+    client.zadd(keys.running("first"), {"j": 10**15})
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: client.hget(keys.job("j"), "history") is not None, what="its end")

@@ -420,3 +420,18 @@ def test_one_that_cannot_be_started_holds_up_no_other(board: Board, clock: Clock
     clock.now += 1
     board.workers.tick()
     assert board.begun(2)[1] == board.pid("m")
+
+
+def test_whatever_has_ended_is_told_once(board: Board) -> None:
+    """Dead by itself, stopped, killed with all others: whoever hears of it sees to what it held."""
+    for name in "abc":
+        board.start(name)
+    assert board.workers.ended() == set()
+    board.child("a").process.kill()  # type: ignore[union-attr]
+    board.dead("a")
+    board.workers.tick()
+    assert (board.workers.ended(), board.workers.ended()) == ({"a"}, set())
+    board.workers.stop("b", 10)
+    assert board.workers.ended() == {"b"}
+    board.workers.stop_all(0.0)
+    assert board.workers.ended() == {"a", "c"}

@@ -1,0 +1,77 @@
+"""Loads what jobs wait for and nobody serves: their model was unloaded, or the board that had it is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import redis
+
+from npu.catalog import Catalog
+from npu.errors import ModelRefused
+from npu.model import Model
+from tasks import keys
+from tasks.events import encode_events
+from tasks.prompting.failures import failure
+from tasks.roster import read_roster
+from tasks.scripts import FAIL_QUEUED, ROSTER
+
+log = logging.getLogger("rockchipllama.board")
+
+
+class Demand:
+    """Looks for such jobs. `meet` is called every few seconds, by one thread.
+
+    Boards that have the model take turns, one more with each look, so that not all of them load it at once. When the last
+    in line cannot load it either, the jobs fail with its reason: that is what a new request would be told.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        board: str,
+        catalog: Callable[[], Catalog],
+        has_worker: Callable[[str], bool],
+        load: Callable[[Model], None],
+    ) -> None:
+        self._client = client
+        self._board = board
+        self._catalog = catalog
+        self._has_worker = has_worker
+        self._load = load
+        self._looks: dict[str, int] = {}
+        """How many looks in a row have found jobs of a model that nobody serves."""
+
+    def meet(self) -> None:
+        """Load what is wanted. Raises what the client raises."""
+        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE])))
+        wanted = {
+            status.card.id: status.boards
+            for status in snapshot.models
+            if status.waiting and not status.served and self._board in status.boards
+        }
+        self._looks = {model: self._looks.get(model, 0) + 1 for model in wanted}
+        for model_id, boards in wanted.items():
+            if self._looks[model_id] <= boards.index(self._board) or self._has_worker(model_id):
+                continue
+            model = self._catalog().find(model_id)
+            if model is not None:
+                self._serve(model, last=boards[-1] == self._board)
+
+    def _serve(self, model: Model, *, last: bool) -> None:
+        try:
+            self._load(model)
+            log.info("jobs wait for %s and nobody serves it: it is loaded", model.id)
+        except OSError as error:
+            log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
+        except ModelRefused as error:
+            log.error("jobs wait for %s, and it cannot be loaded: %s", model.id, error)
+            if last:
+                self._refuse(model.id, error)
+
+    def _refuse(self, model: str, error: ModelRefused) -> None:
+        failed = encode_events([failure(error)])
+        for raw in cast("list[bytes]", self._client.zrange(keys.waiting(model), 0, -1)):
+            job = raw.decode()
+            FAIL_QUEUED.run(self._client, [keys.job(job), keys.events(job), keys.waiting(model)], job, failed, 0)

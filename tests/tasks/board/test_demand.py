@@ -1,0 +1,115 @@
+"""What jobs wait for and nobody serves is loaded by one board, or the jobs hear why not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from npu.catalog import Catalog
+from npu.errors import ModelRefused, OutOfMemory
+from npu.model import Model
+from tasks import keys, roster
+from tasks.board.demand import Demand
+from tasks.connection import connect_async
+from tasks.events import FailureCode
+from tasks.jobs import JobState, JobView, Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.roster import Card, Presence
+from tasks.store import JobStore
+
+HELLO = ChatRequest((Message("user", "hello"),))
+
+
+class Rack:
+    """Boards that have the model `echo`, and what each of them does about jobs for it."""
+
+    def __init__(self, client: redis.Redis, url: str, *boards: str) -> None:
+        self.client = client
+        self.url = url
+        self.loaded: list[str] = []
+        self.trouble: dict[str, Exception] = {}
+        self.workers: set[str] = set()
+        self.boards = {board: self._board(board) for board in boards}
+
+    def _board(self, board: str) -> Demand:
+        roster.announce(self.client, Card(id="echo", board=board))
+        roster.breathe(self.client, Presence(name=f"board:{board}", board=board))
+
+        def load(model: Model) -> None:
+            self.loaded.append(board)
+            if board in self.trouble:
+                raise self.trouble[board]
+            self.workers.add(board)
+
+        catalog = Catalog((Model(id="echo", engine="echo", folder=Path()),))
+        return Demand(self.client, board, lambda: catalog, lambda _: board in self.workers, load)
+
+    def look(self) -> list[str]:
+        """Every board looks once; who has tried to load since the last time."""
+        for demand in self.boards.values():
+            demand.meet()
+        loaded, self.loaded = self.loaded, []
+        return loaded
+
+    def store(self, do: Callable[[JobStore], object]) -> object:
+        async def run() -> object:
+            aclient = connect_async(self.url)
+            try:
+                return await do(JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600))  # type: ignore[misc]
+            finally:
+                await aclient.aclose()
+
+        return asyncio.run(run())
+
+    def accept(self) -> str:
+        job = new_job_id()
+        self.store(lambda store: store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner=""))
+        return job
+
+    def view(self, job: str) -> JobView:
+        found = self.store(lambda store: store.view(job))
+        assert isinstance(found, JobView)
+        return found
+
+
+def test_one_board_loads_what_jobs_wait_for(client: redis.Redis, valkey_url: str) -> None:
+    """The first in line, once, then the next; nobody while no job waits, and nobody once a worker breathes."""
+    rack = Rack(client, valkey_url, "a", "b")
+    assert rack.look() == []
+    rack.accept()
+    assert rack.look() == ["a"]
+    assert rack.look() == ["b"]  # for the worker of the first, which is there, does not breathe yet
+    roster.breathe(client, Presence(name="echo@a", board="a", model="echo", state="loading"))
+    rack.workers.clear()
+    assert [rack.look() for _ in range(3)] == [[], [], []]
+
+
+def test_another_board_loads_it_when_the_first_cannot(client: redis.Redis, valkey_url: str) -> None:
+    """By turns, each after the one before it had its chance; its clients never know."""
+    rack = Rack(client, valkey_url, "a", "b", "c")
+    rack.trouble = {"a": OutOfMemory("no room"), "b": OSError(5, "Input/output error")}
+    job = rack.accept()
+    assert [rack.look() for _ in range(3)] == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert rack.workers == {"c"}
+    assert rack.view(job).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("trouble", [OutOfMemory("no room"), ModelRefused("damaged")], ids=["no room", "damaged"])
+def test_what_no_board_can_load_is_told(client: redis.Redis, valkey_url: str, trouble: ModelRefused) -> None:
+    """By the last in line, to all that wait, with its reason; the queue is empty then."""
+    rack = Rack(client, valkey_url, "a", "b")
+    rack.trouble = dict.fromkeys("ab", trouble)
+    jobs = [rack.accept(), rack.accept()]
+    assert rack.look() == ["a"]
+    assert [rack.view(job).state for job in jobs] == [JobState.QUEUED] * 2
+    assert rack.look() == ["a", "b"]
+    for job in jobs:
+        found = rack.view(job)
+        assert found.error is not None
+        assert (found.error.code, found.error.message) == (FailureCode.MODEL_UNAVAILABLE, str(trouble))
+    assert client.zcard(keys.waiting("echo")) == 0
+    assert rack.look() == []
