@@ -24,6 +24,7 @@ from tasks.errors import (
     ModelDown,
     QueueFull,
     QueueUnavailable,
+    StorageFull,
     TasksError,
     UnknownModel,
 )
@@ -106,6 +107,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     UnknownModel: Rule(404, "model_not_found", param="model"),
     ModelDown: Rule(503, "model_unavailable"),
     QueueFull: Rule(429, "rate_limit_exceeded"),
+    StorageFull: Rule(507, "storage_full"),
     AbilityMissing: Rule(400, "unsupported_model", param="model"),
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),

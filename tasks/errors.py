@@ -5,6 +5,7 @@ TasksError
 │   ├── UnknownModel        no board has announced a model of that name
 │   ├── ModelDown           known, but no board can serve it now
 │   ├── QueueFull           as many jobs wait for the model as may
+│   ├── StorageFull         the disk of the queue is as good as full
 │   ├── AbilityMissing      the model is not made for what was asked of it
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
@@ -63,6 +64,14 @@ class QueueFull(Refused):
         super().__init__(
             f"The queue for '{model}' is full ({limit} requests are waiting). Try again in {self.retry_after:.0f} s."
         )
+
+
+class StorageFull(Refused):
+    """Raised when no job is accepted because the disk could not keep it. `why` has the figures; `retry_after` is in seconds."""
+
+    def __init__(self, why: str, retry_after: float = 30.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"{why} Nothing was started; try again when there is room.")
 
 
 class AbilityMissing(Refused):

@@ -21,7 +21,11 @@ rl:serve.MODEL         list     Celery: calls to serve, while there are any
 rl:_kombu.*            set, zset   Celery: which queue a call goes to
 rl:unacked*            hash, zset, string   Celery: calls that are being served
 
-What expires by itself, and is written past the append-only file:
+What expires by itself:
+
+rl:refusal             string   why no job is accepted at the moment, while `up` says it again and again
+
+The same, and is written past the append-only file:
 
 rl:presence            hash     workers, boards and API processes that breathe
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
@@ -36,6 +40,7 @@ ORDER = "rl:order"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
 PACE = "rl:pace"
+REFUSAL = "rl:refusal"
 API_KEYS = "rl:api_keys"
 
 PERMANENT = (ORDER, CARDS, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")

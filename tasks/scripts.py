@@ -115,9 +115,9 @@ class Script:
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order calls pace turns lanes
+-- KEYS job events waiting running order calls pace turns lanes refusal
 -- ARGV id limit rank first-event deadline-ms call model owner field value ...
--- -> {1 accepted or 0 full, waiting, ms until a worker takes the next one, place, running}
+-- -> {1 accepted or 0 full, waiting, ms until a worker takes the next one, place, running}, or {-1, why none is accepted}
 -- Sent twice with one id it accepts once.
 local function answer(accepted)
   -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
@@ -133,6 +133,8 @@ local function answer(accepted)
   return {accepted, redis.call('ZCARD', KEYS[3]), free, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, #running}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
+local refusal = redis.call('GET', KEYS[10])
+if refusal then return {-1, refusal} end
 local waiting = redis.call('ZCARD', KEYS[3])
 if waiting >= tonumber(ARGV[2]) then return answer(0) end
 local order = line_up(KEYS[8], KEYS[9], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))

@@ -9,8 +9,8 @@ import msgspec
 import redis.asyncio
 
 from tasks import keys
-from tasks.connection import unavailable_as_refusal
-from tasks.errors import JobNotFound, QueueFull
+from tasks.connection import text, unavailable_as_refusal
+from tasks.errors import JobNotFound, QueueFull, StorageFull
 from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage, decode_events, encode_events
 from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Room, is_job_id
@@ -59,7 +59,8 @@ class JobStore:
         deadline: float | None = None,
         reader: str | None = None,
     ) -> Accepted:
-        """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`.
+        """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
+        and `StorageFull`.
 
         `deadline` is in seconds from now, at most the setting of that name. `reader` is the process that waits for the
         answer; once it does not breathe any more, the job is cancelled.
@@ -67,12 +68,12 @@ class JobStore:
         limit = min(deadline or self._deadline, self._deadline)
         with unavailable_as_refusal():
             reply = cast(
-                list[int],
+                list[Any],
                 await ACCEPT.arun(
                     self._client,
                     [
                         *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
-                        *(keys.ORDER, keys.calls(model), keys.PACE, keys.turns(model), keys.lanes(model)),
+                        *(keys.ORDER, keys.calls(model), keys.PACE, keys.turns(model), keys.lanes(model), keys.REFUSAL),
                     ],
                     *(
                         job,
@@ -88,6 +89,8 @@ class JobStore:
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
+        if reply[0] < 0:
+            raise StorageFull(text(reply[1]))
         accepted, waiting, ms, place, running = reply
         pace = ms / 1000 or UNTRIED
         if not accepted:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Self
 
 from ops.up.errors import AlreadyRunning, PartFailed, UpError
+
+log = logging.getLogger("rockchipllama.up")
 
 PATIENCE = 20.0
 """Seconds the parts of an earlier run get to leave; their own limit (`tasks.lifeline.GRACE`) is far below."""
@@ -77,8 +80,11 @@ class DataDirLock:
 
     def write(self, url: str) -> None:
         """Leave word for a second `up` where this one serves."""
-        os.ftruncate(self._up, 0)
-        os.pwrite(self._up, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+        try:
+            os.ftruncate(self._up, 0)
+            os.pwrite(self._up, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+        except OSError as error:  # a full disk; only the sentence for a second `up` is poorer for it
+            log.warning("%s cannot be written to: %s", self.data_dir, error)
 
     def release(self) -> None:
         """Let both locks go. Twice is safe. A part that is still alive keeps `parts.lock` taken."""

@@ -15,6 +15,7 @@ from typing import Any
 from api.version import VERSION
 from ops import configuration, environment
 from ops.up import listen, store
+from ops.up.disk import DiskWatch
 from ops.up.errors import UpError
 from ops.up.lock import DataDirLock
 from ops.up.output import Terminal
@@ -113,6 +114,7 @@ class _Service:
         self._began = time.monotonic()
         self._store: Part | None = None
         self._store_socket: Path | None = None
+        self._disk: DiskWatch | None = None
         self._parts: list[Part] = []
 
     def start(self, listen_fd: int) -> None:
@@ -163,6 +165,8 @@ class _Service:
     def stop(self) -> None:
         """API first (it lets answers end, which needs the workers), then the board with its workers, the store last."""
         self._probe.stop()
+        if self._disk is not None:
+            self._disk.stop()
         patience = self._plan.up.stop_timeout
         order = [
             (part, max(patience, self._plan.drain + 5.0) if part.name == "api" else patience) for part in self._parts
@@ -182,11 +186,13 @@ class _Service:
         sock = store.socket_dir(self._plan.tasks.data_dir) / store.SOCKET_NAME
         sock.unlink(missing_ok=True)
         self._store_socket = sock
+        durable = self._plan.up.durability == "disk"
         memory = store.memory_limit(store.total_memory(), self._plan.up.store_memory)
         part = store.valkey(
             folder,
             sock,
             memory,
+            durable=durable,
             log=self._logs / "valkey.log",
             lifeline=self._supervisor.lifeline,
             lock=self._lock.parts,
@@ -194,7 +200,7 @@ class _Service:
             mend=lambda: self._mend_store(folder),
         )
         self._store = part
-        if store.lacks_manifest(folder):
+        if durable and store.lacks_manifest(folder):
             self._mend_store(folder)
         self._supervisor.start(part)
         deadline = now() + STORE_PATIENCE
@@ -207,7 +213,11 @@ class _Service:
                 self._supervisor.start(part)
                 deadline = now() + STORE_PATIENCE
         self._supervisor.keep(part)
-        say(f"  queue   embedded Valkey, files in {folder}, at most {memory // 1024**2} MB")
+        kept = f"files in {folder}" if durable else "in memory alone: jobs and API keys are forgotten when it stops"
+        say(f"  queue   embedded Valkey, {kept}, at most {memory // 1024**2} MB")
+        if durable:
+            self._disk = DiskWatch(folder, sock, self._plan.up.disk_reserve * 1024**2, say)
+            self._disk.start()
         return f"unix://{sock}"
 
     def _mend_store(self, folder: Path) -> bool:

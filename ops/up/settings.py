@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,16 @@ class UpSettings(Settings):
         ge=32,
         description="Megabytes the embedded Valkey may fill with jobs. Unset: a sixteenth of the machine's memory, "
         "between 64 and 1024.",
+    )
+    durability: Literal["disk", "ram"] = Field(
+        "disk",
+        description="Where the embedded Valkey keeps jobs and API keys: `disk` survives a restart; `ram` writes nothing, and "
+        "forgets all of it with each.",
+    )
+    disk_reserve: int = Field(
+        64,
+        ge=0,
+        description="Megabytes of the disk that are left to jobs already accepted: with less free, new ones are refused.",
     )
     stop_timeout: float = Field(
         30.0, gt=0, description="Seconds that the API, and then the board, may take to stop before they are killed."

@@ -27,7 +27,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 # Valkey cannot watch a pipe, so a shell does: standard input is the lifeline. It ends the server when the lifeline
 # closes or when it is told to stop itself, waits for it, and ends as the server did. (dash takes descriptors of one
 # digit only.)
+# A limit on the sizes of files is an error like a full disk then, and not the server's death.
 GUARD = """
+trap '' XFSZ
 exec 3<&0 </dev/null
 "$@" 3<&- &
 server=$!
@@ -106,6 +108,7 @@ def valkey(
     sock: Path,
     memory: int,
     *,
+    durable: bool,
     log: Path,
     lifeline: int,
     lock: int,
@@ -114,7 +117,7 @@ def valkey(
     binary: Path | None = None,
 ) -> Part:
     """The guarded server, which keeps its files in `folder` and listens on `sock` only. It refuses damaged ones; `mend`
-    is called when it does not stay alive."""
+    is called when it does not stay alive. One that is not `durable` keeps no files."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     options = {
@@ -122,7 +125,7 @@ def valkey(
         "unixsocket": str(sock),
         "unixsocketperm": "700",
         "dir": str(folder.resolve()),
-        "appendonly": "yes",
+        "appendonly": "yes" if durable else "no",
         "aof-load-truncated": "no",  # it would throw away what it cuts off (`ops.up.append_only` keeps it)
         "appendfsync": "everysec",  # a power cut costs a second of jobs; every write synced would wear out an SD card
         "save": "",
@@ -157,13 +160,24 @@ def lacks_manifest(folder: Path) -> bool:
 def answers(sock: Path) -> bool:
     """Whether the server answers; false while it starts or reads its files."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(1.0)
-            client.connect(str(sock))
-            client.sendall(b"PING\r\n")
-            return client.recv(64).startswith(b"+PONG")
+        return ask(sock, "PING") == "PONG"
     except OSError:
         return False
+
+
+def ask(sock: Path, *words: str, seconds: float = 1.0) -> str:
+    """The server's answer to a command, of those that answer with one text or number. Raises `OSError` while it is away, and
+    when it refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(seconds)
+        client.connect(str(sock))
+        data = [word.encode() for word in words]
+        client.sendall(b"*%d\r\n" % len(data) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in data))
+        with client.makefile("rb") as answer:
+            line = answer.readline().decode(errors="replace").rstrip("\r\n")
+            if not line or line.startswith("-"):
+                raise OSError(line or "the embedded Valkey closed the connection")
+            return answer.read(int(line[1:])).decode() if line.startswith("$") else line[1:]
 
 
 def refused(part: Part, folder: Path) -> PartFailed:

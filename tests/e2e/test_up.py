@@ -271,6 +271,51 @@ def test_only_the_api_knows_its_keys_and_the_network_its_address(folder: Path) -
     assert up.ended() == 0
 
 
+def valkey_of(up: Up) -> psutil.Process:
+    """Its embedded Valkey."""
+    up.note_family()
+    [found] = [process for process in up.family if process.name() == "valkey-server"]
+    return found
+
+
+def test_a_full_disk_ends_what_was_accepted_and_refuses_the_rest(folder: Path) -> None:
+    """An answer in progress reaches its end; new requests get 507 with the figures; with room all goes on, and what was done
+    meanwhile is on the disk."""
+    up = Up(folder).until_ready()
+    valkey = valkey_of(up)
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x" * 1500}]}
+    with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=body, timeout=LIMIT) as reply:
+        lines = reply.iter_lines()
+        assert any('"content":"x' in line for line in lines)
+        unlimited = valkey.rlimit(psutil.RLIMIT_FSIZE)
+        valkey.rlimit(psutil.RLIMIT_FSIZE, (1, unlimited[1]))
+        rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""] and '"finish_reason":"stop"' in "".join(rest)
+        job = reply.headers["x-job-id"]
+    assert up.said.count("could not be written") == 1
+
+    def refused() -> httpx.Response | None:
+        tried = httpx.post(f"{up.url}/v1/chat/completions", json={**body, "stream": False}, timeout=LIMIT)
+        return tried if tried.status_code == 507 else None
+
+    problem = eventually(refused, what="a refusal")
+    assert problem.json()["error"]["code"] == "storage_full" and "MB free" in problem.json()["error"]["message"]
+    assert int(problem.headers["retry-after"]) == 30
+
+    valkey.rlimit(psutil.RLIMIT_FSIZE, unlimited)
+    eventually(lambda: "requests are accepted" in up.said, what="the news of room")
+    ask(up.url, "and on")
+    valkey.kill()
+
+    def remembered() -> bool:
+        found = httpx.get(f"{up.url}/v1/jobs/{job}", timeout=LIMIT).json()
+        return bool(found.get("state") == "finished" and found["usage"]["completion_tokens"] == 1500)
+
+    eventually(lambda: not lives(valkey) and remembered(), what="the record of the answer")
+    up.signal(signal.SIGINT)
+    assert up.ended() == 0
+
+
 def keys(*words: str, folder: Path) -> str:
     """What `rockchipllama keys …` says to the service of this data directory."""
     command = [sys.executable, "-m", "ops.cli.main", "keys", *words, "--data-dir", str(folder / "data")]

@@ -262,6 +262,18 @@ def test_a_damaged_store_is_mended(up: Callable[..., Up], tmp_path: Path) -> Non
     assert _redis(one, b"SET kept 2\r\n") == b"+OK\r\n"
 
 
+def test_a_queue_in_memory_alone_writes_nothing(up: Callable[..., Up], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is said what that means."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_DURABILITY", "ram")
+    one = up()
+    one.is_up()
+    assert "in memory alone: jobs and API keys are forgotten when it stops" in one.said
+    assert _redis(one, b"SET kept 1\r\n") == b"+OK\r\n"
+    one.process.send_signal(signal.SIGINT)
+    assert one.ended() == 0
+    assert list((one.folder / "data/valkey").iterdir()) == []
+
+
 def _redis(one: Up, command: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(_socket(one)))
