@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from api.auth import require
+from api.auth import owner_of, require
 from api.drain import close
-from api.errors import INTERNAL, STOPPING, HttpProblem
-from api.needs import drain_of, services_of
-from api.relay import Answer, ClientGone
+from api.durations import read_duration
+from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, unsupported
+from api.framing import GRACE
+from api.needs import drain_of, services_of, settings_of
+from api.relay import Answer, ClientGone, Stopped
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
 from tasks.events import Failed, Finished, FinishReason, Reply
-from tasks.jobs import Lane
+from tasks.jobs import Lane, Rendering
 from tasks.requests import Request
+from tasks.roster import ModelStatus
 
 Result = TypeVar("Result")
 
@@ -67,26 +70,56 @@ def _discard(task: asyncio.Future[Result]) -> None:
 
 
 async def begin(
-    http: HttpRequest, model: str | None, request: Request, *, stream: bool, owner: str, lane: Lane
+    http: HttpRequest,
+    model: str | None,
+    request: Request,
+    *,
+    stream: bool,
+    lane: Lane = Lane.INTERACTIVE,
+    rendering: Callable[[str, ModelStatus], Rendering] | None = None,
 ) -> Answer:
     """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
     require(http, Scope.INFERENCE)
-    start = services_of(http)["relay"].start(model, request, commit_early=stream, owner=owner, lane=lane)
+    start = services_of(http)["relay"].start(
+        model,
+        request,
+        commit_early=stream,
+        owner=owner_of(http),
+        lane=lane,
+        grace=_grace(http, stream),
+        rendering=rendering,
+    )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)
 
 
+def _grace(http: HttpRequest, stream: bool) -> float:
+    """For how many seconds a client that has left may come back: as it asks, within bounds, else as the settings say."""
+    settings, asked = settings_of(http), http.headers.get(GRACE)
+    if not stream:
+        if asked is not None:
+            raise unsupported(
+                GRACE, f"'{GRACE}' is for streams: nobody can come back to an answer of which nothing was sent."
+            )
+        return 0.0
+    return settings.stream_grace if asked is None else read_duration(asked, GRACE, settings.stream_grace_limit)
+
+
 async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:
-    """The folded answer with its end. Raises `JobFailed`, `ClientGone`, and `HttpProblem` when the job was cancelled."""
-    drain = drain_of(http)
+    """The folded answer with its end.
+
+    Raises `JobFailed`, `ClientGone`, and `HttpProblem` when the job was cancelled or the server stops.
+    """
     try:
-        with drain.holding(answer):
+        with drain_of(http).holding(answer):
             reply = await answer.whole(http)
+    except Stopped:
+        raise HttpProblem(replace(STOPPING, job=answer.job)) from None
     finally:
         await close(answer)
     match reply.end:
         case Finished(reason=FinishReason.CANCELLED):
-            raise HttpProblem(replace(drain.cancelled(), job=answer.job))
+            raise HttpProblem(replace(CANCELLED, job=answer.job))
         case Finished():
             return reply, reply.end
         case Failed():

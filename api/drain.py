@@ -7,7 +7,6 @@ import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
-from api.errors import CANCELLED, STOPPING, Problem
 from api.relay import Answer
 
 log = logging.getLogger("rockchipllama.api")
@@ -17,7 +16,7 @@ CLOSE_SECONDS = 5.0
 
 
 _ending: set[asyncio.Future[None]] = set()
-"""Closings and cancellations under way; the event loop alone would not keep them alive."""
+"""Closings under way; the event loop alone would not keep them alive."""
 
 
 def _keep(work: Coroutine[object, object, None]) -> asyncio.Future[None]:
@@ -55,26 +54,21 @@ class Drain:
         """Count the answer as open for the length of the block. One that comes too late is ended at once."""
         self._open.add(answer)
         if self.ended.is_set():
-            _keep(_cancelled(answer))
+            answer.stop()
         try:
             yield
         finally:
             self._open.discard(answer)
 
-    def cancelled(self) -> Problem:
-        """What to tell a client whose job was cancelled by somebody else."""
-        return STOPPING if self.ended.is_set() else CANCELLED
-
-    async def end(self) -> None:
-        """Cancel whatever is still open. Its reader sees the end, and tells the client that the server is shutting down."""
+    def end(self) -> None:
+        """End whatever is still open. Its client is told that the server is shutting down."""
         self.ended.set()
         if self._open:
             log.warning("ending answers that are still open", extra={"open": len(self._open)})
-        await asyncio.gather(*(_cancelled(answer) for answer in tuple(self._open)))
+        for answer in tuple(self._open):
+            answer.stop()
 
-
-async def _cancelled(answer: Answer) -> None:
-    try:
-        await asyncio.wait_for(answer.cancel(), CLOSE_SECONDS)
-    except Exception as error:
-        log.warning("could not cancel a job", extra={"job": answer.job, "error": repr(error)})
+    async def abandon(self) -> None:
+        """Leave every answer that is still open, without a word to its client."""
+        self.ended.set()
+        await asyncio.gather(*(close(answer) for answer in tuple(self._open)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from sse_starlette import EventSourceResponse
@@ -12,26 +13,52 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from api.drain import Drain, close
-from api.errors import INTERNAL, Problem, of_error, of_failed
-from api.relay import Answer, Waiting
+from api.errors import CANCELLED, INTERNAL, STOPPING, Problem, of_error, of_failed
+from api.relay import Answer, Stopped, Waiting
 from tasks.errors import QueueUnavailable, TasksError
-from tasks.events import Event, Failed, Finished, FinishReason
+from tasks.events import TERMINAL, Event, Failed, Finished, FinishReason
 
 log = logging.getLogger("rockchipllama.api")
 # At level debug the library logs each chunk it sends, which is the answer itself.
 logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
 
+GRACE = "x-stream-grace"
+"""Header of a request: for how long its client wants to be able to come back to its stream; of the answer: how long it may."""
 KEEP_ALIVE = b": keep-alive\n\n"
+END = b"\n\n"
+"""Of a frame; JSON has no line breaks of its own."""
+BREATHER = 256
+"""Events a client has read before that are passed over in one go, with nobody else served meanwhile."""
 
 
 class Writer(Protocol):
-    """A front's way to say one answer in frames: whole `data:` lines with the empty line behind them."""
+    """A front's way to say one answer in frames: whole `data:` lines with the empty line behind them.
+
+    Told the same events it writes the same frames, whenever and wherever: so a stream that broke off is said on.
+    """
 
     def event(self, event: Event) -> bytes:
         """The frames for one event, b"" for none. Never asked about a failed or cancelled end."""
 
     def problem(self, problem: Problem) -> bytes:
-        """The frames that end a stream which cannot go on."""
+        """The frames for an end that was a failure or a cancellation."""
+
+    def broken(self, problem: Problem) -> bytes:
+        """The frame that ends a stream which cannot go on, though its job may. It is said of no event."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """How far a client has read: all frames that were made of the events up to number `seq`, and of the next one's `part`.
+
+    It is told by the `id` of its last frame: 17 is all of event 17, 17.1 the first frame of several that were made of it.
+    """
+
+    seq: int = 0
+    part: int = 0
+
+
+BEGINNING = Place()
 
 
 def comment(waiting: Waiting) -> bytes:
@@ -39,49 +66,79 @@ def comment(waiting: Waiting) -> bytes:
     return KEEP_ALIVE if waiting.position is None else b": position %d\n\n" % waiting.position
 
 
-async def frames(answer: Answer, writer: Writer, drain: Drain) -> AsyncIterator[bytes]:
-    """The answer as frames. Past the first byte a failure is a frame, too: the status has been sent."""
+def identified(seq: int, data: bytes, after: Place = BEGINNING) -> bytes:
+    """The frames made of event `seq` with their ids, but for those up to `after`.
+
+    Only the last of them says that all of the event was read.
+    """
+    if data.count(END) == 1:
+        return b"id: %d\n%b" % (seq, data)
+    *firsts, last = data.removesuffix(END).split(END)
+    ids = [b"id: %d.%d\n%b\n\n" % (seq, part, frame) for part, frame in enumerate(firsts, 1)]
+    return b"".join(ids[after.part if seq == after.seq + 1 else 0 :]) + b"id: %d\n%b\n\n" % (seq, last)
+
+
+async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> AsyncIterator[bytes]:
+    """The answer as frames, from behind `after`. Past the first byte a failure is a frame, too: the status has been sent."""
     try:
-        async for event in answer:
+        async for item in answer:
+            if isinstance(item, Waiting):
+                yield comment(item)
+                continue
+            seq, event = item
             match event:
-                case Waiting():
-                    yield comment(event)
                 case Failed():
-                    yield writer.problem(of_failed(event))
-                    return
+                    data = writer.problem(of_failed(event))
                 case Finished(reason=FinishReason.CANCELLED):
-                    yield writer.problem(drain.cancelled())
-                    return
+                    data = writer.problem(CANCELLED)
                 case _:
-                    if data := writer.event(event):
-                        yield data
-                    if type(event) is Finished:
-                        return
+                    data = writer.event(event)
+            # What was read before is written once more, since the writer goes by it, and dropped.
+            if seq > after.seq:
+                if data:
+                    yield identified(seq, data, after)
+            elif seq == 0:
+                yield data
+            elif seq % BREATHER == 0:
+                await asyncio.sleep(0)
+            if isinstance(event, TERMINAL):
+                return
+    except Stopped:
+        yield writer.broken(STOPPING)
     except TasksError as error:
         if isinstance(error, QueueUnavailable):
             log.warning("an answer was lost with the queue: %s", error.detail, extra={"job": answer.job})
-        yield writer.problem(of_error(error))
+        yield writer.broken(of_error(error))
     except Exception:
         log.exception("an answer broke off", extra={"job": answer.job})
-        yield writer.problem(INTERNAL)
+        yield writer.broken(INTERNAL)
     else:
         log.error("an answer ended without its last event", extra={"job": answer.job})
-        yield writer.problem(INTERNAL)
+        yield writer.broken(INTERNAL)
 
 
 class AnswerStream(EventSourceResponse):
     """An answer streamed to one client, and closed in every case: at its end, when the client leaves, stalls or
-    was gone before the first byte, and when the server stops."""
+    was gone before the first byte, and when the server stops. From its first header on the client knows its job."""
 
     def __init__(
-        self, answer: Answer, writer: Writer, drain: Drain, *, headers: Mapping[str, str], stalled: float
+        self,
+        answer: Answer,
+        writer: Writer,
+        drain: Drain,
+        *,
+        headers: Mapping[str, str],
+        stalled: float,
+        after: Place = BEGINNING,
     ) -> None:
-        """`stalled` is how many seconds a client may leave the stream unread."""
+        """`stalled` is how many seconds a client may leave the stream unread. `after` is how far it has read before."""
         self.answer = answer
         self.drain = drain
+        answer.known = True
+        grace = {GRACE: f"{answer.grace:g}"} if answer.grace else {}
         super().__init__(
-            frames(answer, writer, drain),
-            headers={"cache-control": "no-cache", **headers},
+            frames(answer, writer, after),
+            headers={"cache-control": "no-cache", **grace, **headers},
             # The relay says when the line has been silent for long, and where the job stands.
             ping=0,
             send_timeout=stalled,

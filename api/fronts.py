@@ -9,11 +9,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from api.errors import Renderer
+from api.framing import Writer
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
     """One dialect over HTTP.
+
+    `writer` says an answer from what was kept of it (`Rendering.head`); it raises `Unreadable`.
 
     `owns` tells by its path whether a request speaks this dialect, also when no route takes it. `shapes`
     are the request bodies that its part of the OpenAPI page refers to. `headers` go onto
@@ -24,6 +27,7 @@ class Front:
     router: APIRouter
     owns: Callable[[str], bool]
     render: Renderer
+    writer: Callable[[bytes], Writer]
     shapes: tuple[type[BaseModel], ...] = ()
     headers: tuple[tuple[bytes, bytes], ...] = ()
     elapsed_header: bytes | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -11,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.delivery import while_connected
-from api.errors import HttpProblem, Problem, invalid
+from api.durations import read_duration
+from api.errors import HttpProblem, Problem
 from api.needs import services_of
 from tasks.errors import JobNotFound
 from tasks.jobs import JobState, JobView, is_job_id
@@ -20,9 +20,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
 LONGEST_WAIT = 60.0
 """Seconds; longer waits meet the patience of proxies."""
-
-_WAIT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
 
 @router.get(
@@ -42,9 +39,10 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 )
 async def show_job(http: Request, job: str) -> Response:
     """How a job stands; with `wait`, once that has changed."""
-    seconds = _seconds(http.query_params.get("wait"))
+    wait = http.query_params.get("wait")
+    seconds = read_duration(wait, "wait", LONGEST_WAIT) if wait else 0.0
     jobs = services_of(http)["jobs"]
-    view = await jobs.view(_id(job))
+    view = await jobs.view(checked_id(job))
     if seconds > 0 and view.ended_at is None:
         view = await while_connected(http, jobs.wait(view.id, view, seconds))
     return _json(view)
@@ -53,30 +51,18 @@ async def show_job(http: Request, job: str) -> Response:
 @router.post("/{job}/cancel", summary="Cancel a job")
 async def cancel_job(http: Request, job: str) -> Response:
     """End a job, wherever it stands. A cancelled job stays cancelled; one that has ended otherwise is a 409."""
-    view = await services_of(http)["jobs"].cancel(_id(job))
+    view = await services_of(http)["jobs"].cancel(checked_id(job))
     if view.state in (JobState.FINISHED, JobState.FAILED):
         message = f"The job '{view.id}' has {view.state.value} already and can no longer be cancelled."
         raise HttpProblem(Problem(409, "job_ended", message, retry=False, job=view.id))
     return _json(view)
 
 
-def _id(job: str) -> str:
-    # Anything else never reaches a key.
+def checked_id(job: str) -> str:
+    """The id, if it can be one: anything else never reaches a key. Raises `JobNotFound`."""
     if not is_job_id(job):
         raise JobNotFound(job)
     return job
-
-
-def _seconds(text: str | None) -> float:
-    if not text:
-        return 0.0
-    match = _WAIT.fullmatch(text.strip())
-    if match is None:
-        raise invalid(
-            f"Invalid 'wait': it should be a time such as 30s, 2m or 500ms, or a number of seconds (at most {LONGEST_WAIT:.0f}).",
-            "wait",
-        )
-    return min(LONGEST_WAIT, float(match[1]) * _UNITS[match[2]])
 
 
 def render(view: JobView) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Protocol, TypedDict, cast
 from starlette.requests import Request
 
 from api.drain import Drain
+from api.fronts import Front
 from api.relay import Relay
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey
 from tasks.jobs import JobView
 from tasks.roster import ModelStatus
+from tasks.store import Page
 
 
 class RosterView(Protocol):
@@ -37,6 +39,9 @@ class JobBook(Protocol):
 
     async def cancel(self, job: str) -> JobView:
         """Ask for the job's end; the view says how it stands. An ended job stays as it is."""
+
+    async def events(self, job: str, after: int) -> Page:
+        """Its events behind number `after`, as many as go on a page."""
 
 
 class KeyBook(Protocol):
@@ -64,6 +69,11 @@ def services_of(http: Request) -> Services:
 def settings_of(http: Request) -> ApiSettings:
     """The settings of the process that answers this request."""
     return cast(ApiSettings, http.app.state.settings)
+
+
+def fronts_of(http: Request) -> Sequence[Front]:
+    """The dialects that are spoken."""
+    return cast(Sequence[Front], http.app.state.fronts)
 
 
 def drain_of(http: Request) -> Drain:

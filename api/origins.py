@@ -27,7 +27,7 @@ PRIVATE_NAMES = (".localhost", ".internal")
 
 EXPOSED = (
     *("x-request-id", "x-job-id", "x-queue-position", "retry-after", "retry-after-ms", "x-should-retry"),
-    *("openai-version", "openai-processing-ms"),
+    *("openai-version", "openai-processing-ms", "x-stream-grace"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
 )
 """Headers of an answer that pages may read."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import redis.asyncio
@@ -26,15 +27,17 @@ from tasks.errors import (
     QueueUnavailable,
     TasksError,
 )
-from tasks.events import TERMINAL, Event, Failed, FailureCode, Queued, Reply, Started, fold
+from tasks.events import TERMINAL, Failed, FailureCode, Numbered, Queued, Reply, Started, fold
 from tasks.feed import LiveFeed, Subscription
-from tasks.jobs import Lane, Room, new_job_id
-from tasks.reader import Forgotten, Reader
+from tasks.jobs import Lane, Rendering, Room, new_job_id
+from tasks.reader import BELL, Forgotten, Reader
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import ModelStatus, Roster
-from tasks.store import JobStore
+from tasks.store import Attended, JobStore
 
 log = logging.getLogger("rockchipllama.api")
+
+Result = TypeVar("Result")
 
 LOAD_PATIENCE = 30.0
 """Seconds a board may take to say that it began to load a model, or cannot."""
@@ -65,28 +68,48 @@ class ClientGone(Exception):
     """Raised when the client closed its connection before the answer was whole; there is nobody to answer."""
 
 
+class Stopped(Exception):
+    """Raised when this process is to end, and with it its part in the answer; what becomes of the job is its grace's to say."""
+
+
 class Answer:
     """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
 
     `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `position` its place in the
     queue when accepted (0: next in turn, with a worker free to take it), `room` what was left of the queue then.
+    `rendering` is how the answer is said, where its front will say it, `grace` for how many seconds its client may be away.
     """
 
     def __init__(
-        self, relay: Relay, job: str, status: ModelStatus, stack: AsyncExitStack, subscription: Subscription
+        self,
+        relay: Relay,
+        job: str,
+        queue: str,
+        model: str,
+        reader: str,
+        stack: AsyncExitStack,
+        subscription: Subscription,
     ) -> None:
         self.job = job
-        self.model = status.name
+        self.model = model
         self.position = 0
         self.room: Room | None = None
-        self._queue = status.card.id
+        self.rendering: Rendering | None = None
+        self.grace = 0.0
+        self.known = False
+        """Its client may know the job by now, and so come back to it. Without that there is no grace."""
+        self._name = reader
+        self._queue = queue
         self._relay = relay
         self._stack = stack
+        self._subscription = subscription
         self._reader = Reader(relay.client, subscription, job)
         self._place: int | None = -1
         self._source = self._follow()
-        self._ahead: list[Event] = []
+        self._ahead: list[Numbered] = []
         self._ended = False
+        self._forgotten = False
+        self._stopping = False
         self._closed = False
 
     async def first(self, patience: float) -> None:
@@ -97,22 +120,25 @@ class Answer:
         except TimeoutError:
             # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
             self._source = self._follow()
-        if self._ahead and isinstance(self._ahead[-1], Failed):
-            raise JobFailed(self.job, self._ahead[-1])
+        if self._ahead and isinstance(failed := self._ahead[-1].event, Failed):
+            raise JobFailed(self.job, failed)
 
     async def _decide(self) -> None:
-        async for event in self._source:
-            if isinstance(event, Waiting):
+        async for item in self._source:
+            if isinstance(item, Waiting):
                 continue
-            self._ahead.append(event)
-            if not isinstance(event, Queued | Started):
+            self._ahead.append(item)
+            if not isinstance(item.event, Queued | Started):
                 return
 
-    async def __aiter__(self) -> AsyncIterator[Event | Waiting]:
-        """Every event in order, each once, up to the last (Finished or Failed), with `Waiting` in between."""
+    async def __aiter__(self) -> AsyncIterator[Numbered | Waiting]:
+        """Every event in order, each once, up to the last (Finished or Failed), with `Waiting` in between.
+
+        What is not on record has the number 0. Raises `Stopped`, and `QueueUnavailable` when Redis stays away.
+        """
         ahead, self._ahead = self._ahead, []
-        for event in ahead:
-            yield event
+        for numbered in ahead:
+            yield numbered
         if self.position and not ahead[1:]:
             yield Waiting(self.position)  # nothing but Queued yet: say at once why nothing comes
         if not self._ended:
@@ -120,7 +146,8 @@ class Answer:
                 yield item
 
     async def whole(self, http: HttpRequest) -> Reply:
-        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` (and cancels) when the client leaves first."""
+        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` when the client leaves first, and `Stopped`."""
+        self.known = True
         collecting = asyncio.create_task(self._collect())
         leaving = asyncio.create_task(_disconnected(http))
         try:
@@ -138,15 +165,16 @@ class Answer:
         return reply
 
     async def _collect(self) -> Reply:
-        return fold([event async for event in self if not isinstance(event, Waiting)])
+        return fold([item.event async for item in self if not isinstance(item, Waiting)])
 
-    async def cancel(self) -> None:
-        """Ask for the job's end, and go on: whoever reads the answer sees its last event."""
-        if not self._ended:
-            await self._relay.cancel(self.job)
+    def stop(self) -> None:
+        """End the reading: whoever iterates gets `Stopped`, soon."""
+        self._stopping = True
+        self._subscription.put(BELL)
 
     async def close(self) -> None:
-        """Cancel the job unless it has ended. Twice is safe; done even when the caller is being cancelled itself.
+        """Read no more. A job that has not ended and that nobody else reads is cancelled, at once or after its grace.
+        Twice is safe; done even when the caller is being cancelled itself.
 
         Returns once that is done, or a moment later while Redis is away: then it goes on in the background.
         """
@@ -156,23 +184,29 @@ class Answer:
 
     async def _close(self) -> None:
         try:
-            if not self._ended:
+            if self._forgotten or not (self._ended or self.known):
                 await self._relay.cancel(self.job)
+            elif not self._ended:
+                await self._relay.leave(self.job, self._name)
         finally:
             await self._stack.aclose()
 
-    async def _follow(self) -> AsyncIterator[Event | Waiting]:
+    async def _follow(self) -> AsyncIterator[Numbered | Waiting]:
         """The job's events from where the last call left off, through outages of Redis."""
         loop = asyncio.get_running_loop()
         told = up = loop.time()
         while True:
+            if self._stopping:
+                raise Stopped
             try:
                 async for item in self._reader.follow():
                     up = loop.time()
                     if item is not None:
                         self._ended = isinstance(item.event, TERMINAL)
-                        yield item.event
+                        yield item
                         continue
+                    if self._stopping:
+                        raise Stopped
                     place = await self._relay.store.place(self.job, self._queue)
                     if place != self._place or loop.time() - told >= self._relay.keep_alive:
                         self._place, told = place, loop.time()
@@ -180,8 +214,9 @@ class Answer:
                 return
             except (Forgotten, JobNotFound) as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})
-                yield Failed(FailureCode.ENGINE_LOST, FORGOTTEN)
-                return  # not the job's own end: whoever closes this answer cancels what is left of it
+                self._forgotten = True  # not the job's own end: closing this answer cancels what is left of it
+                yield Numbered(0, Failed(FailureCode.ENGINE_LOST, FORGOTTEN))
+                return
             except (*UNREACHABLE, QueueUnavailable) as error:
                 if loop.time() - up > OUTAGE_PATIENCE:
                     detail = error.detail if isinstance(error, QueueUnavailable) else str(error)
@@ -215,6 +250,7 @@ class Relay:
         self._roster = roster
         self._commander = commander
         self._patience = patience
+        self._streams = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(
@@ -226,9 +262,13 @@ class Relay:
         owner: str = "",
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
+        grace: float = 0.0,
+        rendering: Callable[[str, ModelStatus], Rendering] | None = None,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
+        `rendering` makes of the job's id and the model how the answer will be said. For `grace` seconds the job goes on while
+        nobody reads it.
         With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
         setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
@@ -242,10 +282,20 @@ class Relay:
         job = new_job_id()
         stack = AsyncExitStack()
         subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
-        answer = Answer(self, job, status, stack, subscription)
+        reader = self._new_reader()
+        answer = Answer(self, job, name, status.name, reader, stack, subscription)
+        answer.grace = grace
         try:
+            if rendering is not None:
+                answer.rendering = rendering(job, status)
             accepted = await self.store.accept(
-                job, name, request, lane=lane, owner=owner, deadline=deadline, reader=self._name
+                *(job, name, request),
+                lane=lane,
+                owner=owner,
+                deadline=deadline,
+                reader=reader,
+                grace=grace,
+                rendering=answer.rendering,
             )
             answer.room = accepted.room
             if accepted.place > 0 or accepted.running > 0 or not status.loaded:
@@ -260,6 +310,30 @@ class Relay:
             raise
         return answer
 
+    async def resume(self, job: str) -> tuple[Answer, Attended]:
+        """The answer of a job that was accepted before, by whichever process, from its first event on, and how it stands.
+
+        Raises `JobNotFound` and `QueueUnavailable`.
+        """
+        reader = self._new_reader()
+        try:
+            attended = await self.store.attend(job, reader)
+        except BaseException:
+            # Also when the caller was cancelled: it may have come among the readers all the same.
+            self.in_background(self.leave(job, reader))
+            raise
+        stack = AsyncExitStack()
+        subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
+        answer = Answer(self, job, attended.model, attended.name, reader, stack, subscription)
+        answer.known = True
+        answer.rendering = attended.rendering
+        answer.grace = attended.grace
+        return answer, attended
+
+    def _new_reader(self) -> str:
+        """A name for one more that reads in this process."""
+        return f"{self._name}/{next(self._streams)}"
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` even if nobody waits for it any more; `finish` waits for it."""
         task = asyncio.create_task(work)
@@ -273,16 +347,26 @@ class Relay:
             await asyncio.wait(self._background, timeout=patience)
 
     async def cancel(self, job: str) -> None:
-        """Cancel a job for a client that left; keeps trying while Redis is away."""
+        """Cancel a job whose client left before it knew of it; keeps trying while Redis is away."""
+        await self._insist(lambda: self.store.cancel(job, "client left"), job)
+
+    async def leave(self, job: str, reader: str = "") -> None:
+        """A client has left its answer; keeps trying while Redis is away. Once its grace is over, whoever came back keeps it."""
+        left = await self._insist(lambda: self.store.leave(job, reader), job)
+        if left:
+            # The sweep does the same, a little later, should this process be gone by then.
+            asyncio.get_running_loop().call_later(left + 0.01, lambda: self.in_background(self.leave(job)))
+
+    async def _insist(self, step: Callable[[], Awaitable[Result]], job: str) -> Result | None:
         for _ in range(60):
             try:
-                await self.store.cancel(job, "client left")
-                return
+                return await step()
             except QueueUnavailable:
                 await asyncio.sleep(0.5)
             except TasksError:
-                return  # its record is gone, or never was
+                return None  # its record is gone, or never was
         log.warning("a job could not be cancelled, Redis stayed away", extra={"job": job})
+        return None
 
     async def _load(self, status: ModelStatus) -> None:
         """Have a board load the model. Raises `ModelDown`."""

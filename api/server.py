@@ -149,13 +149,13 @@ class Server(uvicorn.Server):
             ending.cancel()
             if self.force_exit:
                 # Somebody pressed Ctrl-C twice. The connections go at once, but the jobs behind them must not run on.
-                await self._drain.end()
+                await self._drain.abandon()
 
     async def _end_after_grace(self) -> None:
         if self._drain:
             log.info("waiting for open answers", extra={"open": len(self._drain), "seconds": self._grace})
         await asyncio.sleep(self._grace)
-        await self._drain.end()
+        self._drain.end()
         await asyncio.sleep(FAREWELL)
         AppStatus.should_exit = True
 

@@ -49,6 +49,15 @@ class ApiSettings(Settings):
     keep_alive_comment: float = Field(
         10.0, gt=0, description="Seconds between the comment lines that keep a silent stream's connection open."
     )
+    stream_grace: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds a streamed answer goes on after its client has left, unless that asks for more "
+        "(`x-stream-grace`); 0 ends it at once.",
+    )
+    stream_grace_limit: float = Field(
+        300.0, ge=0, description="Seconds of that which a client may ask for; who asks for more gets so many."
+    )
     stalled_client: float = Field(
         60.0, gt=0, description="Seconds a client may leave a stream unread before it counts as gone."
     )

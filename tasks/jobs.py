@@ -20,6 +20,14 @@ class Room(msgspec.Struct, frozen=True):
     empty_in: float
 
 
+class Rendering(msgspec.Struct, frozen=True):
+    """How the answer of a job is said to its client: in the dialect of which front, and what that front has to know of it for
+    as long as it is said. Only that front reads its `head`."""
+
+    front: str
+    head: bytes
+
+
 class JobState(StrEnum):
     """Where a job stands. Derived where events are written; nothing else sets it."""
 

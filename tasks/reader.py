@@ -17,6 +17,9 @@ CONFIRM = 30.0
 CATCH_UP = 5.0
 """Seconds without an event after which a reader looks into the record: the bell may have been lost."""
 
+BELL = b"0:"
+"""What the channel says when the job changed without an event."""
+
 
 class Forgotten(Exception):
     """Raised when Redis came back with a record that is not what was read, and nobody is left who could put it right."""
@@ -68,10 +71,10 @@ class Reader:
                 if message is None:
                     ask_record = True
                     break
-                entry_id, _, payload = message.partition(b":")
-                if entry_id == b"0":
+                if message == BELL:
                     yield None
                     continue
+                entry_id, _, payload = message.partition(b":")
                 if in_doubt:
                     ask_record = True  # somebody writes: perhaps what is missing
                     break

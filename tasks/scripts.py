@@ -4,7 +4,11 @@ Written down together because they share the record's fields:
 
   model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; `order` is the score in the waiting set,
             which `tasks/policy.py` explains
-  adapter reader    likewise: the adapter that answers and the process that waits for the answer, where there is one
+  adapter   likewise: the adapter that answers, where one does
+  front head   likewise: how the answer is said, where it may be said again
+  grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
+  readers   PROCESS/STREAM of whoever reads the answer, with spaces between. A job that nobody was to read has none, ever
+  unread    since nobody does: when the job is cancelled unless somebody comes
   request   what the client wants, as `ACCEPT` was told it, until the job ends
   state     queued | running | finished | failed | cancelled
   fence     counts the claims
@@ -57,6 +61,14 @@ end
 local function bell(job)
   redis.call('PUBLISH', job .. ':live', '0:')
 end
+-- The readers but for this one.
+local function without(readers, reader)
+  local left = {}
+  for each in string.gmatch(readers or '', '%S+') do
+    if each ~= reader then left[#left + 1] = each end
+  end
+  return table.concat(left, ' ')
+end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
   local held = redis.call('HMGET', job, 'state', 'model', 'started')
@@ -65,6 +77,7 @@ local function finish(job, events, state, payload)
   for _, name in ipairs(redis.call('HKEYS', job)) do
     if name == 'request' or string.find(name, '^prompt:') then redis.call('HDEL', job, name) end
   end
+  redis.call('HDEL', job, 'readers', 'unread')
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
   redis.call('PEXPIRE', job, ttl)
   redis.call('PEXPIRE', events, ttl)
@@ -81,6 +94,19 @@ local function finish(job, events, state, payload)
   if redis.call('EXISTS', 'rl:waiting:' .. held[2], 'rl:running:' .. held[2]) == 0 then
     redis.call('DEL', 'rl:turns:' .. held[2], 'rl:lanes:' .. held[2])
   end
+end
+-- A queued job ends here; a running one is flagged and its worker told. The state it was in; nil: no such job.
+local function cancel(job, events, waiting, id, reason, payload)
+  local kept = redis.call('HMGET', job, 'state', 'worker', 'claim', 'cancel')
+  if kept[1] == 'queued' then
+    redis.call('ZREM', waiting, id)
+    tell(job, events, payload)
+    finish(job, events, 'cancelled', payload)
+  elseif kept[1] == 'running' then
+    if not kept[4] then redis.call('HSET', job, 'cancel', reason) end
+    redis.call('PUBLISH', 'rl:control:' .. kept[2], 'cancel ' .. id .. ' ' .. kept[3])
+  end
+  return kept[1]
 end
 """
 )
@@ -279,18 +305,47 @@ return 2
 
 CANCEL = Script(
     """
--- KEYS job events waiting   ARGV id reason finished-event
--- -> state before the call (nil: no such job).  A queued job ends here; a running one is flagged and its worker told.
-local kept = redis.call('HMGET', KEYS[1], 'state', 'worker', 'claim', 'cancel')
-if kept[1] == 'queued' then
-  redis.call('ZREM', KEYS[3], ARGV[1])
-  tell(KEYS[1], KEYS[2], ARGV[3])
-  finish(KEYS[1], KEYS[2], 'cancelled', ARGV[3])
-elseif kept[1] == 'running' then
-  if not kept[4] then redis.call('HSET', KEYS[1], 'cancel', ARGV[2]) end
-  redis.call('PUBLISH', 'rl:control:' .. kept[2], 'cancel ' .. ARGV[1] .. ' ' .. kept[3])
+-- KEYS job events waiting   ARGV id reason finished-event -> the state it was in, or nil: no such job
+return cancel(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3])
+"""
+)
+
+ATTEND = Script(
+    """
+-- KEYS job events   ARGV reader -> {seq, field, value, ...}, or nil: no such job.  From now on the reader reads its answer, too.
+-- A job that nobody was to read is no reader's to keep or to end. Sent twice it notes the name twice; `LEAVE` takes both away.
+local kept = redis.call('HMGET', KEYS[1], 'state', 'readers', 'unread')
+if not kept[1] then return nil end
+if kept[2] or kept[3] then
+  redis.call('HSET', KEYS[1], 'readers', (kept[2] or '') .. ' ' .. ARGV[1])
+  redis.call('HDEL', KEYS[1], 'unread')
 end
-return kept[1]
+return {last_seq(KEYS[2]), unpack(redis.call('HGETALL', KEYS[1]))}
+"""
+)
+
+LEAVE = Script(
+    """
+-- KEYS job events waiting   ARGV id reader reason finished-event -> ms it may still go on unread; 0: it ends, or is read
+-- The reader reads no more; '' is nobody. Once the last has left, the job has its grace, and is then cancelled by whoever
+-- asks next.
+local kept = redis.call('HMGET', KEYS[1], 'readers', 'unread', 'grace')
+local unread = kept[2]
+if kept[1] then
+  local left = without(kept[1], ARGV[2])
+  if left ~= '' then
+    redis.call('HSET', KEYS[1], 'readers', left)
+    return 0
+  end
+  unread = now() + (kept[3] or 0)
+  redis.call('HDEL', KEYS[1], 'readers')
+  redis.call('HSET', KEYS[1], 'unread', unread)
+end
+if not unread then return 0 end
+local wait = unread - now()
+if wait > 0 then return wait end
+cancel(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3], ARGV[4])
+return 0
 """
 )
 

@@ -11,13 +11,24 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import JobNotFound, QueueFull, StorageFull
-from tasks.events import Failed, Finished, FinishReason, Queued, Timings, Usage, decode_events, encode_events
+from tasks.events import (
+    Failed,
+    Finished,
+    FinishReason,
+    Numbered,
+    Queued,
+    Timings,
+    Usage,
+    decode_events,
+    encode_events,
+)
 from tasks.feed import LiveFeed
-from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Room, is_job_id
+from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Rendering, Room, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of
-from tasks.scripts import ACCEPT, CANCEL, VIEW
+from tasks.scripts import ACCEPT, ATTEND, CANCEL, LEAVE, VIEW
+from tasks.stream import numbered
 
 QUEUED = encode_events([Queued()])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
@@ -32,6 +43,30 @@ class Accepted(msgspec.Struct, frozen=True):
     place: int
     running: int
     room: Room
+
+
+class Attended(msgspec.Struct, frozen=True):
+    """What a new reader of a job has to know: the model whose queue it is in, and its name with the adapter's; the number of
+    the last event, and whether that is its end; its grace in seconds; and how its answer is said, where it can be."""
+
+    model: str
+    name: str
+    seq: int
+    ended: bool
+    grace: float
+    rendering: Rendering | None
+
+
+PAGE = 1000
+"""Entries of a job's record that are read for one page; each holds a few events at most."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some events of a job, in order. `more`: there are further ones now; `ended`: and no others will come."""
+
+    events: tuple[Numbered, ...]
+    more: bool
+    ended: bool
 
 
 def fields(reply: list[Any]) -> dict[str, bytes]:
@@ -58,12 +93,15 @@ class JobStore:
         owner: str,
         deadline: float | None = None,
         reader: str | None = None,
+        grace: float = 0.0,
+        rendering: Rendering | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         and `StorageFull`.
 
-        `deadline` is in seconds from now, at most the setting of that name. `reader` is the process that waits for the
-        answer; once it does not breathe any more, the job is cancelled.
+        `deadline` is in seconds from now, at most the setting of that name. `reader` is who waits for the answer, as
+        PROCESS/STREAM; once it has left, or its process does not breathe any more, the job is cancelled, unless somebody
+        reads it within `grace` seconds.
         """
         limit = min(deadline or self._deadline, self._deadline)
         with unavailable_as_refusal():
@@ -85,7 +123,9 @@ class JobStore:
                     ),
                     *(model, owner, "kind", kind_of(request), "lane", lane.value),
                     *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
-                    *(("reader", reader) if reader is not None else ()),
+                    *(("readers", reader) if reader is not None else ()),
+                    *(("grace", int(grace * 1000)) if grace else ()),
+                    *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
@@ -106,17 +146,47 @@ class JobStore:
         if not is_job_id(job):
             raise JobNotFound(job)
         with unavailable_as_refusal():
-            model = cast("bytes | None", await self._client.hget(keys.job(job), "model"))
-            if model is None:
-                raise JobNotFound(job)
+            model = await self._model(job)
             state = await CANCEL.arun(
                 self._client,
-                [keys.job(job), keys.events(job), keys.waiting(model.decode())],
+                [keys.job(job), keys.events(job), keys.waiting(model)],
                 *(job, reason, CANCELLED),
             )
         if state is None:
             raise JobNotFound(job)
         return JobState(cast(bytes, state).decode())
+
+    async def attend(self, job: str, reader: str) -> Attended:
+        """One more reads the answer of a job, and keeps it going with that. Raises `JobNotFound`."""
+        with unavailable_as_refusal():
+            reply = cast("list[Any] | None", await ATTEND.arun(self._client, [keys.job(job), keys.events(job)], reader))
+        if reply is None:
+            raise JobNotFound(job)
+        record = fields(reply[1:])
+        rendering = Rendering(record["front"].decode(), record["head"]) if "front" in record else None
+        grace = int(record.get("grace", b"0")) / 1000
+        return Attended(record["model"].decode(), _name(record), reply[0], "ended" in record, grace, rendering)
+
+    async def leave(self, job: str, reader: str = "") -> float:
+        """This reader has left; '' is nobody. A job that was to be read and that nobody reads any more is cancelled once its
+        grace is over: for how many seconds it may still go on, 0 when that is settled.
+
+        Raises `JobNotFound`.
+        """
+        with unavailable_as_refusal():
+            model = await self._model(job)
+            ms = await LEAVE.arun(
+                self._client,
+                [keys.job(job), keys.events(job), keys.waiting(model)],
+                *(job, reader, "nobody reads it", CANCELLED),
+            )
+        return cast(int, ms) / 1000
+
+    async def _model(self, job: str) -> str:
+        model = cast("bytes | None", await self._client.hget(keys.job(job), "model"))
+        if model is None:
+            raise JobNotFound(job)
+        return model.decode()
 
     async def view(self, job: str) -> JobView:
         """The job as it stands. Raises `JobNotFound`."""
@@ -127,6 +197,19 @@ class JobStore:
         if reply is None:
             raise JobNotFound(job)
         return _view(job, reply[0], reply[1], fields(reply[2:]))
+
+    async def events(self, job: str, after: int) -> Page:
+        """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
+        with unavailable_as_refusal():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hmget(keys.job(job), "state", "ended")
+                pipe.xrange(keys.events(job), min=f"{after + 1}-0", count=PAGE + 1)
+                (state, ended), entries = await pipe.execute()
+        if state is None:
+            raise JobNotFound(job)
+        more = len(entries) > PAGE
+        events = [item for entry, found in entries[:PAGE] for item in numbered(entry, found[b"e"]) if item.seq > after]
+        return Page(tuple(events), more, ended is not None and not more)
 
     async def place(self, job: str, model: str) -> int | None:
         """How many jobs wait before this one; None when it does not wait. Raises `JobNotFound` when its record is gone."""
@@ -150,6 +233,10 @@ class JobBook:
     async def view(self, job: str) -> JobView:
         """The job as it stands. Raises `JobNotFound`."""
         return await self._store.view(job)
+
+    async def events(self, job: str, after: int) -> Page:
+        """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
+        return await self._store.events(job, after)
 
     async def cancel(self, job: str) -> JobView:
         """Ask for the job's end, and wait a moment for it. An ended job stays as it is. Raises `JobNotFound`."""
@@ -191,7 +278,7 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
     running = state is JobState.RUNNING
     return JobView(
         id=job,
-        model=":".join(record[name].decode() for name in ("model", "adapter") if name in record),
+        model=_name(record),
         kind=record["kind"].decode(),
         lane=Lane(record["lane"].decode()),
         state=state,
@@ -210,6 +297,11 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
         board=word("board"),
         events=seq,
     )
+
+
+def _name(record: dict[str, bytes]) -> str:
+    """The model's, with the adapter that answers behind it."""
+    return ":".join(record[name].decode() for name in ("model", "adapter") if name in record)
 
 
 def _timings(last: Finished, record: dict[str, bytes]) -> Timings:

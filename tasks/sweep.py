@@ -18,7 +18,7 @@ from tasks.connection import UNREACHABLE, text
 from tasks.events import Failed, FailureCode, encode_events
 from tasks.queue import send
 from tasks.readers import Readers
-from tasks.scripts import CANCEL, FAIL_QUEUED
+from tasks.scripts import FAIL_QUEUED, LEAVE
 from tasks.store import CANCELLED
 
 log = logging.getLogger("rockchipllama.sweep")
@@ -81,24 +81,35 @@ class Sweeper:
         self._end_unread(mine)
 
     def _end_unread(self, models: Collection[str]) -> None:
-        """Cancel the jobs whose reader is gone: nobody else would, and their answers are for nobody."""
+        """Cancel the jobs that nobody reads any more, when their grace is over: their answers are for nobody.
+
+        Who leaves in order says so; of a process that died nobody else would.
+        """
         asked = self._client.pipeline(transaction=False)
         for model in models:
             asked.zrange(keys.waiting(model), 0, -1)
             asked.zrange(keys.running(model), 0, -1)
         jobs = [raw.decode() for found in asked.execute() for raw in found]
         for job in jobs:
-            asked.hmget(keys.job(job), "reader", "cancel", "model")
-        records = [(job, *kept) for job, kept in zip(jobs, asked.execute(), strict=True)]
-        gone = self._readers.gone({text(reader) for _, reader, _, _ in records if reader is not None})
-        for job, reader, cancelled, model in records:
-            if reader is not None and cancelled is None and text(reader) in gone:
-                log.warning("the reader of a job is gone: it is cancelled", extra={"job": job, "reader": text(reader)})
-                CANCEL.run(
+            asked.hmget(keys.job(job), "model", "readers", "unread")
+        records = list(zip(jobs, asked.execute(), strict=True))
+        reading = {job: text(readers or b"").split() for job, (_, readers, _) in records}
+        gone = self._readers.gone({_process(reader) for readers in reading.values() for reader in readers})
+        for job, (model, _, unread) in records:
+            left = [reader for reader in reading[job] if _process(reader) in gone]
+            for reader in left or ([""] if unread else []):
+                log.log(
+                    logging.WARNING if reader else logging.DEBUG, "a job is not read", extra={"job": job, "by": reader}
+                )
+                LEAVE.run(
                     self._client,
                     [keys.job(job), keys.events(job), keys.waiting(text(model))],
-                    *(job, "its reader is gone", CANCELLED),
+                    *(job, reader, "its reader is gone", CANCELLED),
                 )
+
+
+def _process(reader: str) -> str:
+    return reader.partition("/")[0]
 
 
 class _ModelsWithJobs:

@@ -3,13 +3,15 @@
 from api.fronts import Front
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
+from api.openai.translate.kept import NAME, writer_of
 
 FRONT = Front(
-    name="openai",
+    name=NAME,
     router=router,
     # The default dialect: whoever asks for an unknown path most likely speaks it.
     owns=lambda path: True,
     render=render,
+    writer=writer_of,
     shapes=SHAPES,
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth import owner_of
 from api.body import read_body
 from api.delivery import begin, whole
 from api.drain import close
@@ -25,11 +24,12 @@ from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
 from api.openai.translate import chat, completions, embeddings, models, rerank
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
+from api.openai.translate.kept import keep, writer_of
 from api.relay import Answer
-from tasks.errors import UnknownModel
 from tasks.events import Finished, Reply
-from tasks.jobs import Lane
+from tasks.jobs import Lane, Rendering
 from tasks.requests import Request as JobRequest
+from tasks.roster import ModelStatus
 
 router = APIRouter(tags=["OpenAI"])
 SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody, RerankBody)
@@ -46,7 +46,7 @@ class _Kind:
     """What differs between the two ways to generate: the prefix of ids, and how an answer is said."""
 
     prefix: str
-    writer: Callable[[Head], ChunkWriter]
+    writer: type[ChunkWriter]
     whole: Callable[[Head, Reply, Finished], dict[str, Any]]
 
 
@@ -92,7 +92,7 @@ async def rerank_documents(http: Request) -> Response:
 
 async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[Answer, Reply, Finished]:
     """Have a model read something, and wait for what comes of it."""
-    answer = await begin(http, model, request, stream=False, owner=owner_of(http), lane=Lane.INTERACTIVE)
+    answer = await begin(http, model, request, stream=False)
     try:
         return answer, *await whole(http, answer)
     except BaseException:
@@ -101,32 +101,38 @@ async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[
 
 
 async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: _Kind) -> Response:
-    lane = Lane.BACKGROUND if body.service_tier == "flex" else Lane.INTERACTIVE
-    answer = await begin(http, body.model, request, stream=body.stream, owner=owner_of(http), lane=lane)
+    flex = body.service_tier == "flex"
+
+    def rendering(job: str, status: ModelStatus) -> Rendering:
+        head = Head(
+            id=f"{kind.prefix}-{job}",
+            created=int(time.time()),
+            model=body.model or status.name,
+            fingerprint=_fingerprint(status),
+            tier="flex" if flex else "default",
+            choices=choices,
+            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        )
+        return keep(kind.writer, head)
+
+    lane = Lane.BACKGROUND if flex else Lane.INTERACTIVE
+    answer = await begin(http, body.model, request, stream=body.stream, lane=lane, rendering=rendering)
     try:
-        return await _deliver(http, body, answer, choices, kind)
+        return await _deliver(http, answer, kind, stream=body.stream)
     except BaseException:
         # Until a response has taken it over, the answer is ours to close.
         await close(answer)
         raise
 
 
-async def _deliver(http: Request, body: SamplingBody, answer: Answer, choices: int, kind: _Kind) -> Response:
-    top = Head(
-        id=f"{kind.prefix}-{answer.job}",
-        created=int(time.time()),
-        model=body.model or answer.model,
-        fingerprint=_fingerprint(http, answer),
-        tier="flex" if body.service_tier == "flex" else "default",
-        choices=choices,
-        include_usage=body.stream_options is not None and body.stream_options.include_usage,
-    )
+async def _deliver(http: Request, answer: Answer, kind: _Kind, *, stream: bool) -> Response:
+    assert answer.rendering is not None
+    writer = writer_of(answer.rendering.head)
     headers = _headers(answer)
-    if body.stream:
-        stalled = settings_of(http).stalled_client
-        return AnswerStream(answer, kind.writer(top), drain_of(http), headers=headers, stalled=stalled)
+    if stream:
+        return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=settings_of(http).stalled_client)
     reply, end = await whole(http, answer)
-    return _json(kind.whole(top, reply, end), headers)
+    return _json(kind.whole(writer.head, reply, end), headers)
 
 
 def _headers(answer: Answer) -> dict[str, str]:
@@ -138,12 +144,7 @@ def _headers(answer: Answer) -> dict[str, str]:
     return headers
 
 
-def _fingerprint(http: Request, answer: Answer) -> str:
-    try:
-        status = services_of(http)["roster"].resolve(answer.model)
-    except UnknownModel:
-        # Its board left between the two looks. The job, once accepted, is none the worse for it.
-        return fingerprint(answer.model)
+def _fingerprint(status: ModelStatus) -> str:
     card = status.card
     return fingerprint(status.name, card.engine, card.engine_version, card.quantization)
 

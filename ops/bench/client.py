@@ -27,7 +27,7 @@ class Stream:
     @property
     def chunks(self) -> list[dict[str, Any]]:
         """The objects the answer consists of."""
-        lines = b"".join(data for _, data in self.arrivals).split(b"\n\n")
+        lines = b"".join(data for _, data in self.arrivals).split(b"\n")
         return [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
 
     @property

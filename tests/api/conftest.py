@@ -20,6 +20,7 @@ def _running() -> Iterator[Site]:
 def place(_running: Site) -> Site:
     """The server, with its world as new."""
     _running.relay.play(*hello())
+    _running.relay.rendering = None
     _running.world.roster.__dict__.update(ScriptedRoster().__dict__)
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)

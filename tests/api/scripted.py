@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 
 from api.app import create_app
 from api.needs import Services
-from api.relay import Answer, ClientGone, Relay, Waiting
+from api.relay import Answer, ClientGone, Relay, Stopped, Waiting
 from api.server import Server, bind, server
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey, Scope, digest_of
@@ -28,6 +28,7 @@ from tasks.events import (
     Failed,
     Finished,
     FinishReason,
+    Numbered,
     Queued,
     Reply,
     Started,
@@ -35,10 +36,12 @@ from tasks.events import (
     Timings,
     Usage,
     fold,
+    number,
 )
-from tasks.jobs import JobState, JobView, Lane, Room
+from tasks.jobs import JobState, JobView, Lane, Rendering, Room
 from tasks.requests import Request
 from tasks.roster import Card, ModelStatus
+from tasks.store import Attended, Page
 
 JOB = "abcdefghijklmnopqrstuv"
 USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
@@ -48,7 +51,7 @@ CANCELLED = Finished(FinishReason.CANCELLED, USAGE, TIMINGS)
 
 
 class Hold:
-    """A step of a script: silence until the answer is closed, and then the end of a cancelled job."""
+    """A step of a script: silence until the answer is stopped or closed."""
 
 
 class StartHolds:
@@ -74,6 +77,9 @@ class ScriptedAnswer(Answer):
     """Plays a script. `closed` is set once somebody has closed it, however often."""
 
     def __init__(self, model: str, script: list[Step], position: int) -> None:
+        self.known = False
+        self.rendering: Rendering | None = None
+        self.grace = 0.0
         self.job = JOB
         self.model = model
         self.position = position
@@ -83,17 +89,21 @@ class ScriptedAnswer(Answer):
         self.closed = threading.Event()
         self._closing = asyncio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[Event | Waiting]:
+    async def __aiter__(self) -> AsyncIterator[Numbered | Waiting]:
+        seq = 0
         for step in self.script:
             if isinstance(step, Exception):
                 raise step
             if isinstance(step, Hold):
                 self.reached.set()
                 await self._closing.wait()
-                yield CANCELLED
-                return
+                raise Stopped
             assert not isinstance(step, StartHolds)
-            yield step
+            if isinstance(step, Waiting):
+                yield step
+            else:
+                seq += 1
+                yield Numbered(seq, step)
 
     async def whole(self, http: HttpRequest) -> Reply:
         collecting = asyncio.ensure_future(self._collect())
@@ -112,9 +122,9 @@ class ScriptedAnswer(Answer):
         return reply
 
     async def _collect(self) -> Reply:
-        return fold([event async for event in self if not isinstance(event, Waiting)])
+        return fold([item.event async for item in self if not isinstance(item, Waiting)])
 
-    async def cancel(self) -> None:
+    def stop(self) -> None:
         self._closing.set()
 
     async def close(self) -> None:
@@ -136,6 +146,7 @@ class Asked:
     commit_early: bool
     owner: str
     lane: Lane
+    grace: float
 
 
 class ScriptedRelay(Relay):
@@ -145,6 +156,7 @@ class ScriptedRelay(Relay):
         self.script: list[Step] = hello()
         self.refusal: Exception | None = None
         self.position = 0
+        self.rendering: Rendering | None = None
         self.calls: list[Asked] = []
         self.answers: list[ScriptedAnswer] = []
         self.holding = threading.Event()
@@ -181,8 +193,10 @@ class ScriptedRelay(Relay):
         owner: str = "",
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
+        grace: float = 0.0,
+        rendering: Callable[[str, ModelStatus], Rendering] | None = None,
     ) -> Answer:
-        self.calls.append(Asked(model, request, commit_early, owner, lane))
+        self.calls.append(Asked(model, request, commit_early, owner, lane, grace))
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):
@@ -192,9 +206,23 @@ class ScriptedRelay(Relay):
             finally:
                 self.start_cancelled.set()
         answer = ScriptedAnswer("tiny", list(self.script), self.position)
+        answer.grace = grace
+        if rendering is not None:
+            answer.rendering = self.rendering = rendering(JOB, TINY)
         self.answers.append(answer)
         self.answered.release()
         return answer
+
+    async def resume(self, job: str) -> tuple[Answer, Attended]:
+        if job != JOB:
+            raise JobNotFound(job)
+        answer = ScriptedAnswer("tiny", list(self.script), 0)
+        answer.known = True
+        answer.rendering = self.rendering
+        self.answers.append(answer)
+        self.answered.release()
+        seq = sum(not isinstance(step, Waiting | Hold) for step in self.script)
+        return answer, Attended("tiny", "tiny", seq, END in self.script, 0.0, self.rendering)
 
 
 CARD = Card(
@@ -210,13 +238,14 @@ CARD = Card(
     parameters="1M",
     quantization="none",
 )
+TINY = ModelStatus(card=CARD, served=True, loaded=True, loading=False, waiting=0)
 
 
 class ScriptedRoster:
     """Knows what a test says."""
 
     def __init__(self) -> None:
-        self.known = [ModelStatus(card=CARD, served=True, loaded=True, loading=False, waiting=0)]
+        self.known = [TINY]
         self.away = False
 
     async def refresh(self) -> None:
@@ -238,6 +267,7 @@ class ScriptedJobs:
 
     def __init__(self) -> None:
         self.job = view()
+        self.said: tuple[Event, ...] = ()
         self.next: JobView | None = None
         self.waits: list[float] = []
 
@@ -252,6 +282,10 @@ class ScriptedJobs:
 
     async def cancel(self, job: str) -> JobView:
         return await self.view(job)
+
+    async def events(self, job: str, after: int) -> Page:
+        await self.view(job)
+        return Page(tuple(item for item in number(len(self.said), self.said) if item.seq > after), False, True)
 
 
 class ScriptedKeys:

@@ -123,7 +123,7 @@ def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site)
 
 def test_an_answer_that_cannot_be_begun_is_closed(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect between the accepted job and its response does not leave a job that nobody reads."""
-    monkeypatch.setattr(place.world.roster, "resolve", lambda name: 1 / 0)
+    monkeypatch.setattr("api.openai.routes.writer_of", lambda head: 1 / 0)
     assert place.http.post("/v1/chat/completions", json=CHAT).status_code == 500
     assert place.relay.answer().closed.wait(5)
 

@@ -29,9 +29,11 @@ def store(aclient: redis.asyncio.Redis) -> JobStore:
     return JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
 
 
-async def accept(store: JobStore, deadline: float | None = None, reader: str | None = None) -> str:
+async def accept(store: JobStore, deadline: float | None = None, reader: str | None = None, grace: float = 0.0) -> str:
     job = new_job_id()
-    await store.accept(job, "echo", HELLO, lane=Lane.INTERACTIVE, owner="", deadline=deadline, reader=reader)
+    await store.accept(
+        *(job, "echo", HELLO), lane=Lane.INTERACTIVE, owner="", deadline=deadline, reader=reader, grace=grace
+    )
     return job
 
 
@@ -301,8 +303,8 @@ class Listener:
 
 async def test_jobs_of_a_reader_that_is_gone_are_cancelled(store: JobStore, client: redis.Redis, pace: Pace) -> None:
     """Running or waiting; those of others go on, and so do those that nobody waits for."""
-    orphans = [await accept(store, reader="api:gone") for _ in range(2)]
-    others = [await accept(store, reader=reader) for reader in ("api:there", None)]
+    orphans = [await accept(store, reader="api:gone/7") for _ in range(2)]
+    others = [await accept(store, reader=reader) for reader in ("api:there/7", None)]
     held = claim(client)
     assert held.job == orphans[0]
     listener = Listener(client, pace)
@@ -318,6 +320,24 @@ async def test_jobs_of_a_reader_that_is_gone_are_cancelled(store: JobStore, clie
     assert [(await store.view(job)).state for job in others] == [JobState.QUEUED] * 2
     listener.sweep(8)
     assert [(await store.view(job)).state for job in others] == [JobState.CANCELLED, JobState.QUEUED]
+
+
+async def test_a_job_with_a_grace_outlives_its_reader_for_so_long(
+    store: JobStore, client: redis.Redis, pace: Pace
+) -> None:
+    """Whoever comes meanwhile keeps it; else it is cancelled when the grace is over, though its API process is long gone."""
+    kept, lost = [await accept(store, reader="api:gone/1", grace=600) for _ in range(2)]
+    listener = Listener(client, pace)
+    listener.sweep(6)
+    assert {client.hexists(keys.job(job), "readers") for job in (kept, lost)} == {False}
+    await store.attend(kept, "api:there/1")
+    listener.sweep(1, breathing="api:there")
+    assert {(await store.view(job)).state for job in (kept, lost)} == {JobState.QUEUED}
+    for job in (kept, lost):
+        if client.hexists(keys.job(job), "unread"):
+            client.hset(keys.job(job), "unread", clock(client))  # the grace is over
+    listener.sweep(2, breathing="api:there")
+    assert [(await store.view(job)).state for job in (kept, lost)] == [JobState.QUEUED, JobState.CANCELLED]
 
 
 @pytest.mark.parametrize("excuse", ["a new sweeper", "an outage", "a stall", "a restart", "a sweeper that was stopped"])

@@ -55,8 +55,12 @@ class ChunkWriter:
                 assert_never(event)
 
     def problem(self, problem: Problem) -> bytes:
-        """The frames that end a stream which cannot go on."""
+        """The frames for an end that was a failure or a cancellation."""
         return self._release() + error_frame(problem)
+
+    def broken(self, problem: Problem) -> bytes:
+        """The frame that ends a stream which cannot go on. What is held back is left to whoever resumes it."""
+        return error_frame(problem)
 
     def opening(self, choice: int) -> bytes:
         """The frame before the first delta of a choice."""

@@ -1,0 +1,100 @@
+"""The events of a job: the answer's stream gone on with where a client lost it, or plain events for programs that poll."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.drain import close
+from api.errors import HttpProblem, Problem, invalid
+from api.framing import BEGINNING, AnswerStream, Place
+from api.jobs import checked_id
+from api.needs import drain_of, fronts_of, services_of, settings_of
+from api.relay import Answer
+from tasks.events import Numbered, Unreadable
+from tasks.store import Page
+
+router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
+
+_PLACE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,4}))?")
+
+_AFTER = {
+    "name": "after",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string", "examples": ["17"]},
+    "description": "Only what follows the frame or event with this id. The header `Last-Event-ID` says the same, and wins.",
+}
+
+
+@router.get("/{job}/events", summary="Go on with a job's stream", openapi_extra={"parameters": [_AFTER]})
+async def job_events(http: Request, job: str) -> Response:
+    """The stream as it was begun, from its start or from behind `after`; with `Accept: application/json` a page of events.
+
+    204 when the stream was read to its end.
+    """
+    checked_id(job)
+    after = _place(http)
+    accept = http.headers.get("accept", "")
+    if "application/json" in accept and "text/event-stream" not in accept:
+        return _page(job, await services_of(http)["jobs"].events(job, after.seq))
+    answer, attended = await services_of(http)["relay"].resume(job)
+    try:
+        if attended.ended and after >= Place(attended.seq):
+            await close(answer)
+            return Response(status_code=204, headers={"x-job-id": job})
+        return _stream(http, answer, after)
+    except BaseException:
+        await close(answer)
+        raise
+
+
+def _stream(http: Request, answer: Answer, after: Place) -> Response:
+    rendering = answer.rendering
+    if rendering is None:
+        message = (
+            f"The answer of the job '{answer.job}' comes in one piece, so it has no stream. Ask for application/json."
+        )
+        raise HttpProblem(Problem(400, "no_stream", message, job=answer.job))
+    try:
+        front = next(front for front in fronts_of(http) if front.name == rendering.front)
+        writer = front.writer(rendering.head)
+    except (StopIteration, Unreadable) as error:
+        message = str(error) or f"This version does not speak '{rendering.front}', in which the stream was begun."
+        raise HttpProblem(Problem(500, "unreadable_record", message, retry=False, job=answer.job)) from error
+    stalled = settings_of(http).stalled_client
+    headers = {"x-job-id": answer.job}
+    return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=stalled, after=after)
+
+
+def _place(http: Request) -> Place:
+    # A browser says in the header how far it came, and has the address it began with.
+    for name, text in (("Last-Event-ID", http.headers.get("last-event-id")), ("after", http.query_params.get("after"))):
+        if text:
+            match = _PLACE.fullmatch(text)
+            if match is None:
+                raise invalid(f"Invalid '{name}': it should be the id of a frame or event, such as 17 or 17.1.", name)
+            return Place(max(0, int(match[1]) - 1), int(match[2])) if match[2] else Place(int(match[1]))
+    return BEGINNING
+
+
+def _page(job: str, page: Page) -> Response:
+    events = [_named(item) for item in page.events]
+    body = {"object": "list", "data": events, "has_more": page.more, "ended": page.ended}
+    headers = {"x-job-id": job, "cache-control": "no-store"}
+    return Response(msgspec.json.encode(body), headers=headers, media_type="application/json")
+
+
+def _named(item: Numbered) -> dict[str, Any]:
+    """An event with names where the record has positions."""
+    event = item.event
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    for name in ("usage", "timings"):
+        if name in fields:
+            fields[name] = {part: getattr(fields[name], part) for part in fields[name].__struct_fields__}
+    return {"id": item.seq, "type": event.__struct_config__.tag} | fields

@@ -1,0 +1,192 @@
+"""Streams that are lost and found again, on two API processes of one service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_cancellation import until_state, view
+from tests.stack import LIMIT, Stack, eventually, free_port
+
+LETTERS = "".join(f"{place} " for place in range(60))
+"""What is answered shows where it was cut, if it was."""
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def second(stack: Stack) -> str:
+    """The address of the second API process."""
+    port = free_port()
+    stack.start("api", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    eventually(lambda: answers(url), what="a second API")
+    return url
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class Reading:
+    """A client that reads frames, and notes their ids."""
+
+    def __init__(self, reply: httpx.Response) -> None:
+        assert reply.status_code == 200, reply.read()
+        self.job = reply.headers["x-job-id"]
+        self.headers = reply.headers
+        self.frames: list[tuple[str | None, str]] = []
+        self._lines = reply.iter_lines()
+
+    def read(self, most: int | None = None) -> list[tuple[str | None, str]]:
+        """The next frames, as their id and data."""
+        found: list[tuple[str | None, str]] = []
+        identity = None
+        while len(found) != most and (line := next(self._lines, None)) is not None:
+            if line.startswith("id: "):
+                identity = line[4:]
+            elif line.startswith("data: "):
+                found.append((identity, line[6:]))
+                identity = None
+        self.frames += found
+        return found
+
+
+@contextmanager
+def chat(url: str, text: str = LETTERS, grace: str | None = "30s", **fields: Any) -> Iterator[Reading]:
+    body = {"stream": True, "messages": [{"role": "user", "content": text}]} | fields
+    headers = {"x-stream-grace": grace} if grace is not None else {}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=LIMIT) as reply:
+        yield Reading(reply)
+
+
+@contextmanager
+def events(url: str, job: str, after: str | None = None) -> Iterator[Reading]:
+    headers = {"last-event-id": after} if after is not None else {}
+    with httpx.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers, timeout=LIMIT) as reply:
+        yield Reading(reply)
+
+
+def text_of(frames: list[tuple[str | None, str]]) -> str:
+    """The text of a whole stream: one head, one role, one end, each frame once."""
+    assert frames[-1][1] == "[DONE]"
+    ids = [identity for identity, _ in frames]
+    assert None not in ids and len(set(ids)) == len(ids)
+    chunks = [json.loads(data) for _, data in frames[:-1]]
+    assert (
+        len(
+            {json.dumps([chunk[name] for name in ("id", "created", "model", "system_fingerprint")]) for chunk in chunks}
+        )
+        == 1
+    )
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
+    assert sum("role" in choice["delta"] for choice in choices) == 1
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def test_a_stream_is_gone_on_with_on_another_process(stack: Stack, second: str) -> None:
+    """Dropped twice, it is read to its end elsewhere: one unbroken answer to one claim, and readable again until it expires."""
+    with chat(stack.url) as reading:
+        frames = reading.read(20)
+        assert reading.headers["x-stream-grace"] == "30"
+        job = reading.job
+    with events(second, job, frames[-1][0]) as reading:
+        frames += reading.read(20)
+    with events(stack.url, job, frames[-1][0]) as reading:
+        frames += reading.read()
+    assert text_of(frames) == LETTERS
+    found = until_state(stack, job, "finished")
+    assert found["attempts"] == 1
+    with events(second, job) as reading:
+        assert reading.read() == frames
+    assert httpx.get(f"{second}/v1/jobs/{job}/events?after={frames[-1][0]}", timeout=LIMIT).status_code == 204
+
+
+def test_a_grace_that_is_over_ends_the_job(stack: Stack) -> None:
+    """Nobody came back, and the worker is free."""
+    with chat(stack.url, "x" * 4000, grace="300ms") as reading:
+        reading.read(5)
+    found = until_state(stack, reading.job, "cancelled")
+    assert 0 < found["usage"]["completion_tokens"] < 3000
+
+
+def test_who_looks_on_ends_nothing(stack: Stack, second: str) -> None:
+    """A second reader comes and leaves; the first one, who has no grace, reads on."""
+    with chat(stack.url, grace=None) as reading:
+        reading.read(5)
+        with events(second, reading.job) as looking:
+            assert looking.read(5) == reading.frames
+        reading.read()
+    assert text_of(reading.frames) == LETTERS
+
+
+def test_who_reads_on_keeps_a_job_whose_first_client_leaves(stack: Stack, second: str) -> None:
+    """As when a client comes back before its lost connection is noticed; no grace is needed for that."""
+    with chat(stack.url, grace=None) as reading:
+        frames = reading.read(5)
+        again = events(second, reading.job, frames[-1][0])
+        rest = again.__enter__()
+        frames += rest.read(1)
+    frames += rest.read()
+    again.__exit__(None, None, None)
+    assert text_of(frames) == LETTERS
+
+
+def test_a_client_that_leaves_without_a_grace_ends_its_job(stack: Stack) -> None:
+    """At once, as long as nobody else reads it."""
+    with chat(stack.url, "x" * 4000, grace=None) as reading:
+        reading.read(5)
+    until_state(stack, reading.job, "cancelled")
+
+
+def test_events_can_be_polled(stack: Stack) -> None:
+    """While the job runs and afterwards, without keeping it going."""
+    json_only = {"accept": "application/json"}
+    with chat(stack.url) as reading:
+        reading.read(5)
+        seen, ended = list[dict[str, Any]](), False
+        while not ended:
+            after = seen[-1]["id"] if seen else 0
+            page = httpx.get(f"{stack.url}/v1/jobs/{reading.job}/events?after={after}", headers=json_only).json()
+            seen += page["data"]
+            ended = page["ended"]
+    assert [event["id"] for event in seen] == list(range(1, len(seen) + 1))
+    assert "".join(event["text"] for event in seen if event["type"] == "text") == LETTERS
+    assert seen[-1]["type"] == "finished"
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_stream_outlives_its_process(stack: Stack, second: str, how: str) -> None:
+    """An API process that is stopped leaves the job to its grace, and says so without an id; one that dies says nothing."""
+    with chat(stack.url) as reading:
+        frames = reading.read(20)
+        process = stack.process("api")
+        process.terminate() if how == "stopped" else process.kill()
+        try:
+            rest = reading.read()
+        except httpx.TransportError:
+            rest = []
+    if how == "stopped":
+        assert rest[-1][0] is None and '"server_stopping"' in rest.pop()[1]
+        frames += rest
+    job = reading.job
+    process.wait(LIMIT)
+    stack.start("api")
+    with events(second, job, frames[-1][0]) as reading:
+        frames += reading.read()
+    assert text_of(frames) == LETTERS
+    eventually(stack.ready, what="readiness")
+    assert view(stack, job)["attempts"] == 1
