@@ -38,8 +38,7 @@ DIES_TALKING = {
 ODD = {
     "null-text": replace(SOUND, null_text=True),
     "split-utf8": replace(SOUND, split_utf8=True),
-    "late-last-token": replace(SOUND, last_token_late=200),
-    "slow-token": replace(SOUND, slow_token=2, slow_token_ms=400),
+    "late-tokens": replace(SOUND, last_token_late=200, slow_token=2, slow_token_ms=400),
 }
 SUSPECT = replace(SOUND, garbage=True, wrong_logits=True, toolkit="1.2.2")
 DEAF = SimulatedModel(ignore_abort=True, answers={"sea": LONG}, profile=Profile(decode_tps=500))
@@ -106,7 +105,7 @@ def test_a_model_that_cannot_be_loaded(stack: Stack, model: str) -> None:
     eventually(lambda: stack.has_worker(model), what="another worker")
 
 
-@pytest.mark.parametrize("model", DIES_TALKING)
+@pytest.mark.parametrize("model", ["error", "segfault", pytest.param("exit", marks=pytest.mark.full), "hang"])
 @pytest.mark.usefixtures("sound")
 def test_a_model_that_breaks_in_mid_answer(stack: Stack, model: str) -> None:
     """The answer begins as it should, ends with an error and has no [DONE]; whoever comes next finds the model there."""
