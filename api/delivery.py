@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from api.answer import Answer, ClientGone, Stopped
 from api.auth import owner_of, require
 from api.drain import close
 from api.durations import read_duration
 from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, unsupported
 from api.framing import GRACE
 from api.needs import drain_of, services_of, settings_of
-from api.relay import Answer, ClientGone, Stopped
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
 from tasks.events import Failed, Finished, FinishReason, Reply

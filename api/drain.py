@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
-from api.relay import Answer
+from api.answer import Answer
 
 log = logging.getLogger("rockchipllama.api")
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from api.relay import ClientGone
+from api.answer import ClientGone
 from tasks.errors import (
     AbilityMissing,
     CommandFailed,

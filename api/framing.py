@@ -12,9 +12,9 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
+from api.answer import Answer, Stopped, Waiting
 from api.drain import Drain, close
 from api.errors import CANCELLED, INTERNAL, STOPPING, Problem, of_error, of_failed
-from api.relay import Answer, Stopped, Waiting
 from tasks.errors import QueueUnavailable, TasksError
 from tasks.events import TERMINAL, Event, Failed, Finished, FinishReason
 

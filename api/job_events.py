@@ -10,12 +10,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answer import Answer
 from api.drain import close
 from api.errors import HttpProblem, Problem, invalid
 from api.framing import BEGINNING, AnswerStream, Place
 from api.jobs import checked_id
 from api.needs import drain_of, fronts_of, services_of, settings_of
-from api.relay import Answer
 from tasks.events import Numbered, Unreadable
 from tasks.store import Page
 

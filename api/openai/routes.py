@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answer import Answer
 from api.body import read_body
 from api.delivery import begin, whole
 from api.drain import close
@@ -25,7 +26,6 @@ from api.openai.translate import chat, completions, embeddings, models, rerank
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.kept import keep, writer_of
-from api.relay import Answer
 from tasks.events import Finished, Reply
 from tasks.jobs import Lane, Rendering
 from tasks.requests import Request as JobRequest

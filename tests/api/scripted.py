@@ -15,9 +15,10 @@ import httpx
 from fastapi import FastAPI
 from starlette.requests import Request as HttpRequest
 
+from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.app import create_app
 from api.needs import Services
-from api.relay import Answer, ClientGone, Relay, Stopped, Waiting
+from api.relay import Relay
 from api.server import Server, bind, server
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey, Scope, digest_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.relay import Waiting
+from api.answer import Waiting
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
 from tests.api.scripted import CANCELLED, END, Hold, RequestLines, Site, StartHolds, Step, site

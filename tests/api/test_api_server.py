@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api.answer import Stopped
 from api.drain import Drain
-from api.relay import Stopped
 from tasks.events import Queued, Started, TextDelta
 from tests.api.scripted import Hold, ScriptedAnswer, Site, StartHolds, Step, site
 from tests.stack import LIMIT, eventually

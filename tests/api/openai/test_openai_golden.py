@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from api.relay import Waiting
+from api.answer import Waiting
 from tasks.errors import QueueFull, UnknownModel
 from tasks.events import (
     ChoiceEnded,

@@ -1,0 +1,208 @@
+"""One answer on its way to one client: its events as they come, until they end, the client leaves or this process stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request as HttpRequest
+
+from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
+from tasks.errors import JobFailed, JobNotFound, QueueUnavailable
+from tasks.events import TERMINAL, Failed, FailureCode, Numbered, Queued, Reply, Started, fold
+from tasks.feed import Subscription
+from tasks.jobs import Rendering, Room
+from tasks.reader import BELL, Forgotten, Reader
+
+if TYPE_CHECKING:
+    from api.relay import Relay
+
+log = logging.getLogger("rockchipllama.api")
+
+CLOSE_PATIENCE = 1.0
+"""Seconds a client waits for its job's cancellation to be recorded."""
+
+FORGOTTEN = (
+    "The job queue broke down and came back without its last moments, to which this answer, or a part of it, belonged. "
+    "Ask again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not an event of the job: it still waits, or is silent for long. Fronts keep the line warm with it.
+
+    `position` counts from 1; None once a worker has the job.
+    """
+
+    position: int | None
+
+
+class ClientGone(Exception):
+    """Raised when the client closed its connection before the answer was whole; there is nobody to answer."""
+
+
+class Stopped(Exception):
+    """Raised when this process is to end, and with it its part in the answer; what becomes of the job is its grace's to say."""
+
+
+class Answer:
+    """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
+
+    `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `position` its place in the
+    queue when accepted (0: next in turn, with a worker free to take it), `room` what was left of the queue then.
+    `rendering` is how the answer is said, where its front will say it, `grace` for how many seconds its client may be away.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        job: str,
+        queue: str,
+        model: str,
+        reader: str,
+        stack: AsyncExitStack,
+        subscription: Subscription,
+    ) -> None:
+        self.job = job
+        self.model = model
+        self.position = 0
+        self.room: Room | None = None
+        self.rendering: Rendering | None = None
+        self.grace = 0.0
+        self.known = False
+        """Its client may know the job by now, and so come back to it. Without that there is no grace."""
+        self._name = reader
+        self._queue = queue
+        self._relay = relay
+        self._stack = stack
+        self._subscription = subscription
+        self._reader = Reader(relay.client, subscription, job)
+        self._place: int | None = -1
+        self._source = self._follow()
+        self._ahead: list[Numbered] = []
+        self._ended = False
+        self._forgotten = False
+        self._stopping = False
+        self._closed = False
+
+    async def first(self, patience: float) -> None:
+        """Wait, at most `patience` seconds, for the event that decides a status. Raises `JobFailed` if that is a failure."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._decide()
+        except TimeoutError:
+            # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
+            self._source = self._follow()
+        if self._ahead and isinstance(failed := self._ahead[-1].event, Failed):
+            raise JobFailed(self.job, failed)
+
+    async def _decide(self) -> None:
+        async for item in self._source:
+            if isinstance(item, Waiting):
+                continue
+            self._ahead.append(item)
+            if not isinstance(item.event, Queued | Started):
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Numbered | Waiting]:
+        """Every event in order, each once, up to the last (Finished or Failed), with `Waiting` in between.
+
+        What is not on record has the number 0. Raises `Stopped`, and `QueueUnavailable` when Redis stays away.
+        """
+        ahead, self._ahead = self._ahead, []
+        for numbered in ahead:
+            yield numbered
+        if self.position and not ahead[1:]:
+            yield Waiting(self.position)  # nothing but Queued yet: say at once why nothing comes
+        if not self._ended:
+            async for item in self._source:
+                yield item
+
+    async def whole(self, http: HttpRequest) -> Reply:
+        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` when the client leaves first, and `Stopped`."""
+        self.known = True
+        collecting = asyncio.create_task(self._collect())
+        leaving = asyncio.create_task(_disconnected(http))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                raise ClientGone
+            reply = collecting.result()
+        finally:
+            collecting.cancel()
+            leaving.cancel()
+            await asyncio.gather(collecting, leaving, return_exceptions=True)
+            await self.close()
+        if isinstance(reply.end, Failed):
+            raise JobFailed(self.job, reply.end)
+        return reply
+
+    async def _collect(self) -> Reply:
+        return fold([item.event async for item in self if not isinstance(item, Waiting)])
+
+    def stop(self) -> None:
+        """End the reading: whoever iterates gets `Stopped`, soon."""
+        self._stopping = True
+        self._subscription.put(BELL)
+
+    async def close(self) -> None:
+        """Read no more. A job that has not ended and that nobody else reads is cancelled, at once or after its grace.
+        Twice is safe; done even when the caller is being cancelled itself.
+
+        Returns once that is done, or a moment later while Redis is away: then it goes on in the background.
+        """
+        if not self._closed:
+            self._closed = True
+            await asyncio.wait({self._relay.in_background(self._close())}, timeout=CLOSE_PATIENCE)
+
+    async def _close(self) -> None:
+        try:
+            if self._forgotten or not (self._ended or self.known):
+                await self._relay.cancel(self.job)
+            elif not self._ended:
+                await self._relay.leave(self.job, self._name)
+        finally:
+            await self._stack.aclose()
+
+    async def _follow(self) -> AsyncIterator[Numbered | Waiting]:
+        """The job's events from where the last call left off, through outages of Redis."""
+        loop = asyncio.get_running_loop()
+        told = up = loop.time()
+        while True:
+            if self._stopping:
+                raise Stopped
+            try:
+                async for item in self._reader.follow():
+                    up = loop.time()
+                    if item is not None:
+                        self._ended = isinstance(item.event, TERMINAL)
+                        yield item
+                        continue
+                    if self._stopping:
+                        raise Stopped
+                    place = await self._relay.store.place(self.job, self._queue)
+                    if place != self._place or loop.time() - told >= self._relay.keep_alive:
+                        self._place, told = place, loop.time()
+                        yield Waiting(None if place is None else place + 1)
+                return
+            except (Forgotten, JobNotFound) as error:
+                log.error("an answer is lost: %s", error, extra={"job": self.job})
+                self._forgotten = True  # not the job's own end: closing this answer cancels what is left of it
+                yield Numbered(0, Failed(FailureCode.ENGINE_LOST, FORGOTTEN))
+                return
+            except (*UNREACHABLE, QueueUnavailable) as error:
+                if loop.time() - up > OUTAGE_PATIENCE:
+                    detail = error.detail if isinstance(error, QueueUnavailable) else str(error)
+                    raise QueueUnavailable(detail, begun=True) from error
+                yield Waiting(None)
+                await asyncio.sleep(0.5)
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
