@@ -15,6 +15,7 @@ import redis
 from tasks import keys
 from tasks.connection import text
 from tasks.events import Failed, FailureCode, Started, encode_events
+from tasks.policy import Ageing
 from tasks.queue import call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
 from tasks.store import CANCELLED, fields
@@ -42,13 +43,24 @@ class Claim:
     seq: int
     request: bytes
     lane: str
-    created: int
-    started: int
+    waited: int = 0
+    """How long the job waited, in all its waits."""
+    again: int = 0
+    """Tokens that earlier claims prefilled though they had been before."""
+    read: int = 0
+    """Tokens of the prompt that the claim before this one had prefilled."""
     sent: bool = False
     """Earlier claims have sent a part of the answer."""
     prompts: tuple[tuple[int, ...], ...] = ()
     """The prompts as they saw them, as token ids of `language`."""
     language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Only paused jobs wait, of which none may go on for so many seconds."""
+
+    seconds: float
 
 
 class Renewal(Enum):
@@ -57,6 +69,7 @@ class Renewal(Enum):
     RENEWED = 0
     CANCELLED = 1
     PAST_DEADLINE = 2
+    PAUSED = 3
     LOST = -1
 
 
@@ -84,23 +97,27 @@ def claim_next(
     call_id: str,
     lease: float,
     attempt: int | None = None,
-) -> Claim | None:
+    ageing: Ageing = Ageing(),  # noqa: B008 - it is a constant
+) -> Claim | Later | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
     """
     reply = cast(
-        "list[Any] | None",
+        "list[Any] | int | None",
         CLAIM.run(
             client,
             [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model)],
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
             attempt or new_attempt(),
+            *(int(seconds * 1000) for seconds in ageing),
         ),
     )
     if reply is None:
         return None
+    if isinstance(reply, int):
+        return Later(reply / 1000)
     record = fields(reply[2:])
     return Claim(
         job=reply[0].decode(),
@@ -109,8 +126,9 @@ def claim_next(
         seq=reply[1],
         request=record["request"],
         lane=record["lane"].decode(),
-        created=int(record["created"]),
-        started=int(record["started"]),
+        waited=int(record["waited"]),
+        again=int(record.get("again", 0)),
+        read=int(record.get("read", 0)),
         sent="sent" in record,
         prompts=_prompts(record),
         language=record.get("language", b"").decode(),
@@ -138,15 +156,17 @@ def _prompts(record: dict[str, bytes]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def renew(client: redis.Redis, claim: Claim, lease: float, phase: str, done: int) -> Renewal:
+def renew(
+    client: redis.Redis, claim: Claim, lease: float, phase: str, done: int, can_be_paused: bool = True
+) -> Renewal:
     """Hold the claim for another `lease` seconds, and say how far it is: `done` tokens of the prompt are prefilled."""
     return Renewal(
         cast(
             int,
             RENEW.run(
                 client,
-                [keys.job(claim.job), keys.running(claim.model)],
-                *(claim.job, claim.token, int(lease * 1000), phase, done),
+                [keys.job(claim.job), keys.running(claim.model), keys.waiting(claim.model)],
+                *(claim.job, claim.token, int(lease * 1000), phase, done, int(can_be_paused)),
             ),
         )
     )
@@ -163,13 +183,16 @@ def hand_back(
     lapsed_only: bool = False,
     final: bool = False,
     code: FailureCode = FailureCode.ENGINE_LOST,
+    read_again: int = 0,
+    paused_after: float | None = None,
 ) -> HandedBack:
     """End a claim whose holder cannot go on. The job waits again in its old place, and whoever claims it next goes on behind
     what is on record.
 
     `why` is a clause for the client. A claim that `crashed` counts: after `MOST_FAILURES` of them the job fails with `code`
     and all the reasons. With `final`, and where its model cannot go on with an answer, a job of which a part was sent fails
-    now.
+    now. `read_again` is how many tokens this claim prefilled though they had been before. A job that is paused waits until
+    no chat has run for as long as its prefill took, which is `paused_after` milliseconds.
     """
     before = cast("bytes | None", client.hget(keys.job(job), "history"))
     reasons = [*(text(before).splitlines() if before else ()), why]
@@ -186,7 +209,8 @@ def hand_back(
                 [keys.job(job), keys.events(job), keys.waiting(model), keys.running(model), keys.calls(model)],
                 *(job, token, int(lapsed_only), int(crashed), int(final)),
                 *(encode_events([Failed(code, cut_off)]), encode_events([Failed(code, given_up)]), MOST_FAILURES),
-                *(CANCELLED, call(model, "", job), why),
+                *(CANCELLED, call(model, "", job), why, read_again),
+                *((int(paused_after),) if paused_after is not None else ()),
             ),
         )
     )

@@ -50,7 +50,7 @@ class Phase(StrEnum):
 
 
 class Lane(StrEnum):
-    """Who goes first: every interactive job before any background one, those before any batch item."""
+    """Who goes first: an interactive job before any background one, those before any batch item, as `tasks/policy.py` says."""
 
     INTERACTIVE = "interactive"
     BACKGROUND = "background"
@@ -82,12 +82,16 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     phase: Phase | None = None
     position: int | None = None
     attempts: int = 0
+    pauses: int = 0
+    """How many of those ended because a chat came."""
     interruptions: tuple[str, ...] = ()
     """Why claims of it ended before it did: crashes, stalls, lapsed leases."""
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None
     prompt_tokens_done: int | None = None
+    prompt_tokens_again: int = 0
+    """Tokens that were prefilled more than once, since it was interrupted."""
     usage: Usage | None = None
     timings: Timings | None = None
     error: Failed | None = None

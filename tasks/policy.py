@@ -8,13 +8,31 @@ Turns are start-time fair queueing with one job as the unit. A job takes the tur
 over: an owner's jobs keep their order and lie a turn apart, and whoever comes newly joins the turn that is on, before the
 second of anybody else. So an owner with fifty jobs waiting keeps a newcomer waiting for none of them but the one that runs.
 
+A chat does not wait for a job of a lower lane either. That job is paused: its worker hands it back, and it is gone on with
+when no chat has run for as long as its prefill took, because that is what the next pause would cost again. A lane that comes
+to nothing in this way ages: when none of its jobs has ended for some minutes, and the next one has waited as long, that one
+goes before everything else, and is not paused. So a chat waits for one such job in that time at most, and every lane ends.
+
 `RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left:
 
   turns   zset   LANE:OWNER -> the owner's last turn; forgotten once that turn is over
-  lanes   hash   turn:LANE -> the turn that is on
+  lanes   hash   turn:LANE -> the turn that is on; ended:LANE -> when a job of the lane last ended that had run
+
+and these fields of a record:
+
+  since waited   when it last began to wait, and how long it waited before that
+  prefill        ms of its longest prefill before a pause
+  paused         1 while it waits because of a pause
+  pausing        1 once its worker was told to pause it
+  through        1 while it runs because its lane was starved, and is not to be paused
+
+Times are milliseconds by Redis' clock. Where it jumps, a wait is taken for a long one in either direction: something runs
+too early then, once, and nothing waits for years.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from tasks.jobs import Lane
 
@@ -27,13 +45,24 @@ TURN = 10**6
 million, which matters once, and only between different owners."""
 
 
+MOST_QUIET = 60.0
+"""Seconds without a chat after which any paused job goes on."""
+
+
+class Ageing(NamedTuple):
+    """Seconds after which a lane that comes to nothing is starved."""
+
+    background: float = 300.0
+    batch: float = 3600.0
+
+
 def rank(lane: Lane) -> int:
     """The lane's place among lanes; lower goes first."""
     return _RANKS[lane]
 
 
 RULES = f"""
-local LANE, TURN = {LANE}, {TURN}
+local LANE, TURN, MOST_QUIET = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}
 -- The score of one more job of an owner, the `count`-th that was accepted.
 local function line_up(turns, lanes, rank, owner, count)
   local turn = tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE)
@@ -48,5 +77,52 @@ local function take_turn(turns, lanes, score)
   if turn <= tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or -1) then return end
   redis.call('HSET', lanes, 'turn:' .. rank, turn)
   redis.call('ZREMRANGEBYSCORE', turns, rank * LANE, string.format('(%.0f', turn))
+end
+-- Milliseconds since a job of the lane ended that had run; nil when none has.
+local function since_end(lanes, rank, t)
+  local ended = redis.call('HGET', lanes, 'ended:' .. rank)
+  return ended and math.abs(t - ended)
+end
+-- The first job of a lane, if it has waited for `limit` ms and none of its lane has ended for as long.
+local function starved(waiting, lanes, t, rank, limit)
+  local last = string.format('(%.0f', (rank + 1) * LANE)
+  local id = redis.call('ZRANGEBYSCORE', waiting, rank * LANE, last, 'LIMIT', 0, 1)[1]
+  local kept = id and redis.call('HMGET', 'rl:{{' .. id .. '}}', 'since', 'waited')
+  if not kept or not kept[1] or (kept[2] or 0) + math.abs(t - kept[1]) <= limit then return end
+  local ended = since_end(lanes, rank, t)
+  return (not ended or ended > limit) and id
+end
+-- The job to serve at the time t, and whether it is to run through; else nothing, and, when all that wait are paused, after
+-- how many ms one may go on.
+local function choose(waiting, lanes, t, background, batch)
+  local id = starved(waiting, lanes, t, 1, tonumber(background)) or starved(waiting, lanes, t, 2, tonumber(batch))
+  if id then return id, true end
+  local quiet = since_end(lanes, 0, t)
+  local place, soonest = 0, nil
+  while true do
+    id = redis.call('ZRANGE', waiting, place, place)[1]
+    if not id then return nil, nil, soonest end
+    local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'paused', 'prefill')
+    local left = kept[1] and quiet and math.min(kept[2], MOST_QUIET) - quiet or 0
+    if left <= 0 then return id, false end
+    soonest = math.min(soonest or left, left)
+    place = place + 1
+  end
+end
+-- Whether this running job is to be paused, if it `can` be: a chat waits for which no other one is being paused already.
+local function must_pause(waiting, running, id, can)
+  local job = 'rl:{{' .. id .. '}}'
+  local kept = redis.call('HMGET', job, 'order', 'through')
+  if tonumber(kept[1]) < LANE then return false end
+  local chats = can and not kept[2] and redis.call('ZCOUNT', waiting, '-inf', string.format('(%.0f', LANE)) or 0
+  for _, other in ipairs(redis.call('ZRANGE', running, 0, -1)) do
+    if other ~= id and redis.call('HEXISTS', 'rl:{{' .. other .. '}}', 'pausing') == 1 then chats = chats - 1 end
+  end
+  if chats < 1 then
+    redis.call('HDEL', job, 'pausing')
+    return false
+  end
+  redis.call('HSET', job, 'pausing', 1)
+  return true
 end
 """

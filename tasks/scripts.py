@@ -17,6 +17,10 @@ Written down together because they share the record's fields:
   failures  claims that ended by a crash, a stall or a lapsed lease
   history   why each of those ended, a line each
   worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
+  since waited prefill paused pausing through   of its waits and pauses: `tasks/policy.py`
+  pauses    how often it was paused
+  read      tokens of the prompt that its last claim had prefilled
+  again     tokens that were prefilled once more because a claim had ended early
   sent      1 once a client may have seen a part of the answer
   once      1 where an answer that was begun cannot be gone on with: its tokens are not known
   language  digest of the tokenizer that `prompt:I` and the pieces are ids of
@@ -71,7 +75,7 @@ local function without(readers, reader)
 end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
-  local held = redis.call('HMGET', job, 'state', 'model', 'started')
+  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
   -- What nobody reads after the end is most of a record, and the record stays for a while.
   for _, name in ipairs(redis.call('HKEYS', job)) do
@@ -93,6 +97,8 @@ local function finish(job, events, state, payload)
   end
   if redis.call('EXISTS', 'rl:waiting:' .. held[2], 'rl:running:' .. held[2]) == 0 then
     redis.call('DEL', 'rl:turns:' .. held[2], 'rl:lanes:' .. held[2])
+  elseif held[1] == 'running' then
+    redis.call('HSET', 'rl:lanes:' .. held[2], 'ended:' .. math.floor(held[4] / LANE), now())
   end
 end
 -- A queued job ends here; a running one is flagged and its worker told. The state it was in; nil: no such job.
@@ -166,9 +172,18 @@ if waiting >= tonumber(ARGV[2]) then return answer(0) end
 local order = line_up(KEYS[8], KEYS[9], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
-  'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 9))
+  'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 9))
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
+if order < LANE then
+  -- Whoever runs what a chat need not wait for looks at once; the next renewal would tell it as well.
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+    local kept = redis.call('HMGET', 'rl:{' .. id .. '}', 'order', 'worker', 'claim')
+    if kept[3] and tonumber(kept[1]) >= LANE then
+      redis.call('PUBLISH', 'rl:control:' .. kept[2], 'chat ' .. id .. ' ' .. kept[3])
+    end
+  end
+end
 -- As many calls as jobs that wait are enough: one call serves several, so the rest would pile up while a worker is busy.
 if redis.call('LLEN', KEYS[6]) < waiting + 1 then redis.call('LPUSH', KEYS[6], ARGV[6]) end
 return answer(1)
@@ -178,8 +193,10 @@ return answer(1)
 
 CLAIM = Script(
     """
--- KEYS waiting running turns lanes   ARGV worker board child call lease-ms started-event deadline-event attempt
--- -> {id, seq, field, value, ...} of the job now held, or nil.  Jobs past their deadline end on the way.
+-- KEYS waiting running turns lanes
+-- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms
+-- -> {id, seq, field, value, ...} of the job now held, or nil; where only paused jobs wait, after how many ms one may go on.
+-- Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
 local function held(id, job, seq)
   redis.call('ZADD', KEYS[2], now() + ARGV[5], id)
@@ -193,12 +210,12 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   end
 end
 while true do
-  local id = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
-  if not id then return nil end
+  local id, through, left = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10])
+  if not id then return left end
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
-  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order')
+  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since')
   if kept[1] == 'queued' then
     take_turn(KEYS[3], KEYS[4], kept[3])
     if tonumber(kept[2]) < now() then
@@ -208,6 +225,9 @@ while true do
       local fence = redis.call('HINCRBY', job, 'fence', 1)
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
+      redis.call('HINCRBY', job, 'waited', math.abs(now() - kept[4]))
+      redis.call('HDEL', job, 'paused')
+      if through then redis.call('HSET', job, 'through', 1) end
       return held(id, job, tell(job, events, ARGV[6], ARGV[8]))
     end
   end
@@ -217,7 +237,7 @@ end
 
 APPEND = Script(
     """
--- KEYS job events running   ARGV claim after seq events pieces [state end | - field value ...]
+-- KEYS job events running   ARGV claim after seq events pieces [state end | -] [field value ...]
 -- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more, -2-N not written: the record
 -- ends at N, before the number `after` that is to stand before this append, and may have no hole.
 -- Sent twice it writes once: what the record has is not written again.
@@ -242,6 +262,7 @@ if ARGV[6] == '-' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 7))
 elseif ARGV[6] then
   redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
+  if ARGV[8] then redis.call('HSET', KEYS[1], unpack(ARGV, 8)) end
   finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
 end
 return kept[3] and 1 or 0
@@ -250,8 +271,9 @@ return kept[3] and 1 or 0
 
 RENEW = Script(
     """
--- KEYS job running   ARGV id claim lease-ms phase done
--- -> 0 renewed, 1 renewed and the job is to be cancelled, 2 its deadline has passed, -1 the claim is not ours any more.
+-- KEYS job running waiting   ARGV id claim lease-ms phase done can-be-paused
+-- -> 0 renewed, 1 renewed and the job is to be cancelled, 2 its deadline has passed, 3 renewed and it is to be paused,
+-- -1 the claim is not ours any more.
 -- Written past the append-only file: a lease is worth nothing after a restart, and SD cards wear.
 redis.set_repl(redis.REPL_NONE)
 local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'cancel', 'phase', 'deadline')
@@ -260,16 +282,19 @@ redis.call('ZADD', KEYS[2], now() + ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'phase', ARGV[4], 'done', ARGV[5])
 if kept[4] ~= ARGV[4] then bell(KEYS[1]) end
 if tonumber(kept[5]) < now() then return 2 end
-return kept[3] and 1 or 0
+if kept[3] then return 1 end
+return must_pause(KEYS[3], KEYS[2], ARGV[1], ARGV[6] == '1') and 3 or 0
 """
 )
 
 HAND_BACK = Script(
     """
 -- KEYS job events waiting running calls
--- ARGV id claim lapsed-only crashed final cut-off-event given-up-event most-failures cancelled-event call why
+-- ARGV id claim lapsed-only crashed final cut-off-event given-up-event most-failures cancelled-event call why read-again
+-- [ms that the prefill took, of a job that is paused]
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
-local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history')
+local kept = redis.call('HMGET', KEYS[1],
+  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -285,6 +310,7 @@ if ARGV[4] == '1' then
   failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
   redis.call('HSET', KEYS[1], 'history', (kept[7] or '') .. ARGV[11] .. '\\n')
 end
+if ARGV[12] ~= '0' then redis.call('HINCRBY', KEYS[1], 'again', ARGV[12]) end
 local payload
 if kept[5] then payload = ARGV[9]
 elseif kept[3] and (kept[6] or ARGV[5] == '1') then payload = ARGV[6]
@@ -294,8 +320,12 @@ if payload then
   finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
   return kept[5] and 3 or 1
 end
-redis.call('HSET', KEYS[1], 'state', 'queued')
-redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done')
+redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(), 'read', kept[8] or 0)
+redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done', 'pausing', 'through')
+if ARGV[13] then
+  redis.call('HSET', KEYS[1], 'paused', 1, 'prefill', math.max(kept[9] or 0, ARGV[13]))
+  redis.call('HINCRBY', KEYS[1], 'pauses', 1)
+end
 redis.call('ZADD', KEYS[3], kept[4], ARGV[1])
 redis.call('LPUSH', KEYS[5], ARGV[10])
 bell(KEYS[1])

@@ -219,7 +219,7 @@ class EventWriter:
             _pieces_encoder.encode(self._pieces) if self._pieces else b"",
         ]
         if terminal is not None:
-            args += [terminal_state(terminal).value, encode_events([terminal])]
+            args += [terminal_state(terminal).value, encode_events([terminal]), *self._fields]
         else:
             # Whatever is written here is for the client, the end of an empty choice as well.
             if not self._sent:

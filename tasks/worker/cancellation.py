@@ -1,4 +1,5 @@
-"""Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon."""
+"""Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon; and
+that a chat waits."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ class ControlListener:
         *,
         on_load: Callable[[], None],
         on_cancel: Callable[[str, str], None],
+        on_chat: Callable[[str, str], None],
         on_stop: Callable[[], None],
     ) -> None:
         self._client = client
         self._channel = keys.control(worker)
         self._on_load = on_load
         self._on_cancel = on_cancel
+        self._on_chat = on_chat
         self._on_stop = on_stop
         self._redis = Outages(log, "the control channel")
         self._closed = False
@@ -67,6 +70,8 @@ class ControlListener:
         match message.split():
             case ["cancel", job, claim]:
                 self._on_cancel(job, claim)
+            case ["chat", job, claim]:
+                self._on_chat(job, claim)
             case ["load"]:
                 self._on_load()
             case ["stop"]:

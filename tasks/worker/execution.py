@@ -26,6 +26,8 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
     prepared = preparer.prepare(requests.decode_request(claim.request), claim.prompts if begun is not None else ())
     match prepared:
         case Prepared():
+            if any(prompt.turn is not None for prompt in prepared.prompts):
+                run.can_be_paused = False  # nobody knows the tokens of such a prompt
             tokens = (prompt.tokens for prompt in prepared.prompts)
             run.writer.note(phase=Phase.PREFILL.value, language=language, **prompt_fields(tokens))
             return generate.run(prepared, engine, run, run.totals, begun)

@@ -101,6 +101,8 @@ class _Answer:
         self._parser = TextParser(prepared.stop)
         self._first = turn == 0
         self._tokens = len(begun.pieces)
+        self._prefilled = 0
+        """Tokens of the prompt that the engine says are done, while it says so."""
 
     def run(self, engine: TextEngine, sink: Sink, totals: Totals) -> _Last | None:
         """Say what is left of it, but for its last words; None once the job was cancelled."""
@@ -123,7 +125,12 @@ class _Answer:
                 "knows the prompt's tokens, and it cannot be gone on with. Ask again."
             )
         prompt = replace(self._prompt, tokens=[*self._prompt.tokens, *said], max_tokens=left) if said else self._prompt
-        generation = engine.generate(prompt, self._sampling, sink.prefilled)
+
+        def prefilled(tokens: int) -> None:
+            self._prefilled = tokens
+            sink.prefilled(tokens)
+
+        generation = engine.generate(prompt, self._sampling, prefilled)
         if not sink.begin(generation):
             return None
         try:
@@ -141,7 +148,10 @@ class _Answer:
         prompt = len(self._prompt.tokens) if known or stats is None else stats.prompt_tokens
         if stats is None:
             stats = Stats(prompt if self._tokens or self.begun.ended else 0, 0, 0.0, 0, 0.0)
-        again = stats.prompt_tokens - stats.cached_tokens if self.begun.pieces and stats.prompt_tokens > prompt else 0
+        again = 0
+        if self.begun.pieces and stats.prompt_tokens > prompt:
+            read = stats.prompt_tokens if self._tokens > len(self.begun.pieces) else self._prefilled
+            again = max(0, read - stats.cached_tokens)
         # To its client an interrupted answer is one answer to one prompt, however often that had to be read.
         seen = replace(
             stats,

@@ -22,6 +22,9 @@ FIRST_RENEWAL = 0.1
 RENEWAL = 1.0
 """Seconds from a claim to its first renewal, and at most between two; each tells clients how far the job is."""
 
+OTHERS_FIRST = 0.005
+"""Seconds in which a worker that is free takes a job that has just been accepted."""
+
 
 class Heartbeat:
     """One thread beside the engine's. It must not stop while C code runs, so the engine releases Python's lock."""
@@ -45,6 +48,11 @@ class Heartbeat:
             # The first renewal tells how far a run is that takes its time; a short one has ended by then.
             self._renewal_due = time.monotonic() + FIRST_RENEWAL
             self._wake.set()
+
+    def renew_soon(self) -> None:
+        """A chat waits, for which the run may have to make room: ask, once another worker could have taken it."""
+        self._renewal_due = min(self._renewal_due, time.monotonic() + OTHERS_FIRST)
+        self._wake.set()
 
     def changed(self) -> None:
         """The worker's state changed: breathe now."""
@@ -76,7 +84,7 @@ class Heartbeat:
                 # A defect of ours; but without its pulse this worker would soon count as dead.
                 log.exception("the heartbeat stumbled, and goes on")
             next_due = self._breath_due if self._run is None else min(self._breath_due, self._renewal_due)
-            self._wake.wait(max(0.01, next_due - time.monotonic()))
+            self._wake.wait(max(0.001, next_due - time.monotonic()))
 
     def _renew(self, run: JobRun) -> None:
         limit = run.stalled
@@ -86,11 +94,13 @@ class Heartbeat:
                 "job %s made no progress in %s for %.0f s; restarting the engine", run.claim.job, run.phase, limit
             )
             os.kill(os.getpid(), signal.SIGKILL)
-        match renew(self._client, run.claim, self._lease, run.phase.value, run.done):
+        match renew(self._client, run.claim, self._lease, run.phase.value, run.done, run.can_be_paused):
             case Renewal.CANCELLED:
                 run.cancel("cancelled")
             case Renewal.PAST_DEADLINE:
                 run.cancel("deadline")
+            case Renewal.PAUSED:
+                run.cancel("pause")
             case Renewal.LOST:
                 # The record is another's now; whatever this run still does, nobody will read.
                 run.cancel("lost")

@@ -24,6 +24,8 @@ class JobRun:
         self.phase = Phase.LOADING
         self.done = 0
         """Tokens of the prompt that are prefilled."""
+        self.can_be_paused = True
+        """False once it must not be: whoever claimed it next could not go on with its answer."""
         self.load_ms = 0.0
         self.reason: str | None = None
         """Why it is to end early; None while nobody asked."""
@@ -41,6 +43,13 @@ class JobRun:
     def cancelled(self) -> bool:
         """Somebody asked for its end, for whatever reason."""
         return self.reason is not None
+
+    @property
+    def read_again(self) -> int:
+        """Tokens that were prefilled though an earlier claim had done so."""
+        if self.claim.sent:
+            return self.totals.read_again
+        return max(0, min(self.claim.read, self.done) - self.totals.cached_tokens)
 
     @property
     def stalled(self) -> float | None:
@@ -77,19 +86,19 @@ class JobRun:
     def cancel(self, reason: str) -> None:
         """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays.
 
-        Reasons are `cancelled`, `deadline`, `lost` (another worker has the job) and `stop` (this worker is to leave, and
-        hands the job back; it waits for Redis no longer).
+        Reasons are `cancelled`, `deadline`, `lost` (another worker has the job), `pause` (a chat waits) and `stop` (this
+        worker is to leave, and waits for Redis no longer). With the last two it hands the job back, and a load goes on.
         """
         if reason == "stop":
             self.writer.hurry()
         with self._lock:
-            if self.reason is not None:
+            if self.reason is not None or (reason == "pause" and not self.can_be_paused):
                 return
             self.reason = reason
             work = self._work
         if work is not None:
             work.abort()
-        elif self.phase is Phase.LOADING and reason != "stop":
+        elif self.phase is Phase.LOADING and reason not in ("stop", "pause"):
             with suppress(ClaimLost):  # it may have ended in this very moment
                 self.writer.end(self.last_event())
 
@@ -101,9 +110,13 @@ class JobRun:
                 "The request's deadline passed before its answer was complete, and it was stopped.",
             )
         totals = self.totals
-        queued = float(max(0, self.claim.started - self.claim.created))
         return Finished(
             FinishReason.CANCELLED if self.cancelled else reason,
             totals.usage(),
-            Timings(queued, round(self.load_ms, 3), round(totals.prefill_ms, 3), round(totals.decode_ms, 3)),
+            Timings(
+                float(self.claim.waited),
+                round(self.load_ms, 3),
+                round(totals.prefill_ms, 3),
+                round(totals.decode_ms, 3),
+            ),
         )

@@ -12,12 +12,14 @@ import redis
 
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
-from tasks.claims import Claim, claim_next, hand_back, new_attempt
+from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
+from tasks.policy import Ageing
 from tasks.prompting.failures import failure
 from tasks.prompting.setup import setup_of
+from tasks.queue import send
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
@@ -37,6 +39,7 @@ JOBS_PER_CALL = 8
 AGAIN = 0.5
 """Seconds between two tries while Redis cannot serve."""
 
+PAUSED = "a chat came first"
 STOPPED = "the worker was stopped while it worked on this"
 FORGOTTEN = "the job queue came back without the last moments of this answer"
 AWAY = "the job queue was away for so long that the worker gave this up"
@@ -75,14 +78,20 @@ class Serving:
         self._stopping = False
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
+        self._look_again: threading.Timer | None = None
+        """Where only paused jobs wait: until the first of them may go on."""
         self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence)
-        self._control = ControlListener(client, worker, on_load=self._load, on_cancel=self._cancel, on_stop=self._stop)
+        self._control = ControlListener(
+            client, worker, on_load=self._load, on_cancel=self._cancel, on_chat=self._chat_waits, on_stop=self._stop
+        )
 
     def close(self) -> None:
         """Close the engine and let go of Redis. Twice is safe."""
         self._leaving.set()
+        if self._look_again is not None:
+            self._look_again.cancel()
         self._heartbeat.close()
         self._control.close()
         self._slot.close()
@@ -126,14 +135,17 @@ class Serving:
                     self._heartbeat.hold(None)
         except UNREACHABLE as error:
             log.error("a job could not be recorded, Redis stayed away: %s", error, extra={"job": claim.job})
-            return self._give_back(claim, AWAY)
+            return self._give_back(run, AWAY)
 
     def _claim(self, call: str) -> Claim | None:
-        """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time."""
+        """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time.
+
+        Where only paused jobs wait, there is a call when the first of them may go on.
+        """
         attempt = new_attempt()
         while not self._stopping:
             try:
-                claim = claim_next(
+                found = claim_next(
                     self._client,
                     self._model.id,
                     worker=self._worker,
@@ -142,28 +154,49 @@ class Serving:
                     call_id=call,
                     lease=self._lease,
                     attempt=attempt,
+                    ageing=Ageing(self._settings.background_wait, self._settings.batch_wait),
                 )
             except UNREACHABLE as error:
                 self._redis.lost(error)
                 self._leaving.wait(AGAIN)
             else:
                 self._redis.found()
-                return claim
+                if isinstance(found, Later):
+                    self._call_in(found.seconds)
+                    return None
+                return found
         return None
+
+    def _call_in(self, seconds: float) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()
+        self._look_again = threading.Timer(seconds, self._call)
+        self._look_again.daemon = True
+        self._look_again.start()
+
+    def _call(self) -> None:
+        try:
+            send(self._client, self._model.id)
+        except UNREACHABLE as error:
+            log.info("no call was sent for a paused job, the sweep will: %s", error)
 
     def _work(self, run: JobRun) -> str:
         claim = run.claim
         try:
             last = self._answer(run)
             if run.reason == "stop":
-                return self._give_back(claim, STOPPED)
+                return self._give_back(run, STOPPED)
+            if run.reason == "pause":
+                return self._give_back(run, PAUSED, paused_after=run.totals.prefill_ms)
+            if run.read_again:
+                run.writer.note(again=str(claim.again + run.read_again))
             run.writer.end(last)
         except _Broken as broken:
-            return self._give_back(claim, broken.failed.message.rstrip("."), crashed=True, code=broken.failed.code)
+            return self._give_back(run, broken.failed.message.rstrip("."), crashed=True, code=broken.failed.code)
         except RecordCut as error:
             log.error("%s", error, extra={"job": claim.job, "model": claim.model})
             # Its clients have read what is not on record any more, and would read another answer behind it.
-            return self._give_back(claim, FORGOTTEN, final=True)
+            return self._give_back(run, FORGOTTEN, final=True)
         except ClaimLost as error:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
@@ -209,26 +242,34 @@ class Serving:
 
     def _give_back(
         self,
-        claim: Claim,
+        run: JobRun,
         why: str,
         *,
         crashed: bool = False,
         final: bool = False,
         code: FailureCode = FailureCode.ENGINE_LOST,
+        paused_after: float | None = None,
     ) -> str:
         """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
+        claim = run.claim
         while True:
             try:
                 became = hand_back(
-                    *(self._client, claim.model, claim.job, claim.token, why), crashed=crashed, final=final, code=code
+                    *(self._client, claim.model, claim.job, claim.token, why),
+                    crashed=crashed,
+                    final=final,
+                    code=code,
+                    read_again=run.read_again,
+                    paused_after=paused_after,
                 )
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):
                     log.error("a job could not be handed back: %s", error, extra={"job": claim.job})
                     return f"{claim.job} not handed back"
             else:
-                log.info("job handed back", extra={"job": claim.job, "model": claim.model, "now": became.name.lower()})
-                return f"{claim.job} handed back"
+                facts = {"job": claim.job, "model": claim.model, "now": became.name.lower(), "why": why}
+                log.info("job handed back", extra=facts)
+                return f"{claim.job} handed back: {why}"
 
     def _load(self) -> None:
         """Load the model ahead of the first job, beside the thread that listens."""
@@ -249,6 +290,11 @@ class Serving:
         if run is not None and (run.claim.job, run.claim.token) == (job, claim):
             run.cancel("cancelled")
 
+    def _chat_waits(self, job: str, claim: str) -> None:
+        run = self._run
+        if run is not None and (run.claim.job, run.claim.token) == (job, claim):
+            self._heartbeat.renew_soon()
+
     def _stop(self) -> None:
         self._stopping = True
         timer = threading.Timer(self._settings.worker_grace, self._stop_run)
@@ -262,7 +308,7 @@ class Serving:
             return
         run.cancel("stop")
         if run.phase is Phase.LOADING:
-            self._give_back(run.claim, STOPPED)  # nothing else can end a load early
+            self._give_back(run, STOPPED)  # nothing else can end a load early
 
     def _presence(self) -> Presence:
         if self._slot.loading:

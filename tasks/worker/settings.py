@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from tasks.policy import Ageing
 from tasks.settings import Settings
 
 
@@ -25,6 +26,17 @@ class WorkerSettings(Settings):
     )
     token_stall: float = Field(
         60.0, gt=0, description="Seconds between two tokens before the worker counts as stuck and is restarted."
+    )
+    background_wait: float = Field(
+        Ageing().background,
+        gt=0,
+        description="Seconds after which a background job goes before interactive ones, if none of its kind has ended for as "
+        "long; it is then not paused.",
+    )
+    batch_wait: float = Field(
+        Ageing().batch,
+        gt=0,
+        description="The same for jobs of a batch, which then go before those in the background, too.",
     )
     worker_grace: float = Field(
         10.0, ge=0, description="Seconds a stopping worker goes on with its job before it hands it back."

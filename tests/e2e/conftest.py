@@ -25,6 +25,7 @@ def stack() -> Iterator[Stack]:
         queue_limit=8,
         max_body=1_000_000,
         worker_grace=1,
+        trusted_proxies="127.0.0.1",
     )
     stack.add_model("writer", {}, 'abilities = ["text"]')
     stack.add_model("reader", {}, 'abilities = ["embedding"]')

@@ -141,6 +141,32 @@ def test_what_is_read_again_is_counted() -> None:
     assert again.read_again == 1
 
 
+class Leaving(Transcript):
+    """Is told to end in the middle of its prefill."""
+
+    left = False
+
+    @property
+    def cancelled(self) -> bool:
+        return self.left
+
+    def prefilled(self, tokens: int) -> None:
+        super().prefilled(tokens)
+        self.left = True
+        self.begun[-1].abort()
+
+
+def test_of_a_prefill_that_breaks_off_only_what_was_read_counts() -> None:
+    """The rest was not read again."""
+    prepared = request("x" * 1000)
+    _, begun = next(islice(records(whole(prepared)[0].writes), 7, None))
+    fresh = EchoEngine(Model(id="other", engine="echo", folder=Path("echo")))
+    totals, sink = Totals(), Leaving()
+    run(prepared, fresh, sink, totals, begun)
+    assert sink.progress == [totals.read_again]
+    assert 0 < totals.read_again < 1000
+
+
 def test_a_record_that_contradicts_itself_is_not_continued() -> None:
     """Text that its pieces do not spell was made by other rules; to go on would make nonsense of it."""
     undisturbed, _ = whole(request())

@@ -28,7 +28,7 @@ class Ear:
         self.cancelled: list[tuple[str, str]] = []
         self.defects: list[Exception] = []
         self.listener = ControlListener(
-            client, "echo@one", on_load=self._load, on_cancel=self._cancel, on_stop=lambda: None
+            client, "echo@one", on_load=self._load, on_cancel=self._cancel, on_chat=self._cancel, on_stop=lambda: None
         )
 
     def _load(self) -> None:
@@ -136,7 +136,7 @@ from tasks.worker.settings import WorkerSettings
 
 url, limit = sys.argv[1:]
 client = connect(url)
-claim = Claim("a" * 22, "echo", "1-7", 2, b"", "interactive", 0, 0)
+claim = Claim("a" * 22, "echo", "1-7", 2, b"", "interactive")
 run = JobRun(claim, WorkerSettings(**{limit: 0.2}))
 run.writer = EventWriter(client, claim.job, "echo", claim.token, 2, lambda: None, patience=5)
 if limit != "load_stall":
@@ -154,7 +154,10 @@ threading.Event().wait()
 @pytest.mark.parametrize("limit", ["load_stall", "prefill_stall", "token_stall"])
 def test_a_process_whose_engine_is_stuck_ends_itself(client: redis.Redis, valkey_url: str, limit: str) -> None:
     """In each phase by its own limit, the hard way: nothing else ends code in C."""
-    client.hset(keys.job("a" * 22), mapping={"state": "running", "claim": "1-7", "model": "echo", "deadline": 10**15})
+    client.hset(
+        keys.job("a" * 22),
+        mapping={"state": "running", "claim": "1-7", "model": "echo", "order": 0, "deadline": 10**15},
+    )
     process = subprocess.run(
         [sys.executable, "-c", STUCK, valkey_url, limit], capture_output=True, text=True, timeout=LIMIT, check=False
     )

@@ -15,6 +15,7 @@ import redis
 from npu.engine import TextEngine
 from npu.engines.echo import EchoEngine
 from npu.errors import ModelRefused
+from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks import keys, roster
 from tasks.claims import HandedBack, claim_next, hand_back
@@ -64,13 +65,13 @@ class Place:
         self.loaded += 1
         return self.engine()
 
-    def accept(self, text: str = "hello") -> str:
+    def accept(self, text: str = "hello", lane: Lane = Lane.INTERACTIVE) -> str:
         job = new_job_id()
 
         async def send() -> None:
             aclient = connect_async(self.url)
             store = JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
-            await store.accept(job, "echo", ChatRequest((Message("user", text),)), lane=Lane.INTERACTIVE, owner="")
+            await store.accept(job, "echo", ChatRequest((Message("user", text),)), lane=lane, owner="")
             await aclient.aclose()
 
         asyncio.run(send())
@@ -488,3 +489,84 @@ def test_a_load_ahead_of_jobs_that_fails_is_logged(
     job = place.accept()
     place.call()
     place.until(job, JobState.FINISHED)
+
+
+def test_a_chat_goes_before_what_runs_in_the_background(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its prefill, with no renewal due; when it may go on there is a call, and its answer is whole. What was
+    prefilled twice is counted."""
+    monkeypatch.setattr(heartbeat, "RENEWAL", 1000.0)
+    place = make(lease=10**6)
+    options = {"prefill_tokens_per_second": 640.0}
+    place.engine = lambda: EchoEngine(Model(id="echo", engine="echo", folder=Path("echo"), engine_options=options))
+    low = place.accept("l" * 3000, Lane.BACKGROUND)
+    serving_ = place.call()
+    eventually(lambda: place.serving._run is not None and place.serving._run.done >= 128, what="a part of the prefill")
+    options["prefill_tokens_per_second"] = 0.0
+    chat = place.accept("hello")
+    serving_.join(LIMIT)
+    assert [outcome.split(": ", 1) for outcome in place.outcomes[0].split("; ")] == [
+        [f"{low} handed back", "a chat came first"],
+        [f"{chat} stop", "5 tokens"],
+    ]
+    assert place.view(low).state is JobState.QUEUED
+    # Nobody takes calls here: there is that for the first job and that for the pause, and then one more.
+    eventually(lambda: place.client.llen(keys.calls("echo")) == 3, what="a call")
+    place.call()
+    found = place.until(low, JobState.FINISHED)
+    assert place.text(low) == "l" * 3000
+    assert (found.pauses, found.attempts, found.interruptions) == (1, 2, ())
+    assert 100 < found.prompt_tokens_again < 3000
+    assert place.loaded == 1
+
+
+def test_a_chat_that_comes_while_the_model_loads_is_the_first_to_be_answered(make: Make) -> None:
+    """Whatever the load was begun for goes after it."""
+    place = make()
+    place.gate.clear()
+    low = place.accept(lane=Lane.BATCH)
+    serving_ = place.call()
+    eventually(lambda: place.serving._run is not None, what="the claim")
+    chat = place.accept()
+    eventually(lambda: place.serving._run is not None and place.serving._run.cancelled, what="the pause")
+    place.gate.set()
+    serving_.join(LIMIT)
+    jobs = [outcome.split()[0] for outcome in place.outcomes[0].split("; ")]
+    assert jobs == [low, chat, low]
+    assert place.loaded == 1
+
+
+def test_a_worker_that_is_told_to_stop_pauses_and_takes_nothing_more(make: Make) -> None:
+    """The chat is for another worker, and so is what was paused."""
+    place = make(worker_grace=1000)
+    place.gate.clear()
+    low = place.accept(lane=Lane.BACKGROUND)
+    serving_ = place.call()
+    eventually(lambda: place.serving._run is not None, what="the claim")
+    place.client.publish(keys.control(WORKER), "stop")
+    chat = place.accept()
+    eventually(lambda: place.serving._run is not None and place.serving._run.reason == "pause", what="the pause")
+    eventually(lambda: place.serving._stopping, what="the stop")
+    place.gate.set()
+    serving_.join(LIMIT)
+    assert [place.view(job).state for job in (low, chat)] == [JobState.QUEUED] * 2
+    assert place.client.zcard(keys.running("echo")) == 0
+
+
+def test_what_could_not_be_gone_on_with_is_not_paused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer to a prompt whose tokens nobody knows ends before the chat begins."""
+    monkeypatch.setattr(heartbeat, "RENEWAL", 0.01)
+    place = make()
+    talker = talking(place)
+    talker.engine.tokenizer = HiddenTokenizer("echo")  # type: ignore[assignment]
+    low = place.accept(lane=Lane.BACKGROUND)
+    serving_ = place.call()
+    talker.say(1)
+    eventually(lambda: place.text(low) == "a", what="a part of the answer")
+    chat = place.accept()
+    renewed = place.client.zscore(keys.running("echo"), low)
+    eventually(lambda: place.client.zscore(keys.running("echo"), low) > renewed, what="a renewal")  # type: ignore[operator]
+    assert place.view(chat).state is JobState.QUEUED
+    talker.say(11)
+    serving_.join(LIMIT)
+    assert [outcome.split()[0] for outcome in place.outcomes[0].split("; ")] == [low, chat]
+    assert (place.text(low), place.view(low).pauses) == ("abcdef", 0)
