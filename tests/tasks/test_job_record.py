@@ -420,7 +420,8 @@ async def test_a_running_job_learns_of_its_cancellation_with_its_next_append(
 
 @pytest.mark.parametrize("sent", [False, True], ids=["untouched", "touched"])
 async def test_a_crashed_claim_waits_again(store: JobStore, client: redis.Redis, sent: bool) -> None:
-    """In its old place before younger ones; whoever claims it next is told what there is to go on from."""
+    """In its old place before younger ones, with a call of its own; whoever claims it next is told what there is to go on
+    from."""
     job = await accept(store)
     await accept(store)
     held = claim(client)
@@ -429,7 +430,11 @@ async def test_a_crashed_claim_waits_again(store: JobStore, client: redis.Redis,
         writer.note(language="bytes", **prompt_fields([(1, 2), (300_000,)]))
         if sent:
             writer.write((TextDelta("half an"),))
+    calls = client.llen(keys.calls("echo"))
     assert hand_back(client, "echo", job, held.token, "the process died", crashed=True) is HandedBack.WAITING
+    assert (
+        client.llen(keys.calls("echo")) == calls + 1
+    )  # the one it was claimed on is used up, and the sweep may be far
     view = await store.view(job)
     assert (view.state, view.position, view.interruptions) == (JobState.QUEUED, 1, ("the process died",))
     again = claim(client)
