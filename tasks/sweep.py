@@ -29,8 +29,8 @@ SLUGGISH = 1.0
 """Seconds after which a late answer of Redis counts as an outage: whoever renews a lease waited as long."""
 
 SEARCH = 1000, 20
-"""Keys that one step of the search for models looks at, and steps in one sweep: some milliseconds of Redis' time. With
-100,000 jobs on record the search comes round in about a minute."""
+"""Keys that one step of the search for models looks at, and steps in one sweep: at most some 15 ms of Redis' time, and
+others get their turn after each step. With 100,000 jobs on record the search comes round in about a minute."""
 
 VANISHED = "the worker that had this vanished"
 TOO_LATE = "The request waited longer than its deadline allows and was given up before it began."
