@@ -15,8 +15,10 @@ rl:lanes:MODEL         hash     how far the turns of each lane are; vanishes lik
 What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
+rl:clock               string   SHIFT:SEEN of the service's clock, ms: how far Redis' has jumped, and the last look
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
 rl:api_keys            hash     digest of a key -> its name and scopes
+rl:presence            hash     workers and boards that breathe, while there are any; past the append-only file
 rl:serve.MODEL         list     Celery: calls to serve, while there are any
 rl:_kombu.*            set, zset   Celery: which queue a call goes to
 rl:unacked*            hash, zset, string   Celery: calls that are being served
@@ -27,7 +29,6 @@ rl:refusal             string   why no job is accepted at the moment, while `up`
 
 The same, and is written past the append-only file:
 
-rl:presence            hash     workers, boards and API processes that breathe
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS.
@@ -40,11 +41,16 @@ ORDER = "rl:order"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
 PACE = "rl:pace"
+CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
 API_KEYS = "rl:api_keys"
 
-PERMANENT = (ORDER, CARDS, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
+PERMANENT = (ORDER, CLOCK, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
 """Patterns of the keys that may stand without an expiry when no job is left."""
+
+
+JOBS = "rl:{*}"
+"""The records of all jobs, as a pattern."""
 
 
 def job(job_id: str) -> str:

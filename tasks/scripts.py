@@ -30,7 +30,7 @@ Written down together because they share the record's fields:
 
 Every stream entry has as its id SEQ-ATTEMPT, the number of its last event and the attempt of the claim that wrote it (0 when
 none did), as `e` the events and as `p` the pieces they came from. Its message on the channel is SEQ-ATTEMPT:EVENTS.
-Times are milliseconds by Redis' own clock.
+Times are milliseconds by the service's clock: Redis' own without its jumps (`tasks/clock.py`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,26 @@ from tasks.policy import RULES
 _COMMON = (
     RULES
     + """
-local function now()
+-- Redis' clock, what the service's lies behind it, and when that was last looked at.
+local function clocks()
   local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  local raw = t[1] * 1000 + math.floor(t[2] / 1000)
+  local shift, seen = string.match(redis.call('GET', 'rl:clock') or '', '^(-?%d+):(-?%d+)$')
+  return raw, tonumber(shift or 0), tonumber(seen or raw)
+end
+local function set_clock(shift, seen)
+  redis.call('SET', 'rl:clock', string.format('%.0f:%.0f', shift, seen))
+end
+-- It stands still where it cannot be right, until somebody has looked.
+local function now()
+  local raw, shift, seen = clocks()
+  if math.abs(raw - shift - seen) > 30000 then return seen end
+  return raw - shift
+end
+-- No lease or deadline on the disk may be made after the last look that is there, and no job is older than the first look.
+local function keep_clock()
+  local _, shift = clocks()
+  set_clock(shift, now())
 end
 local function last_seq(events)
   local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
@@ -170,6 +187,7 @@ if refusal then return {-1, refusal} end
 local waiting = redis.call('ZCARD', KEYS[3])
 if waiting >= tonumber(ARGV[2]) then return answer(0) end
 local order = line_up(KEYS[8], KEYS[9], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
+keep_clock()
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
   'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 9))
@@ -222,6 +240,7 @@ while true do
       tell(job, events, ARGV[7])
       finish(job, events, 'failed', ARGV[7])
     else
+      keep_clock()
       local fence = redis.call('HINCRBY', job, 'fence', 1)
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
@@ -404,11 +423,12 @@ return 1
 
 VIEW = Script(
     """
--- KEYS job events   ARGV id -> {place or -1, seq, field, value, ...}, or nil
+-- KEYS job events   ARGV id -> {place or -1, seq, ms from the service's clock to Redis' own, field, value, ...}, or nil
 local record = redis.call('HGETALL', KEYS[1])
 if #record == 0 then return nil end
 local place = redis.call('ZRANK', 'rl:waiting:' .. redis.call('HGET', KEYS[1], 'model'), ARGV[1])
-return {place or -1, last_seq(KEYS[2]), unpack(record)}
+local _, shift = clocks()
+return {place or -1, last_seq(KEYS[2]), shift, unpack(record)}
 """,
     flags="no-writes",
 )
@@ -423,7 +443,37 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   local seen = tonumber(string.match(redis.call('HGET', KEYS[1], name), '^%d+'))
   if t - seen > tonumber(ARGV[3]) * 4 then redis.call('HDEL', KEYS[1], name) end
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[3] * 4)
+"""
+)
+
+LOOK_AT_CLOCK = Script(
+    """
+-- KEYS clock   ARGV [due-ms shift] -> {now, shift, 1 when the shift was changed here}
+-- `due` is what the service's clock should show by that of the caller, who last saw it `shift` behind Redis'. Whoever has not
+-- seen it before goes by when somebody last did. Past the append-only file, unless a jump was taken out.
+local raw, shift, seen = clocks()
+local due, most = seen, 30000
+if ARGV[1] then due, most = tonumber(ARGV[1]), 3000 end
+local changed = (not ARGV[2] or tonumber(ARGV[2]) == shift) and math.abs(raw - shift - due) > most
+if changed then
+  shift = raw - due
+else
+  redis.set_repl(redis.REPL_NONE)
+end
+set_clock(shift, raw - shift)
+return {raw - shift, shift, changed and 1 or 0}
+"""
+)
+
+EXPIRE_AGAIN = Script(
+    """
+-- KEYS job ... -> nothing.  Sets expiries that lie further away than they were set: the clock went back since.
+for _, job in ipairs(KEYS) do
+  local ttl = tonumber(redis.call('HGET', job, 'ttl'))
+  for _, key in ipairs({job, job .. ':events'}) do
+    if ttl and redis.call('PTTL', key) > ttl then redis.call('PEXPIRE', key, ttl) end
+  end
+end
 """
 )
 

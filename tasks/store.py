@@ -196,7 +196,7 @@ class JobStore:
             reply = cast(list[Any] | None, await VIEW.arun(self._client, [keys.job(job), keys.events(job)], job))
         if reply is None:
             raise JobNotFound(job)
-        return _view(job, reply[0], reply[1], fields(reply[2:]))
+        return _view(job, reply[0], reply[1], reply[2], fields(reply[3:]))
 
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
@@ -266,9 +266,9 @@ def _standing(view: JobView) -> tuple[object, ...]:
     return (view.state, view.phase, view.position, view.attempts)
 
 
-def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
+def _view(job: str, place: int, seq: int, shift: int, record: dict[str, bytes]) -> JobView:
     def seconds(name: str) -> float | None:
-        return int(record[name]) / 1000 if name in record else None
+        return (int(record[name]) + shift) / 1000 if name in record else None
 
     def word(name: str) -> str | None:
         return record[name].decode() if name in record else None
@@ -287,7 +287,7 @@ def _view(job: str, place: int, seq: int, record: dict[str, bytes]) -> JobView:
         attempts=int(record.get("fence", b"0")),
         pauses=int(record.get("pauses", b"0")),
         interruptions=tuple(record.get("history", b"").decode().splitlines()),
-        created_at=int(record["created"]) / 1000,
+        created_at=(int(record["created"]) + shift) / 1000,
         started_at=seconds("started"),
         ended_at=seconds("ended"),
         prompt_tokens_done=int(record["done"]) if running and "done" in record else None,

@@ -14,6 +14,7 @@ import redis
 
 from tasks import keys
 from tasks.claims import HandedBack, hand_back
+from tasks.clock import Clock
 from tasks.connection import UNREACHABLE, text
 from tasks.events import Failed, FailureCode, encode_events
 from tasks.queue import send
@@ -49,6 +50,8 @@ class Sweeper:
         self._client = client
         self._lease = lease
         self._outage = time.monotonic()
+        self._clock = Clock(client)
+        self._run = ""
         self._with_jobs = _ModelsWithJobs(client)
         self._patience = 3 * lease
         self._readers = Readers(client, self._patience, 2 * SWEEP)
@@ -63,18 +66,20 @@ class Sweeper:
         sweeps. Cheap when nothing is. Raises what the client raises."""
         asked = time.monotonic()
         try:
-            server = self._client.info("server")
+            run = self._client.info("server")["run_id"]
+            clock = self._clock.look()
         except UNREACHABLE:
             self.lost_redis()
             raise
-        uptime = server["uptime_in_seconds"]
+        if run != self._run:
+            # Another one, which has forgotten what was renewed or breathed. Its age would not tell, by a clock that jumps.
+            self.lost_redis()
+        self._run = run
         if time.monotonic() > asked + SLUGGISH:
             self.lost_redis()
-        if uptime <= self._patience:
-            self._readers.forgive()
-        waited = time.monotonic() > self._outage + self._lease and uptime > self._lease
+        waited = time.monotonic() > self._outage + self._lease
         # The time of that answer: a lease that ends while Redis stalls from here on does not count in this round.
-        now = server["server_time_usec"] // 1000 if waited else None
+        now = clock if waited else None
         mine = set(models) | (self._with_jobs.find() - set(others))
         for model in mine:
             sweep(self._client, model, now)
@@ -136,7 +141,7 @@ class _ModelsWithJobs:
 def sweep(client: redis.Redis, model: str, now: int | None) -> None:
     """Mend what is amiss with one model's jobs. Raises what the client raises.
 
-    Leases that ended before `now` have lapsed, in milliseconds by Redis' clock; None lets all of them stand.
+    Leases that ended before `now` have lapsed, in milliseconds by the service's clock; None lets all of them stand.
     """
     lapsed = client.zrangebyscore(keys.running(model), "-inf", now) if now is not None else ()
     for raw in cast("list[bytes]", lapsed):

@@ -81,6 +81,10 @@ class Stack:
             **_variables(settings),
         }
 
+    def preload(self, environment: dict[str, str]) -> None:
+        """Start every process with these variables as well."""
+        self._environment |= environment
+
     def add_model(self, name: str, options: dict[str, float], text: str = "") -> None:
         """One more echo, found with the board's next look."""
         folder = self.folder / "models" / name

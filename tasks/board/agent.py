@@ -222,8 +222,8 @@ class Agent:
             try:
                 card = card_of(model, self._board, self._setup)
             except ModelRefused as error:
-                # A file that is still being copied is no problem yet.
-                if time.time() - model.created > LOOK:
+                # A file that is still being copied is no problem yet; one from the future is not, on a board in 1970.
+                if abs(time.time() - model.created) > LOOK:
                     problems.append(str(error))
                 continue
             except OSError as error:

