@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.test_cancellation import body
 from tests.e2e.test_crash import chat
-from tests.stack import LIMIT, Stack
+from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +65,5 @@ def test_a_forgotten_job_ends_with_words(stack: Stack) -> None:
         text += "".join(parts)
     answer, _, error = text.partition("[")
     assert set(answer) == {"x"} and "came back without its last moments" in error
+    eventually(stack.ready, what="readiness")  # whoever breathed is forgotten as well, until the next breath
     assert chat(stack, "steady", "again") == "again"
