@@ -48,7 +48,7 @@ class Claim:
     again: int = 0
     """Tokens that earlier claims prefilled though they had been before."""
     read: int = 0
-    """Tokens of the prompt that the claim before this one had prefilled."""
+    """Tokens of the prompt that claims before this one had prefilled, the one that came farthest."""
     sent: bool = False
     """Earlier claims have sent a part of the answer."""
     prompts: tuple[tuple[int, ...], ...] = ()

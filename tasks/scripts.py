@@ -19,7 +19,7 @@ Written down together because they share the record's fields:
   worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
   since waited prefill paused pausing through   of its waits and pauses: `tasks/policy.py`
   pauses    how often it was paused
-  read      tokens of the prompt that its last claim had prefilled
+  read      tokens of the prompt that claims had prefilled, the one that came farthest
   again     tokens that were prefilled once more because a claim had ended early
   sent      1 once a client may have seen a part of the answer
   once      1 where an answer that was begun cannot be gone on with: its tokens are not known
@@ -313,7 +313,7 @@ HAND_BACK = Script(
 -- [ms that the prefill took, of a job that is paused]
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
-  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill')
+  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -339,7 +339,8 @@ if payload then
   finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
   return kept[5] and 3 or 1
 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(), 'read', kept[8] or 0)
+redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),
+  'read', math.max(kept[8] or 0, kept[10] or 0))
 redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done', 'pausing', 'through')
 if ARGV[13] then
   redis.call('HSET', KEYS[1], 'paused', 1, 'prefill', math.max(kept[9] or 0, ARGV[13]))

@@ -364,6 +364,16 @@ async def test_a_paused_job_may_be_gone_on_with_by_another_worker(queue: Queue, 
     assert (await queue.store.view(low)).prompt_tokens_again == 7
 
 
+async def test_how_far_a_prefill_ever_came_is_kept(queue: Queue, client: redis.Redis) -> None:
+    """Also over a claim that was paused before it came as far: what is read up to there is read again."""
+    await queue.accept("a", Lane.BACKGROUND)
+    for done in (64, 128, 0):
+        held = queue.claim()
+        renew(client, held, 60, "prefill", done)
+        queue.pause(held)
+    assert queue.claim().read == 128
+
+
 async def test_a_paused_job_can_be_cancelled_and_may_be_late(queue: Queue, client: redis.Redis) -> None:
     """It ends as any waiting job does; cancelled while it is being paused, it does not wait again."""
     jobs = [await queue.accept("a", Lane.BACKGROUND) for _ in range(3)]
