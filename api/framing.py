@@ -24,7 +24,8 @@ logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
 
 GRACE = "x-stream-grace"
 """Header of a request: for how long its client wants to be able to come back to its stream; of the answer: how long it may."""
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n"
+"""No empty line follows a comment: OpenAI's client would take it for the end of an event, once a frame before had an id."""
 END = b"\n\n"
 """Of a frame; JSON has no line breaks of its own."""
 BREATHER = 256
@@ -63,7 +64,7 @@ BEGINNING = Place()
 
 def comment(waiting: Waiting) -> bytes:
     """A line that every reader skips, and that keeps proxies and clients from giving up."""
-    return KEEP_ALIVE if waiting.position is None else b": position %d\n\n" % waiting.position
+    return KEEP_ALIVE if waiting.position is None else b": position %d\n" % waiting.position
 
 
 def identified(seq: int, data: bytes, after: Place = BEGINNING) -> bytes:

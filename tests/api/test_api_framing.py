@@ -7,6 +7,7 @@ import logging
 import socket
 from typing import Any
 
+import openai
 import pytest
 
 from api.answer import Waiting
@@ -47,6 +48,14 @@ def test_waiting_is_told_in_comments(place: Site) -> None:
     """A waiting client sees its place, a silent one that the line is alive; readers skip both."""
     place.relay.play(Waiting(3), Waiting(1), Waiting(None), TextDelta("x"), END)
     assert stream(place)[:3] == [": position 3", ": position 1", ": keep-alive"]
+
+
+def test_comments_between_frames_are_nothing_to_openais_client(place: Site) -> None:
+    """It takes an empty line behind a frame with an id for one more event, and what has no data for broken JSON."""
+    place.relay.play(TextDelta("Hel"), Waiting(1), Waiting(None), TextDelta("lo"), Waiting(None), END)
+    with openai.OpenAI(base_url=f"{place.url}/v1", api_key="x", max_retries=0) as client:
+        chunks = list(client.chat.completions.create(model="tiny", stream=True, **CHAT))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ STREAMS: dict[str, tuple[str, dict[str, Any], list[Step]]] = {
 
 def frames(text: str) -> list[str]:
     """Whole frames, without comments."""
-    return [frame for frame in text.split("\n\n") if frame and not frame.startswith(":")]
+    lines = "\n".join(line for line in text.split("\n") if not line.startswith(":"))
+    return [frame for frame in lines.split("\n\n") if frame]
 
 
 def id_of(frame: str) -> str:
