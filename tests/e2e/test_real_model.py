@@ -182,8 +182,10 @@ def test_cancelled_in_mid_answer(client: openai.OpenAI, stack: Stack) -> None:
     assert said(chat(client, QUESTION)) == before
 
 
-def test_kill_9_of_the_engine(client: openai.OpenAI, stack: Stack) -> None:
-    """A greedy answer is the one it would have been, token by token, though another process with the model said its end."""
+@pytest.mark.parametrize("by", ["a crash", "a chat"])
+def test_a_greedy_answer_that_is_interrupted(client: openai.OpenAI, stack: Stack, by: str) -> None:
+    """It is the one it would have been, token by token, though another process with the model said its end, or the same one
+    after it had answered somebody else."""
     asked: dict[str, Any] = {"max_tokens": 60, "extra_body": {"logit_bias": {"2": -100}}}
     before = chat(client, "Count to one thousand.", **asked)
     raw = client.chat.completions.with_raw_response.create(
@@ -192,16 +194,21 @@ def test_kill_9_of_the_engine(client: openai.OpenAI, stack: Stack) -> None:
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
+        service_tier="flex",
         **asked,
     )
     chunks = iter(raw.parse())
     text = ""
     while len(text) < 20:
         text += next(chunks).choices[0].delta.content or ""
-    stack.child(MODEL).kill()
+    if by == "a chat":
+        chat(client, QUESTION)
+    else:
+        stack.child(MODEL).kill()
     rest = list(chunks)
     text += "".join(chunk.choices[0].delta.content or "" for chunk in rest if chunk.choices)
     assert text == said(before)
     assert before.usage is not None and rest[-1].usage is not None
     assert rest[-1].usage.completion_tokens == before.usage.completion_tokens == 60
-    assert view(stack, raw.headers["x-job-id"])["attempts"] == 2
+    found = view(stack, raw.headers["x-job-id"])
+    assert (found["attempts"], found["pauses"]) == (2, int(by == "a chat"))
