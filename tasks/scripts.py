@@ -58,10 +58,17 @@ local function set_clock(shift, seen)
   redis.call('SET', 'rl:clock', string.format('%.0f:%.0f', shift, seen))
 end
 -- It stands still where it cannot be right, until somebody has looked.
+local function stands()
+  local raw, shift, seen = clocks()
+  return math.abs(raw - shift - seen) > 30000
+end
 local function now()
   local raw, shift, seen = clocks()
-  if math.abs(raw - shift - seen) > 30000 then return seen end
-  return raw - shift
+  return stands() and seen or raw - shift
+end
+-- By the next look the clock goes on from where it should be, so a lease lasts for two more while it stands.
+local function lease_end(ms)
+  return now() + ms + (stands() and 10000 or 0)
 end
 -- No lease or deadline on the disk may be made after the last look that is there, and no job is older than the first look.
 local function keep_clock()
@@ -217,7 +224,7 @@ CLAIM = Script(
 -- Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
 local function held(id, job, seq)
-  redis.call('ZADD', KEYS[2], now() + ARGV[5], id)
+  redis.call('ZADD', KEYS[2], lease_end(ARGV[5]), id)
   return {id, seq, unpack(redis.call('HGETALL', job))}
 end
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
@@ -297,7 +304,7 @@ RENEW = Script(
 redis.set_repl(redis.REPL_NONE)
 local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'cancel', 'phase', 'deadline')
 if kept[1] ~= ARGV[2] or kept[2] ~= 'running' then return -1 end
-redis.call('ZADD', KEYS[2], now() + ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[2], lease_end(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[1], 'phase', ARGV[4], 'done', ARGV[5])
 if kept[4] ~= ARGV[4] then bell(KEYS[1]) end
 if tonumber(kept[5]) < now() then return 2 end

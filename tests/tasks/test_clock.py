@@ -200,6 +200,31 @@ async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore
     assert error is not None and error.code is FailureCode.DEADLINE
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["and back", "for good"])
+async def test_a_lease_from_while_the_clock_stood_is_none_that_lapsed(
+    jumping: Redis, store: JobStore, back: bool
+) -> None:
+    """Nobody had looked for longer than a lease; once the clock goes on, whoever renewed meanwhile still holds his job."""
+    sweeper = Sweeper(jumping.client, LEASE)
+    job = await accept(store)
+    held = claim(jumping.client)
+    sweeper.sweep(["echo"])
+    eventually(lambda: time.monotonic() > sweeper._outage + 2 * LEASE, what="a sweeper that believes in lapses")
+    jumping.jump(HOUR)
+    assert renew(jumping.client, held, LEASE, "decode", 0) is Renewal.RENEWED
+    if back:
+        jumping.jump(-HOUR)
+    sweeper.sweep(["echo"])
+    assert (await store.view(job)).state is JobState.RUNNING
+    renew(jumping.client, held, LEASE, "decode", 0)
+
+    def lapsed() -> bool:
+        sweeper.sweep(["echo"])
+        return jumping.client.hget(keys.job(job), "failures") == b"1"
+
+    eventually(lapsed, what="the end of a lapsed lease")
+
+
 async def test_a_board_that_boots_in_1970_again(jumping: Redis, store: JobStore) -> None:
     """The machine was off, its clock has forgotten the time, then the network tells it: the job that waits is no older, and the
     one that ran is noticed as soon as ever, also when nobody had written for an hour what the time was."""
