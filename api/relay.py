@@ -26,7 +26,7 @@ from tasks.errors import (
 from tasks.feed import LiveFeed
 from tasks.jobs import Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
-from tasks.roster import ModelStatus, Roster
+from tasks.roster import BREATH, ModelStatus, Roster
 from tasks.store import Attended, JobStore
 
 log = logging.getLogger("rockchipllama.api")
@@ -37,6 +37,8 @@ LOAD_PATIENCE = 30.0
 """Seconds a board may take to say that it began to load a model, or cannot."""
 RESTART_PATIENCE = 10.0
 """Seconds a board's agent may take to be there again after it died."""
+BREATH_PATIENCE = BREATH + 1.0
+"""Seconds a board may take to breathe again after Redis came back, which remembers no breaths."""
 PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
 
@@ -187,9 +189,14 @@ class Relay:
     async def _load(self, status: ModelStatus) -> None:
         """Have a board load the model. Raises `ModelDown`."""
         model = status.card.id
-        if not status.boards:
-            raise ModelDown(model, f"the board '{status.card.board}' that has it is not there.")
         loop = asyncio.get_running_loop()
+        while not status.boards:
+            if loop.time() > self._feed.connected + BREATH_PATIENCE:
+                raise ModelDown(model, f"the board '{status.card.board}' that has it is not there.")
+            await asyncio.sleep(0.1)
+            status = await self._roster.find(model)
+            if status.served:
+                return
         give_up = loop.time() + RESTART_PATIENCE
         while True:
             failures: list[CommandFailed] = []

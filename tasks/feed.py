@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -67,6 +69,8 @@ class LiveFeed:
     """One pub/sub connection for a process. Reconnects by itself for as long as it is open."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.connected = math.inf
+        """When the connection was made, in monotonic seconds; infinite while there is none."""
         self._client = client
         self._channels: dict[bytes, list[Subscription]] = {}
         self._live: set[bytes] = set()
@@ -128,12 +132,14 @@ class LiveFeed:
             await connection.connect()
             self._wire = _Wire(connection, self._hear)
             self._redis.found()
+            self.connected = time.monotonic()
             for name in self._channels:
                 self._wire.say("SUBSCRIBE", name)
             self._pause = SHORTEST_PAUSE
             await self._wire.until_lost()
         finally:
             self._wire = None
+            self.connected = math.inf
             self._live.clear()
             await connection.disconnect(nowait=True)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -217,19 +219,24 @@ async def test_readers_go_on_after_the_connection_was_cut_again_and_again(
 
 
 async def test_a_feed_that_begins_while_redis_is_away() -> None:
-    """It connects when Redis is there, and confirms what was subscribed meanwhile."""
+    """It connects when Redis is there, confirms what was subscribed meanwhile, and knows since when it is connected."""
     stack = Stack({})
     try:
         aclient = redis.asyncio.Redis.from_url(stack.redis_url, protocol=2)
         async with LiveFeed(aclient) as feed, feed.subscribe("early") as subscription:
             await asyncio.sleep(0)
-            assert not subscription.confirmed.done()
+            assert not subscription.confirmed.done() and feed.connected == math.inf
             await asyncio.to_thread(stack.start_valkey)
             async with asyncio.timeout(LIMIT):
                 await subscription.confirmed
             assert await aclient.publish("early", b"hello") == 1
             assert await subscription.wait(LIMIT)
             assert list(subscription.take()) == [b"hello"]
+            assert feed.connected <= time.monotonic()
+            stack.process("valkey").kill()
+            async with asyncio.timeout(LIMIT):
+                while feed.connected < math.inf:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.01)
         await aclient.aclose()
     finally:
         stack.stop()

@@ -1,0 +1,73 @@
+"""What a request for a model that nobody serves waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api import relay as module
+from api.relay import Relay
+from tasks.errors import ModelDown
+from tasks.roster import Card, ModelStatus
+from tests.stack import LIMIT
+
+pytestmark = pytest.mark.anyio
+
+
+def status(*boards: str, served: bool = False) -> ModelStatus:
+    return ModelStatus(
+        card=Card(id="m", board="one"), served=served, loaded=False, loading=False, waiting=0, boards=boards
+    )
+
+
+class Place:
+    """A relay on a Redis that came back some time ago, with a roster that is heard piece by piece."""
+
+    def __init__(self, connected: float) -> None:
+        self.heard: list[ModelStatus] = []
+        self.looks = 0
+        self.asked: list[str] = []
+        parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask)
+        self.relay = Relay(parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1)
+
+    async def _find(self, model: str) -> ModelStatus:
+        self.looks += 1
+        return self.heard.pop(0) if self.heard else status()
+
+    async def _ask(self, board: str, command: object, seconds: float) -> None:
+        self.asked.append(board)
+
+    async def load(self) -> None:
+        async with asyncio.timeout(LIMIT):
+            await self.relay._load(status())
+
+
+@pytest.mark.parametrize("connected", [0.0, math.inf], ids=["just back", "not yet heard"])
+async def test_boards_may_breathe_first_after_redis_came_back(
+    connected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It remembers no breaths, so nobody seems to be there: the first to breathe is asked, or a worker serves already."""
+    monkeypatch.setattr(module, "BREATH_PATIENCE", LIMIT)
+    place = Place(time.monotonic() + connected)
+    place.heard = [status(), status("one")]
+    await place.load()
+    assert (place.looks, place.asked) == (2, ["one"])
+    place.heard = [status(), status("one", served=True)]
+    await place.load()
+    assert place.asked == ["one"]
+
+
+async def test_a_board_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once when Redis has been there for a while, else after a breath's time."""
+    with pytest.raises(ModelDown, match="'one'"):
+        await Place(time.monotonic() - 60).load()
+    monkeypatch.setattr(module, "BREATH_PATIENCE", 0.3)
+    place = Place(time.monotonic())
+    with pytest.raises(ModelDown, match="'one'"):
+        await place.load()
+    assert place.looks > 0
