@@ -17,6 +17,7 @@ from tasks.events import TERMINAL, Failed, FailureCode, Numbered, Queued, Reply,
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.reader import BELL, Forgotten, Reader
+from tasks.standing import Standing
 
 if TYPE_CHECKING:
     from api.relay import Relay
@@ -36,10 +37,17 @@ FORGOTTEN = (
 class Waiting:
     """Not an event of the job: it still waits, or is silent for long. Fronts keep the line warm with it.
 
-    `position` counts from 1; None once a worker has the job.
+    `position` counts from 1; None once a worker has the job. `wait` is about how many seconds it will be, where that can be
+    told.
     """
 
     position: int | None
+    wait: float | None = None
+
+    @classmethod
+    def behind(cls, place: int, standing: Standing) -> Waiting:
+        """Of a job that so many others are before."""
+        return cls(place + 1, standing.wait(place))
 
 
 class ClientGone(Exception):
@@ -53,8 +61,8 @@ class Stopped(Exception):
 class Answer:
     """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
 
-    `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `position` its place in the
-    queue when accepted (0: next in turn, with a worker free to take it), `room` what was left of the queue then.
+    `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `waiting` its place in the queue
+    when accepted (None: next in turn, with a worker free to take it), `room` what was left of the queue then.
     `rendering` is how the answer is said, where its front will say it, `grace` for how many seconds its client may be away.
     """
 
@@ -70,7 +78,7 @@ class Answer:
     ) -> None:
         self.job = job
         self.model = model
-        self.position = 0
+        self.waiting: Waiting | None = None
         self.room: Room | None = None
         self.rendering: Rendering | None = None
         self.grace = 0.0
@@ -117,8 +125,8 @@ class Answer:
         ahead, self._ahead = self._ahead, []
         for numbered in ahead:
             yield numbered
-        if self.position and not ahead[1:]:
-            yield Waiting(self.position)  # nothing but Queued yet: say at once why nothing comes
+        if self.waiting and not ahead[1:]:
+            yield self.waiting  # nothing but Queued yet: say at once why nothing comes
         if not self._ended:
             async for item in self._source:
                 yield item
@@ -185,10 +193,11 @@ class Answer:
                         continue
                     if self._stopping:
                         raise Stopped
-                    place = await self._relay.store.place(self.job, self._queue)
+                    found = await self._relay.store.place(self.job, self._queue)
+                    place = None if found is None else found[0]
                     if place != self._place or loop.time() - told >= self._relay.keep_alive:
                         self._place, told = place, loop.time()
-                        yield Waiting(None if place is None else place + 1)
+                        yield Waiting.behind(*found) if found else Waiting(None)
                 return
             except (Forgotten, JobNotFound) as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})

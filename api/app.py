@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from api import docs_page, errors, health, job_events, jobs, openai
+from api import docs_page, errors, health, job_events, jobs, openai, queues
 from api.auth import Auth
 from api.drain import Drain
 from api.errors import Renderer
@@ -66,7 +66,7 @@ def create_app(
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, jobs, job_events, docs_page):
+    for part in (health, jobs, job_events, queues, docs_page):
         app.include_router(part.router)
     for each in FRONTS:
         app.include_router(each.router)

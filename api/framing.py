@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Protocol
 
 from sse_starlette import EventSourceResponse
@@ -64,7 +65,19 @@ BEGINNING = Place()
 
 def comment(waiting: Waiting) -> bytes:
     """A line that every reader skips, and that keeps proxies and clients from giving up."""
-    return KEEP_ALIVE if waiting.position is None else b": position %d\n" % waiting.position
+    if waiting.position is None:
+        return KEEP_ALIVE
+    if waiting.wait is None:
+        return b": position %d\n" % waiting.position
+    return b": position %d, about %d s\n" % (waiting.position, ceil(waiting.wait))
+
+
+def waiting_headers(waiting: Waiting) -> dict[str, str]:
+    """The same in the headers of an answer, as it was when its job was accepted."""
+    headers = {"x-queue-position": str(waiting.position)}
+    if waiting.wait is not None:
+        headers["x-queue-wait"] = str(ceil(waiting.wait))
+    return headers
 
 
 def identified(seq: int, data: bytes, after: Place = BEGINNING) -> bytes:

@@ -98,6 +98,7 @@ def _model(status: ModelStatus) -> dict[str, Any]:
         "loaded": status.loaded,
         "loading": status.loading,
         "waiting": status.waiting,
+        "queue": status.gate.value,
     }
 
 

@@ -12,8 +12,10 @@ from api.fronts import Front
 from api.relay import Relay
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey
-from tasks.jobs import JobView
-from tasks.roster import ModelStatus
+from tasks.jobs import JobView, Lane
+from tasks.queue_book import Held, QueueView
+from tasks.roster import ModelStatus, Presence
+from tasks.standing import Gate
 from tasks.store import Page
 
 
@@ -24,6 +26,9 @@ class RosterView(Protocol):
 
     def resolve(self, name: str | None) -> ModelStatus:
         """The model that `name` means, None meaning the default one. Raises `UnknownModel`."""
+
+    def workers(self, model: str) -> Sequence[Presence]:
+        """The workers of a model that are alive, by its id."""
 
     async def refresh(self) -> None:
         """Look again. Raises `QueueUnavailable`."""
@@ -44,6 +49,18 @@ class JobBook(Protocol):
         """Its events behind number `after`, as many as go on a page."""
 
 
+class QueueBook(Protocol):
+    """Queues by their model's id. Each raises `QueueUnavailable`."""
+
+    async def view(self, models: Sequence[str]) -> list[QueueView]: ...
+
+    async def set_gate(self, model: str, gate: Gate) -> None: ...
+
+    async def held(self, model: str) -> list[Held]: ...
+
+    async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int: ...
+
+
 class KeyBook(Protocol):
     """The API keys that were made."""
 
@@ -57,6 +74,7 @@ class Services(TypedDict):
     relay: Relay
     roster: RosterView
     jobs: JobBook
+    queues: QueueBook
     api_keys: KeyBook
     ping: Callable[[], Awaitable[None]]
 

@@ -26,7 +26,15 @@ PRIVATE_NAMES = (".localhost", ".internal")
 """Ends of names that no public DNS answers, so no page of another site has one. Containers call their host by the second."""
 
 EXPOSED = (
-    *("x-request-id", "x-job-id", "x-queue-position", "retry-after", "retry-after-ms", "x-should-retry"),
+    *(
+        "x-request-id",
+        "x-job-id",
+        "x-queue-position",
+        "x-queue-wait",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+    ),
     *("openai-version", "openai-processing-ms", "x-stream-grace"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
 )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import redis.asyncio
 
-from api.answer import Answer
+from api.answer import Answer, Waiting
 from tasks import keys
 from tasks.commands import Commander, Load, Prepare
 from tasks.errors import (
@@ -27,6 +27,7 @@ from tasks.feed import LiveFeed
 from tasks.jobs import Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import BREATH, ModelStatus, Roster
+from tasks.standing import Gate
 from tasks.store import Attended, JobStore
 
 log = logging.getLogger("rockchipllama.api")
@@ -94,7 +95,7 @@ class Relay:
         status = await self._roster.find(model)
         request = _adapted(status, request)
         _check(status, request)
-        if not status.served:
+        if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         name = status.card.id
         job = new_job_id()
@@ -116,8 +117,9 @@ class Relay:
                 rendering=answer.rendering,
             )
             answer.room = accepted.room
-            if accepted.place > 0 or accepted.running > 0 or not status.loaded:
-                answer.position = accepted.place + 1
+            standing = accepted.standing
+            if accepted.place > 0 or standing.running > 0 or not status.loaded or standing.gate is Gate.PAUSED:
+                answer.waiting = Waiting.behind(accepted.place, standing)
                 if status.boards:
                     self.in_background(self._prepare(status.boards[0], name, job))
             if commit_early:

@@ -14,6 +14,7 @@ from tasks.api_keys import ApiKeys
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.feed import LiveFeed
+from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
 from tasks.store import JobBook, JobStore
@@ -56,6 +57,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "relay": relay,
             "roster": roster,
             "jobs": JobBook(store, feed),
+            "queues": QueueBook(client, store),
             "api_keys": ApiKeys(client),
             "ping": ping,
         }

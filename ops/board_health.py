@@ -17,7 +17,7 @@ def main() -> int:
     settings = TaskSettings()
     try:
         client = connect(redis_url(settings))
-        roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE])))
+        roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
     except UNREACHABLE as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)
         return 1

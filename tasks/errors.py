@@ -5,6 +5,7 @@ TasksError
 │   ├── UnknownModel        no board has announced a model of that name
 │   ├── ModelDown           known, but no board can serve it now
 │   ├── QueueFull           as many jobs wait for the model as may
+│   ├── QueueDraining       an administrator lets the model's queue run empty
 │   ├── StorageFull         the disk of the queue is as good as full
 │   ├── AbilityMissing      the model is not made for what was asked of it
 │   └── FieldRefused        the model cannot honour a field of the request
@@ -72,6 +73,18 @@ class StorageFull(Refused):
     def __init__(self, why: str, retry_after: float = 30.0) -> None:
         self.retry_after = retry_after
         super().__init__(f"{why} Nothing was started; try again when there is room.")
+
+
+class QueueDraining(Refused):
+    """Raised while an administrator lets the queue run empty. `retry_after` is in seconds."""
+
+    def __init__(self, model: str, retry_after: float = 60.0) -> None:
+        self.model = model
+        self.retry_after = retry_after
+        super().__init__(
+            f"The queue for '{model}' takes no new requests: an administrator lets it run empty. Use another model, or "
+            "try again later."
+        )
 
 
 class AbilityMissing(Refused):

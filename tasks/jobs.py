@@ -81,6 +81,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     state: JobState
     phase: Phase | None = None
     position: int | None = None
+    estimated_wait: float | None = None
+    """Seconds until it is likely to be taken, from how long its model's jobs take; None unless queued, or nobody can tell."""
     attempts: int = 0
     pauses: int = 0
     """How many of those ended because a chat came."""

@@ -16,6 +16,7 @@ What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
 rl:clock               string   SHIFT:SEEN of the service's clock, ms: how far Redis' has jumped, and the last look
+rl:gates               hash     MODEL -> paused or draining; models that are neither have no field
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
 rl:api_keys            hash     digest of a key -> its name and scopes
 rl:presence            hash     workers and boards that breathe, while there are any; past the append-only file
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 PREFIX = "rl:"
 ORDER = "rl:order"
+GATES = "rl:gates"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
 PACE = "rl:pace"
@@ -45,7 +47,7 @@ CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
 API_KEYS = "rl:api_keys"
 
-PERMANENT = (ORDER, CLOCK, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
+PERMANENT = (ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
 """Patterns of the keys that may stand without an expiry when no job is left."""
 
 

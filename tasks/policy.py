@@ -109,11 +109,16 @@ local function choose(waiting, lanes, t, background, batch)
     place = place + 1
   end
 end
+-- Whether an administrator lets none of these jobs begin.
+local function queue_paused(waiting)
+  return redis.call('HGET', 'rl:gates', string.match(waiting, '^rl:waiting:(.*)$')) == 'paused'
+end
 -- Whether this running job is to be paused, if it `can` be: a chat waits for which no other one is being paused already.
 local function must_pause(waiting, running, id, can)
   local job = 'rl:{{' .. id .. '}}'
   local kept = redis.call('HMGET', job, 'order', 'through')
   if tonumber(kept[1]) < LANE then return false end
+  if queue_paused(waiting) then can = false end
   local chats = can and not kept[2] and redis.call('ZCOUNT', waiting, '-inf', string.format('(%.0f', LANE)) or 0
   for _, other in ipairs(redis.call('ZRANGE', running, 0, -1)) do
     if other ~= id and redis.call('HEXISTS', 'rl:{{' .. other .. '}}', 'pausing') == 1 then chats = chats - 1 end

@@ -18,6 +18,7 @@ from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable, UnknownModel
 from tasks.scripts import BREATHE, ROSTER
+from tasks.standing import Gate, read_gate
 
 log = logging.getLogger("rockchipllama.roster")
 
@@ -106,6 +107,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     state: str = ""
     """Of a worker: `idle` (the model is not loaded), `loading`, `loaded`, `busy`."""
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
+    """Tokens a worker has lately read and said per second; None before it has."""
     answered: int | None = None
     """Calls to serve that a worker has answered; none while it answers one."""
     started: float = 0.0
@@ -122,6 +126,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     loaded: bool
     loading: bool
     waiting: int
+    gate: Gate = Gate.OPEN
     boards: tuple[str, ...] = ()
     """Living boards that have it."""
     adapter: str | None = None
@@ -194,7 +199,7 @@ def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
 
 def read_roster(reply: list[Any]) -> Snapshot:
     """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped, and named."""
-    now, cards, breaths, waiting = reply
+    now, cards, breaths, waiting, kept = reply
     alive: list[Presence] = []
     unreadable: list[str] = []
     for name, raw in _pairs(breaths):
@@ -208,6 +213,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 unreadable.append(f"the presence of {name} cannot be read: {error}")
     boards = tuple(sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None))
     counts = {model: int(count) for model, count in _pairs(waiting)}
+    gates = {model: read_gate(gate) for model, gate in _pairs(kept)}
     found: dict[str, list[Card]] = {}
     for field, raw in _pairs(cards):
         try:
@@ -233,6 +239,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 loaded=any(state in ("loaded", "busy") for state in states),
                 loading="loading" in states,
                 waiting=counts.get(model, 0),
+                gate=gates.get(model, Gate.OPEN),
                 boards=here,
             )
         )
@@ -279,7 +286,7 @@ class Roster:
     async def refresh(self) -> None:
         """Read it anew. Raises `QueueUnavailable`."""
         with unavailable_as_refusal():
-            reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE])
+            reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
         self._snapshot = read_roster(cast("list[Any]", reply))
         for problem in self._snapshot.unreadable:
             if problem not in self._unreadable:
@@ -290,6 +297,10 @@ class Roster:
     def models(self) -> list[ModelStatus]:
         """Every model that is known, by id."""
         return list(self._snapshot.models)
+
+    def workers(self, model: str) -> list[Presence]:
+        """The workers of a model that are alive, by its id."""
+        return [breath for breath in self._snapshot.workers if breath.model == model]
 
     @property
     def snapshot(self) -> Snapshot:

@@ -89,6 +89,20 @@ end
 local function bell(job)
   redis.call('PUBLISH', job .. ':live', '0:')
 end
+-- How a model's queue stands: its gate, how many jobs run, and in how many ms a worker takes the next; 0: nothing is known.
+local function standing(model)
+  -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
+  -- has ended, what the running ones have taken is all that is known.
+  local running = redis.call('ZRANGE', 'rl:running:' .. model, 0, -1)
+  local pace = tonumber(redis.call('HGET', 'rl:pace', model) or 0)
+  local least
+  for _, id in ipairs(running) do
+    local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
+    least = math.min(least or age, age)
+  end
+  local free = math.floor(math.max(pace, least or 0) / math.max(1, #running))
+  return {redis.call('HGET', 'rl:gates', model), #running, free}
+end
 -- The readers but for this one.
 local function without(readers, reader)
   local left = {}
@@ -171,29 +185,20 @@ class Script:
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order calls pace turns lanes refusal
+-- KEYS job events waiting running order calls turns lanes refusal gates
 -- ARGV id limit rank first-event deadline-ms call model owner field value ...
--- -> {1 accepted or 0 full, waiting, ms until a worker takes the next one, place, running}, or {-1, why none is accepted}
+-- -> {1 accepted or 0 full, waiting, place, standing}, {-1, why none is accepted}, or {-2}: this queue is draining
 -- Sent twice with one id it accepts once.
 local function answer(accepted)
-  -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
-  -- has ended, what the running ones have taken is all that is known.
-  local running = redis.call('ZRANGE', KEYS[4], 0, -1)
-  local pace = tonumber(redis.call('HGET', KEYS[7], ARGV[7]) or 0)
-  local least
-  for _, id in ipairs(running) do
-    local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
-    least = math.min(least or age, age)
-  end
-  local free = math.floor(math.max(pace, least or 0) / math.max(1, #running))
-  return {accepted, redis.call('ZCARD', KEYS[3]), free, redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, #running}
+  return {accepted, redis.call('ZCARD', KEYS[3]), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7])}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
-local refusal = redis.call('GET', KEYS[10])
+local refusal = redis.call('GET', KEYS[9])
 if refusal then return {-1, refusal} end
+if redis.call('HGET', KEYS[10], ARGV[7]) == 'draining' then return {-2} end
 local waiting = redis.call('ZCARD', KEYS[3])
 if waiting >= tonumber(ARGV[2]) then return answer(0) end
-local order = line_up(KEYS[8], KEYS[9], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
+local order = line_up(KEYS[7], KEYS[8], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 keep_clock()
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
@@ -234,6 +239,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     return held(id, job, last_seq(job .. ':events'))
   end
 end
+if queue_paused(KEYS[1]) then return nil end
 while true do
   local id, through, left = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10])
   if not id then return left end
@@ -431,12 +437,41 @@ return 1
 
 VIEW = Script(
     """
--- KEYS job events   ARGV id -> {place or -1, seq, ms from the service's clock to Redis' own, field, value, ...}, or nil
+-- KEYS job events   ARGV id
+-- -> {place or -1, standing of its queue where it waits, seq, ms from the service's clock to Redis' own, field, value, ...}
+-- or nil: no such job
 local record = redis.call('HGETALL', KEYS[1])
 if #record == 0 then return nil end
-local place = redis.call('ZRANK', 'rl:waiting:' .. redis.call('HGET', KEYS[1], 'model'), ARGV[1])
+local model = redis.call('HGET', KEYS[1], 'model')
+local place = redis.call('ZRANK', 'rl:waiting:' .. model, ARGV[1])
 local _, shift = clocks()
-return {place or -1, last_seq(KEYS[2]), shift, unpack(record)}
+return {place or -1, place and standing(model), last_seq(KEYS[2]), shift, unpack(record)}
+""",
+    flags="no-writes",
+)
+
+PLACE = Script(
+    """
+-- KEYS job waiting   ARGV id model -> {place or -1, standing of its queue where it waits}, or nil: no such job
+if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
+local place = redis.call('ZRANK', KEYS[2], ARGV[1])
+return {place or -1, place and standing(ARGV[2])}
+""",
+    flags="no-writes",
+)
+
+QUEUES = Script(
+    """
+-- ARGV n-lanes lower-bound ... upper-bound ... model ... -> {standing, {waiting in each lane}, ms its jobs take or nil} of each
+local found, lanes = {}, tonumber(ARGV[1])
+for place = 2 + 2 * lanes, #ARGV do
+  local model, waiting = ARGV[place], {}
+  for lane = 1, lanes do
+    waiting[lane] = redis.call('ZCOUNT', 'rl:waiting:' .. model, ARGV[1 + lane], ARGV[1 + lanes + lane])
+  end
+  found[#found + 1] = {standing(model), waiting, redis.call('HGET', 'rl:pace', model)}
+end
+return found
 """,
     flags="no-writes",
 )
@@ -487,7 +522,8 @@ end
 
 ROSTER = Script(
     """
--- KEYS cards presence -> {now, cards as field value ..., presence as field value ..., waiting as model count ...}
+-- KEYS cards presence gates
+-- -> {now, cards, presence, waiting, gates}, the last four as field value ...
 local cards = redis.call('HGETALL', KEYS[1])
 local counted, counts = {}, {}
 for i = 1, #cards, 2 do
@@ -498,7 +534,7 @@ for i = 1, #cards, 2 do
     counts[#counts + 1] = redis.call('ZCARD', 'rl:waiting:' .. model)
   end
 end
-return {now(), cards, redis.call('HGETALL', KEYS[2]), counts}
+return {now(), cards, redis.call('HGETALL', KEYS[2]), counts, redis.call('HGETALL', KEYS[3])}
 """,
     flags="no-writes",
 )

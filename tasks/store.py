@@ -10,7 +10,7 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
-from tasks.errors import JobNotFound, QueueFull, StorageFull
+from tasks.errors import JobNotFound, QueueDraining, QueueFull, StorageFull
 from tasks.events import (
     Failed,
     Finished,
@@ -27,21 +27,19 @@ from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Rendering, Room, i
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of
-from tasks.scripts import ACCEPT, ATTEND, CANCEL, LEAVE, VIEW
+from tasks.scripts import ACCEPT, ATTEND, CANCEL, LEAVE, PLACE, VIEW
+from tasks.standing import Standing, read_standing
 from tasks.stream import numbered
 
 QUEUED = encode_events([Queued()])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
-UNTRIED = 10.0
-"""Seconds that a job is expected to take while nobody knows how long a model's jobs take: most likely it is being loaded."""
-
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A job's place when it was accepted: how many wait before it, how many of its model run, and the room that is left."""
+    """A job's place when it was accepted: how many wait before it, how its queue stands, and the room that is left."""
 
     place: int
-    running: int
+    standing: Standing
     room: Room
 
 
@@ -111,7 +109,14 @@ class JobStore:
                     self._client,
                     [
                         *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
-                        *(keys.ORDER, keys.calls(model), keys.PACE, keys.turns(model), keys.lanes(model), keys.REFUSAL),
+                        *(
+                            keys.ORDER,
+                            keys.calls(model),
+                            keys.turns(model),
+                            keys.lanes(model),
+                            keys.REFUSAL,
+                            keys.GATES,
+                        ),
                     ],
                     *(
                         job,
@@ -129,14 +134,17 @@ class JobStore:
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
-        if reply[0] < 0:
-            raise StorageFull(text(reply[1]))
-        accepted, waiting, ms, place, running = reply
-        pace = ms / 1000 or UNTRIED
+        match reply:
+            case [-1, why]:
+                raise StorageFull(text(why))
+            case [-2]:
+                raise QueueDraining(model)
+        accepted, waiting, place, stands = reply
+        standing = read_standing(stands)
         if not accepted:
-            raise QueueFull(model, waiting, retry_after=pace)
-        room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * pace)
-        return Accepted(place, running, room)
+            raise QueueFull(model, waiting, retry_after=standing.pace)
+        room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * standing.pace)
+        return Accepted(place, standing, room)
 
     async def cancel(self, job: str, reason: str) -> JobState:
         """Ask for the job's end; its state before. A queued job ends at once, a running one within about a token.
@@ -196,7 +204,8 @@ class JobStore:
             reply = cast(list[Any] | None, await VIEW.arun(self._client, [keys.job(job), keys.events(job)], job))
         if reply is None:
             raise JobNotFound(job)
-        return _view(job, reply[0], reply[1], reply[2], fields(reply[3:]))
+        place, stands, seq, shift, *record = reply
+        return _view(job, place, stands, seq, shift, fields(record))
 
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
@@ -211,16 +220,19 @@ class JobStore:
         events = [item for entry, found in entries[:PAGE] for item in numbered(entry, found[b"e"]) if item.seq > after]
         return Page(tuple(events), more, ended is not None and not more)
 
-    async def place(self, job: str, model: str) -> int | None:
-        """How many jobs wait before this one; None when it does not wait. Raises `JobNotFound` when its record is gone."""
+    async def place(self, job: str, model: str) -> tuple[int, Standing] | None:
+        """How many jobs wait before this one, and how its queue stands; None when it does not wait.
+
+        Raises `JobNotFound` when its record is gone.
+        """
         with unavailable_as_refusal():
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.exists(keys.job(job))
-                pipe.zrank(keys.waiting(model), job)
-                there, rank_ = await pipe.execute()
-        if not there:
+            reply = cast(
+                "list[Any] | None",
+                await PLACE.arun(self._client, [keys.job(job), keys.waiting(model)], job, model),
+            )
+        if reply is None:
             raise JobNotFound(job)
-        return cast("int | None", rank_)
+        return (reply[0], read_standing(reply[1])) if reply[0] >= 0 else None
 
 
 class JobBook:
@@ -266,7 +278,7 @@ def _standing(view: JobView) -> tuple[object, ...]:
     return (view.state, view.phase, view.position, view.attempts)
 
 
-def _view(job: str, place: int, seq: int, shift: int, record: dict[str, bytes]) -> JobView:
+def _view(job: str, place: int, stands: list[Any] | None, seq: int, shift: int, record: dict[str, bytes]) -> JobView:
     def seconds(name: str) -> float | None:
         return (int(record[name]) + shift) / 1000 if name in record else None
 
@@ -283,7 +295,8 @@ def _view(job: str, place: int, seq: int, shift: int, record: dict[str, bytes]) 
         lane=Lane(record["lane"].decode()),
         state=state,
         phase=Phase(record["phase"].decode()) if running and "phase" in record else None,
-        position=place + 1 if state is JobState.QUEUED and place >= 0 else None,
+        position=place + 1 if stands else None,
+        estimated_wait=read_standing(stands).wait(place) if stands else None,
         attempts=int(record.get("fence", b"0")),
         pauses=int(record.get("pauses", b"0")),
         interruptions=tuple(record.get("history", b"").decode().splitlines()),

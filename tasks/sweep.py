@@ -20,6 +20,7 @@ from tasks.events import Failed, FailureCode, encode_events
 from tasks.queue import send
 from tasks.readers import Readers
 from tasks.scripts import FAIL_QUEUED, LEAVE
+from tasks.standing import Gate, read_gate
 from tasks.store import CANCELLED
 
 log = logging.getLogger("rockchipllama.sweep")
@@ -154,6 +155,8 @@ def sweep(client: redis.Redis, model: str, now: int | None) -> None:
     for raw in cast("list[bytes]", client.zrange(keys.waiting(model), 0, -1)):
         job = raw.decode()
         FAIL_QUEUED.run(client, [keys.job(job), keys.events(job), keys.waiting(model)], job, too_late, 1)
+    if read_gate(cast("bytes | None", client.hget(keys.GATES, model))) is Gate.PAUSED:
+        return  # calls would find nothing, each round anew
     waiting = client.zcard(keys.waiting(model))
     calls = client.llen(keys.calls(model))
     for _ in range(waiting - calls):

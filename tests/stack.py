@@ -242,7 +242,7 @@ class Stack:
 
     def state(self, model: str) -> str:
         """The state that the model's worker breathes; empty while there is none."""
-        reply: Any = ROSTER.run(self.redis, [keys.CARDS, keys.PRESENCE])
+        reply: Any = ROSTER.run(self.redis, [keys.CARDS, keys.PRESENCE, keys.GATES])
         breaths = reply[2]
         for index in range(0, len(breaths), 2):
             if breaths[index].decode() == f"{model}@test-board":

@@ -18,7 +18,7 @@ from api.body import read_body
 from api.delivery import begin, whole
 from api.drain import close
 from api.errors import room_headers
-from api.framing import AnswerStream
+from api.framing import AnswerStream, waiting_headers
 from api.needs import drain_of, services_of, settings_of
 from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
@@ -137,8 +137,8 @@ async def _deliver(http: Request, answer: Answer, kind: _Kind, *, stream: bool) 
 
 def _headers(answer: Answer) -> dict[str, str]:
     headers = {"x-job-id": answer.job}
-    if answer.position > 0:
-        headers["x-queue-position"] = str(answer.position)
+    if answer.waiting is not None:
+        headers |= waiting_headers(answer.waiting)
     if answer.room is not None:
         headers |= room_headers(answer.room)
     return headers

@@ -16,6 +16,7 @@ from tasks.events import encode_events
 from tasks.prompting.failures import failure
 from tasks.roster import read_roster
 from tasks.scripts import FAIL_QUEUED, ROSTER
+from tasks.standing import Gate
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -45,11 +46,11 @@ class Demand:
 
     def meet(self) -> None:
         """Load what is wanted. Raises what the client raises."""
-        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE])))
+        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
         wanted = {
             status.card.id: status.boards
             for status in snapshot.models
-            if status.waiting and not status.served and self._board in status.boards
+            if status.waiting and not status.served and self._board in status.boards and status.gate is not Gate.PAUSED
         }
         self._looks = {model: self._looks.get(model, 0) + 1 for model in wanted}
         for model_id, boards in wanted.items():

@@ -30,6 +30,7 @@ from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
+from tasks.worker.speeds import Speeds
 
 log = logging.getLogger("rockchipllama.jobs")
 
@@ -71,6 +72,7 @@ class Serving:
         self._board = board
         self._settings = settings
         self._lease = tasks_settings.lease
+        self._speeds = Speeds()
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
         self._run: JobRun | None = None
         self._answered = 0
@@ -201,6 +203,8 @@ class Serving:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
             return f"{claim.job} {outcome}"
+        if isinstance(last, Finished) and not claim.sent:
+            self._speeds.note(run.totals)
         return _log_end(run, last)
 
     def _answer(self, run: JobRun) -> Finished | Failed:
@@ -322,6 +326,8 @@ class Serving:
             board=self._board,
             model=self._model.id,
             state=state,
+            prefill_tps=self._speeds.prefill,
+            decode_tps=self._speeds.decode,
             answered=None if self._call_in_hand else self._answered,
             started=self._started,
         )

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.scripted import RequestLines, ScriptedJobs, ScriptedKeys, ScriptedRoster, Site, hello, site
+from tests.api.scripted import (
+    RequestLines,
+    ScriptedJobs,
+    ScriptedKeys,
+    ScriptedQueues,
+    ScriptedRoster,
+    Site,
+    hello,
+    site,
+)
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +32,7 @@ def place(_running: Site) -> Site:
     _running.relay.rendering = None
     _running.world.roster.__dict__.update(ScriptedRoster().__dict__)
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
+    _running.world.queues.__dict__.update(ScriptedQueues().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
     _running.world.redis_down = False
     return _running

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -40,8 +40,10 @@ from tasks.events import (
     number,
 )
 from tasks.jobs import JobState, JobView, Lane, Rendering, Room
+from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
-from tasks.roster import Card, ModelStatus
+from tasks.roster import Card, ModelStatus, Presence
+from tasks.standing import Gate, Standing
 from tasks.store import Attended, Page
 
 JOB = "abcdefghijklmnopqrstuv"
@@ -77,13 +79,13 @@ def hello(choice: int = 0, reason: FinishReason = FinishReason.STOP) -> list[Ste
 class ScriptedAnswer(Answer):
     """Plays a script. `closed` is set once somebody has closed it, however often."""
 
-    def __init__(self, model: str, script: list[Step], position: int) -> None:
+    def __init__(self, model: str, script: list[Step], waiting: Waiting | None = None) -> None:
         self.known = False
         self.rendering: Rendering | None = None
         self.grace = 0.0
         self.job = JOB
         self.model = model
-        self.position = position
+        self.waiting = waiting
         self.room = Room(limit=64, left=61, empty_in=6.25)
         self.script = script
         self.reached = threading.Event()
@@ -156,7 +158,7 @@ class ScriptedRelay(Relay):
     def __init__(self) -> None:
         self.script: list[Step] = hello()
         self.refusal: Exception | None = None
-        self.position = 0
+        self.waiting: Waiting | None = None
         self.rendering: Rendering | None = None
         self.calls: list[Asked] = []
         self.answers: list[ScriptedAnswer] = []
@@ -164,11 +166,11 @@ class ScriptedRelay(Relay):
         self.start_cancelled = threading.Event()
         self.answered = threading.Semaphore(0)
 
-    def play(self, *script: Step, position: int = 0) -> None:
+    def play(self, *script: Step, waiting: Waiting | None = None) -> None:
         """Answer with this script from now on."""
         self.script = list(script)
         self.refusal = None
-        self.position = position
+        self.waiting = waiting
         self.calls.clear()
         self.answers.clear()
         self.answered = threading.Semaphore(0)
@@ -206,7 +208,7 @@ class ScriptedRelay(Relay):
                 await asyncio.Event().wait()
             finally:
                 self.start_cancelled.set()
-        answer = ScriptedAnswer("tiny", list(self.script), self.position)
+        answer = ScriptedAnswer("tiny", list(self.script), self.waiting)
         answer.grace = grace
         if rendering is not None:
             answer.rendering = self.rendering = rendering(JOB, TINY)
@@ -217,7 +219,7 @@ class ScriptedRelay(Relay):
     async def resume(self, job: str) -> tuple[Answer, Attended]:
         if job != JOB:
             raise JobNotFound(job)
-        answer = ScriptedAnswer("tiny", list(self.script), 0)
+        answer = ScriptedAnswer("tiny", list(self.script))
         answer.known = True
         answer.rendering = self.rendering
         self.answers.append(answer)
@@ -247,6 +249,7 @@ class ScriptedRoster:
 
     def __init__(self) -> None:
         self.known = [TINY]
+        self.alive: list[Presence] = []
         self.away = False
 
     async def refresh(self) -> None:
@@ -255,6 +258,9 @@ class ScriptedRoster:
 
     def models(self) -> list[ModelStatus]:
         return list(self.known)
+
+    def workers(self, model: str) -> list[Presence]:
+        return [worker for worker in self.alive if worker.model == model]
 
     def resolve(self, name: str | None) -> ModelStatus:
         for status in self.known:
@@ -287,6 +293,29 @@ class ScriptedJobs:
     async def events(self, job: str, after: int) -> Page:
         await self.view(job)
         return Page(tuple(item for item in number(len(self.said), self.said) if item.seq > after), False, True)
+
+
+class ScriptedQueues:
+    """Holds one queue."""
+
+    def __init__(self) -> None:
+        self.standing = Standing(Gate.OPEN, running=1, pace=4.0)
+        self.jobs: list[Held] = []
+        self.cancelled: list[tuple[str, bool, str | None, Lane | None]] = []
+
+    async def view(self, models: Sequence[str]) -> list[QueueView]:
+        waiting = {lane: sum(job.state is JobState.QUEUED and job.lane is lane for job in self.jobs) for lane in Lane}
+        return [QueueView(self.standing, waiting, 4.0) for _ in models]
+
+    async def set_gate(self, model: str, gate: Gate) -> None:
+        self.standing = Standing(gate, running=1, pace=4.0)
+
+    async def held(self, model: str) -> list[Held]:
+        return self.jobs
+
+    async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int:
+        self.cancelled.append((model, running, owner, lane))
+        return len(self.jobs)
 
 
 class ScriptedKeys:
@@ -328,6 +357,7 @@ class World:
         self.relay = ScriptedRelay()
         self.roster = ScriptedRoster()
         self.jobs = ScriptedJobs()
+        self.queues = ScriptedQueues()
         self.api_keys = ScriptedKeys()
         self.redis_down = False
 
@@ -344,6 +374,7 @@ class World:
                 "relay": self.relay,
                 "roster": self.roster,
                 "jobs": self.jobs,
+                "queues": self.queues,
                 "api_keys": self.api_keys,
                 "ping": self.ping,
             }

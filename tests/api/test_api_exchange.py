@@ -9,6 +9,7 @@ import socket
 import httpx
 import pytest
 
+from api.answer import Waiting
 from tasks.errors import QueueFull, QueueUnavailable
 from tasks.events import TextDelta
 from tasks.logs import TextLines
@@ -42,7 +43,7 @@ def test_a_path_without_version_or_with_a_slash_is_the_same_path(place: Site, pa
 
 def test_an_answer_carries_the_headers_clients_read(place: Site) -> None:
     """Request id, job id, place in the queue, the room in it and times are on a good answer, streamed or whole."""
-    place.relay.position = 4
+    place.relay.waiting = Waiting(4, 12.3)
     streamed = place.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
     reply = place.http.post("/v1/chat/completions", json=CHAT)
     for each in (streamed, reply):
@@ -53,7 +54,9 @@ def test_an_answer_carries_the_headers_clients_read(place: Site) -> None:
     assert reply.headers["openai-version"] == "2020-10-01"
     assert int(reply.headers["openai-processing-ms"]) >= 0
     assert reply.headers["x-job-id"] == reply.json()["id"].removeprefix("chatcmpl-")
-    assert reply.headers["x-queue-position"] == "4"
+    assert (reply.headers["x-queue-position"], reply.headers["x-queue-wait"]) == ("4", "13")
+    place.relay.waiting = Waiting(4)  # paused: nobody can tell how long that will be
+    assert "x-queue-wait" not in place.http.post("/v1/chat/completions", json=CHAT).headers
 
 
 def test_an_error_carries_the_headers_clients_read(place: Site) -> None:
@@ -211,7 +214,7 @@ def test_a_page_reads_what_its_client_goes_by(place: Site) -> None:
     reply = place.http.post("/v1/chat/completions", json=CHAT, headers=origin)
     named = set(reply.headers["access-control-expose-headers"].split(", "))
     assert {name for name in reply.headers if name.startswith(("x-", "retry-", "openai-"))} <= named
-    assert {"x-should-retry", "x-job-id", "x-queue-position"} <= named
+    assert {"x-should-retry", "x-job-id", "x-queue-position", "x-queue-wait", "x-stream-grace"} <= named
 
 
 def test_a_page_of_the_internet_may_reach_into_this_network() -> None:

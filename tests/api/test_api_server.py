@@ -78,7 +78,7 @@ async def test_an_answer_that_begins_when_all_others_are_being_ended_is_ended_to
     """It was accepted a moment before, and came into hand a moment after."""
     drain = Drain()
     drain.end()
-    answer = ScriptedAnswer("tiny", [*TALKING, Hold()], 0)
+    answer = ScriptedAnswer("tiny", [*TALKING, Hold()])
     async with asyncio.timeout(10):
         with drain.holding(answer), pytest.raises(Stopped):
             async for _ in answer:

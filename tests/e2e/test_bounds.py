@@ -184,3 +184,44 @@ def test_slow_senders_do_not_hold_up_others(stack: Stack) -> None:
     with raw_request(stack.url, b"", path="/healthz") as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert httpx.get(f"{stack.url}/healthz", timeout=5).status_code == 200
+
+
+def queue(stack: Stack, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{stack.url}/v1/queue/{model}", timeout=LIMIT).json()
+    return found
+
+
+def test_an_administrator_pauses_a_queue(stack: Stack) -> None:
+    """Its jobs wait, and say so; nobody even loads the model for them. Opened again it serves them, and is seen to."""
+    assert httpx.post(f"{stack.url}/v1/queue/writer/pause").json()["state"] == "paused"
+    ask = body("writer", "patience is rewarded")
+    with httpx.stream("POST", f"{stack.url}/v1/chat/completions", content=ask, timeout=LIMIT) as reply:
+        assert (reply.status_code, reply.headers["x-queue-position"]) == (200, "1")
+        assert "x-queue-wait" not in reply.headers
+        assert (queue(stack, "writer")["waiting"], stack.has_worker("writer")) == (1, False)
+        health = httpx.get(f"{stack.url}/health").json()
+        assert [model["queue"] for model in health["models"] if model["id"] == "writer"] == ["paused"]
+        assert httpx.post(f"{stack.url}/v1/queue/writer/resume").json()["state"] == "open"
+        said = reply.read().decode()
+    assert ": position 1\n" in said and said.endswith("data: [DONE]\n\n")
+    eventually(lambda: queue(stack, "writer")["boards"][0].get("decode_tps"), what="a measured speed")
+    assert queue(stack, "writer")["job_seconds"] > 0
+
+
+def test_an_administrator_drains_and_empties_a_queue(stack: Stack) -> None:
+    """New requests get 503 with words, what waits stays; then all of it is cancelled at once."""
+    held = [begin(stack, "steady", "x" * 6000, stream=True) for _ in range(3)]
+    until_state(stack, held[0][1], "running")
+    httpx.post(f"{stack.url}/v1/queue/steady/drain")
+    refused = httpx.post(f"{stack.url}/v1/chat/completions", content=body("steady", "no"), timeout=LIMIT)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_draining")
+    assert (queue(stack, "steady")["waiting"], queue(stack, "steady")["running"]) == (2, 1)
+    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel").json()["cancelled"] == 2
+    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel?state=all").json()["cancelled"] == 1
+    for connection, job in held:
+        until_state(stack, job, "cancelled")
+        leave(connection)
+    httpx.post(f"{stack.url}/v1/queue/steady/resume")
+    assert (
+        httpx.post(f"{stack.url}/v1/chat/completions", content=body("steady", "yes"), timeout=LIMIT).status_code == 200
+    )

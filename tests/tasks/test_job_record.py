@@ -167,7 +167,7 @@ async def test_an_accepted_job_knows_how_full_the_queue_is(store: JobStore, clie
     claim(client)
     claim(client, worker="another")
     accepted = await store.accept(new_job_id(), "echo", HELLO, lane=Lane.INTERACTIVE, owner="")
-    assert (accepted.place, accepted.running, accepted.room) == (1, 2, Room(5, 3, 8.0))
+    assert (accepted.place, accepted.standing.running, accepted.room) == (1, 2, Room(5, 3, 8.0))
 
 
 async def test_a_long_job_is_expected_to_go_on(store: JobStore, client: redis.Redis) -> None:

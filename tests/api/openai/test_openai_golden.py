@@ -68,7 +68,7 @@ def play(place: Site, exchange: dict[str, Any]) -> dict[str, Any]:
     if steps and isinstance(steps[0], Exception):
         place.relay.refuse(steps[0])
     else:
-        place.relay.play(*steps, position=exchange.get("position", 0))
+        place.relay.play(*steps, waiting=Waiting(*exchange["waiting"]) if "waiting" in exchange else None)
     asked = exchange["request"]
     reply = place.http.request(asked["method"], asked["path"], json=asked.get("body"))
     response: dict[str, Any] = {

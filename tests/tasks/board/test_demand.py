@@ -113,3 +113,13 @@ def test_what_no_board_can_load_is_told(client: redis.Redis, valkey_url: str, tr
         assert (found.error.code, found.error.message) == (FailureCode.MODEL_UNAVAILABLE, str(trouble))
     assert client.zcard(keys.waiting("echo")) == 0
     assert rack.look() == []
+
+
+def test_a_paused_queue_has_nothing_loaded(client: redis.Redis, valkey_url: str) -> None:
+    """Its jobs could not begin; an administrator may have freed the memory on purpose."""
+    rack = Rack(client, valkey_url, "a")
+    rack.accept()
+    client.hset(keys.GATES, "echo", "paused")
+    assert rack.look() == []
+    client.hset(keys.GATES, "echo", "draining")
+    assert rack.look() == ["a"]

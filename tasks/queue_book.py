@@ -1,0 +1,102 @@
+"""Queues as people ask for them by model: looked at by everybody; paused, drained and emptied by administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import msgspec
+import redis.asyncio
+
+from tasks import keys
+from tasks.connection import text, unavailable_as_refusal
+from tasks.errors import JobNotFound
+from tasks.jobs import ENDED, JobState, Lane
+from tasks.policy import LANE, rank
+from tasks.queue import call
+from tasks.scripts import CALL, QUEUES
+from tasks.standing import Gate, Standing, read_standing
+from tasks.store import JobStore
+
+
+class QueueView(msgspec.Struct, frozen=True):
+    """One model's queue. `waiting` is by lane; `job_seconds` is how long its jobs have lately held a worker, None when none
+    has for an hour."""
+
+    standing: Standing
+    waiting: dict[Lane, int]
+    job_seconds: float | None
+
+
+class Held(NamedTuple):
+    """A job in a queue, and whose it is."""
+
+    id: str
+    state: JobState
+    owner: str
+    lane: Lane
+
+
+class QueueBook:
+    """Its methods raise `QueueUnavailable`. They take models by their ids."""
+
+    def __init__(self, client: redis.asyncio.Redis, store: JobStore) -> None:
+        self._client = client
+        self._store = store
+
+    async def view(self, models: Sequence[str]) -> list[QueueView]:
+        """How the queues of these models stand."""
+        with unavailable_as_refusal():
+            bounds = [f"{rank(lane) * LANE}" for lane in Lane] + [f"({(rank(lane) + 1) * LANE}" for lane in Lane]
+            replies = cast("list[list[Any]]", await QUEUES.arun(self._client, [], len(Lane), *bounds, *models))
+        return [
+            QueueView(
+                read_standing(standing), dict(zip(Lane, waiting, strict=True)), int(pace) / 1000 if pace else None
+            )
+            for standing, waiting, pace in replies
+        ]
+
+    async def set_gate(self, model: str, gate: Gate) -> None:
+        """Let through what it says, from now on and until it is told otherwise."""
+        with unavailable_as_refusal():
+            if gate is Gate.OPEN:
+                await self._client.hdel(keys.GATES, model)
+            else:
+                await self._client.hset(keys.GATES, model, gate.value)
+            if gate is Gate.PAUSED:
+                return
+            # While it was paused, calls found nothing, and were not topped up.
+            missing = await self._client.zcard(keys.waiting(model)) - await self._client.llen(keys.calls(model))
+            for _ in range(missing):
+                await CALL.arun(self._client, [keys.calls(model)], call(model, "", ""))
+
+    async def held(self, model: str) -> list[Held]:
+        """The jobs that wait, in their order, and those that run."""
+        with unavailable_as_refusal():
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.zrange(keys.waiting(model), 0, -1)
+                pipe.zrange(keys.running(model), 0, -1)
+                ids = [text(job) for found in await pipe.execute() for job in found]
+                for job in ids:
+                    pipe.hmget(keys.job(job), "state", "owner", "lane")
+                records = await pipe.execute()
+        return [
+            Held(job, JobState(text(state)), text(owner), Lane(text(lane)))
+            for job, (state, owner, lane) in zip(ids, records, strict=True)
+            if state is not None
+        ]
+
+    async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int:
+        """Cancel what waits, and with `running` what runs, of this owner and in this lane where they are given; how many."""
+        cancelled = 0
+        for job in await self.held(model):
+            if job.state is JobState.RUNNING and not running:
+                continue
+            if (owner is not None and job.owner != owner) or (lane is not None and job.lane is not lane):
+                continue
+            try:
+                state = await self._store.cancel(job.id, "cancelled by an administrator")
+            except JobNotFound:
+                continue
+            cancelled += state not in ENDED
+        return cancelled
