@@ -135,7 +135,9 @@ def _check(model: Model, identity: Identity) -> None:
         (model.abilities != {Ability.TEXT}, "embedding and reranking need it"),
         (model.template is not None, "the manifest's chat_template needs it"),
         (bool(options - {"enable_thinking"}), "of template_options all but enable_thinking need it"),
+        (model.cached_system_prompt is not None, "the manifest's cached_system_prompt needs it"),
         (slots_of(model) > 1, "n_batch needs it"),
+        (bool(option(model, OPTIONS, "prefill_slice")), "prefill_slice needs it"),
         (bool(option(model, OPTIONS, "refuse_suspect")), "refuse_suspect = 1 needs the self-test, which needs it"),
     ):
         if needed:

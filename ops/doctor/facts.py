@@ -19,8 +19,10 @@ from redis.retry import Retry
 from npu.catalog import find_models
 from npu.engines import LastLoad, Setup, chat_template, describe
 from npu.engines.rkllm_facts import read_loaded, suspicion
+from npu.engines.rkllm_text import has_tokenizer
 from npu.errors import ModelRefused
 from npu.hardware import ROOT, Board, read_board
+from npu.manifest import is_adapter
 from npu.model import Model
 from npu.model_name import parse_model_name
 from npu.self_test import SelfTest
@@ -57,6 +59,8 @@ class ModelFacts:
     """The version of the converter."""
     chat: bool | None = None
     """Whether it has a chat template."""
+    tokenizer: bool = True
+    """Whether its tokenizer is known; otherwise the NPU's runtime alone can ask it."""
     last_load: LastLoad | None = None
     """What the runtime told when it was last loaded here; None when it never was."""
     self_test: SelfTest | None = None
@@ -170,7 +174,7 @@ def _models(models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tup
             found.append(model_facts(model, setup))
         except ModelRefused as refused:
             complaints.append(str(refused))
-    described = {model.path for model in found}
+    described = {model.path for model in found} | {its.path for model in catalog.models for its in model.adapters}
     # What cannot be run here has a name all the same, and that may tell why.
     found += [_told_by_name(path) for path in _weights(models_dir) if path not in described]
     return tuple(found), tuple(complaints)
@@ -189,6 +193,7 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
         soc=model.soc,
         dtype=_dtype(model.quantization),
         chat=chat_template(model) is not None,
+        tokenizer=model.engine != "rkllm" or has_tokenizer(model),
         toolkit=(loaded.toolkit if loaded is not None else None) or told.toolkit,
         last_load=loaded.last_load() if loaded is not None else None,
         self_test=loaded.self_test if loaded is not None else None,
@@ -198,7 +203,7 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
 
 def _weights(models_dir: Path) -> Iterator[Path]:
     for path in sorted(models_dir.rglob("*.rkllm")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and not is_adapter(path):
             yield path
 
 

@@ -97,7 +97,15 @@ def check_self_tests(facts: Facts) -> Iterator[Finding]:
 def check_chat(facts: Facts) -> Iterator[Finding]:
     """Whether a model can chat."""
     for model in facts.models:
-        if model.chat is False:
+        if not model.tokenizer:
+            yield Finding(
+                Level.WARNING,
+                "model_no_tokenizer",
+                f"{model.id} has no tokenizer.json beside it: it answers single messages, and nothing else.",
+                "The NPU's runtime renders and cuts its prompts then. Put the original model's tokenizer.json and "
+                "tokenizer_config.json into its folder, for conversations, completions, exact counts and sampling by request.",
+            )
+        elif model.chat is False:
             beside = (
                 " An .rkllm file has its template beside it: put the original model's tokenizer.json and "
                 "tokenizer_config.json into its folder, unless that is a base model."

@@ -73,7 +73,7 @@ def test_no_open_question_changes_a_vector(opens: Open, version: str, switch: st
 def test_a_long_text_is_read_in_parts(opens: Open, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """The last row is the same; the simulator would die of more than 8 MB at once."""
     engine = opens(version, SimulatedModel(hidden_size=32768), abilities=BOTH)
-    tokens = engine.tokenizer.encode(WORDS * 3)[:150]
+    tokens = engine.tokenizer.encode(WORDS * 3)[:80]
     assert len(tokens) > 64
     assert vector(engine, tokens) == rows(tokens, 32768)[-1]
     small = opens(version, abilities=BOTH)

@@ -244,7 +244,7 @@ def test_logits_that_nobody_samples_are_not_tried(bench: Bench) -> None:
 
 def test_an_abort_is_timed(bench: Bench, version: str) -> None:
     """As long as the runtime takes to hear it, and never less."""
-    test = bench.tried(SimulatedModel(abort_latency=60, profile=Profile(decode_tps=40)), version)
+    test = bench.tried(SimulatedModel(abort_latency=60, profile=Profile(decode_tps=200)), version)
     assert test.abort_ms is not None and test.abort_ms >= 60
 
 

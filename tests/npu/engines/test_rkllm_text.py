@@ -201,7 +201,9 @@ def test_its_card_says_what_it_cannot_do(opens: Open, runtime_dir: Path) -> None
         (NEWEST, {"template": "{{ messages }}"}, "chat_template"),
         (NEWEST, {"template_options": {"tone": "calm"}}, "template_options"),
         (NEWEST, {"engine_options": {"refuse_suspect": 1}}, "refuse_suspect"),
+        (NEWEST, {"cached_system_prompt": "Be brief."}, "cached_system_prompt"),
         (NEWEST, {"engine_options": {"n_batch": 2}}, "n_batch"),
+        (NEWEST, {"engine_options": {"prefill_slice": 128}}, "prefill_slice"),
         (OLDEST, {"template_options": {"enable_thinking": False}}, "cannot switch thinking off"),
     ],
 )

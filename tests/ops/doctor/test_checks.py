@@ -272,6 +272,13 @@ def test_a_base_model(tmp_path: Path) -> None:
     assert "tokenizer" not in bad(with_model(facts, engine="llamacpp"))["model_no_chat"].explanation
 
 
+def test_a_model_without_its_tokenizer(tmp_path: Path) -> None:
+    """It can chat, a little, though no template of ours is there."""
+    facts = with_model(sound(tmp_path), tokenizer=False, chat=False)
+    assert levels(facts) == {"model_no_tokenizer": WARNING}
+    assert "tokenizer.json" in bad(facts)["model_no_tokenizer"].explanation
+
+
 def test_files_among_the_models(tmp_path: Path) -> None:
     """What the catalogue says is handed on; that there is none is said, too."""
     facts = replace(sound(tmp_path), complaints=("a.gguf is cut short.",))

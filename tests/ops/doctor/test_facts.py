@@ -31,9 +31,11 @@ def test_models_are_described(tmp_path: Path) -> None:
     converted.mkdir(parents=True)
     (converted / "DeepSeek-R1-Distill-Qwen-1.5B-rk3588-w8a8_g128-npu3.rkllm").write_bytes(b"x" * 10)
     (tmp_path / "models/Qwen3-0.6B-Base_W4A16_RK3576.rkllm").write_bytes(b"x")
+    (tmp_path / "models/Qwen3-0.6B-Base_W4A16_RK3576_lora.rkllm").write_bytes(b"x")
     (tmp_path / "models/broken.gguf").write_bytes(b"no GGUF")
     found = gather(settings(tmp_path), root=make_board(tmp_path / "board", "rk3588"))
     models = {model.id: model for model in found.npu_models}
+    assert len(models) == 2 and not any(model.tokenizer for model in models.values())
     deepseek, qwen = models["deepseek-r1-distill-qwen-1.5b"], models["qwen3-0.6b-base"]
     assert (deepseek.soc, deepseek.dtype, deepseek.cores, deepseek.toolkit) == ("rk3588", "w8a8_g128", 3, "1.2.3")
     assert deepseek.size_bytes == 10
