@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from ops import environment
-from tasks.settings import Settings, config_file
+from tasks.settings import Settings, TaskSettings, config_file
 
 CLASSES = (
     "tasks.settings:TaskSettings",
@@ -154,6 +154,20 @@ def check() -> None:
     """Load every class, so that a bad value is found before anything is started. Raises `ConfigurationError`."""
     for owner in classes():
         load(owner)
+
+
+def check_library(settings: TaskSettings) -> None:
+    """What is named as the NPU's library is there: each of its models would fail over it. Raises `ConfigurationError`."""
+    from npu.engines.rkllm_library import check_named  # only where models are run
+    from npu.errors import ModelRefused
+
+    try:
+        check_named(settings.rkllm_library)
+    except ModelRefused as error:
+        where = _source("rkllm_library", *read_file())
+        raise ConfigurationError(
+            f"The setting rkllm_library is {_quoted(settings.rkllm_library)} (from {where}), which cannot be used: {error}"
+        ) from error
 
 
 def settle() -> list[Settled]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from npu.engines import Setup
-from npu.rkllm.abi import FAMILIES
+from npu.rkllm.abi import FAMILIES, family_of
 from npu.rkllm.library import Identity, find_library, identify
 
 SIMULATOR = "simulator"
@@ -12,14 +12,32 @@ SIMULATOR = "simulator"
 
 def library_of(setup: Setup) -> Identity:
     """The runtime's library on this machine, identified. Raises `ModelRefused` with what was tried."""
-    name, _, version = setup.rkllm_library.partition("-")
-    if name == SIMULATOR:
+    version = simulated(setup.rkllm_library)
+    if version is not None:
         from npu.simulator import build
 
-        version = version or FAMILIES[-1].RUNTIMES[-1]
         return identify(build(version, setup.runtime_dir / SIMULATOR), version)
     found = find_library(setup.rkllm_library or None, setup.rkllm_fetched)
     return identify(found, setup.rkllm_version or None)
+
+
+def simulated(library: str) -> str | None:
+    """The version of the runtime that `library`, as in the settings, has simulated; None when it means a file.
+
+    Raises `ModelRefused` when there is no such version.
+    """
+    name, _, version = library.partition("-")
+    if name != SIMULATOR:
+        return None
+    version = version or FAMILIES[-1].RUNTIMES[-1]
+    family_of(version)
+    return version
+
+
+def check_named(library: str) -> None:
+    """Whether what the settings name is there, without opening it. Raises `ModelRefused` when it is not."""
+    if library and simulated(library) is None:
+        find_library(library)
 
 
 def named(identity: Identity) -> str:

@@ -28,12 +28,14 @@ def board(
 
     from ops import environment
     from ops.cli import part
-    from ops.configuration import load
+    from ops.configuration import check_library, load
     from tasks.board.settings import BoardSettings
+    from tasks.settings import TaskSettings
 
     environment.forget(environment.API_SECRETS)  # its workers inherit what it has
     part.begin()
     load(BoardSettings)
+    check_library(load(TaskSettings))
 
     from tasks.board.agent import main
 

@@ -44,6 +44,7 @@ def up(
 
     configuration.check()
     shared, http = configuration.load(TaskSettings), configuration.load(ApiSettings)
+    configuration.check_library(shared)
     logs.configure(shared.log_level, shared.log_format)
     for sentence in configuration.unknown():
         logging.getLogger("rockchipllama.up").warning("%s", sentence)

@@ -23,6 +23,7 @@ from ops import environment
 from ops.doctor import report
 from ops.doctor.device_tests import DeviceTests, run_device_tests
 from ops.doctor.facts import Facts, gather
+from ops.doctor.library import look_for_library
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
 
@@ -87,7 +88,7 @@ def examine(name: str, settings: TaskSettings, tell: Callable[[str], None]) -> A
     setup = setup_of(settings)
     model = _model(name, settings)
     material = material_of(model, setup)
-    facts = gather(settings)
+    facts = gather(settings, library=look_for_library(setup))
     inherited = environment.for_child({}, without=environment.API_SECRETS)
 
     def put(questions: tuple[Question, ...]) -> tuple[Asked, ...]:

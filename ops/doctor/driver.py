@@ -96,9 +96,29 @@ def check_node(facts: Facts) -> Iterator[Finding]:
 
 def check_library(facts: Facts) -> Iterator[Finding]:
     """Whether the RKLLM runtime was found, with all it needs."""
-    if facts.library is None or (facts.board.soc is None and facts.library.found is None):
+    if facts.library is None:
         return
     found = facts.library.found
+    if facts.library.simulated is not None:
+        yield Finding(
+            Level.OK if facts.board.soc is None else Level.NOTE,
+            "library_simulated",
+            f"A simulator stands in for the RKLLM runtime {facts.library.simulated}: ROCKCHIPLLAMA_RKLLM_LIBRARY is "
+            f"'{facts.library.set_to}'.",
+            "Models for the NPU are as fast as on a board, and answer words in a fixed order.",
+        )
+        return
+    if found is None and facts.library.set_to:
+        yield Finding(
+            Level.PROBLEM,
+            "library_setting",
+            f"ROCKCHIPLLAMA_RKLLM_LIBRARY is '{facts.library.set_to}', which cannot be used.",
+            facts.library.why,
+            ".venv/bin/rockchipllama settings",
+        )
+        return
+    if found is None and facts.board.soc is None:
+        return
     if found is None:
         yield Finding(
             _if_wanted(facts),

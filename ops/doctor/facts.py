@@ -89,6 +89,10 @@ class Library:
     found: LibraryFacts | None
     why: str = ""
     """Why there is none: the sentence of the search."""
+    set_to: str = ""
+    """What the settings name as the library; empty when they leave it to the search."""
+    simulated: str | None = None
+    """The version whose simulator stands in for the library; None when none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,11 @@ class Facts:
     redis: Redis | None
     """None when no Redis is configured: `up` starts its own."""
     unknown_settings: tuple[str, ...]
+
+    @property
+    def simulated(self) -> str | None:
+        """The version of the runtime that is simulated, on a machine that needs no NPU then."""
+        return self.library.simulated if self.library is not None else None
 
     @property
     def npu_models(self) -> tuple[ModelFacts, ...]:

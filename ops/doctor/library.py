@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from npu.engines import Setup
-from npu.engines.rkllm_library import SIMULATOR, library_of
+from npu.engines.rkllm_library import library_of, simulated
 from npu.errors import ModelRefused
 from npu.hardware import ROOT
 from ops.doctor.facts import Library, LibraryFacts
@@ -17,15 +17,17 @@ _OPENMP = re.compile(rb"libomp\.so(?:\.\d+)*")
 _FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/local/lib")
 
 
-def look_for_library(setup: Setup) -> Library | None:
-    """The vendor's library as a worker would find it; None when the simulator stands in for it."""
-    if setup.rkllm_library.startswith(SIMULATOR):
-        return None
+def look_for_library(setup: Setup) -> Library:
+    """The vendor's library as a worker would find it, or which simulator stands in for it; that is not built here."""
+    named = setup.rkllm_library
     try:
+        version = simulated(named)
+        if version is not None:
+            return Library(None, set_to=named, simulated=version)
         identity = library_of(setup)
     except ModelRefused as error:
-        return Library(None, str(error))
-    return Library(library_facts(identity.path, identity.version, " ".join(identity.how)))
+        return Library(None, str(error), named)
+    return Library(library_facts(identity.path, identity.version, " ".join(identity.how)), set_to=named)
 
 
 def library_facts(path: Path, version: str | None, why: str = "", root: Path = ROOT) -> LibraryFacts:

@@ -31,7 +31,7 @@ def check_chip_of_models(facts: Facts) -> Iterator[Finding]:
     """Whether each model for an NPU was made for this one."""
     soc = facts.board.soc
     if soc is None:
-        if facts.npu_models:
+        if facts.npu_models and facts.simulated is None:
             yield Finding(
                 Level.WARNING,
                 "model_without_npu",

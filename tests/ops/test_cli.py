@@ -55,6 +55,15 @@ def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("command", "named"), [("up", "/nope"), ("up", "simulator-9"), ("board", "/nope")])
+def test_a_library_that_is_not_there_is_told_before_anything_starts(command: str, named: str) -> None:
+    """Like any other setting that cannot be used: named, with where it came from, and once."""
+    done = run(command, "--data-dir", "/nonexistent/data", ROCKCHIPLLAMA_RKLLM_LIBRARY=named)
+    assert done.returncode == 2
+    assert done.stderr.count(f"The setting rkllm_library is '{named}' (from ROCKCHIPLLAMA_RKLLM_LIBRARY)") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_a_mistyped_address_is_told_as_such() -> None:
     """Not as one that would let everybody in."""
     done = run("up", "--host", "bogus.invalid", "--port", "0", "--data-dir", "/nonexistent/data")

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from npu.engines import Setup
 from npu.hardware import OpenFiles, read_board
 from npu.self_test import SelfTest, Verdict
 from ops.doctor.facts import Disk, Facts, Library, LibraryFacts, ModelFacts, Python, Redis
 from ops.doctor.finding import Level
+from ops.doctor.library import look_for_library
 from ops.doctor.report import examine
 from tests.npu.boards import KINDS, as_nobody, make_board, put, put_in_container
 from tests.ops.doctor.cases import QWEN, bad, levels, on_pc, sound
@@ -149,6 +151,26 @@ def test_a_runtime_of_unknown_version_or_with_a_gap(tmp_path: Path) -> None:
     assert levels(facts) == {"library_unknown": PROBLEM, "library_needs": PROBLEM}
     assert "none we know" in bad(facts)["library_unknown"].explanation
     assert "/opt" in bad(facts)["library_needs"].explanation
+
+
+def test_the_simulator_stands_in_for_npu_and_runtime(tmp_path: Path) -> None:
+    """Which one is told; a model for the NPU is no trouble then. On a board it is worth a note."""
+    simulated = Library(None, set_to="simulator-1.2.3", simulated="1.2.3")
+    facts = replace(on_pc(tmp_path / "pc"), models=(QWEN,), library=simulated)
+    assert levels(facts) == {"no_npu": NOTE}
+    (told,) = (finding for finding in examine(facts) if finding.code == "library_simulated")
+    assert "1.2.3" in told.title
+    assert levels(replace(sound(tmp_path / "board"), library=simulated)) == {"library_simulated": NOTE}
+
+
+@pytest.mark.parametrize("named", ["/nope", "simulator-9", "simulator9"])
+def test_a_library_that_is_set_and_cannot_be_used(tmp_path: Path, named: str) -> None:
+    """A problem wherever it is set, since nothing starts with it."""
+    library = look_for_library(Setup(tmp_path, rkllm_library=named))
+    facts = replace(on_pc(tmp_path), library=library)
+    assert levels(facts) == {"no_npu": NOTE, "library_setting": PROBLEM}
+    assert named in bad(facts)["library_setting"].title
+    assert look_for_library(Setup(tmp_path, rkllm_library="simulator-1.2.0")).simulated == "1.2.0"
 
 
 def test_governors(tmp_path: Path) -> None:
