@@ -210,7 +210,7 @@ class Stack:
         """Processes of this service whose parents were killed by a test."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.environ().get("ROCKCHIPLLAMA_REDIS_URL") == self.redis_url:
+                if process.environ().get("ROCKCHIPLLAMA_DATA_DIR") == str(self.folder / "data"):
                     yield process
 
     @cached_property
