@@ -46,7 +46,7 @@ WANTED = {
 }
 """What a value must be, by the validating library's word for what it is not. What is not here keeps its sentence."""
 
-_PASSWORD = re.compile(r"(?<=[?&]password=)[^&]*")
+_PASSWORD = re.compile(r"(?<=password=)[^&]*")
 _MASK = "********"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

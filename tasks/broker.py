@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import kombu
 from celery import Celery
 from celery.app.amqp import AMQP
 
-from tasks import keys
-from tasks.connection import SOCKET_TIMEOUT, celery_url
+from tasks import keys, sentinel
+from tasks.connection import SOCKET_TIMEOUT, sentinel_options
 
 RECONNECT = 1.0
 """Seconds between two tries to reach a Redis that is away."""
@@ -36,6 +37,30 @@ class _Amqp(AMQP):
     Connection = _Connection
 
 
+def celery_url(url: str) -> str:
+    """The same Redis in the spelling of Celery's transport, which has its own for Unix sockets and Sentinels, and takes
+    `rediss` for a plain connection unless TLS is spelled out."""
+    if (named := sentinel.named_by(url)) is not None:
+        who = f"{quote(named.username or '', '')}:{quote(named.password or '', '')}@" if named.password else ""
+        shown = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in named.hosts)
+        return ";".join(f"sentinel://{who}{host}/{named.database}" for host in shown)
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if parts.scheme == "unix":
+        who = parts.netloc
+        if "password" in query:
+            who = f"{quote(query.get('username', parts.username or ''), '')}:{quote(query['password'], '')}@"
+        return f"redis+socket://{who}{parts.path}?virtual_host={query.get('db', '0')}"
+    if parts.scheme == "rediss" and "ssl_cert_reqs" not in query:
+        return f"{url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
+    return url
+
+
+def _through_sentinel(url: str) -> dict[str, Any]:
+    named = sentinel.named_by(url)
+    return {} if named is None else {"master_name": named.master, "sentinel_kwargs": sentinel_options(named)}
+
+
 def celery_app(redis_url: str) -> Celery:
     """The application on that Redis, without tasks."""
     app = Celery("rockchipllama", broker=celery_url(redis_url), set_as_current=False, amqp=_Amqp)
@@ -44,6 +69,7 @@ def celery_app(redis_url: str) -> Celery:
         # However long Redis is away: a worker that gave up would only be started again, and load its model anew.
         broker_connection_max_retries=None,
         broker_transport_options={
+            **_through_sentinel(redis_url),
             "global_keyprefix": keys.PREFIX,
             "socket_timeout": 30,
             "socket_connect_timeout": SOCKET_TIMEOUT,

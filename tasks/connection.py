@@ -7,18 +7,21 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import redis
 import redis.asyncio
 import redis.asyncio.connection
+import redis.asyncio.sentinel
 import redis.connection
-from redis.backoff import ExponentialBackoff
+import redis.sentinel
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from tasks import sentinel
 from tasks.errors import QueueUnavailable
 
 
@@ -44,33 +47,49 @@ MOST_CONNECTIONS = 16
 """Connections of one event loop. A thousand clients that come at once wait a moment for one instead of being refused."""
 
 
-def connect(url: str) -> redis.Redis:
-    """A client for threads. Each command is tried three times over about half a second."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        health_check_interval=30,
-        protocol=2,
-        parser_class=_Parser,
-        retry=Retry(ExponentialBackoff(cap=0.25, base=0.05), 3),
-    )
+def connect(url: str, *, timeout: float = SOCKET_TIMEOUT, retries: int = 3) -> redis.Redis:
+    """A client for threads. Each command is tried again over about half a second. `timeout` is in seconds."""
+    timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    options: dict[str, Any] = {
+        **timeouts,
+        "health_check_interval": 30,
+        "protocol": 2,
+        "parser_class": _Parser,
+        "retry": Retry(ExponentialBackoff(cap=0.25, base=0.05), retries),
+    }
+    if (named := sentinel.named_by(url)) is None:
+        return redis.Redis.from_url(url, **options)
+    asked: Any = redis.sentinel.Sentinel(named.hosts, sentinel_kwargs=sentinel_options(named, timeout))  # type: ignore[no-untyped-call]
+    return cast(redis.Redis, asked.master_for(named.master, **sentinel.client_options(named), **options))
+
+
+def sentinel_options(named: sentinel.Sentinels, timeout: float = SOCKET_TIMEOUT) -> dict[str, Any]:
+    """How Sentinels are asked: each once, since the next one knows as much."""
+    timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    return {**timeouts, **named.access, "retry": Retry(NoBackoff(), 0)}
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for an event loop. A dropped connection is tried once more, then it is the caller's to say 503."""
     from redis.asyncio.retry import Retry as AsyncRetry
 
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=MOST_CONNECTIONS,
-        timeout=SOCKET_TIMEOUT,
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
-        protocol=2,
-        parser_class=_AsyncParser,
-    )
+    timeouts = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
+    options: dict[str, Any] = {
+        **timeouts,
+        "retry": AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+        "protocol": 2,
+        "parser_class": _AsyncParser,
+    }
+    pool: redis.asyncio.ConnectionPool
+    if (named := sentinel.named_by(url)) is None:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url, max_connections=MOST_CONNECTIONS, timeout=SOCKET_TIMEOUT, **options
+        )
+    else:
+        asked: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            named.hosts, sentinel_kwargs={**sentinel_options(named), "retry": AsyncRetry(NoBackoff(), 0)}
+        )
+        pool = asked.master_for(named.master, **sentinel.client_options(named), **options).connection_pool
     # The URL's scheme has chosen the kind of connection.
     pool.connection_class = type("Cancellable", (_Cancellable, pool.connection_class), {})
     return redis.asyncio.Redis.from_pool(pool)
@@ -99,15 +118,6 @@ class _Cancellable:
         if task is not None and task.cancelling() > before:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # a reply will come that nobody reads
             raise asyncio.CancelledError
-
-
-def celery_url(url: str) -> str:
-    """The same Redis in the spelling of Celery's transport, which has its own for Unix sockets."""
-    if url.startswith("unix://"):
-        path, _, query = url.removeprefix("unix://").partition("?")
-        database = next((part[3:] for part in query.split("&") if part.startswith("db=")), "0")
-        return f"redis+socket://{path}?virtual_host={database}"
-    return url
 
 
 @contextmanager

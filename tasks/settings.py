@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tasks import sentinel
+
 PREFIX = "ROCKCHIPLLAMA_"
 ROOT = Path(__file__).resolve().parent.parent
 """Where this application is installed: the folder with api/, tasks/, npu/ and models/."""
@@ -72,7 +74,8 @@ class TaskSettings(Settings):
 
     redis_url: str | None = Field(
         None,
-        description="The Redis or Valkey to use: `redis://`, `rediss://` or `unix://`. Unset, `up` starts an embedded Valkey.",
+        description="The Redis or Valkey to use: `redis://`, `rediss://` (TLS), `unix://` or `redis+sentinel://`. Unset, `up` "
+        "starts an embedded Valkey.",
     )
     data_dir: Path = Field(
         ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets."
@@ -128,8 +131,10 @@ class TaskSettings(Settings):
     def _usable_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        if not value.startswith(("redis://", "rediss://", "unix://", f"{sentinel.SCHEME}://")):
+            raise ValueError("it must begin with redis://, rediss://, unix:// or redis+sentinel://")
+        if sentinel.named_by(value) is not None:
+            return value
         # The messages repeat nothing of it, for a password may stand anywhere in what is malformed.
         parts = urlsplit(value)
         if parts.scheme == "unix":

@@ -272,6 +272,8 @@ class EventWriter:
         try:
             while True:
                 try:
+                    if self.waits:  # sending would connect as well, but not to the master that Sentinel names now
+                        self._connection.connect()  # type: ignore[no-untyped-call]
                     self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
                     return int(self._connection.read_response())
                 except NoScriptError:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from npu.catalog import find_models
 from npu.engines import LastLoad, Setup, chat_template, describe
@@ -27,6 +25,7 @@ from npu.model import Model
 from npu.model_name import parse_model_name
 from npu.self_test import SelfTest
 from ops import configuration
+from tasks.connection import connect
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
 
@@ -265,13 +264,7 @@ def ask_redis(url: str) -> Redis:
     """Whether the Redis there answers, within a few seconds and without trying again."""
     shown = configuration.without_password(url)
     try:
-        with redis.Redis.from_url(
-            url,
-            socket_timeout=REDIS_TIMEOUT,
-            socket_connect_timeout=REDIS_TIMEOUT,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-        ) as client:
+        with connect(url, timeout=REDIS_TIMEOUT, retries=0) as client:
             client.ping()
     except (ValueError, TypeError):  # They quote parts of the URL, which may be those of the password.
         return Redis(shown, "the URL cannot be understood")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tasks import sentinel
+
 PAUSE = 0.2
 """Seconds between two questions at first."""
 LONGEST_PAUSE = 5.0
@@ -97,6 +99,8 @@ class Probe:
 
 def listens(redis_url: str, seconds: float = 2.0) -> bool:
     """Whether anybody listens where the URL of a Redis points to."""
+    if (named := sentinel.named_by(redis_url)) is not None:
+        return any(_listens(host, port, seconds) for host, port in named.hosts)
     found = urlsplit(redis_url)
     try:
         if found.scheme == "unix":
@@ -104,7 +108,15 @@ def listens(redis_url: str, seconds: float = 2.0) -> bool:
                 client.settimeout(seconds)
                 client.connect(found.path)
         else:
-            socket.create_connection((found.hostname or "localhost", found.port or 6379), seconds).close()
+            return _listens(found.hostname or "localhost", found.port or 6379, seconds)
+    except OSError:
+        return False
+    return True
+
+
+def _listens(host: str, port: int, seconds: float) -> bool:
+    try:
+        socket.create_connection((host, port), seconds).close()
     except (OSError, UnicodeError):
         return False
     return True
@@ -112,11 +124,16 @@ def listens(redis_url: str, seconds: float = 2.0) -> bool:
 
 def place(redis_url: str) -> str:
     """Where that is, without user and password."""
+    if (named := sentinel.named_by(redis_url)) is not None:
+        return " or ".join(_shown(host, port) for host, port in named.hosts)
     found = urlsplit(redis_url)
     if found.scheme == "unix":
         return found.path
-    host = found.hostname or "localhost"
-    return f"[{host}]:{found.port or 6379}" if ":" in host else f"{host}:{found.port or 6379}"
+    return _shown(found.hostname or "localhost", found.port or 6379)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _read(status: int, body: bytes) -> Readiness:

@@ -94,7 +94,7 @@ def test_a_bad_value_is_one_sentence(words: tuple[str, ...], variables: dict[str
         ("deadline", "inf", "it must be a number."),
         ("preload", "maybe", "it must be true or false."),
         ("aliases", '{"a": 3}', "The setting aliases.a is '3'"),
-        ("redis_url", "localhost", "it must begin with redis://, rediss:// or unix://"),
+        ("redis_url", "localhost", "it must begin with redis://, rediss://, unix:// or redis+sentinel://"),
         ("redis_url", "redis://:sesame@h:port", "is 'redis://:********@h:port'"),
         ("redis_url", "redis://h:1/jobs", "must have the number of a database"),
         ("redis_url", "redis://:ses/ame@h:1/0", "its port must be a number"),

@@ -12,25 +12,11 @@ import pytest
 import redis
 import redis.asyncio
 
-from tasks.connection import UNREACHABLE, TakesNothing, celery_url, connect, connect_async, unavailable_as_refusal
+from tasks.connection import UNREACHABLE, TakesNothing, connect, connect_async, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
 from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.parametrize(
-    ("url", "celerys"),
-    [
-        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-        ("rediss://user:word@host/3", "rediss://user:word@host/3"),
-        ("unix:///run/valkey.sock", "redis+socket:///run/valkey.sock?virtual_host=0"),
-        ("unix:///run/valkey.sock?db=3", "redis+socket:///run/valkey.sock?virtual_host=3"),
-    ],
-)
-def test_celery_is_told_the_same_redis(url: str, celerys: str) -> None:
-    """In its own spelling."""
-    assert celery_url(url) == celerys
 
 
 @pytest.mark.parametrize(
