@@ -31,7 +31,7 @@ class Answer:
     got: str = ""
     job: str = ""
     end: str = "broken"
-    """`stop`, the code of an error, `left`, or `broken`: the connection ended before the answer did."""
+    """`stop`, the code of an error, `left`, `broken` (the connection ended before the answer did) or `silent`."""
     faults: list[str] = field(default_factory=list)
 
     def take(self, chunk: dict[str, Any]) -> None:
@@ -80,6 +80,9 @@ def whole(url: str, text: str) -> Answer:
     answer = Answer(text)
     try:
         reply = httpx.post(f"{url}/v1/chat/completions", json=_body(text), timeout=LIMIT)
+    except httpx.ReadTimeout:
+        answer.end = "silent"
+        return answer
     except httpx.TransportError:
         return answer
     if reply.status_code != 200:
@@ -118,6 +121,8 @@ def streaming(
                     called = True
                     then(answer)
                 time.sleep(pause)
+    except httpx.ReadTimeout:
+        answer.end = "silent"
     except httpx.TransportError:
         pass
     return answer
@@ -158,6 +163,8 @@ def returning(
                     if not called and len(answer.got) >= max(at, 1):
                         called = True
                         then(answer)
+        except httpx.ReadTimeout:
+            answer.end = "silent"
         except httpx.TransportError:
             time.sleep(0.2)
         if not answer.job:

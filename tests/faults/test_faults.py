@@ -57,7 +57,8 @@ def test_kill_9(service: Service, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.full] if part in ("worker", "board") else []) for part in PARTS]
+    "part",
+    [pytest.param(part, marks=[pytest.mark.full] if part in ("worker", "board", "valkey") else []) for part in PARTS],
 )
 def test_frozen_past_its_lease(service: Service, part: str) -> None:
     """It wakes into a world that went on without it, and changes nothing there."""
