@@ -17,6 +17,7 @@ from starlette.types import Scope
 from api.answer import ClientGone
 from tasks.errors import (
     AbilityMissing,
+    AnswerTooLarge,
     CommandFailed,
     FieldRefused,
     JobFailed,
@@ -93,6 +94,7 @@ class Rule:
 FAILURES: dict[FailureCode, Rule] = {
     FailureCode.CONTEXT_TOO_LONG: Rule(400, "context_length_exceeded"),
     FailureCode.BAD_PROMPT: Rule(400, "invalid_prompt"),
+    FailureCode.ANSWER_TOO_LARGE: Rule(400, "answer_too_large"),
     FailureCode.UNSUPPORTED: Rule(400, "unsupported_parameter"),
     FailureCode.MODEL_UNAVAILABLE: Rule(503, "model_unavailable", retry_after=10.0),
     FailureCode.ENGINE_FAILED: Rule(500, "engine_failed"),
@@ -110,6 +112,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     QueueFull: Rule(429, "rate_limit_exceeded"),
     QueueDraining: Rule(503, "queue_draining"),
     StorageFull: Rule(507, "storage_full"),
+    AnswerTooLarge: Rule(400, "answer_too_large"),
     AbilityMissing: Rule(400, "unsupported_model", param="model"),
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),

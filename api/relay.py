@@ -17,6 +17,7 @@ from tasks import keys
 from tasks.commands import Commander, Load, Prepare
 from tasks.errors import (
     AbilityMissing,
+    AnswerTooLarge,
     CommandFailed,
     FieldRefused,
     ModelDown,
@@ -25,6 +26,7 @@ from tasks.errors import (
 )
 from tasks.feed import LiveFeed
 from tasks.jobs import Lane, Rendering, new_job_id
+from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import BREATH, ModelStatus, Roster
 from tasks.standing import Gate
@@ -58,6 +60,7 @@ class Relay:
         name: str,
         patience: float,
         keep_alive: float,
+        record_limit: int,
     ) -> None:
         self.client = client
         self.store = store
@@ -69,6 +72,7 @@ class Relay:
         self._roster = roster
         self._commander = commander
         self._patience = patience
+        self._record_limit = record_limit
         self._streams = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -95,6 +99,9 @@ class Relay:
         status = await self._roster.find(model)
         request = _adapted(status, request)
         _check(status, request)
+        size = bound(request, status.card.context_length, status.card.embedding_length or 0)
+        if size is not None and size > self._record_limit:
+            raise AnswerTooLarge(size, self._record_limit)
         if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         name = status.card.id

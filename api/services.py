@@ -46,6 +46,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             name=await stack.enter_async_context(breathing(client, tasks_settings.lease)),
             patience=settings.patience,
             keep_alive=settings.keep_alive_comment,
+            record_limit=tasks_settings.record_limit,
         )
         stack.push_async_callback(relay.finish)
 

@@ -7,6 +7,7 @@ TasksError
 │   ├── QueueFull           as many jobs wait for the model as may
 │   ├── QueueDraining       an administrator lets the model's queue run empty
 │   ├── StorageFull         the disk of the queue is as good as full
+│   ├── AnswerTooLarge      the answer would be larger than a job's record may be
 │   ├── AbilityMissing      the model is not made for what was asked of it
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
@@ -21,6 +22,11 @@ from collections.abc import Iterable
 
 from tasks.events import Failed
 from tasks.jobs import Room
+
+
+def megabytes(size: int) -> str:
+    """So many bytes, for people."""
+    return f"{size / 1e6:.3g} MB"
 
 
 class TasksError(Exception):
@@ -84,6 +90,16 @@ class QueueDraining(Refused):
         super().__init__(
             f"The queue for '{model}' takes no new requests: an administrator lets it run empty. Use another model, or "
             "try again later."
+        )
+
+
+class AnswerTooLarge(Refused):
+    """Raised when what is asked for would be larger than the record of one job may be. Sizes are in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"This answer may become {megabytes(size)} large, and a job's record holds {megabytes(limit)}. Ask for fewer or "
+            "shorter answers, in several requests perhaps."
         )
 
 

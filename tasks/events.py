@@ -38,6 +38,8 @@ class FailureCode(StrEnum):
     """The engine reported an error while running."""
     ENGINE_LOST = "engine_lost"
     """The process with the engine died or vanished while it worked on this job."""
+    ANSWER_TOO_LARGE = "answer_too_large"
+    """The answer grew beyond what the record of one job may hold."""
     DEADLINE = "deadline"
     """The job's deadline passed before it ended."""
     UNREADABLE = "unreadable"

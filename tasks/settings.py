@@ -111,6 +111,11 @@ class TaskSettings(Settings):
     deadline: float = Field(
         3600.0, gt=0, description="Seconds after which an unfinished job is given up, waiting or running."
     )
+    record_limit: int = Field(
+        32_000_000,
+        ge=10_000,
+        description="Bytes that the record of one job may grow to, about 400,000 tokens; a longer answer is refused or ended.",
+    )
     job_ttl: float = Field(3600.0, gt=0, description="Seconds a job's record and events are kept after its end.")
     lease: float = Field(
         10.0,

@@ -171,6 +171,8 @@ class JobStore:
         if reply is None:
             raise JobNotFound(job)
         record = fields(reply[1:])
+        if "ended" in record and not reply[0]:
+            raise JobNotFound(job)  # its events have made room for others before the rest of it
         rendering = Rendering(record["front"].decode(), record["head"]) if "front" in record else None
         grace = int(record.get("grace", b"0")) / 1000
         return Attended(record["model"].decode(), _name(record), reply[0], "ended" in record, grace, rendering)

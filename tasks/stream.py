@@ -29,6 +29,7 @@ from tasks.events import (
     number,
 )
 from tasks.jobs import JobState
+from tasks.record_size import ENTRY
 from tasks.scripts import APPEND
 
 log = logging.getLogger("rockchipllama.stream")
@@ -113,6 +114,8 @@ class EventWriter:
     ) -> None:
         self.seq = seq
         """Number of the last event appended."""
+        self.size = 0
+        """Bytes that this claim's appends take in the record."""
         self._connection = client.connection_pool.get_connection()
         self._pool = client.connection_pool
         self.waits = False
@@ -237,6 +240,7 @@ class EventWriter:
         self._last_append = time.monotonic()
         self._keep(_Append(self._last_append, self.seq, seq, args, sum(map(len, args))), begun)
         self.seq = seq
+        self.size += len(args[3]) + len(args[4]) + ENTRY
         self._events.clear()
         self._pieces.clear()
         self._fields.clear()

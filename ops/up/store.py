@@ -131,7 +131,8 @@ def valkey(
         "save": "",
         "auto-aof-rewrite-min-size": "32mb",
         "maxmemory": str(memory),
-        "maxmemory-policy": "noeviction",  # a job accepted is a job kept: refuse new ones instead
+        # Only what has ended expires, and may go early, what ended first; a job accepted is a job kept: refuse new ones instead.
+        "maxmemory-policy": "volatile-ttl",
         "hz": "1",  # an idle board should sleep; what is due at a moment (expired keys that are read, replies) is exact
         "dynamic-hz": "no",
         "daemonize": "no",

@@ -9,6 +9,7 @@ import redis
 
 from tasks import keys
 from tasks.events import ChoiceEnded, Embedded, Scored, TextDelta, decode_events
+from tasks.record_size import ENTRY
 from tasks.stream import RecordedPiece, decode_pieces
 
 
@@ -34,6 +35,8 @@ class Begun:
     choices: dict[int, BegunChoice] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
     """Inputs whose vectors, or documents whose scores, were sent."""
+    size: int = 0
+    """Bytes of the record that it takes."""
 
     def choice(self, index: int) -> BegunChoice:
         """That answer; one of which nothing is there is empty."""
@@ -45,6 +48,7 @@ def read_begun(client: redis.Redis, job: str) -> Begun:
     begun = Begun()
     entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events(job)))
     for _, fields in entries:
+        begun.size += sum(map(len, fields.values())) + ENTRY
         for event in decode_events(fields[b"e"]) if fields[b"e"] else ():
             match event:
                 case TextDelta(text, choice):

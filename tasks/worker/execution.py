@@ -22,6 +22,7 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
     claim = run.claim
     language = engine.tokenizer.digest
     begun = _begun(client, claim, language)
+    run.before = begun.size if begun is not None else 0
     # A template may tell the date: what was begun goes on behind the very prompt that it was begun with.
     prepared = preparer.prepare(requests.decode_request(claim.request), claim.prompts if begun is not None else ())
     match prepared:

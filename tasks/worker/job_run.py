@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from npu.engine import Abortable
 from tasks.claims import Claim
+from tasks.errors import megabytes
 from tasks.events import Event, Failed, FailureCode, Finished, FinishReason, Timings
 from tasks.jobs import Phase
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece
@@ -18,7 +19,8 @@ from tasks.worker.settings import WorkerSettings
 class JobRun:
     """The sink of a run, and what other threads may do to it. Every method may be called from any thread."""
 
-    def __init__(self, claim: Claim, settings: WorkerSettings) -> None:
+    def __init__(self, claim: Claim, settings: WorkerSettings, record_limit: int) -> None:
+        """`record_limit` is how many bytes the job's record may grow to."""
         self.claim = claim
         self.totals = Totals()
         self.phase = Phase.LOADING
@@ -26,6 +28,8 @@ class JobRun:
         """Tokens of the prompt that are prefilled."""
         self.can_be_paused = True
         """False once it must not be: whoever claimed it next could not go on with its answer."""
+        self.before = 0
+        """Bytes of the record that earlier claims have written."""
         self.load_ms = 0.0
         self.reason: str | None = None
         """Why it is to end early; None while nobody asked."""
@@ -35,6 +39,7 @@ class JobRun:
             Phase.PREFILL: settings.prefill_stall,
             Phase.DECODE: settings.token_stall,
         }
+        self._record_limit = record_limit
         self._work: Abortable | None = None
         self._progressed = time.monotonic()
         self._lock = threading.Lock()
@@ -82,12 +87,15 @@ class JobRun:
             self.phase = Phase.DECODE
             self._progressed = time.monotonic()
         self.writer.write(events, piece)
+        if self.before + self.writer.size > self._record_limit:
+            self.cancel("too large")
 
     def cancel(self, reason: str) -> None:
         """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays.
 
-        Reasons are `cancelled`, `deadline`, `lost` (another worker has the job), `pause` (a chat waits) and `stop` (this
-        worker is to leave, and waits for Redis no longer). With the last two it hands the job back, and a load goes on.
+        Reasons are `cancelled`, `deadline`, `too large`, `lost` (another worker has the job), `pause` (a chat waits) and
+        `stop` (this worker is to leave, and waits for Redis no longer). With the last two it hands the job back, and a load
+        goes on.
         """
         if reason == "stop":
             self.writer.hurry()
@@ -108,6 +116,12 @@ class JobRun:
             return Failed(
                 FailureCode.DEADLINE,
                 "The request's deadline passed before its answer was complete, and it was stopped.",
+            )
+        if self.reason == "too large":
+            return Failed(
+                FailureCode.ANSWER_TOO_LARGE,
+                f"The answer grew beyond the {megabytes(self._record_limit)} that a job's record holds, and was stopped. Ask "
+                "for fewer or shorter answers, in several requests perhaps.",
             )
         totals = self.totals
         return Finished(

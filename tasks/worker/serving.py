@@ -72,6 +72,7 @@ class Serving:
         self._board = board
         self._settings = settings
         self._lease = tasks_settings.lease
+        self._record_limit = tasks_settings.record_limit
         self._speeds = Speeds()
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
         self._run: JobRun | None = None
@@ -117,7 +118,7 @@ class Serving:
         claim = self._claim(call)
         if claim is None:
             return None
-        run = JobRun(claim, self._settings)
+        run = JobRun(claim, self._settings, self._record_limit)
         try:
             with EventWriter(
                 self._client,

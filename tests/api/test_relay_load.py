@@ -33,7 +33,9 @@ class Place:
         self.looks = 0
         self.asked: list[str] = []
         parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask)
-        self.relay = Relay(parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1)
+        self.relay = Relay(
+            parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1, record_limit=10**9
+        )
 
     async def _find(self, model: str) -> ModelStatus:
         self.looks += 1

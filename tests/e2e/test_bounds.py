@@ -225,3 +225,12 @@ def test_an_administrator_drains_and_empties_a_queue(stack: Stack) -> None:
     assert (
         httpx.post(f"{stack.url}/v1/chat/completions", content=body("steady", "yes"), timeout=LIMIT).status_code == 200
     )
+
+
+def test_an_answer_that_no_record_could_hold_is_refused(stack: Stack) -> None:
+    """Before it is queued, with the figures."""
+    asked = {"model": "echo", "prompt": ["hi"] * 64, "max_tokens": 100_000}
+    reply = httpx.post(f"{stack.url}/v1/completions", json=asked, timeout=LIMIT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "answer_too_large")
+    assert "41.9 MB" in reply.json()["error"]["message"]  # of the context's 8192 tokens each
+    assert "x-job-id" not in reply.headers

@@ -130,6 +130,9 @@ def test_ctrl_c_stops_everything_in_order(up: Callable[..., Up]) -> None:
     one = up()
     one.is_up()
     assert _redis(one, b"CONFIG GET hz\r\n").split() == [b"*2", b"$2", b"hz", b"$1", b"1"]  # it lets the board sleep
+    assert (
+        _redis(one, b"CONFIG GET maxmemory-policy\r\n").split()[-1] == b"volatile-ttl"
+    )  # and keeps what has not ended
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 0
     words = [line.rsplit(" ", 1)[0] for line in one.journal.read_text().splitlines()]

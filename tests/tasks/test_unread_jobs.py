@@ -129,6 +129,38 @@ async def test_what_has_ended_is_read_as_it_is(store: JobStore, client: redis.Re
             await asked
 
 
+async def ended(store: JobStore, client: redis.Redis, text: str) -> str:
+    """A job that was answered with this text."""
+    job = await accept(store, reader=None)
+    held = claim(client)
+    with EventWriter(client, held.job, "echo", held.token, held.seq, lambda: None, patience=5) as writer:
+        writer.write((TextDelta(text),))
+        writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
+    return job
+
+
+async def test_what_has_ended_makes_room_for_what_has_not(store: JobStore, client: redis.Redis) -> None:
+    """In full memory the records of answers that ended first go before their time, as `up` sets its Valkey; nobody who asks is
+    turned away, and nothing that waits is lost."""
+    waiting = await accept(store, reader=None)
+    client.zrem(keys.waiting("echo"), waiting)  # it keeps out of the way of the others
+    before = client.config_get("maxmemory*")
+    client.config_set("maxmemory-policy", "volatile-ttl")
+    client.config_set("maxmemory-samples", 64)
+    try:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 4_000_000)
+        jobs = [await ended(store, client, "x" * 200_000) for _ in range(60)]
+        kept = [bool(client.exists(keys.job(job)) and client.exists(keys.events(job))) for job in jobs]
+        assert (kept[0], kept[-1], client.info("stats")["evicted_keys"] > 0) == (False, True, True)
+        assert await state(store, waiting) is JobState.QUEUED
+        client.delete(keys.events(jobs[-1]))  # the first half of it has gone
+        with pytest.raises(JobNotFound):
+            await store.attend(jobs[-1], "api:b/1")
+    finally:
+        for name in ("maxmemory", "maxmemory-policy", "maxmemory-samples"):
+            client.config_set(name, before[name])
+
+
 async def test_events_come_in_pages(store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each event once, in order; the last page says whether others will come."""
     monkeypatch.setattr("tasks.store.PAGE", 10)

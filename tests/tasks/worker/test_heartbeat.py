@@ -137,7 +137,7 @@ from tasks.worker.settings import WorkerSettings
 url, limit = sys.argv[1:]
 client = connect(url)
 claim = Claim("a" * 22, "echo", "1-7", 2, b"", "interactive")
-run = JobRun(claim, WorkerSettings(**{limit: 0.2}))
+run = JobRun(claim, WorkerSettings(**{limit: 0.2}), 10**9)
 run.writer = EventWriter(client, claim.job, "echo", claim.token, 2, lambda: None, patience=5)
 if limit != "load_stall":
     run.begin(None)

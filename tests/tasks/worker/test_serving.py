@@ -22,6 +22,7 @@ from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.connection import connect, connect_async
 from tasks.events import FailureCode, TextDelta
 from tasks.jobs import JobState, JobView, Lane, new_job_id
+from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
@@ -48,12 +49,13 @@ class Place:
         self.engine: Callable[[], TextEngine] = lambda: EchoEngine(self.model)
         monkeypatch.setattr(slot, "open_engine", self._open)
         lease = settings.pop("lease", 60.0)
+        record_limit = int(settings.pop("record_limit", 10**9))
         self.serving = Serving(
             self.client,
             self.model,
             WORKER,
             "one",
-            TaskSettings(data_dir=folder, models_dir=folder, lease=lease),
+            TaskSettings(data_dir=folder, models_dir=folder, lease=lease, record_limit=record_limit),
             WorkerSettings(**settings),
         )
         eventually(lambda: self.client.pubsub_numsub(keys.control(WORKER))[0][1] == 1, what="a listening worker")
@@ -579,3 +581,44 @@ def test_what_could_not_be_gone_on_with_is_not_paused(make: Make, monkeypatch: p
     serving_.join(LIMIT)
     assert [outcome.split()[0] for outcome in place.outcomes[0].split("; ")] == [low, chat]
     assert (place.text(low), place.view(low).pauses) == ("abcdef", 0)
+
+
+def test_an_answer_that_outgrows_its_record_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At about the limit, with a failure that says so; the engine is free for the next."""
+    monkeypatch.setattr("tasks.stream.COALESCE", 0.0)
+    place = make(record_limit=20_000)
+    job, other = place.accept("x" * 3000), place.accept("short")
+    place.call().join(LIMIT)
+    found = place.view(job)
+    assert found.error is not None and found.error.code is FailureCode.ANSWER_TOO_LARGE
+    assert "0.02 MB" in found.error.message
+    assert 19_800 < stored(place, job) + found.events * ENTRY < 20_700
+    assert 200 < len(place.text(job)) < 300
+    assert place.view(other).state is JobState.FINISHED
+
+
+def test_what_earlier_claims_wrote_counts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a job is interrupted, its record grows no larger."""
+    monkeypatch.setattr("tasks.stream.COALESCE", 0.0)
+    place = make()
+    place.serving._record_limit = 700  # enough for all six words of one claim
+    talker = talking(place)
+    talker.say(6)
+    whole = place.accept()
+    place.call()
+    place.until(whole, JobState.FINISHED)
+    talker.say(5)
+    job = place.accept()
+    place.call()
+    eventually(lambda: place.text(job) == "abcde", what="the first words")
+    assert place.serving._run is not None
+    place.serving._run.cancel("pause")
+    place.until(job, JobState.RUNNING)
+    talker.say(6)
+    found = place.until(job, JobState.FAILED)
+    assert found.error is not None and found.error.code is FailureCode.ANSWER_TOO_LARGE
+
+
+def stored(place: Place, job: str) -> int:
+    """Bytes of the events and pieces in a record."""
+    return sum(len(data) for _, entry in place.client.xrange(keys.events(job)) for data in entry.values())
