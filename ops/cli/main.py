@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, bench, board, doctor, keys, models, settings, up, worker
+from ops.cli import api, backup, bench, board, doctor, keys, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -53,6 +53,8 @@ app.command("board")(board.board)
 app.command("worker")(worker.worker)
 app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")

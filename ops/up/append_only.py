@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ _LONGEST_LENGTH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class File:
     """A line of the manifest. `kind` is `b` for the base, `i` for an increment, `h` for one that is needed no more."""
 
     name: str
@@ -45,7 +45,7 @@ def mend(folder: Path, binary: Path) -> Iterator[str]:
     manifest = files / MANIFEST
     if not files.is_dir():
         return
-    listed = _read(manifest)
+    listed = read_manifest(manifest)
     kept = _found(files) if listed is None else listed
     if listed is None and (kept or manifest.exists()):
         yield (
@@ -76,8 +76,7 @@ def mend(folder: Path, binary: Path) -> Iterator[str]:
         yield told
         break
     if kept != listed and (kept or listed is not None):
-        lines = [f"file {file.name} seq {file.seq} type {file.kind}\n" for file in kept]
-        write_whole(manifest, "".join(lines).encode())
+        write_whole(manifest, to_manifest(kept))
 
 
 def _mend_increment(path: Path) -> str | None:
@@ -129,18 +128,23 @@ def _length(line: bytes, sign: bytes) -> int | None:
     return int(digits) if line.startswith(sign) and line.endswith(b"\r\n") and digits.isdigit() else None
 
 
-def _read(manifest: Path) -> list[_File] | None:
+def read_manifest(manifest: Path) -> list[File] | None:
     """What the manifest lists; None when it cannot be read, or is not there."""
     try:
         lines = manifest.read_text("ascii").splitlines(keepends=True)
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     found = [_LINE.fullmatch(line.removesuffix("\n")) for line in lines if line.endswith("\n")]
-    files = [_File(match["name"], int(match["seq"]), match["kind"]) for match in found if match is not None]
+    files = [File(match["name"], int(match["seq"]), match["kind"]) for match in found if match is not None]
     return files if files and len(files) == len(lines) else None
 
 
-def _found(files: Path) -> list[_File]:
+def to_manifest(files: Iterable[File]) -> bytes:
+    """A manifest that lists these files."""
+    return "".join(f"file {file.name} seq {file.seq} type {file.kind}\n" for file in files).encode()
+
+
+def _found(files: Path) -> list[File]:
     """What the manifest must have listed, by the names of the files that are there."""
     names = [match for path in files.iterdir() if (match := _NAME.fullmatch(path.name)) is not None]
     bases = sorted(int(match[1]) for match in names if match[2] == "base.rdb")
@@ -148,8 +152,8 @@ def _found(files: Path) -> list[_File]:
     if len(bases) > 1:  # it was being rewritten: what came before the newest increment is in the newest base
         increments = increments[-1:]
     return [
-        *(_File(f"appendonly.aof.{seq}.base.rdb", seq, "b") for seq in bases[-1:]),
-        *(_File(f"appendonly.aof.{seq}.incr.aof", seq, "i") for seq in increments),
+        *(File(f"appendonly.aof.{seq}.base.rdb", seq, "b") for seq in bases[-1:]),
+        *(File(f"appendonly.aof.{seq}.incr.aof", seq, "i") for seq in increments),
     ]
 
 

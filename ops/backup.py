@@ -1,0 +1,127 @@
+"""A backup of what the embedded Valkey keeps, jobs and API keys, and of the settings' file: one archive, made while the
+service runs or stands, and brought back where there is nothing yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+from npu.whole_file import put_in_place, sync
+from ops.up.append_only import File, mend, read_manifest, to_manifest
+from ops.up.errors import UpError
+from ops.up.lock import DataDirLock
+from ops.up.store import FOLDER, MANIFEST, server_binary
+
+SETTINGS = "rockchipllama.toml"
+TRIES = 10
+"""Looks at files that Valkey replaces meanwhile, which takes it a moment and happens seldom."""
+
+
+class BackupRefused(UpError):
+    """Raised when there is nothing to keep, or no place to bring it back to."""
+
+
+def backup(data_dir: Path, settings_file: Path | None, target: Path) -> None:
+    """Write the archive. What was acknowledged before this began is in it. Raises `BackupRefused`."""
+    if target.exists():
+        raise BackupRefused(f"{target} is there already; name another file.")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with contextlib.ExitStack() as stack:
+            files = _open_all(data_dir / "valkey" / FOLDER, stack)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # prompts may be in it
+            archive = stack.enter_context(
+                tarfile.open(fileobj=stack.enter_context(os.fdopen(descriptor, "wb")), mode="w:gz")
+            )
+            manifest = to_manifest(file for file, _ in files)
+            _add(archive, MANIFEST, io.BytesIO(manifest), len(manifest))
+            for file, opened in files:
+                # Valkey appends to the last one meanwhile; what is in it now is enough.
+                _add(archive, file.name, opened, os.fstat(opened.fileno()).st_size)
+            if settings_file is not None:
+                _add(archive, SETTINGS, io.BytesIO(settings_file.read_bytes()), settings_file.stat().st_size)
+        put_in_place(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise BackupRefused(f"The backup {target} could not be written: {error}.") from error
+
+
+def restore(archive: Path, data_dir: Path) -> list[str]:
+    """Bring an archive back into a data directory that has no queue yet, and that no service uses; sentences on what is there
+    now. Raises `BackupRefused`, and `AlreadyRunning`."""
+    with DataDirLock(data_dir):
+        folder = data_dir / "valkey"
+        if (folder / FOLDER).exists():
+            raise BackupRefused(
+                f"{folder} has jobs and API keys already, which would be lost. Move that folder away, or restore into "
+                "another data directory with --data-dir."
+            )
+        staging = folder / f"{FOLDER}.restoring"
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(mode=0o700, parents=True)
+            folder.chmod(0o700)
+            names = _unpack(archive, staging)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise BackupRefused(f"{archive} cannot be read as a backup: {error}.") from error
+        listed = read_manifest(staging / MANIFEST)
+        if listed is None or {MANIFEST, *(file.name for file in listed)} != names - {SETTINGS}:
+            shutil.rmtree(staging)
+            raise BackupRefused(f"{archive} is no backup of this service, or not all of one.")
+        told = []
+        if SETTINGS in names:
+            (staging / SETTINGS).rename(data_dir / SETTINGS)
+            told.append(f"The settings of then are in {data_dir / SETTINGS}; start with --config to use them.")
+        sync(staging)
+        staging.rename(folder / FOLDER)
+        sync(folder)
+        return [*mend(folder, server_binary()), *told]
+
+
+def _open_all(files: Path, stack: contextlib.ExitStack) -> list[tuple[File, BinaryIO]]:
+    """The files of one moment: what is open stays readable when Valkey removes it."""
+    for _ in range(TRIES):
+        listed = read_manifest(files / MANIFEST)
+        if listed is None:
+            break
+        with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+            found: list[tuple[File, BinaryIO]] = [
+                (file, opened.enter_context((files / file.name).open("rb"))) for file in listed if file.kind != "h"
+            ]
+            if read_manifest(files / MANIFEST) == listed:
+                stack.push(opened.pop_all())
+                return found
+    raise BackupRefused(
+        f"There is no queue to be kept in {files.parent}. It is made by `rockchipllama up`, unless durability is `ram` or a "
+        "Redis is named; that one has a backup of its own."
+    )
+
+
+def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o600
+    archive.addfile(member, content)
+
+
+def _unpack(archive: Path, folder: Path) -> set[str]:
+    """Plain files beside each other, and nothing else; their names."""
+    names = set()
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            if not member.isreg() or Path(member.name).name != member.name:
+                raise tarfile.TarError(f"it holds {member.name!r}, which no backup does")
+            content = opened.extractfile(member)
+            assert content is not None
+            with (folder / member.name).open("xb") as target:
+                shutil.copyfileobj(content, target)
+            (folder / member.name).chmod(0o600)
+            sync(folder / member.name)
+            names.add(member.name)
+    return names
