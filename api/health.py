@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from api.needs import services_of, settings_of
+from api.try_it import try_it
 from api.version import VERSION
 from tasks.errors import QueueUnavailable, TasksError
 from tasks.roster import ModelStatus
@@ -99,6 +100,7 @@ def _model(status: ModelStatus) -> dict[str, Any]:
         "loading": status.loading,
         "waiting": status.waiting,
         "queue": status.gate.value,
+        "capabilities": status.capabilities,
     }
 
 
@@ -124,12 +126,10 @@ def _page(http: Request) -> str:
         if rows
         else "<p>No model is known yet. Start a board, and put a model into its models folder.</p>"
     )
-    model = models[0].card.id if models else "MODEL"
-    base = str(http.base_url).rstrip("/")
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return _PAGE.format(
-        version=html.escape(VERSION), table=table, curl=html.escape(f"curl {base}/v1/chat/completions -d '{body}'")
-    )
+    tried = min(models, key=lambda status: (not status.card.chats, not status.loaded), default=None)
+    name, can = (tried.card.id, tried.capabilities) if tried is not None else ("MODEL", ())
+    curl = try_it(str(http.base_url).rstrip("/"), name, can)
+    return _PAGE.format(version=html.escape(VERSION), table=table, curl=html.escape(curl))
 
 
 def _standing(status: ModelStatus) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from npu.engines import ENGINES
@@ -26,6 +26,8 @@ class Catalog:
     """One sentence for each name that two models claim."""
     problems: tuple[str, ...] = ()
     """One sentence for each file that is no usable model."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """What such a file would be called as a model, in lower case, and its sentence."""
 
     def find(self, name: str) -> Model | None:
         """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
@@ -47,18 +49,40 @@ class Catalog:
 
 def find_models(models_dir: Path) -> Catalog:
     """Look through the folder. Whatever is wrong with one model is a sentence in the catalogue and hides no other."""
-    problems: list[str] = []
+    problems: list[_Problem] = []
     found = list(_walk(models_dir, 0, problems, frozenset()))
     models, clashes = _settle(found)
-    return Catalog(tuple(sorted(models, key=lambda model: model.id)), tuple(clashes), tuple(problems))
+    return Catalog(
+        tuple(sorted(models, key=lambda model: model.id)),
+        tuple(clashes),
+        tuple(sentence for _, sentence in problems),
+        {name: sentence for path, sentence in problems for name in _names_of(path)},
+    )
 
 
-def _walk(folder: Path, depth: int, problems: list[str], taken: frozenset[Path]) -> Iterator[Model]:
+_Problem = tuple[Path, str]
+"""What cannot be used, and why: a sentence."""
+
+
+def _names_of(path: Path) -> Iterator[str]:
+    if path.name == FILE_NAME:
+        name = parse_model_name(path.parent.name)
+    elif path.suffix.lower() in SUFFIXES and not is_adapter(path):
+        name = parse_model_name(path.stem)
+        yield path.stem.lower()
+    else:
+        return  # nobody would ask for it
+    yield name.id
+    yield from map(str.lower, name.tags)
+
+
+def _walk(folder: Path, depth: int, problems: list[_Problem], taken: frozenset[Path]) -> Iterator[Model]:
     """The models in a folder and below. Files in `taken` belong to the manifest of a folder above."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        problems.append(f"The folder {folder} cannot be read, and no model in it is found: {error.strerror or error}.")
+        why = f"The folder {folder} cannot be read, and no model in it is found: {error.strerror or error}."
+        problems.append((folder, why))
         return
     manifest = folder / FILE_NAME
     model: Model | None = None
@@ -68,45 +92,47 @@ def _walk(folder: Path, depth: int, problems: list[str], taken: frozenset[Path])
             taken = taken | {adapter.path for adapter in model.adapters} | ({model.path} if model.path else set())
             yield model
         except ModelRefused as refused:
-            problems.append(str(refused))
+            problems.append((manifest, str(refused)))
         except OSError as error:
-            problems.append(f"{manifest} cannot be read: {error.strerror or error}.")
+            problems.append((manifest, f"{manifest} cannot be read: {error.strerror or error}."))
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not entry.exists():
-            problems.append(f"{entry} is a link to something that is not there. Remove it, or put the file back.")
+            why = f"{entry} is a link to something that is not there. Remove it, or put the file back."
+            problems.append((entry, why))
         elif entry.is_dir():
             if entry.is_symlink():
-                problems.append(
-                    f"{entry} is a link to a folder, and those are not followed. Link the weight file instead."
-                )
+                why = f"{entry} is a link to a folder, and those are not followed. Link the weight file instead."
+                problems.append((entry, why))
             elif depth < MAX_DEPTH:
                 yield from _walk(entry, depth + 1, problems, taken)
         elif entry in taken:
             continue
         elif is_adapter(entry):
-            problems.append(
+            why = (
                 f"{entry} is a LoRA adapter, and no model names it. Put it beside the model it was made for, with a "
                 f'manifest that says: `[adapters]`, and below it `NAME = "{entry.name}"`.'
             )
+            problems.append((entry, why))
         elif is_weights(entry):
             if not manifest.is_file():
                 yield from _bare(entry, problems)
             elif model is not None:
-                problems.append(f"{entry} lies beside a manifest that does not name it. Give it a folder of its own.")
+                why = f"{entry} lies beside a manifest that does not name it. Give it a folder of its own."
+                problems.append((entry, why))
 
 
-def _bare(path: Path, problems: list[str]) -> Iterator[Model]:
+def _bare(path: Path, problems: list[_Problem]) -> Iterator[Model]:
     engine = SUFFIXES[path.suffix.lower()]
     if engine not in ENGINES:
-        problems.append(f"{path}: no engine here can run {path.suffix} files yet. It is left alone.")
+        problems.append((path, f"{path}: no engine here can run {path.suffix} files yet. It is left alone."))
         return
     name = parse_model_name(re.sub(r"-\d{5}-of-\d{5}$", "", path.stem))
     try:
         stat = path.stat()
     except OSError as error:
-        problems.append(f"{path} cannot be read: {error.strerror or error}.")
+        problems.append((path, f"{path} cannot be read: {error.strerror or error}."))
         return
     yield Model(
         id=name.id,

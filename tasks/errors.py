@@ -38,12 +38,17 @@ class Refused(TasksError):
 
 
 class UnknownModel(Refused):
-    """Raised when no board has announced a model of that name. `nearest` is a known name much like it, or None."""
+    """Raised when no board has announced a model of that name. `nearest` is a known name much like it, or None; `refused`
+    a board that has files of just that name, and why it cannot use them."""
 
-    def __init__(self, name: str, nearest: str | None = None) -> None:
+    def __init__(self, name: str, nearest: str | None = None, refused: tuple[str, str] | None = None) -> None:
         self.name = name
         self.nearest = nearest
         shown = name if len(name) <= 100 else name[:100] + "…"
+        if refused is not None:
+            board, why = refused
+            super().__init__(f"The model '{shown}' cannot be used. The board '{board}' has its files, but: {why}")
+            return
         hint = f" Did you mean '{nearest}'?" if nearest else " GET /v1/models lists the models there are."
         super().__init__(
             f"The model '{shown}' does not exist.{hint}"

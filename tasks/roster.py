@@ -98,6 +98,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = CARD_VERSION
     """A reader takes its own version and any older one; it skips a newer one. Fields it does not know it ignores."""
 
+    @property
+    def chats(self) -> bool:
+        """Whether it answers messages, as most who name no model want."""
+        return self.chat and "text" in self.abilities
+
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One breath of a worker (with its model) or of a board (without)."""
@@ -112,6 +117,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens a worker has lately read and said per second; None before it has."""
     answered: int | None = None
     """Calls to serve that a worker has answered; none while it answers one."""
+    refused: dict[str, str] = {}
+    """Of a board: what it would call a model whose files cannot be used, and why, for those who ask for it all the same."""
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""
@@ -137,6 +144,14 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         """Its id, with the adapter's name behind it."""
         return self.card.id if self.adapter is None else f"{self.card.id}:{self.adapter}"
 
+    @property
+    def capabilities(self) -> list[str]:
+        """What it may be asked for, as clients call it: `completion`, `chat`, `embedding`, `rerank`."""
+        card = self.card
+        text = [name for name, can in (("completion", card.completion), ("chat", card.chat)) if can]
+        others = [each for each in card.abilities if each != "text"] if self.adapter is None else []
+        return (text if "text" in card.abilities else []) + others
+
     def adapted(self) -> tuple[ModelStatus, ...]:
         """The model with each of its adapters."""
         return tuple(msgspec.structs.replace(self, adapter=adapter) for adapter in self.card.adapters)
@@ -149,8 +164,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
     workers: tuple[Presence, ...]
     boards: tuple[str, ...]
+    refusals: tuple[Presence, ...] = ()
+    """The breaths of boards that have files they cannot use."""
     unreadable: tuple[str, ...] = ()
     """A sentence for each card and breath that was skipped."""
+
+    def refused(self, name: str) -> tuple[str, str] | None:
+        """A living board that has files of that name, and why it cannot use them."""
+        return next(((its.board, why) for its in self.refusals if (why := its.refused.get(name.lower()))), None)
 
 
 def announce(client: redis.Redis, card: Card) -> None:
@@ -244,7 +265,8 @@ def read_roster(reply: list[Any]) -> Snapshot:
             )
         )
     workers = tuple(breath for breath in alive if breath.model is not None)
-    return Snapshot(time.monotonic(), tuple(models), workers, boards, tuple(unreadable))
+    refusals = tuple(breath for breath in alive if breath.refused)
+    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable))
 
 
 class Roster:
@@ -257,6 +279,8 @@ class Roster:
         self._snapshot = Snapshot(0.0, (), (), ())
         self._names: dict[str, ModelStatus] = {}
         self._clashes: set[str] = set()
+        self._dangling: set[str] = set()
+        """Aliases that were told to mean nothing."""
         self._unreadable: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
 
@@ -313,7 +337,7 @@ class Roster:
         if found is None:
             wanted = name or self._default or ""
             near = difflib.get_close_matches(wanted.lower()[:100], self._names, n=1, cutoff=0.5)
-            raise UnknownModel(wanted, near[0] if near else None)
+            raise UnknownModel(wanted, near[0] if near else None, self._snapshot.refused(wanted))
         return found
 
     async def find(self, name: str | None) -> ModelStatus:
@@ -329,8 +353,11 @@ class Roster:
             # A default that is not there is told by the board; the next best model answers, as it is the one that is loaded.
             if self._default is not None and (found := self._lookup(self._default)) is not None:
                 return found
-            models = self._snapshot.models
-            return next((status for status in models if status.served), models[0] if models else None)
+            return min(
+                self._snapshot.models,
+                key=lambda status: (not status.card.chats, not status.served, status.card.engine == "echo"),
+                default=None,
+            )
         lowered = name.lower()
         return self._names.get(lowered) or self._names.get(lowered.removesuffix(":latest"))
 
@@ -342,6 +369,9 @@ class Roster:
             status = _meant(models, target.lower())
             if status is not None:
                 names.setdefault(alias, status)
+            elif self._snapshot.boards and alias not in self._dangling:
+                self._dangling.add(alias)
+                log.warning("the alias '%s' means '%s', and no board has a model of that name", alias, target)
         for status in models:
             for further in status.card.names:
                 self._claim(names, further, status)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-from npu.catalog import find_models
+from npu.catalog import Catalog, find_models
 from npu.engines import LastLoad, Setup, chat_template, describe
 from npu.engines.rkllm_facts import read_loaded, suspicion
 from npu.engines.rkllm_text import has_tokenizer
@@ -142,6 +142,8 @@ class Facts:
     redis: Redis | None
     """None when no Redis is configured: `up` starts its own."""
     unknown_settings: tuple[str, ...]
+    dangling: tuple[str, ...] = ()
+    """One sentence for each name in the settings that means no model here."""
 
     @property
     def simulated(self) -> str | None:
@@ -159,7 +161,8 @@ def gather(settings: TaskSettings, root: Path = ROOT, soc: str | None = None, li
 
     Raises `ValueError` when `soc` is no chip we know, and `ConfigurationError`.
     """
-    models, complaints = _models(settings.models_dir, setup_of(settings))
+    catalog = find_models(settings.models_dir)
+    models, complaints = _models(catalog, settings.models_dir, setup_of(settings))
     return Facts(
         board=read_board(root, soc),
         models_dir=settings.models_dir,
@@ -170,11 +173,21 @@ def gather(settings: TaskSettings, root: Path = ROOT, soc: str | None = None, li
         disk=read_disk(settings.data_dir),
         redis=ask_redis(settings.redis_url) if settings.redis_url else None,
         unknown_settings=tuple(configuration.unknown()),
+        dangling=tuple(_dangling(catalog, settings)),
     )
 
 
-def _models(models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tuple[str, ...]]:
-    catalog = find_models(models_dir)
+def _dangling(catalog: Catalog, settings: TaskSettings) -> Iterator[str]:
+    aliases = {alias.lower(): target for alias, target in settings.aliases.items()}
+    default = settings.default_model
+    if default is not None and catalog.find(aliases.get(default.lower(), default)) is None:
+        yield f"The default model is '{default}', and no model here has that name."
+    for alias, target in settings.aliases.items():
+        if catalog.find(target) is None:
+            yield f"The alias '{alias}' means '{target}', and no model here has that name."
+
+
+def _models(catalog: Catalog, models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tuple[str, ...]]:
     complaints = [*catalog.problems, *catalog.clashes]
     found = []
     for model in catalog.models:

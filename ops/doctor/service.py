@@ -87,6 +87,14 @@ def check_redis(facts: Facts) -> Iterator[Finding]:
 
 
 def check_settings(facts: Facts) -> Iterator[Finding]:
-    """Whether something was set that is no setting."""
+    """Whether something was set that is no setting, or means nothing."""
     for sentence in facts.unknown_settings:
         yield Finding(Level.WARNING, "setting_unknown", sentence, "It has no effect.", "")
+    for sentence in facts.dangling:
+        yield Finding(
+            Level.WARNING,
+            "name_dangling",
+            sentence,
+            "It has no effect, unless another board on the same Redis has such a model.",
+            ".venv/bin/rockchipllama settings",
+        )

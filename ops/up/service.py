@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from api.try_it import try_it
 from api.version import VERSION
 from ops import configuration, environment
 from ops.up import listen, store
@@ -259,16 +260,13 @@ class _Service:
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         shown = ", ".join(_shown(model) for model in models[:5])
         say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. Try it:")
-        names = [str(model.get("id", "")) for model in models]
-        model = next((name for name in names if name == self._plan.tasks.default_model), next(iter(names), ""))
-        named = f'"model": "{model}", ' if model else ""
-        key = " -H 'Authorization: Bearer YOUR-KEY'" if self._probe.state.needs_key else ""
-        say(
-            f"\n  curl {self._shown_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
-            # A bound, because small models are slow to come to an end, and nothing is seen until then.
-            f'    -d \'{{{named}"max_tokens": 60, "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}\'\n\n'
-            "Ctrl-C stops everything."
+        tried = min(
+            models,
+            key=lambda model: (model.get("id") != self._plan.tasks.default_model, "chat" not in _capabilities(model)),
+            default={},
         )
+        line = try_it(self._shown_url, tried.get("id"), _capabilities(tried), key=self._probe.state.needs_key)
+        say(f"\n  {line}\n\nCtrl-C stops everything.")
 
 
 def say(text: str) -> None:
@@ -284,6 +282,10 @@ def _json() -> bool:
     from tasks.logs import JsonLines
 
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
+def _capabilities(model: dict[str, Any]) -> list[str]:
+    return list(model.get("capabilities", ()))
 
 
 def _shown(model: dict[str, Any]) -> str:

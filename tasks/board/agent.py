@@ -27,6 +27,7 @@ from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.prompting.cards import card_of
+from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
 from tasks.roster import Card
 from tasks.settings import TaskSettings, redis_url
@@ -38,6 +39,8 @@ LOOK = 10.0
 """Seconds between two looks into the models folder."""
 WATCH = 5.0
 """Seconds between two looks at the workers' breaths."""
+MOST_REFUSED, LONGEST_REFUSAL = 50, 500
+"""Names of files that cannot be used, and characters of the reason, that a breath takes along."""
 GRACE = 15.0
 """Seconds a worker gets to stop, its own grace for the job in hand included."""
 
@@ -55,6 +58,10 @@ class Agent:
         self._catalog = Catalog(())
         self._problems: set[str] = set()
         self._announced: set[str] = set()
+        self._chats: set[str] = set()
+        """Those of them that can chat."""
+        self._refused: dict[str, str] = {}
+        """Names of models whose files cannot be used, and why."""
         self._workers = Workers(worker_command, settings.data_dir, board_settings.restart_limit, lifeline.fds())
         self._sweeper = Sweeper(self._client, settings.lease)
         self._watchdog = Watchdog(self._client, self._board, self._workers)
@@ -171,8 +178,8 @@ class Agent:
                 candidates = [default]
         if not self._board_settings.preload:
             return
-        # An echo is for trying things out: whoever has another model means that one.
-        for model in sorted(candidates, key=lambda model: model.engine == "echo"):
+        # Most come to chat; and an echo is for trying things out: whoever has another model means that one.
+        for model in sorted(candidates, key=lambda model: (model.id not in self._chats, model.engine == "echo")):
             try:
                 self.load(model)
                 return
@@ -198,6 +205,7 @@ class Agent:
         for model_id in sorted(self._announced - announced):
             self._dismiss(model_id)
         self._announced = announced
+        self._chats = {card.id for card in found.values() if card is not None and card.chats}
         roster.withdraw(self._client, self._board, announced)
         if not self._began:
             self._began = True
@@ -218,6 +226,7 @@ class Agent:
             return None
         problems += [*self._catalog.problems, *self._catalog.clashes]
         found: dict[str, Card | None] = {}
+        refused = dict(self._catalog.refused)
         for model in self._catalog.models:
             try:
                 card = card_of(model, self._board, self._setup)
@@ -225,6 +234,7 @@ class Agent:
                 # A file that is still being copied is no problem yet; one from the future is not, on a board in 1970.
                 if abs(time.time() - model.created) > LOOK:
                     problems.append(str(error))
+                    refused |= dict.fromkeys((model.id, *map(str.lower, model.names)), str(error))
                 continue
             except OSError as error:
                 problems.append(f"The model {model.id} in {model.folder} cannot be read ({error}).")
@@ -233,12 +243,15 @@ class Agent:
                 continue
             note = self._workers.note(model.id)
             found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, note)) if note else card
+        shown = tuple(refused.items())[:MOST_REFUSED]
+        self._refused = {name: without_folders(why)[:LONGEST_REFUSAL] for name, why in shown}
         return found
 
     def _breathe(self) -> None:
-        roster.breathe(
-            self._client, roster.Presence(name=f"board:{self._board}", board=self._board, started=self._started)
+        breath = roster.Presence(
+            name=f"board:{self._board}", board=self._board, refused=self._refused, started=self._started
         )
+        roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
 
     def _sweep(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from npu.engines import Setup, describe
 from npu.model import Model
+from tasks.prompting.failures import without_folders
 from tasks.roster import Card, LastLoad, SelfTest
 
 
@@ -30,7 +31,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         embedding_length=facts.embedding_length,
         adapters=tuple(adapter.name for adapter in model.adapters),
         refuses=dict(facts.refuses),
-        notes=facts.notes,
+        notes=tuple(map(without_folders, facts.notes)),
         last_load=LastLoad(**asdict(facts.last_load)) if facts.last_load is not None else None,
         self_test=SelfTest(**asdict(facts.self_test)) if facts.self_test is not None else None,
     )

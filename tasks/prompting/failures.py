@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from npu.errors import (
     AdapterMissing,
     ContextTooLong,
@@ -32,12 +34,23 @@ CODES: dict[type[NpuError], FailureCode] = {
 }
 
 
+_OF_FILES = frozenset({ModelRefused, OutOfMemory, RuntimeNotFound, RuntimeRefused, AdapterMissing, EngineFailed})
+"""What may name a file of the board; the others repeat what the client itself has sent."""
+_PATH = re.compile(r"(?<![\w.…:/~-])/(?!v1/)(?:[^\s/'\"`,;()]+/)+")
+
+
+def without_folders(sentence: str) -> str:
+    """The same for clients, who need not know where on its disk a board keeps a file. The log names the whole path."""
+    return _PATH.sub("…/", sentence)
+
+
 def failure(error: Exception) -> Failed:
     """The failure that `error` is to a client. What no map knows is a defect of ours, and says no more than that."""
     if isinstance(error, NpuError):
         kind = next((kind for kind in type(error).__mro__ if kind in CODES), EngineFailed)
         param = error.field if isinstance(error, SamplingRefused) else None
-        return Failed(CODES[kind], str(error), param)
+        message = without_folders(str(error)) if kind in _OF_FILES else str(error)
+        return Failed(CODES[kind], message, param)
     if isinstance(error, requests.Unreadable):
         return Failed(FailureCode.UNREADABLE, str(error))
     return Failed(

@@ -69,6 +69,17 @@ def test_a_broken_manifest_is_a_sentence(models: Path) -> None:
     assert "colour" in catalog.problems[0]
 
 
+def test_what_is_refused_is_known_by_the_names_it_would_have(models: Path) -> None:
+    """A folder's with a broken manifest, a file's with a link to nowhere; not of what is no model anyway."""
+    put(models / "Bad-1B" / "manifest.toml", "colour = 1")
+    put(models / "Half_lora.rkllm")
+    (models / "Gone-1B-Q4_0.gguf").symlink_to(models / "nowhere")
+    catalog = find_models(models)
+    assert set(catalog.refused) == {"bad-1b", "bad:1b", "gone-1b", "gone:1b", "gone-1b-q4_0"}
+    assert "colour" in catalog.refused["bad-1b"]
+    assert "link" in catalog.refused["gone-1b-q4_0"]
+
+
 def test_two_models_with_one_id(models: Path) -> None:
     first = put(models / "a" / "Same-1B-Q4_0.gguf")
     second = put(models / "b" / "Same-1B-Q8_0.gguf")

@@ -146,6 +146,41 @@ async def test_the_default_model(client: redis.Redis, aclient: redis.asyncio.Red
         assert (await read(aclient, default="bet")).resolve(name).card.id == "beta"
 
 
+async def test_the_default_model_can_chat(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Though others come first and are served; an echo only where nothing else is; what cannot chat only where nothing can."""
+    announce(client, card("alpha", abilities=("embedding",)))
+    announce(client, card("base", chat=False))
+    breathe(client, worker("alpha"))
+    assert (await read(aclient)).resolve(None).card.id == "alpha"
+    announce(client, card("chats-echo", engine="echo"))
+    assert (await read(aclient)).resolve(None).card.id == "chats-echo"
+    announce(client, card("chats-too"))
+    assert (await read(aclient)).resolve(None).card.id == "chats-too"
+
+
+async def test_a_name_whose_files_are_refused(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Who asks for it is told which board has it and why it is none; not any more when that board is gone."""
+    breathe(client, msgspec.structs.replace(board(), refused={"qwen3-0.6b": "…/Qwen3.gguf was cut off."}))
+    with pytest.raises(UnknownModel, match=r"'QWEN3-0.6b' cannot be used.*'one'.*…/Qwen3.gguf was cut off\."):
+        (await read(aclient)).resolve("QWEN3-0.6b")
+    leave(client, "board:one")
+    with pytest.raises(UnknownModel, match="does not exist"):
+        (await read(aclient)).resolve("qwen3-0.6b")
+
+
+async def test_an_alias_for_nothing_is_told_once(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As soon as there is a board that might have what it means."""
+    made = await read(aclient, {"fast": "qwen3"})
+    assert not caplog.records
+    breathe(client, board())
+    for _ in range(3):
+        await made.refresh()
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "'fast'" in told and "'qwen3'" in told
+
+
 async def test_an_unknown_name_is_answered_with_the_nearest(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
     """Aliases and further names count; nothing alike, no guess; a long name is not repeated whole."""
     announce(client, card("smollm2-135m-instruct", "smollm2:135m"))

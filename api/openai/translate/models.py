@@ -26,7 +26,7 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
         "parent": card.id if status.adapter is not None else None,
         "max_model_len": card.context_length,
         "context_length": card.context_length,
-        "capabilities": _capabilities(status),
+        "capabilities": status.capabilities,
         "meta": {
             "id": status.name,
             "names": [name if status.adapter is None else f"{name}:{status.adapter}" for name in card.names],
@@ -50,13 +50,6 @@ def model(status: ModelStatus, name: str | None = None) -> dict[str, Any]:
             "self_test": msgspec.to_builtins(card.self_test),
         },
     }
-
-
-def _capabilities(status: ModelStatus) -> list[str]:
-    card = status.card
-    text = [name for name, can in (("completion", card.completion), ("chat", card.chat)) if can]
-    others = [each for each in card.abilities if each != "text"] if status.adapter is None else []
-    return (text if "text" in card.abilities else []) + others
 
 
 def listing(models: list[dict[str, Any]]) -> dict[str, Any]:

@@ -338,6 +338,7 @@ def test_redis_and_settings(tmp_path: Path) -> None:
     assert bad(replace(facts, redis=Redis("redis://h:6379", ""))) == {}
     assert levels(replace(facts, redis=Redis("redis://h:6379", "refused"))) == {"redis_away": PROBLEM}
     assert levels(replace(facts, unknown_settings=("x is no setting.",))) == {"setting_unknown": WARNING}
+    assert levels(replace(facts, dangling=("The alias x means nothing here.",))) == {"name_dangling": WARNING}
 
 
 def test_a_closed_node_seen_by_a_user_without_rights() -> None:

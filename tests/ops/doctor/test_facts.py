@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.npu.demo import demo_model
 from tests.stack import free_port
 
 
-def settings(folder: Path, **changes: str) -> TaskSettings:
+def settings(folder: Path, **changes: Any) -> TaskSettings:
     return TaskSettings(models_dir=folder / "models", data_dir=folder / "data", **changes)
 
 
@@ -74,6 +75,17 @@ def test_a_model_for_the_cpu_is_described_by_its_file(tmp_path: Path) -> None:
     (model,) = gather(settings(tmp_path), root=tmp_path).models
     assert model.engine == "llamacpp" and model.chat is True
     assert model.memory_bytes is not None and model.memory_bytes > model.size_bytes > 0
+
+
+def test_names_in_the_settings_that_mean_no_model(tmp_path: Path) -> None:
+    """Ids, further names and aliases count, in any case of letters."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/Tiny-1B-w8a8.rkllm").write_bytes(b"x")
+    given = settings(tmp_path, aliases={"Fast": "TINY:1b", "lost": "nothing"})
+    for default, count in {"fast": 0, "tiny-1b": 0, "gone": 1}.items():
+        told = gather(given.model_copy(update={"default_model": default}), root=tmp_path).dangling
+        assert ["'lost'" in sentence and "'nothing'" in sentence for sentence in told[count:]] == [True]
+        assert all(f"'{default}'" in sentence for sentence in told[:count])
 
 
 def test_no_folder_of_models(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_a_full_redis_ends_nothing(
     forgiven = threading.Event()
     board.start()
     monkeypatch.setattr(board.agent._watchdog, "forgive", forgiven.set)
+    eventually(lambda: board.agent._sweeper._run, what="the first sweep")  # with it a sweeper starts to count
     swept = board.agent._sweeper._outage
     client.config_set("maxmemory", "1")
     try:
@@ -186,6 +187,7 @@ def test_a_pulled_stick_is_told_and_is_no_outage(
     """What was found stays announced and served; what is lost on the way is named."""
     board.start()
     eventually(lambda: board.agent._workers.living(), what="a worker")
+    eventually(lambda: board.agent._sweeper._run, what="the first sweep")  # with it a sweeper starts to count
     swept = board.agent._sweeper._outage
     with monkeypatch.context() as patched:
         done = fails(patched, module, "find_models", OSError(errno.EIO, "Input/output error"), 5)
@@ -251,6 +253,33 @@ def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def test_what_can_chat_is_loaded_first(board: Board) -> None:
+    """Though another comes before it by its name, and its engine is no echo."""
+    board.agent._catalog = Catalog(tuple(Model(id=name, engine="echo", folder=board.models) for name in "abc"))
+    board.agent._announced, board.agent._chats = set("abc"), {"b"}
+    board.agent._preload()
+    assert board.agent._workers.has("b") and not board.agent._workers.has("a")
+
+
+def test_files_that_are_refused_are_told_with_each_breath(board: Board, client: redis.Redis) -> None:
+    """Under the names people would ask for, with the reason, and without the folders that lead there."""
+    board.models.joinpath("Cut-Off-1B.gguf").write_bytes(b"no GGUF")
+    os.utime(board.models / "Cut-Off-1B.gguf", (0, 0))  # not just being copied
+    board.add("wrong")
+    (board.models / "wrong/manifest.toml").write_text("colour = 1")
+    board.start()
+
+    def refused() -> dict[str, str]:
+        kept = client.hget(keys.PRESENCE, "board:one")
+        return roster.read_breath(kept).refused if kept else {}
+
+    eventually(lambda: "wrong" in refused(), what="the breath")
+    assert {"cut-off-1b", "cut-off:1b", "wrong"} <= set(refused())
+    assert "colour" in refused()["wrong"]
+    assert "Cut-Off-1B.gguf" in refused()["cut-off-1b"]
+    assert str(board.models) not in str(refused())
 
 
 def test_a_file_that_cannot_be_read_is_not_preloaded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from npu import errors
 from npu.errors import AdapterMissing, ContextTooLong, NpuError, SamplingRefused
 from tasks import requests
 from tasks.events import Failed, FailureCode
-from tasks.prompting.failures import CODES, failure
+from tasks.prompting.failures import CODES, failure, without_folders
 
 SECRET = "the user's secret words"
 
@@ -88,3 +88,12 @@ def test_an_unknown_error_keeps_its_words_to_itself() -> None:
     assert failed.code is FailureCode.INTERNAL
     assert "Odd" in failed.message
     assert SECRET not in repr(failed)
+
+
+def test_files_are_told_to_clients_without_their_folders() -> None:
+    """Where a board keeps them is the log's to tell; what is no such path stays as it is."""
+    why = "/srv/models/poet/x.rkllm is cut off (/srv/models/poet/y.rkllm too): see GET /v1/models, https://a.b/c/d or 1/2/3."
+    told = "…/x.rkllm is cut off (…/y.rkllm too): see GET /v1/models, https://a.b/c/d or 1/2/3."
+    assert without_folders(why) == told
+    assert failure(AdapterMissing("tiny", "poet", why)).message.endswith(told)
+    assert failure(errors.PromptRefused(why)).message == why  # the client's own words
