@@ -161,7 +161,7 @@ class RkllmEngine:
         check_sampling(sampling, len(self.vocabulary))
         self._check_prompt(prompt)
         native = to_native(sampling, len(self.vocabulary))
-        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
+        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES, len(self.vocabulary))
         if field is None:
             return RkllmGeneration(self, prompt, sampling, native, on_prefill)
         if not self.family.CAPABILITIES.logits:
@@ -184,7 +184,7 @@ class RkllmEngine:
             self._check_prompt(prompt)
         if len({prompt.adapter for prompt in prompts}) > 1:
             raise PromptRefused("Prompts that run together are all answered with the same adapter, or all without one.")
-        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES)
+        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES, len(self.vocabulary))
         if field is not None:
             raise refuse(
                 field, self.version, f"cannot sample several prompts at once by it, and {without_logits(self.slots)}"

@@ -26,6 +26,8 @@ FACTS_FILE = "rkllm.json"
 """In the model's folder of the runtime directory."""
 END_BYTES = 64 << 10
 """Of the weights, at either end, that are read to know them again; gigabytes would take a minute from a card."""
+_DECIDING = ("host_sampling", "n_batch", "embed_flash")
+"""Options that decide what the self-test tries, or how the model is computed."""
 _BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
 
 
@@ -47,7 +49,7 @@ class Loaded:
     adapters: dict[str, str] = field(default_factory=dict)
     """Why each adapter that could not be loaded could not."""
     tested: str = ""
-    """Digest of what is answered with: tokenizer and template. Another one is tested anew."""
+    """Digest of what is answered with: tokenizer, template, options and sampling. Another one is tested anew."""
 
     def last_load(self) -> LastLoad:
         """What of it is told of the runtime."""
@@ -112,7 +114,8 @@ def weights_of(model: Model) -> Path:
 def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loaded | None:
     """What the last load of these weights told; None when there was none.
 
-    Without its self-test when that was of another version than `runtime`, or with another template or tokenizer.
+    Without its self-test when that was of another version than `runtime`, or with another template, tokenizer, options or
+    sampling.
     """
     try:
         stored = _read(_file(model, setup))
@@ -123,7 +126,7 @@ def read_loaded(model: Model, setup: Setup, runtime: str | None = None) -> Loade
             test = SelfTest(**facts["self_test"])
             facts["self_test"] = replace(test, text=Verdict(test.text), logits=Verdict(test.logits))
         loaded = Loaded(**facts)
-        same = runtime in (None, loaded.runtime) and loaded.tested == digest_of_language(model)
+        same = runtime in (None, loaded.runtime) and loaded.tested == digest_of_tested(model)
         return loaded if same else replace(loaded, self_test=None)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # never loaded, by another version of this program, or another file
@@ -149,9 +152,11 @@ def write_loaded(model: Model, setup: Setup, facts: Loaded) -> None:
         log.warning("what %s told when it was loaded could not be kept: %s", model.id, error)
 
 
-def digest_of_language(model: Model) -> str:
-    """Changes with the chat template and the tokenizer's file. Raises `ModelRefused` when the template cannot be read."""
-    digest = hashlib.sha256(repr(find_template(model, None)).encode())
+def digest_of_tested(model: Model) -> str:
+    """Changes with all of a manifest that the self-test's findings hang on, and with the tokenizer's file. Raises
+    `ModelRefused` when the template cannot be read."""
+    options = [model.engine_options.get(name) for name in _DECIDING]
+    digest = hashlib.sha256(repr((find_template(model, None), options, model.sampling())).encode())
     try:
         stat = (model.folder / "tokenizer.json").stat()
         digest.update(f"{stat.st_size}-{stat.st_mtime_ns}".encode())

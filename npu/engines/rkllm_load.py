@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from npu.engines import Setup, option
-from npu.engines.rkllm_facts import Loaded, digest_of_language, weights_of
+from npu.engines.rkllm_facts import Loaded, digest_of_tested, weights_of
 from npu.engines.rkllm_options import OPTIONS, slots_of
 from npu.engines.rkllm_sampling import to_native
 from npu.errors import ModelRefused
@@ -92,7 +92,7 @@ def loaded_facts(model: Model, identity: Identity, facts: InitFacts, adapters: d
         npu_cores=facts.npu_cores,
         dtype=facts.dtype,
         adapters={name: why for name, why in adapters.items() if why is not None},
-        tested=digest_of_language(model),
+        tested=digest_of_tested(model),
     )
 
 

@@ -199,9 +199,10 @@ def _keep(engine: RkllmEngine, model: Model, path: Path, key: str, prefix: list[
 
 def _answer(engine: RkllmEngine, prefix: list[int]) -> tuple[list[int], float]:
     """What is said after the prefix, nothing where nobody could say the same twice; and milliseconds until it begins."""
-    greedy = beyond_native(_GREEDY, engine.defaults, engine.family.CAPABILITIES) is None
+    size = len(engine.vocabulary)
+    greedy = beyond_native(_GREEDY, engine.defaults, engine.family.CAPABILITIES, size) is None
     sampling = _GREEDY if greedy else engine.defaults
-    native = to_native(sampling, len(engine.vocabulary))
+    native = to_native(sampling, size)
     begun = time.monotonic()
     read: list[float] = []
     prompt = Prompt([*prefix, prefix[-1]], COMPARED)

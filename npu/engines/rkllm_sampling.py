@@ -31,7 +31,7 @@ def to_native(sampling: Sampling, vocabulary_size: int) -> NativeSampling:
     )
 
 
-def beyond_native(sampling: Sampling, defaults: Sampling, can: Capabilities) -> str | None:
+def beyond_native(sampling: Sampling, defaults: Sampling, can: Capabilities, vocabulary_size: int) -> str | None:
     """The first field that keeps the runtime from sampling this request by itself; None when it can.
 
     Without sampling per run it must be what `init` was given: the model's defaults.
@@ -42,7 +42,7 @@ def beyond_native(sampling: Sampling, defaults: Sampling, can: Capabilities) -> 
     for name in ("frequency_penalty", "presence_penalty"):
         if abs(getattr(sampling, name)) > _PENALTY:
             return name
-    if not can.per_run_sampling and to_native(sampling, 1) != to_native(defaults, 1):
+    if not can.per_run_sampling and to_native(sampling, vocabulary_size) != to_native(defaults, vocabulary_size):
         return next(
             field.name for field in fields(Sampling) if getattr(sampling, field.name) != getattr(defaults, field.name)
         )

@@ -138,7 +138,7 @@ class SelfTester:
         if not self._can.logits or not engine.samples_on_host:
             return Verdict.UNKNOWN, None
         tokens = self._question(_QUESTIONS[0][0]) or engine.tokenizer.encode(_BEGUN, add_special=True)
-        greedy = self._can.per_run_sampling or to_native(engine.defaults, 1) == to_native(GREEDY, 1)
+        greedy = self._can.per_run_sampling or to_native(engine.defaults, len(engine.vocabulary)) == self._native
         if answer is None:
             answer = self._ask(tokens, ANSWER_TOKENS)
         try:

@@ -70,7 +70,7 @@ class RkllmTextEngine:
         `AdapterMissing`, `PromptRefused`; `EngineFailed` once closed."""
         if self._closed:
             raise EngineFailed("This engine was closed. Open it anew.")
-        field = beyond_native(sampling, self._defaults, self.family.CAPABILITIES)
+        field = beyond_native(sampling, self._defaults, self.family.CAPABILITIES, VOCABULARY_SIZE)
         if field is not None:
             raise refuse(field, self.version, f"cannot sample by it, and {NO_LOGITS}")
         check_sampling(sampling, 0)

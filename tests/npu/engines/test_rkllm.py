@@ -34,7 +34,8 @@ def opens(tmp_path: Path, runtime_dir: Path) -> Iterator[Open]:
     def opening(version: str = "1.3.0", simulated: SimulatedModel | None = None, **changes: object) -> RkllmEngine:
         folder = tmp_path / f"model{len(opened)}"
         write_model(folder, simulated or SimulatedModel())
-        model = replace(read_manifest(folder / "manifest.toml"), sampling_defaults=GREEDY, **changes)  # type: ignore[arg-type]
+        settings = {"sampling_defaults": GREEDY, **changes}
+        model = replace(read_manifest(folder / "manifest.toml"), **settings)  # type: ignore[arg-type]
         engine = RkllmEngine(model, Setup(runtime_dir, rkllm_library=f"simulator-{version}"))
         opened.append(engine)
         return engine
@@ -164,6 +165,21 @@ def test_sampling_is_chosen_per_request(opens: Open, version: str) -> None:
     assert run(engine, tokens, 20)[0] == expected(tokens, 20)
     forced = run(engine, tokens, 5, Sampling(temperature=0.0, logit_bias={70: 1000.0}))[0]
     assert forced == [70] * 5
+
+
+@pytest.mark.parametrize("version", ["1.1.4", "1.2.3"])
+@pytest.mark.parametrize(("defaults", "asked"), [(1.0, 0.0), (0.0, 1.0)], ids=["greedy", "unlimited"])
+def test_no_limit_is_not_greedy(opens: Open, version: str, defaults: float, asked: float) -> None:
+    """Whoever asks for either is not answered as by the other, which such a model may be set up with for good."""
+    engine = opens(version, sampling_defaults={**GREEDY, "temperature": defaults})
+    tokens, sampling = ask(engine, "Tell me of the sea"), Sampling(**{**GREEDY, "temperature": asked})  # type: ignore[arg-type]
+    if engine.family.CAPABILITIES.logits:
+        answers = {tuple(run(engine, tokens, 10, sampling)[0]) for _ in range(4)}
+        assert (answers == {tuple(expected(tokens, 10))}) is (asked == 0.0)
+        return
+    with pytest.raises(SamplingRefused) as refused:
+        engine.generate(Prompt(tokens, 10), sampling)
+    assert refused.value.field == "temperature"
 
 
 def test_a_seeded_answer_goes_on_as_if_never_cut(opens: Open) -> None:

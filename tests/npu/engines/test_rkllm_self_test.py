@@ -235,6 +235,9 @@ def test_logits_beside_a_sampling_that_init_fixed(bench: Bench) -> None:
     assert bench.tried(SimulatedModel(), "1.2.3", sampling_defaults=warm).logits is Verdict.SANE
     assert bench.tried(SimulatedModel(wrong_logits=True), "1.2.3", sampling_defaults=warm).logits is Verdict.SUSPECT
     assert bench.tried(SimulatedModel(answers={}), "1.2.3", sampling_defaults=warm).logits is Verdict.UNKNOWN
+    # Nor is it greedy when it may draw from all there is.
+    unlimited = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repeat_penalty": 1.0}
+    assert bench.tried(SimulatedModel(answers={}), "1.2.3", sampling_defaults=unlimited).logits is Verdict.UNKNOWN
 
 
 def test_logits_that_nobody_samples_are_not_tried(bench: Bench) -> None:
@@ -304,6 +307,16 @@ def test_what_is_known_is_not_tried_again(
     assert counted.runs == 2
     bench.load(changed, "1.2.3")
     assert counted.runs == 3
+
+
+@pytest.mark.parametrize("option", [{"host_sampling": 0}, {"n_batch": 2}], ids=str)
+def test_what_options_left_out_is_tried_without_them(bench: Bench, option: dict[str, float]) -> None:
+    """Logits that nobody was to sample are not trusted when somebody is."""
+    model = bench.model(SimulatedModel(wrong_logits=True))
+    bench.load(replace(model, engine_options=option)).close()
+    assert bench.test(replace(model, engine_options=option)).logits is Verdict.UNKNOWN
+    assert not bench.load(model).samples_on_host
+    assert bench.test(model).logits is Verdict.SUSPECT
 
 
 def test_another_driver_is_tried_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
