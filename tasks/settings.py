@@ -89,7 +89,8 @@ class TaskSettings(Settings):
     )
     default_model: str | None = Field(
         None,
-        description="The model that `up` loads first, and that answers requests which name none. Unset: the first found that can chat.",
+        description="The model that `up` loads first, and that answers requests which name none. "
+        "Unset: the first found that can chat.",
     )
     context_length: int | None = Field(
         None,
