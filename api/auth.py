@@ -46,7 +46,7 @@ def check_bind(settings: ApiSettings, *, keys: bool = False) -> None:
         f"Listening on {settings.host} would let everybody who reaches this machine use it. Set one of these first:\n"
         "  ROCKCHIPLLAMA_API_KEYS=a-long-random-word            clients send it as their API key\n"
         "  ROCKCHIPLLAMA_TRUSTED_NETWORKS=192.168.1.0/24        clients in this network need no key\n"
-        "or make a key while the service runs on this machine alone: rockchipllama keys create NAME"
+        "or make a key while the service runs on this machine alone: .venv/bin/rockchipllama keys create NAME"
     )
 
 
@@ -144,7 +144,7 @@ def _missing(needed: KeyScope, owner: str) -> Problem:
         403,
         "insufficient_permissions",
         f"{who} may not do this: it needs a key with the scope '{needed}' "
-        f"(`rockchipllama keys create NAME --scope {needed}`).",
+        f"(`.venv/bin/rockchipllama keys create NAME --scope {needed}`).",
         retry=False,
     )
 

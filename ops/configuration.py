@@ -147,7 +147,15 @@ def _sentence(owner: type[Settings], error: ErrorDetails, path: Path | None, con
         why = "it must be " + WANTED[error["type"]].format(**error.get("ctx", {}))
     meaning = f" ({field.description})" if field is not None and field.description else ""
     place = ".".join(str(part) for part in error["loc"])
-    return f"The setting {place}{shown} (from {where}), which cannot be used: {why.rstrip('.')}.{meaning}"
+    misplaced = _misplaced(name, str(error["loc"][-1])) if len(error["loc"]) > 1 and where == str(path) else ""
+    return f"The setting {place}{shown} (from {where}), which cannot be used: {why.rstrip('.')}.{meaning}{misplaced}"
+
+
+def _misplaced(table: str, key: str) -> str:
+    """What to do about a setting that slipped into a table of the file; empty when `key` is no setting."""
+    if key not in {setting.name for setting in declared()}:
+        return ""
+    return f" '{key}' is a setting itself: put it above the line [{table}], for what follows that belongs to the table."
 
 
 def check() -> None:
@@ -194,6 +202,13 @@ def unknown() -> list[str]:
         for key in content
         if key not in names
     ]
+    sentences += [
+        f"{path} has '{key}' in the table [{table}], where it is no setting.{mend}"
+        for table, inside in content.items()
+        if table in names and isinstance(inside, dict)
+        for key in inside
+        if (mend := _misplaced(table, key))
+    ]
     variables = {environment.variable(name) for name in names}
     sentences += [
         f"The environment sets {key}, which is no setting of this version.{_hint(key, variables)}"
@@ -229,7 +244,7 @@ def _source(name: str, path: Path | None, content: dict[str, Any]) -> str:
 
 def _hint(word: str, known: set[str]) -> str:
     nearest = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else " `rockchipllama settings` lists those there are."
+    return f" Did you mean '{nearest[0]}'?" if nearest else " `.venv/bin/rockchipllama settings` lists those there are."
 
 
 def _quoted(value: Any) -> str:

@@ -55,6 +55,11 @@ def find(version: str, machine: str, table: Path = LIBRARIES) -> Library:
     listed = tomllib.loads(table.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = listed["library"]
     fitting = [row for row in rows if row["machine"] == machine]
+    if version not in {row["version"] for row in rows}:
+        # Said first: another machine would not help.
+        there = ", ".join(dict.fromkeys(row["version"] for row in fitting or rows))
+        hint = " Releases 1.0.x are not supported: their calls differ." if version.startswith("1.0.") else ""
+        raise FetchFailed(f"There is no release {version}.{hint} There are {there}.")
     for row in fitting:
         if row["version"] == version:
             url = listed["origin"]["url"].format(at=row["at"], machine=machine)
@@ -66,8 +71,7 @@ def find(version: str, machine: str, table: Path = LIBRARIES) -> Library:
             "--machine aarch64. On this machine, ROCKCHIPLLAMA_RKLLM_LIBRARY=simulator stands in for it."
         )
     there = ", ".join(row["version"] for row in fitting)
-    hint = " Releases 1.0.x are not supported: their calls differ." if version.startswith("1.0.") else ""
-    raise FetchFailed(f"There is no release {version} for {machine}.{hint} There are {there}.")
+    raise FetchFailed(f"There is no release {version} for {machine}. There are {there}.")
 
 
 def fetch(

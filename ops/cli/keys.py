@@ -68,7 +68,7 @@ def list_keys(
         print(json.dumps([_shown(key) for key in found]))
         return
     if not found:
-        print("There are no keys. `rockchipllama keys create NAME` makes one.")
+        print("There are no keys. `.venv/bin/rockchipllama keys create NAME` makes one.")
         return
     width = max(len(key.name) for key in found)
     for key in found:

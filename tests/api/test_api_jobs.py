@@ -30,7 +30,7 @@ def test_an_unknown_job_is_a_404(place: Site, job: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait", "seconds"), [("30s", 30.0), ("500ms", 0.5), ("5", 5.0), ("1.5", 1.5), ("10m", 60.0), ("900s", 60.0)]
+    ("wait", "seconds"), [("30s", 30.0), ("500ms", 0.5), ("5", 5.0), ("1.5", 1.5), ("10m", 60.0), ("1h", 60.0)]
 )
 def test_waiting_is_bounded(place: Site, wait: str, seconds: float) -> None:
     """`wait` takes a time with or without its unit, and a minute at most."""
@@ -39,7 +39,7 @@ def test_waiting_is_bounded(place: Site, wait: str, seconds: float) -> None:
     assert place.world.jobs.waits == [seconds]
 
 
-@pytest.mark.parametrize("wait", ["soon", "-1s", "1h", "1e9", "٣s"])
+@pytest.mark.parametrize("wait", ["soon", "-1s", "1d", "1e9", "٣s"])
 def test_a_wait_that_is_no_time_is_refused(place: Site, wait: str) -> None:
     """By name."""
     reply = place.http.get(f"/v1/jobs/{JOB}", params={"wait": wait})

@@ -12,7 +12,7 @@ from ops.configuration import declared
 from tasks.events import FailureCode
 from tasks.jobs import JobState, JobView, Phase
 from tasks.settings import PREFIX, ROOT
-from tests.docs.pages import PAGES
+from tests.docs.pages import PAGES, blocks, commands
 
 JOBS = (ROOT / "docs/jobs.md").read_text(encoding="utf-8")
 
@@ -46,6 +46,13 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_can_be_pasted(page: Path) -> None:
+    """The command lies in `.venv`, and is on nobody's path."""
+    typed = [command for block in blocks(page, "console") for command in commands(block)]
+    assert not [command for command in typed if re.search(r"(?<![\w./-])rockchipllama (?!&&)", command)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

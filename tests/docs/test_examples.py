@@ -140,7 +140,12 @@ def test_the_readme_on_the_demo_model(tmp_path: Path) -> None:
     up = Up(tmp_path)
     try:
         shown = next(block for block in blocks(readme, "text") if block.text.startswith("RockchipLlama"))
-        assert [masked(line) for line in up.lines] == [masked(line) for line in shown.text.splitlines()]
+        # A model that is loaded between two looks of the API is never seen on its way.
+        said, page = (
+            [masked(line) for line in lines if not line.startswith("Loading")]
+            for lines in (up.lines, shown.text.splitlines())
+        )
+        assert said == page
         for block in blocks(readme, "python"):
             assert len(run_python(block, up.url, tmp_path).split()) > 3
         assert '"delta":{"content":' in run_console(readme, up.url, tmp_path)

@@ -126,6 +126,19 @@ def test_a_good_address_passes(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert configuration.load(TaskSettings).redis_url == url
 
 
+def test_a_setting_behind_a_table_is_told_to_go_above_it(tmp_path: Path) -> None:
+    """Whether what it says fits the table, and is taken for a part of that, or does not."""
+    file = tmp_path / "some.toml"
+    file.write_text("[aliases]\nlog_level = 'debug'\nfast = 'qwen3'\n")
+    done = run("--config", str(file))
+    assert done.returncode == 0
+    assert done.stderr.count("put it above the line [aliases]") == 1 and "'log_level'" in done.stderr
+    file.write_text("[aliases]\nqueue_limit = 16\n")
+    done = run("--config", str(file))
+    assert done.returncode == 2
+    assert "'queue_limit' is a setting itself: put it above the line [aliases]" in done.stderr
+
+
 @pytest.mark.parametrize("content", [b"port = \n", b"\xff\xfe", b"port = 1\nport = 2\n"])
 def test_a_broken_file_is_a_sentence(content: bytes, tmp_path: Path) -> None:
     """The one in the current folder is found by itself."""

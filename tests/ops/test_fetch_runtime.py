@@ -234,6 +234,7 @@ def test_the_table_lists_every_release_that_is_supported() -> None:
         ("9.9.9", "aarch64", r"There are 1\.1\.0, .*1\.3\.0"),
         ("1.1.0", "armhf", r"There are 1\.2\.1,"),
         ("1.3.0", "sparc", "simulator"),
+        ("9.9.9", "sparc", r"no release 9\.9\.9\."),
     ],
 )
 def test_what_is_not_published(version: str, machine: str, sentence: str) -> None:
