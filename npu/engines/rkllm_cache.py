@@ -133,14 +133,14 @@ class Cache:
         """A step has added `tokens`. Raises `EngineFailed` when the runtime counts otherwise."""
         self._tokens += tokens
         self._next = Next.UNKNOWN
-        self.check()
+        self.check("Send shorter texts, which are read in one go.")
 
-    def check(self) -> None:
-        """Raises `EngineFailed` when the runtime counts otherwise than we do."""
+    def check(self, mend: str) -> None:
+        """Raises `EngineFailed`, with what to do, when the runtime counts otherwise than we do."""
         if self.is_exact() is False:
             raise EngineFailed(
                 f"After a step the RKLLM runtime's cache holds {self._handle.cache_size()} tokens instead of "
-                f"{len(self._tokens)}: its logits cannot be relied on. Set `host_sampling = 0` in the model's manifest."
+                f"{len(self._tokens)}: what it gives cannot be relied on. {mend}"
             )
 
     def clear(self) -> None:

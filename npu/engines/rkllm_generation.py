@@ -145,7 +145,7 @@ class RkllmGeneration:
         engine.cache.holds(prompt.tokens, self._said)
         if len(self._said) >= prompt.max_tokens:
             self._end = End.LENGTH
-        elif not self._aborted:
+        elif not self._aborted and (ended or not call.stopped):  # stopped by neither: the engine was closed
             self._end = End.EOS
 
     def _by_us(self) -> Iterator[Piece]:

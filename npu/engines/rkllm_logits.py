@@ -107,7 +107,7 @@ class LogitsRuns:
         if not taken or taken[0] is None:
             raise EngineFailed("The RKLLM runtime gave no logits when it was asked for them.")
         if self._tells_size:
-            self._cache.check()
+            self._cache.check("Set `host_sampling = 0` in the model's manifest.")
         logits = taken[0]
         assert isinstance(logits, memoryview)
         # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.

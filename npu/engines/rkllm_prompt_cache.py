@@ -50,6 +50,8 @@ class Kept:
     """Why there is no file; empty when there is one."""
     size: int = 0
     """Bytes of the file."""
+    sha256: str = ""
+    """Of the file: the runtime checks nothing, and answers from whatever it is given."""
     read_ms: float = 0.0
     """Until the first token, with the prefix read."""
     load_ms: float = 0.0
@@ -115,7 +117,7 @@ def open_prompt_cache(engine: RkllmEngine, model: Model, setup: Setup) -> Prompt
     key = _key(engine, model, prefix)
     path = folder / f"{key[:32]}{SUFFIX}"
     known = read_kept(model, setup)
-    whole = known is not None and (known.why_not or (path.is_file() and path.stat().st_size == known.size))
+    whole = known is not None and (known.why_not or _is_whole(path, known))
     kept = known if known is not None and known.key == key and whole else _keep(engine, model, path, key, prefix)
     _remove(folder, "" if kept.why_not else path.name)
     _write(folder, kept)
@@ -192,7 +194,7 @@ def _keep(engine: RkllmEngine, model: Model, path: Path, key: str, prefix: list[
         if again != said:
             return Kept(key, len(prefix), "the answers after loading it were other ones than after reading it")
         put_in_place(draft, path)
-        return Kept(key, len(prefix), "", size, read_ms, load_ms)
+        return Kept(key, len(prefix), "", size, _digest(path), read_ms, load_ms)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -232,6 +234,16 @@ def _key(engine: RkllmEngine, model: Model, prefix: list[int]) -> str:
 
 def _most(model: Model) -> int:
     return int(option(model, OPTIONS, "prompt_cache_mb")) * MEGABYTE
+
+
+def _is_whole(path: Path, kept: Kept) -> bool:
+    """Whether the file is the one that was kept, to the last bit: once for each load of a model, at the speed of the disk."""
+    return path.is_file() and path.stat().st_size == kept.size and _digest(path) == kept.sha256
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(folder: Path, but: str) -> None:

@@ -98,8 +98,9 @@ class RkllmTogether:
 
     def _end(self) -> None:
         self._over = True
+        stopped = self._call is not None and self._call.stopped
         for place, slot in enumerate(self.slots):
-            slot.over()
+            slot.over(stopped)
             self._engine.cache.holds(slot.prompt.tokens, slot.said, slot=place)
 
 
@@ -176,9 +177,9 @@ class RkllmSlot:
         if len(self.said) >= self.prompt.max_tokens:
             self._end = End.LENGTH
 
-    def over(self) -> None:
-        """The run has ended."""
-        self._end = self._end or End.EOS
+    def over(self, stopped: bool) -> None:
+        """The run has ended; `stopped`: not by itself, as when the engine is closed."""
+        self._end = self._end or (End.ABORTED if stopped else End.EOS)
 
     def _all(self) -> Iterator[Piece]:
         try:

@@ -18,6 +18,8 @@ _DT_NULL, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_GNU_HASH = 0, 4, 5, 6
 _NAMED_BINDINGS = (1, 2, 10)
 """Global, weak, unique: what other code can find."""
 _LONGEST_NAME = 256
+_MOST_TAGS = 1024
+"""A library has some thirty. What has more is made to be slow to read."""
 
 
 class Unreadable(Exception):
@@ -152,12 +154,13 @@ class _Image:
 
     def _dynamic(self) -> Iterator[tuple[int, int]]:
         layout, size = ("<qQ", 16) if self._wide else ("<iI", 8)
-        for kind, start, _, length in self._segments:
-            if kind == _PT_DYNAMIC:
-                for tag, value in struct.iter_unpack(layout, self._data[start : start + length // size * size]):
-                    if tag == _DT_NULL:
-                        break
-                    yield tag, value
+        (start, length), *more = [(start, length) for kind, start, _, length in self._segments if kind == _PT_DYNAMIC]
+        if more or length > _MOST_TAGS * size:
+            raise ValueError("more dynamic tags than any library has")
+        for tag, value in struct.iter_unpack(layout, self._data[start : start + length // size * size]):
+            if tag == _DT_NULL:
+                break
+            yield tag, value
 
     def _symbol_count(self, tables: dict[int, int]) -> int:
         # No table says it outright; each of the two hashes over the names implies it.

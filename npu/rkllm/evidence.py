@@ -15,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ OLD: Final = {
     frozenset({"rkllm_createDefaultParam", "rkllm_init", "rkllm_run", "rkllm_destroy"}): "1.0.0",
 }
 """What the releases before the first family export; 1.0.1 has what 1.0.2 has."""
+
+SILENCE_KEPT: Final = 300.0
+"""Seconds until a library that did not answer is asked again: the machine may have been busy."""
 
 _KNOWN_DEFAULTS = ("top_p", "temperature", "repeat_penalty")
 _KNOWN_CPUS = 4
@@ -131,6 +135,8 @@ class Defaults:
     """What happened instead: the end of a sentence that begins with the library."""
     silent: bool = False
     """It may be in order all the same: it was not asked, or not long enough."""
+    slow: bool = False
+    """It was asked for as long as there was time."""
 
 
 def ask_defaults(path: Path, seconds: float) -> Defaults:
@@ -152,7 +158,7 @@ def ask_defaults(path: Path, seconds: float) -> Defaults:
         os.killpg(child.pid, signal.SIGKILL)
         child.stdout.close()  # Not read to its end, which something the library started may keep from coming.
         child.wait()
-        return Defaults(None, f"did not answer within {seconds:g} s", silent=True)
+        return Defaults(None, f"did not answer within {seconds:g} s", silent=True, slow=True)
     if child.returncode < 0:
         return Defaults(None, f"crashed ({signal.strsignal(-child.returncode)})")
     try:
@@ -179,6 +185,8 @@ class Clues:
 
 _gathered: dict[tuple[Path, int, int], Clues] = {}
 """By path, time of change and size: what a file is does not depend on who asks."""
+_slow: dict[tuple[Path, int, int], tuple[float, Clues]] = {}
+"""The same of those that did not answer, with when: the next look need not wait for them again, nor believe it for ever."""
 
 
 def gather(path: Path, seconds: float) -> Clues:
@@ -198,6 +206,9 @@ def gather(path: Path, seconds: float) -> Clues:
         key = (path, status.st_mtime_ns, status.st_size)
         if key in _gathered:
             return _gathered[key]
+        asked_at, clues = _slow.get(key, (-math.inf, None))
+        if clues is not None and time.monotonic() - asked_at < SILENCE_KEPT:
+            return clues
         data = path.read_bytes()  # A mapped file that shrinks meanwhile would take this process down.
     except (OSError, ValueError) as error:
         raise RuntimeRefused(f"it cannot be read: {error}. Check the path and its permissions.") from error
@@ -213,6 +224,8 @@ def gather(path: Path, seconds: float) -> Clues:
     clues = Clues(hashlib.sha256(data).hexdigest(), exported, families, read_strings(data), ask_defaults(path, seconds))
     if clues.defaults.content is not None:
         _gathered[key] = clues
+    elif clues.defaults.slow:
+        _slow[key] = (time.monotonic(), clues)
     return clues
 
 

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from npu.errors import EngineFailed
-from npu.rkllm.abi import Abi, Answer, Loaded, Perf, Result, Run, Settings, State, Tokens
+from npu.rkllm.abi import Abi, Answer, Loaded, Mode, Perf, Result, Run, Settings, State, Tokens
 from npu.rkllm.abi.refusals import path_for_c
 
 log = logging.getLogger("rockchipllama.rkllm")
@@ -118,8 +118,9 @@ class Call:
         """Nothing more will be heard."""
         if error is not None:
             self._heard.put(EngineFailed(f"The request could not be given to the RKLLM runtime: {error}"))
-        elif not self.stopped and (status != 0 or self._last_state is State.ERROR):
+        elif not self.stopped and (status != 0 or self._last_state is State.ERROR or self._is_unfinished):
             said = "reported an error" if self._last_state is State.ERROR else f"returned {status}"
+            said += ", and never said that it had finished," if self._is_unfinished else ""
             self._heard.put(
                 EngineFailed(
                     f"The RKLLM runtime {said} in the middle of a request. Its own words are in the worker's log; "
@@ -127,6 +128,11 @@ class Call:
                 )
             )
         self._heard.put(_OVER)
+
+    @property
+    def _is_unfinished(self) -> bool:
+        # A row may be all that is said of a run that gives rows.
+        return self._last_state is None and self.run.mode is Mode.GENERATE
 
 
 _OVER = object()

@@ -14,6 +14,7 @@ from npu.engines import Setup
 from npu.engines.rkllm import RkllmEngine
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
+from npu.rkllm import handle
 from npu.rkllm.abi import FAMILIES
 from npu.simulator import SWITCHES, Language, Profile, SimulatedModel, write_model
 
@@ -153,8 +154,9 @@ def test_sampling_is_chosen_per_request(opens: Open, version: str) -> None:
     """By the runtime where it can, else from logits; where there are none it is refused by name."""
     engine = opens(version)
     tokens, hot = ask(engine, "Tell me a story"), Sampling(temperature=1.5, seed=11)
+    window = Sampling(**GREEDY, repeat_last_n=7)  # type: ignore[arg-type]
     if not engine.family.CAPABILITIES.logits:
-        for sampling, field in ((hot, "seed"), (Sampling(temperature=0.7), "temperature")):
+        for sampling, field in ((hot, "seed"), (Sampling(temperature=0.7), "temperature"), (window, "repeat_last_n")):
             with pytest.raises(SamplingRefused) as refused:
                 engine.generate(Prompt(tokens, 5), sampling)
             assert refused.value.field == field
@@ -249,10 +251,15 @@ def test_a_slice_is_as_long_as_the_speed_allows(opens: Open) -> None:
     ],
     ids=["init fails", "out of NPU memory"],
 )
-def test_a_load_that_fails_says_why(opens: Open, version: str, simulated: SimulatedModel, words: str) -> None:
-    """In the runtime's own reasons, not its number alone."""
+def test_a_load_that_fails_says_why(
+    opens: Open, monkeypatch: pytest.MonkeyPatch, version: str, simulated: SimulatedModel, words: str
+) -> None:
+    """In the runtime's own reasons, not its number alone; and nothing of it stays."""
+    closed, close = list[handle.Handle](), handle.Handle.close
+    monkeypatch.setattr(handle.Handle, "close", lambda self: closed.append(self) or close(self))
     with pytest.raises(ModelRefused, match=f"(?i){words}"):
         opens(version, simulated)
+    assert len(closed) == 1
 
 
 def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: str) -> None:
@@ -265,8 +272,9 @@ def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: s
         next(pieces)
 
 
-def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open) -> None:
+def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """By pausing, which the runtime does hear; and the next run does not go on from there."""
+    monkeypatch.setattr(handle, "DEAF", 0.1)
     long = {"sea": "The sea is deep and blue and wide, " * 20}
     engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=long, profile=Profile(decode_tps=500)))
     # Found out with an abort, which is not heard here; and a kept conversation cannot be paused.
@@ -275,11 +283,25 @@ def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open) -> None:
     generation = engine.generate(Prompt(tokens, 2000), Sampling(**GREEDY))  # type: ignore[arg-type]
     pieces = iter(generation)
     next(pieces)
+    call = generation._call
     generation.abort()
     list(pieces)
     assert generation.end is End.ABORTED
+    assert call is not None and call.paused
     other = ask(engine, "Hello")
     assert run(engine, other)[0] == Language(answers=long).expected_answer(other, 40)
+
+
+def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, version: str) -> None:
+    """What was said is no whole answer, and is not told as one."""
+    engine = opens(version, SimulatedModel(profile=Profile(decode_tps=50)))
+    tokens = ask(engine, "Tell me of the sea")
+    generation = engine.generate(Prompt(tokens, 40), Sampling(**GREEDY))  # type: ignore[arg-type]
+    pieces = iter(generation)
+    next(pieces)
+    engine.close()
+    assert 1 + len(list(pieces)) < len(expected(tokens))
+    assert generation.end is End.ABORTED
 
 
 @pytest.mark.parametrize("version", ["1.2.3", "1.3.0"])

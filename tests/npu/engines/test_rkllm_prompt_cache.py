@@ -140,6 +140,18 @@ def test_a_file_cut_short_is_written_anew_and_a_damaged_one_left(bench: Bench) -
             assert run(engine, tokens)[0] == expected(tokens)
 
 
+def test_a_file_with_one_bit_turned_is_written_anew(bench: Bench) -> None:
+    """The runtime would answer from it as from any other."""
+    model = bench.model()
+    bench.load(model).close()
+    (path,) = bench.files()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    engine = bench.load(model)
+    assert path.read_bytes() == whole
+    assert run(engine, chat("Hello"))[0] == expected(chat("Hello"))
+
+
 @pytest.mark.parametrize(
     ("simulated", "version", "words"),
     [

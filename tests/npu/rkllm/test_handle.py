@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from npu.errors import EngineFailed
+from npu.rkllm import handle as handles
 from npu.rkllm.abi import Answer, Result, Run, Settings, State, Tokens
 from npu.rkllm.handle import Handle
 from npu.rkllm.library import identify
@@ -45,9 +48,26 @@ def test_an_abort_from_outside_touches_its_own_run_only(handle: Handle) -> None:
     first.stop()
     assert len(list(first)) < 500
     assert list(waiting) == []
-    third = handle.start(Run(inputs=[Tokens([72, 73])]), limit=2)
+    third = handle.start(Run(inputs=[Tokens([72, 73])]), limit=12)
+    heard = iter(third)
+    next(heard)  # it runs
     first.stop()
     waiting.stop()
-    assert len(list(third)) == 2
+    assert 1 + len(list(heard)) == 12
     handle.close()
+    handle.close()
+
+
+def test_a_run_that_never_says_it_has_finished_is_no_answer(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it was stopped, after which the runtime may say nothing."""
+    monkeypatch.setattr(handles, "LAST_WORD", 0.01)
+
+    def mute(_: object, run: Run) -> int:
+        handle._on_result(State.NORMAL, (Result(text=b"x", token=99),), run.number)
+        return 0
+
+    monkeypatch.setattr(handle, "abi", SimpleNamespace(infer=mute, CAPABILITIES=handle.abi.CAPABILITIES))
+    with pytest.raises(EngineFailed, match="never said that it had finished"):
+        list(handle.start(Run(inputs=[Tokens([70])]), limit=500))
+    assert len(list(handle.start(Run(inputs=[Tokens([70])]), limit=1))) == 1
     handle.close()

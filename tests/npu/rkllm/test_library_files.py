@@ -13,7 +13,7 @@ import pytest
 
 from npu.errors import RuntimeRefused
 from npu.rkllm.abi import v1_3_0
-from npu.rkllm.elf import Unreadable, read_library, this_machine
+from npu.rkllm.elf import Unreadable, _Image, read_library, this_machine
 from npu.rkllm.evidence import MAX_BYTES, functions_of
 from npu.rkllm.library import identify
 from tests.npu.rkllm.libraries import compiled, library, source
@@ -119,6 +119,20 @@ def test_damage_is_never_more_than_a_refusal(tmp_path: Path) -> None:
             read_library(bytes(damaged))
         except Unreadable:
             continue
+
+
+@pytest.mark.parametrize(("segments", "size"), [(2, 16), (1, 1 << 20)], ids=["many tables", "one without end"])
+def test_tables_without_end_are_not_read(segments: int, size: int) -> None:
+    """A few such bytes would keep whoever looks at them busy for hours."""
+    at = 64 + 56 * segments
+    segment = struct.pack("<IIQQQQQQ", 2, 0, at, 0, 0, size, size, 0)
+    head = bytearray(header(HERE.machine, 64))
+    struct.pack_into("<Q", head, 32, 64)
+    struct.pack_into("<Q", head, 40, 0)
+    struct.pack_into("<H", head, 56, segments)
+    image = _Image(bytes(head) + segment * segments + b"\x01" * size, 64)
+    with pytest.raises(ValueError, match="more dynamic tags"):
+        next(image.exported())
 
 
 def _places(dice: random.Random, size: int) -> Iterator[int]:

@@ -279,6 +279,21 @@ def test_a_file_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == [path, path]
 
 
+def test_one_that_does_not_answer_is_asked_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every look, each of which would wait as long; nor never, for the machine may have been busy."""
+    asked: list[Path] = []
+    ask = evidence.ask_defaults
+    monkeypatch.setattr(evidence, "ask_defaults", lambda path, seconds: asked.append(path) or ask(path, seconds))
+    path = library(tmp_path, v1_3_0, 'for (;;) __asm__ volatile("");')
+    for _ in range(2):
+        assert identify(path, "1.3.0", 0.2).family is v1_3_0
+        assert "did not answer" in refusal(path, seconds=0.2)
+    assert asked == [path]
+    monkeypatch.setattr(evidence, "SILENCE_KEPT", 0.0)
+    identify(path, "1.3.0", 0.2)
+    assert asked == [path, path]
+
+
 def exporting(*names: str) -> str:
     return "\n".join(f"int {name}(void) {{ return 0; }}" for name in names)
 
