@@ -75,7 +75,7 @@ class TaskSettings(Settings):
     redis_url: str | None = Field(
         None,
         description="The Redis or Valkey to use: `redis://`, `rediss://` (TLS), `unix://` or `redis+sentinel://`. Unset, `up` "
-        "starts an embedded Valkey.",
+        "starts an embedded Valkey, and a part started alone looks at `redis://127.0.0.1:6379/0`.",
     )
     data_dir: Path = Field(
         ROOT / "data", description="What the service keeps: the embedded Valkey's files, locks, sockets."
