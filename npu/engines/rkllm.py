@@ -248,8 +248,8 @@ class RkllmEngine:
         return max(SLICE_STEP, int(self._speed * SLICE_SECONDS) // SLICE_STEP * SLICE_STEP)
 
     def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
-        """The self-test, or what it showed the last time with the same weights, runtime, driver, template and tokenizer;
-        the engine is set by it."""
+        """The self-test, or what it showed the last time with the same weights, runtime, driver, template, tokenizer and
+        options; the engine is set by it."""
         known = read_loaded(self._model, setup, loaded.runtime)
         test = known.self_test if known is not None and known.driver == loaded.driver else None
         if test is None:

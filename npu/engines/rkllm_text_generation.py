@@ -88,7 +88,7 @@ class RkllmTextGeneration:
                 ) from None
             if self._said >= self._prompt.max_tokens:
                 self._end = End.LENGTH
-            elif not self._aborted:
+            elif not self._aborted and not call.stopped:  # or the engine was closed
                 self._end = End.EOS
         finally:
             if self._call is not None:  # nobody read it to its end

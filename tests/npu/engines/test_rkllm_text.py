@@ -16,7 +16,7 @@ from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefuse
 from npu.manifest import read_manifest
 from npu.model import LoraAdapter, Model
 from npu.rkllm.abi import FAMILIES
-from npu.simulator import SWITCHES, Adapter, SimulatedModel, write_adapter, write_model
+from npu.simulator import SWITCHES, Adapter, Profile, SimulatedModel, write_adapter, write_model
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS
 
 VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES[1:])
@@ -93,6 +93,16 @@ def test_a_message_is_answered(opens: Open, version: str) -> None:
             assert LANGUAGE.text(answer).startswith(said)
             cut_apart = cut_apart or said != LANGUAGE.text(answer[:count])
     assert cut_apart
+
+
+def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, version: str) -> None:
+    """What was said is no whole answer, and is not told as one."""
+    engine = opens(version, SimulatedModel(profile=Profile(decode_tps=50)))
+    pieces = iter(generation := engine.generate(Prompt((), 40, turn=Turn("Hello")), Sampling(**GREEDY)))  # type: ignore[arg-type]
+    next(pieces)
+    engine.close()
+    assert 1 + len(list(pieces)) < len(LANGUAGE.expected_answer(asked("Hello"), 40))
+    assert generation.end is End.ABORTED
 
 
 def test_no_open_question_changes_an_answer(opens: Open, version: str) -> None:

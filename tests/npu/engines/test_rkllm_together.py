@@ -99,6 +99,18 @@ def test_an_abort_ends_one_slot_and_not_the_others(opens: Open, able: str) -> No
     assert run(engine, asked[0])[0] == says(asked[0], 40)
 
 
+def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, able: str) -> None:
+    """In no slot: what was said is no whole answer, and is not told as one."""
+    engine = opens(able, SimulatedModel(profile=Profile(decode_tps=50)), engine_options=FOUR)
+    one, other = engine.generate_together([Prompt(ask(engine, question), 40) for question in QUESTIONS[:2]], PLAIN)
+    pieces = iter(one)
+    next(pieces)
+    engine.close()
+    list(pieces)
+    list(other)
+    assert one.end is other.end is End.ABORTED
+
+
 def test_slots_may_be_read_by_threads(opens: Open, able: str) -> None:
     """Each gets its own, and an abort of one need not wait for another."""
     engine = opens(able, SimulatedModel(profile=Profile(decode_tps=500)), engine_options=FOUR)
