@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem, respond
 from api.fronts import Front
@@ -25,6 +25,8 @@ log = logging.getLogger("rockchipllama.api")
 MAX_HEAD = 65_536
 """Bytes of a request's first line and headers, and of what may stand around the chunks of its body; the parser itself
 would gather them without end."""
+MAX_BEHIND = 65_536
+"""Bytes of further requests that may come behind one that is still being answered."""
 LINGER = 30.0
 """Seconds for the rest of a body whose answer has been sent. Closing at once would reset the connection, and the client
 might lose the answer."""
@@ -69,6 +71,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._dry_bytes = 0
         """Bytes since something of the body itself was among them."""
+        self._answered: RequestResponseCycle | None = None
+        """The request that is or was answered last; `cycle` is the newest one, which may wait behind it."""
+        self._behind_bytes = 0
+        self._overrun = False
+        """More came behind it than is kept: its answer is the last one here."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -84,10 +91,25 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._unset_timer()
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived."""
+        """Parse what has arrived.
+
+        Requests behind one that is being answered wait for their turn. The line is read meanwhile, for nothing else shows
+        that the client is gone; so what waits is bounded here and not by leaving it unread, as uvicorn does.
+        """
+        if self._overrun:
+            return
+        self._behind_bytes = self._behind_bytes + len(data) if self.pipeline else 0
+        if self._behind_bytes > MAX_BEHIND:
+            self._overrun = True
+            self._unset_timer()
+            self.pipeline.clear()
+            if self._answered is not None:
+                self._answered.keep_alive = False
+            return
         if self._in_body:
             self._dry_bytes += len(data)
         elif not self._in_head:
@@ -104,6 +126,8 @@ class BoundedHttp(HttpToolsProtocol):
             )
             return
         super().data_received(data)
+        if self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
         if self._in_head and self._timer is None:
             self._set_timer(self._settings.head_timeout, self._head_is_late)
 
@@ -145,6 +169,17 @@ class BoundedHttp(HttpToolsProtocol):
             Problem(400, "invalid_http", f"{msg} This is plain HTTP/1.1: write http://, not https://.", close=True)
         )
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+
+    def _disconnect(self) -> None:
+        """Nobody is there for the request that is being answered, and none waits behind it any more."""
+        self.pipeline.clear()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+
     def _head_is_late(self) -> None:
         self._timer = None
         if self.transport.is_closing():
@@ -166,10 +201,11 @@ class BoundedHttp(HttpToolsProtocol):
             )
 
     def _refuse(self, problem: Problem) -> None:
-        cycle = self.cycle
+        cycle = self._answered
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            if self._in_head or cycle.response_started:
+            of_another = self._in_head or cycle is not self.cycle
+            self._disconnect()
+            if of_another or cycle.response_started:
                 # What is on the line belongs to another request, or is an answer that has begun.
                 self.transport.close()
                 return

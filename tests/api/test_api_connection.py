@@ -24,6 +24,10 @@ from tests.api.scripted import Hold, Site, site
 from tests.stack import LIMIT, eventually
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 45\r\n\r\n"
+    b'{"messages":[{"role":"user","content":"Hi"}]}'
+)
 PROBE = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -109,6 +113,37 @@ def test_half_a_request_behind_another_does_not_cut_its_answer(hasty: Site) -> N
                 later.sendall(HEAD)
                 assert refusal(rest(later))[0] == 408
         assert not answer.closed.is_set()
+
+
+def test_what_is_no_http_behind_a_request_is_not_answered_in_its_place(place: Site) -> None:
+    """Nor if another waits in between: the connection ends, and with it the job."""
+    place.relay.play(Hold())
+    with dial(place) as sock:
+        sock.sendall(CHAT)
+        answer = place.relay.answer()
+        sock.sendall(HEAD + b"\r\n" + b"x" * 100 + b"no HTTP\r\n\r\n")
+        assert rest(sock) == b""
+        assert answer.closed.wait(LIMIT)
+
+
+def test_what_comes_behind_a_request_has_an_end(place: Site) -> None:
+    """It waits in memory. Past the bound the answer before it says that it is the last one here, and is."""
+    place.relay.play(Hold())
+    before = set(place.server.server_state.connections)
+    with dial(place) as sock:
+        sock.sendall(CHAT)
+        answer = place.relay.answer()
+        assert answer.reached.wait(LIMIT)
+        (line,) = set(place.server.server_state.connections) - before
+        assert isinstance(line, connection.BoundedHttp)
+        sock.sendall(PROBE)
+        eventually(lambda: line.pipeline, what="a request that waits")
+        sock.sendall((PROBE * connection.MAX_BEHIND)[: connection.MAX_BEHIND + 1])
+        eventually(lambda: not line.pipeline, what="an end of the waiting")
+        line.loop.call_soon_threadsafe(answer.stop)
+        received = rest(sock)
+    assert received.count(b"HTTP/1.1 ") == 1 and b"connection: close\r\n" in received
+    assert b"server_stopping" in received
 
 
 def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(hasty: Site, monkeypatch: pytest.MonkeyPatch) -> None:

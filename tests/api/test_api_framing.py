@@ -109,6 +109,23 @@ def test_a_client_that_leaves_in_mid_answer_closes_it(place: Site, stream: bool,
     assert lines.next("leaver").getMessage() == "POST /v1/chat/completions 499"
 
 
+@pytest.mark.parametrize("behind", [1, 5000], ids=["one", "too many"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_further_requests_behind_has_left(
+    place: Site, stream: bool, behind: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits for its turn on the line does not hide that nobody is there, nor is it answered to nobody."""
+    place.relay.play(*TALKING, Hold())
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(request(CHAT | {"stream": stream}) + request(CHAT) * behind)
+        answer = place.relay.answer()
+        assert answer.reached.wait(5)
+    assert answer.closed.wait(5)
+    assert place.http.get("/healthz").status_code == 200
+    assert len(place.relay.answers) == 1
+    assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_closes_its_half_has_left(place: Site, stream: bool) -> None:
     """One that is gone says no more than that, and its job must not run on: so nobody is answered half closed."""
