@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.errors import JobFailed, JobNotFound, QueueUnavailable
-from tasks.events import TERMINAL, Failed, FailureCode, Numbered, Queued, Reply, Started, fold
+from tasks.events import TERMINAL, Failed, FailureCode, Mark, Numbered, Queued, Reply, Started, fold
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.reader import BELL, Forgotten, Reader
@@ -75,6 +75,7 @@ class Answer:
         reader: str,
         stack: AsyncExitStack,
         subscription: Subscription,
+        read: Mark | None = None,
     ) -> None:
         self.job = job
         self.model = model
@@ -89,7 +90,8 @@ class Answer:
         self._relay = relay
         self._stack = stack
         self._subscription = subscription
-        self._reader = Reader(relay.client, subscription, job)
+        self._read = read
+        self._reader = Reader(relay.client, subscription, job, read)
         self._place: int | None = -1
         self._source = self._follow()
         self._ahead: list[Numbered] = []
@@ -201,7 +203,9 @@ class Answer:
                 return
             except (Forgotten, JobNotFound) as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})
-                self._forgotten = True  # not the job's own end: closing this answer cancels what is left of it
+                # Not the job's own end: closing this answer cancels what is left of it. Others may read what somebody has come
+                # back to, so that is left to them, and to its grace.
+                self._forgotten = self._read is None
                 yield Numbered(0, Failed(FailureCode.ENGINE_LOST, FORGOTTEN))
                 return
             except (*UNREACHABLE, QueueUnavailable) as error:

@@ -53,7 +53,8 @@ class Writer(Protocol):
 class Place:
     """How far a client has read: all frames that were made of the events up to number `seq`, and of the next one's `part`.
 
-    It is told by the `id` of its last frame: 17 is all of event 17, 17.1 the first frame of several that were made of it.
+    It is told by the `id` of its last frame: 17-5 is all of event 17, 17-5.1 the first frame of several that were made of it.
+    The 5 is the attempt that wrote the event (`tasks.events.Mark`).
     """
 
     seq: int = 0
@@ -80,16 +81,17 @@ def waiting_headers(waiting: Waiting) -> dict[str, str]:
     return headers
 
 
-def identified(seq: int, data: bytes, after: Place = BEGINNING) -> bytes:
-    """The frames made of event `seq` with their ids, but for those up to `after`.
+def identified(seq: int, attempt: int, data: bytes, after: Place = BEGINNING) -> bytes:
+    """The frames made of event `seq`, which `attempt` wrote, with their ids, but for those up to `after`.
 
     Only the last of them says that all of the event was read.
     """
     if data.count(END) == 1:
-        return b"id: %d\n%b" % (seq, data)
+        return b"id: %d-%d\n%b" % (seq, attempt, data)
     *firsts, last = data.removesuffix(END).split(END)
-    ids = [b"id: %d.%d\n%b\n\n" % (seq, part, frame) for part, frame in enumerate(firsts, 1)]
-    return b"".join(ids[after.part if seq == after.seq + 1 else 0 :]) + b"id: %d\n%b\n\n" % (seq, last)
+    ids = [b"id: %d-%d.%d\n%b\n\n" % (seq, attempt, part, frame) for part, frame in enumerate(firsts, 1)]
+    ids.append(b"id: %d-%d\n%b\n\n" % (seq, attempt, last))
+    return b"".join(ids[after.part if seq == after.seq + 1 else 0 :])
 
 
 async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> AsyncIterator[bytes]:
@@ -99,7 +101,7 @@ async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> As
             if isinstance(item, Waiting):
                 yield comment(item)
                 continue
-            seq, event = item
+            seq, event, attempt = item
             match event:
                 case Failed():
                     data = writer.problem(of_failed(event))
@@ -110,7 +112,7 @@ async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> As
             # What was read before is written once more, since the writer goes by it, and dropped.
             if seq > after.seq:
                 if data:
-                    yield identified(seq, data, after)
+                    yield identified(seq, attempt, data, after)
             elif seq == 0:
                 yield data
             elif seq % BREATHER == 0:

@@ -16,19 +16,20 @@ from api.errors import HttpProblem, Problem, invalid
 from api.framing import BEGINNING, AnswerStream, Place
 from api.jobs import checked_id
 from api.needs import drain_of, fronts_of, services_of, settings_of
-from tasks.events import Numbered, Unreadable
+from tasks.events import Mark, Numbered, Unreadable
 from tasks.store import Page
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
-_PLACE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,4}))?")
+_PLACE = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,19}))?(?:\.([0-9]{1,4}))?")
 
 _AFTER = {
     "name": "after",
     "in": "query",
     "required": False,
-    "schema": {"type": "string", "examples": ["17"]},
-    "description": "Only what follows the frame or event with this id. The header `Last-Event-ID` says the same, and wins.",
+    "schema": {"type": "string", "examples": ["17-1234567890"]},
+    "description": "Only what follows the frame or event with this id. A number alone is taken without a check that the record "
+    "still holds what was read. The header `Last-Event-ID` says the same, and wins.",
 }
 
 
@@ -39,13 +40,13 @@ async def job_events(http: Request, job: str) -> Response:
     204 when the stream was read to its end.
     """
     checked_id(job)
-    after = _place(http)
+    after, read = _place(http)
     accept = http.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
         return _page(job, await services_of(http)["jobs"].events(job, after.seq))
-    answer, attended = await services_of(http)["relay"].resume(job)
+    answer, attended = await services_of(http)["relay"].resume(job, read)
     try:
-        if attended.ended and after >= Place(attended.seq):
+        if attended.ended and after >= Place(attended.last.seq) and read in (None, attended.last):
             await close(answer)
             return Response(status_code=204, headers={"x-job-id": job})
         return _stream(http, answer, after)
@@ -72,15 +73,20 @@ def _stream(http: Request, answer: Answer, after: Place) -> Response:
     return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=stalled, after=after)
 
 
-def _place(http: Request) -> Place:
+def _place(http: Request) -> tuple[Place, Mark | None]:
+    """From where to go on, and what the record must hold for that, where that was said."""
     # A browser says in the header how far it came, and has the address it began with.
     for name, text in (("Last-Event-ID", http.headers.get("last-event-id")), ("after", http.query_params.get("after"))):
         if text:
             match = _PLACE.fullmatch(text)
             if match is None:
-                raise invalid(f"Invalid '{name}': it should be the id of a frame or event, such as 17 or 17.1.", name)
-            return Place(max(0, int(match[1]) - 1), int(match[2])) if match[2] else Place(int(match[1]))
-    return BEGINNING
+                raise invalid(
+                    f"Invalid '{name}': it should be the id of a frame or event, such as 17-5 or 17-5.1.", name
+                )
+            seq, part = int(match[1]), match[3]
+            place = Place(max(0, seq - 1), int(part)) if part else Place(seq)
+            return place, Mark(seq, int(match[2])) if match[2] else None
+    return BEGINNING, None
 
 
 def _page(job: str, page: Page) -> Response:

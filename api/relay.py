@@ -24,6 +24,7 @@ from tasks.errors import (
     QueueUnavailable,
     TasksError,
 )
+from tasks.events import Mark
 from tasks.feed import LiveFeed
 from tasks.jobs import Lane, Rendering, new_job_id
 from tasks.record_size import bound
@@ -137,9 +138,10 @@ class Relay:
             raise
         return answer
 
-    async def resume(self, job: str) -> tuple[Answer, Attended]:
+    async def resume(self, job: str, read: Mark | None = None) -> tuple[Answer, Attended]:
         """The answer of a job that was accepted before, by whichever process, from its first event on, and how it stands.
 
+        A record that no longer holds what was `read` of it before is not told: the answer is lost then.
         Raises `JobNotFound` and `QueueUnavailable`.
         """
         reader = self._new_reader()
@@ -151,7 +153,7 @@ class Relay:
             raise
         stack = AsyncExitStack()
         subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
-        answer = Answer(self, job, attended.model, attended.name, reader, stack, subscription)
+        answer = Answer(self, job, attended.model, attended.name, reader, stack, subscription, read)
         answer.known = True
         answer.rendering = attended.rendering
         answer.grace = attended.grace

@@ -139,11 +139,27 @@ class Wire(msgspec.Struct, frozen=True, array_like=True):
     events: tuple[Event, ...]
 
 
+class Mark(NamedTuple):
+    """How far a record was read: up to event `seq`, in an entry that `attempt` wrote. A record that holds it has all that was
+    read; one of which Redis forgot a part, and that was written anew, has another attempt there."""
+
+    seq: int
+    attempt: int
+
+    @classmethod
+    def of(cls, entry: bytes) -> Mark:
+        """The end of an entry with this id, SEQ-ATTEMPT."""
+        seq, _, attempt = entry.partition(b"-")
+        return cls(int(seq), int(attempt))
+
+
 class Numbered(NamedTuple):
-    """One event of a job with its sequence number; a job's first event has number 1."""
+    """One event of a job with its sequence number; a job's first event has number 1. `attempt` is that of the claim that
+    wrote it, 0 when the queue did."""
 
     seq: int
     event: Event
+    attempt: int = 0
 
 
 class Unreadable(Exception):
@@ -173,10 +189,10 @@ def decode_events(data: bytes) -> tuple[Event, ...]:
     return wire.events
 
 
-def number(last: int, events: tuple[Event, ...]) -> list[Numbered]:
-    """`events` with their sequence numbers, the last of which is `last`."""
+def number(last: int, events: tuple[Event, ...], attempt: int = 0) -> list[Numbered]:
+    """`events` of one attempt with their sequence numbers, the last of which is `last`."""
     first = last - len(events) + 1
-    return [Numbered(first + index, event) for index, event in enumerate(events)]
+    return [Numbered(first + index, event, attempt) for index, event in enumerate(events)]
 
 
 class Choice(msgspec.Struct):

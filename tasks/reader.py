@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import redis.asyncio
 
 from tasks import keys
-from tasks.events import TERMINAL, Numbered, Queued, Started
+from tasks.events import TERMINAL, Mark, Numbered, Queued, Started
 from tasks.feed import Subscription
 from tasks.stream import numbered
 
@@ -21,6 +21,9 @@ BELL = b"0:"
 """What the channel says when the job changed without an event."""
 
 
+_NOTHING = Mark(0, 0)
+
+
 class Forgotten(Exception):
     """Raised when Redis came back with a record that is not what was read, and nobody is left who could put it right."""
 
@@ -28,16 +31,19 @@ class Forgotten(Exception):
 class Reader:
     """Reads one job, for as long as it likes: it knows how far it is, so `follow` may be begun again after an outage."""
 
-    def __init__(self, client: redis.asyncio.Redis, subscription: Subscription, job: str) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, subscription: Subscription, job: str, read: Mark | None = None
+    ) -> None:
+        """`read` is how far its client had come in an earlier reading, if that is known."""
         self._client = client
         self._subscription = subscription
         self._job = job
         self._seen = 0
         """Number of the last event that was handed on."""
-        self._entry = b"0-0"
-        """The id of the entry it came in. It names the claim as well, which wrote every entry before it or found it there: so
+        self._mark = read or _NOTHING
+        """The furthest that was read. It names the claim as well, which wrote every entry before it or found it there: so
         whoever finds it in the record knows all of it."""
-        self._said = False
+        self._said = read is not None
         """More was handed on than that the job waits or was begun."""
 
     async def follow(self, patience: float = CATCH_UP) -> AsyncIterator[Numbered | None]:
@@ -59,7 +65,7 @@ class Reader:
                 unread = await self._read()
                 in_doubt = unread is None
                 for entry_id, payload in unread or ():
-                    for item in self._fresh(entry_id, numbered(entry_id, payload)):
+                    for item in self._fresh(numbered(entry_id, payload)):
                         yield item
                         if isinstance(item.event, TERMINAL):
                             return
@@ -82,7 +88,7 @@ class Reader:
                 if items[0].seq > self._seen + 1:
                     ask_record = True  # what follows is in the record too
                     break
-                for item in self._fresh(entry_id, items):
+                for item in self._fresh(items):
                     yield item
                     if isinstance(item.event, TERMINAL):
                         return
@@ -90,23 +96,24 @@ class Reader:
     async def _read(self) -> list[tuple[bytes, bytes]] | None:
         """The entries past what was read; None while the record does not hold that, but may again. Raises `Forgotten`."""
         async with self._client.pipeline(transaction=True) as pipe:
-            pipe.xrange(keys.events(self._job), self._entry, self._entry)
+            pipe.xrange(keys.events(self._job), min=f"{self._mark.seq}-0", count=1)
             pipe.hmget(keys.job(self._job), "state", "claim")
             pipe.xrange(keys.events(self._job), min=f"{self._seen + 1}-0")
-            found, (state, claim), unread = await pipe.execute()
-        if found or self._seen == 0:
+            holding, (state, claim), unread = await pipe.execute()
+        # Numbers have no holes, so the first entry that does not end before the mark is the one that holds it.
+        if self._mark.seq == 0 or (holding and Mark.of(holding[0][0]).attempt == self._mark.attempt):
             return [(entry_id, fields[b"e"]) for entry_id, fields in unread]
         if state is not None and not self._said:
-            self._seen = 0
+            self._seen, self._mark = 0, _NOTHING
             return await self._read()
-        if state == b"running" and claim.rpartition(b"-")[2] == self._entry.rpartition(b"-")[2]:
+        if state == b"running" and int(claim.rpartition(b"-")[2]) == self._mark.attempt:
             return None
         raise Forgotten("Redis came back without events that were read already")
 
-    def _fresh(self, entry_id: bytes, items: list[Numbered]) -> Iterator[Numbered]:
+    def _fresh(self, items: list[Numbered]) -> Iterator[Numbered]:
         """Those events of an entry that were not handed on before."""
         for item in items:
             if item.seq > self._seen:
-                self._seen, self._entry = item.seq, entry_id
+                self._seen, self._mark = item.seq, Mark(item.seq, item.attempt)
                 self._said = self._said or not isinstance(item.event, Queued | Started)
                 yield item

@@ -75,9 +75,12 @@ local function keep_clock()
   local _, shift = clocks()
   set_clock(shift, now())
 end
-local function last_seq(events)
+local function last_id(events)
   local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  return entry and tonumber(string.match(entry[1], '^%d+')) or 0
+  return entry and entry[1] or '0-0'
+end
+local function last_seq(events)
+  return tonumber(string.match(last_id(events), '^%d+'))
 end
 local function tell(job, events, payload, attempt)
   local seq = last_seq(events) + 1
@@ -375,7 +378,8 @@ return cancel(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3])
 
 ATTEND = Script(
     """
--- KEYS job events   ARGV reader -> {seq, field, value, ...}, or nil: no such job.  From now on the reader reads its answer, too.
+-- KEYS job events   ARGV reader -> {last-entry, field, value, ...}, or nil: no such job.
+-- From now on the reader reads its answer, too.
 -- A job that nobody was to read is no reader's to keep or to end. Sent twice it notes the name twice; `LEAVE` takes both away.
 local kept = redis.call('HMGET', KEYS[1], 'state', 'readers', 'unread')
 if not kept[1] then return nil end
@@ -383,7 +387,7 @@ if kept[2] or kept[3] then
   redis.call('HSET', KEYS[1], 'readers', (kept[2] or '') .. ' ' .. ARGV[1])
   redis.call('HDEL', KEYS[1], 'unread')
 end
-return {last_seq(KEYS[2]), unpack(redis.call('HGETALL', KEYS[1]))}
+return {last_id(KEYS[2]), unpack(redis.call('HGETALL', KEYS[1]))}
 """
 )
 

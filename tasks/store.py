@@ -15,6 +15,7 @@ from tasks.events import (
     Failed,
     Finished,
     FinishReason,
+    Mark,
     Numbered,
     Queued,
     Timings,
@@ -44,12 +45,12 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Attended(msgspec.Struct, frozen=True):
-    """What a new reader of a job has to know: the model whose queue it is in, and its name with the adapter's; the number of
-    the last event, and whether that is its end; its grace in seconds; and how its answer is said, where it can be."""
+    """What a new reader of a job has to know: the model whose queue it is in, and its name with the adapter's; how far
+    its record goes, and whether that is its end; its grace in seconds; and how its answer is said, where it can be."""
 
     model: str
     name: str
-    seq: int
+    last: Mark
     ended: bool
     grace: float
     rendering: Rendering | None
@@ -171,11 +172,12 @@ class JobStore:
         if reply is None:
             raise JobNotFound(job)
         record = fields(reply[1:])
-        if "ended" in record and not reply[0]:
+        last = Mark.of(reply[0])
+        if "ended" in record and not last.seq:
             raise JobNotFound(job)  # its events have made room for others before the rest of it
         rendering = Rendering(record["front"].decode(), record["head"]) if "front" in record else None
         grace = int(record.get("grace", b"0")) / 1000
-        return Attended(record["model"].decode(), _name(record), reply[0], "ended" in record, grace, rendering)
+        return Attended(record["model"].decode(), _name(record), last, "ended" in record, grace, rendering)
 
     async def leave(self, job: str, reader: str = "") -> float:
         """This reader has left; '' is nobody. A job that was to be read and that nobody reads any more is cancelled once its

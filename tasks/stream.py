@@ -22,6 +22,7 @@ from tasks.events import (
     Failed,
     Finished,
     FinishReason,
+    Mark,
     Numbered,
     TextDelta,
     decode_events,
@@ -322,7 +323,8 @@ class EventWriter:
 
 def numbered(entry: bytes, payload: bytes) -> list[Numbered]:
     """The events of one entry with their numbers; `entry` is its id, SEQ-ATTEMPT. Raises `Unreadable`."""
-    return number(int(entry.partition(b"-")[0]), decode_events(payload))
+    seq, attempt = Mark.of(entry)
+    return number(seq, decode_events(payload), attempt)
 
 
 async def read_events(client: redis.asyncio.Redis, job: str) -> list[Numbered]:

@@ -29,6 +29,7 @@ from tasks.events import (
     Failed,
     Finished,
     FinishReason,
+    Mark,
     Numbered,
     Queued,
     Reply,
@@ -160,6 +161,7 @@ class ScriptedRelay(Relay):
         self.refusal: Exception | None = None
         self.waiting: Waiting | None = None
         self.rendering: Rendering | None = None
+        self.read: Mark | None = None
         self.calls: list[Asked] = []
         self.answers: list[ScriptedAnswer] = []
         self.holding = threading.Event()
@@ -216,16 +218,17 @@ class ScriptedRelay(Relay):
         self.answered.release()
         return answer
 
-    async def resume(self, job: str) -> tuple[Answer, Attended]:
+    async def resume(self, job: str, read: Mark | None = None) -> tuple[Answer, Attended]:
         if job != JOB:
             raise JobNotFound(job)
+        self.read = read
         answer = ScriptedAnswer("tiny", list(self.script))
         answer.known = True
         answer.rendering = self.rendering
         self.answers.append(answer)
         self.answered.release()
         seq = sum(not isinstance(step, Waiting | Hold) for step in self.script)
-        return answer, Attended("tiny", "tiny", seq, END in self.script, 0.0, self.rendering)
+        return answer, Attended("tiny", "tiny", Mark(seq, 0), END in self.script, 0.0, self.rendering)
 
 
 CARD = Card(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import QueueUnavailable
-from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Queued, Started, TextDelta, Usage
+from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Mark, Queued, Started, TextDelta, Usage
 from tasks.jobs import Rendering
 from tests.api.scripted import CANCELLED, END, JOB, Hold, Site, Step
 
@@ -55,24 +55,39 @@ def test_a_stream_goes_on_behind_any_of_its_frames(place: Site, kind: str) -> No
 def test_a_stream_that_was_read_to_its_end_has_no_more(place: Site) -> None:
     """204, at which browsers stop connecting anew; while the job goes on they are to wait."""
     place.http.post("/v1/chat/completions", json=CHAT)
-    for place_read in ("6", "7"):
+    for place_read in ("6", "7", "6-0"):
         assert place.http.get(f"/v1/jobs/{JOB}/events?after={place_read}").status_code == 204
-    assert place.http.get(f"/v1/jobs/{JOB}/events?after=6.1").text == "id: 6\ndata: [DONE]\n\n"
+    assert place.http.get(f"/v1/jobs/{JOB}/events?after=6.1").text == "id: 6-0\ndata: [DONE]\n\n"
 
 
 def test_the_header_wins(place: Site) -> None:
     """A browser connects anew to the address it began with, and says in the header how far it came."""
     place.http.post("/v1/chat/completions", json=CHAT)
-    reply = place.http.get(f"/v1/jobs/{JOB}/events?after=2", headers={"last-event-id": "6.1"})
-    assert [id_of(frame) for frame in frames(reply.text)] == ["6"]
+    reply = place.http.get(f"/v1/jobs/{JOB}/events?after=2", headers={"last-event-id": "6-0.1"})
+    assert [id_of(frame) for frame in frames(reply.text)] == ["6-0"]
     assert reply.headers["x-job-id"] == JOB
 
 
-@pytest.mark.parametrize("after", ["x", "-1", "1.2.3", "1-0", "1" * 16, "٣"])
+@pytest.mark.parametrize("after", ["x", "-1", "1.2.3", "1-", "1.2-3", "1" * 16, "1-" + "1" * 20, "٣"])
 def test_what_is_no_id_is_refused(place: Site, after: str) -> None:
     """By name."""
     reply = place.http.get(f"/v1/jobs/{JOB}/events", params={"after": after})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "after")
+
+
+@pytest.mark.parametrize(("after", "read"), [("4-7", Mark(4, 7)), ("4-7.1", Mark(4, 7)), ("4", None), ("4.1", None)])
+def test_an_id_says_which_answer_was_read(place: Site, after: str, read: Mark | None) -> None:
+    """So that a record with another under that number is no answer to it; a number alone goes on with whatever is there."""
+    place.http.post("/v1/chat/completions", json=CHAT)
+    place.http.get(f"/v1/jobs/{JOB}/events?after={after}")
+    assert place.relay.read == read
+
+
+def test_the_end_of_another_answer_is_not_the_end_that_was_read(place: Site) -> None:
+    """The stream says what became of it: 204 would make half an answer look whole."""
+    place.http.post("/v1/chat/completions", json=CHAT)
+    for after in ("6-7", "7-7"):
+        assert place.http.get(f"/v1/jobs/{JOB}/events?after={after}").status_code == 200
 
 
 def test_a_break_is_no_part_of_the_answer(place: Site) -> None:

@@ -53,6 +53,30 @@ def test_an_answer_goes_on_over_a_moment_that_was_forgotten(stack: Stack) -> Non
     assert text == asked.strip()
 
 
+def test_who_comes_back_to_an_answer_that_was_made_anew_is_told_so(stack: Stack) -> None:
+    """Its worker died with what Redis forgot: not a word of the new answer is put behind what was read, and whoever begins
+    anew reads all of it."""
+    asked = "".join(f"{number:04d} " for number in range(60)).strip()
+    headers = {"x-stream-grace": "60s"}
+    with httpx.stream(
+        "POST", f"{stack.url}/v1/chat/completions", content=body("steady", asked), headers=headers, timeout=LIMIT
+    ) as reply:
+        job = reply.headers["x-job-id"]
+        lines = reply.iter_lines()
+        read(texts(lines), 50)
+        moment = stack.moment()
+        read(texts(lines), 50)
+        last = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
+        stack.child("steady").kill()
+    stack.forget_since(moment)
+    events = f"{stack.url}/v1/jobs/{job}/events"
+    with httpx.stream("GET", events, headers={"last-event-id": last}, timeout=LIMIT) as reply:
+        text = "".join(texts(reply.iter_lines()))
+    assert text.startswith("[") and "came back without its last moments" in text
+    with httpx.stream("GET", events, timeout=LIMIT) as reply:
+        assert "".join(texts(reply.iter_lines())) == asked
+
+
 def test_a_forgotten_job_ends_with_words(stack: Stack) -> None:
     """Even its acceptance is lost: its client is told to ask again, and whoever does is answered, though no
     worker and no board has breathed yet since Redis came back."""

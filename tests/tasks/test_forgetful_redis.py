@@ -13,7 +13,7 @@ import redis.asyncio
 from tasks import keys, stream
 from tasks.claims import Claim, HandedBack, Renewal, claim_next, hand_back, renew
 from tasks.connection import connect_async
-from tasks.events import ChoiceEnded, Event, Finished, FinishReason, Numbered, TextDelta, Timings, Usage, fold
+from tasks.events import ChoiceEnded, Event, Finished, FinishReason, Mark, Numbered, TextDelta, Timings, Usage, fold
 from tasks.feed import LiveFeed
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.reader import Forgotten, Reader
@@ -59,10 +59,10 @@ class Place:
     def writer(self, held: Claim) -> EventWriter:
         return EventWriter(self.client, held.job, "echo", held.token, held.seq, lambda: None, patience=LIMIT)
 
-    async def reading(self, patience: float = LIMIT) -> AsyncIterator[Numbered | None]:
-        """What a reader hands on; noted in `seen`."""
+    async def reading(self, patience: float = LIMIT, read: Mark | None = None) -> AsyncIterator[Numbered | None]:
+        """What a reader hands on; noted in `seen`. `read` is how far its client had come before."""
         async with self.feed.subscribe(keys.live(self.job)) as subscription, asyncio.timeout(LIMIT):
-            async for item in Reader(self.aclient, subscription, self.job).follow(patience):
+            async for item in Reader(self.aclient, subscription, self.job, read).follow(patience):
                 if item is not None:
                     self.seen.append(item)
                 yield item
@@ -230,6 +230,54 @@ async def test_whoever_is_in_doubt_reads_nobody_elses_answer(place: Place) -> No
     with pytest.raises(Forgotten):
         await rest
     assert place.text() == "abc"
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["in the middle", "ended"])
+async def test_who_comes_back_reads_nobody_elses_answer(place: Place, ended: bool) -> None:
+    """Though the number it comes back with is in the record again: another claim wrote other words under it."""
+    moment = place.stack.moment()
+    with place.writer(place.claim()) as writer:
+        say(writer, "abc")
+    *_, last = await read_events(place.aclient, place.job)
+    await asyncio.to_thread(place.stack.forget_since, moment)
+    with place.writer(await asyncio.to_thread(place.claim, "b")) as writer:
+        say(writer, "uvwxyz")
+        if ended:
+            end(writer)
+    with pytest.raises(Forgotten):
+        await until(place.reading(read=Mark(last.seq, last.attempt)), DONE)
+    assert place.seen == []
+
+
+async def test_who_comes_back_reads_on_over_a_change_of_claims(place: Place) -> None:
+    """What it has read is there, in the middle of an entry and of another claim; and it is told the whole."""
+    with place.writer(place.claim()) as writer:
+        writer.write((TextDelta("a"), TextDelta("b", 1), TextDelta("c")))
+        (last,) = [item for item in await read_events(place.aclient, place.job) if item.event == TextDelta("b", 1)]
+    held = place.client.hget(keys.job(place.job), "claim").decode()
+    assert hand_back(place.client, "echo", place.job, held, "x", crashed=True) is HandedBack.WAITING
+    with place.writer(place.claim("b")) as writer:
+        say(writer, "d")
+        end(writer)
+    await until(place.reading(read=Mark(last.seq, last.attempt)), DONE)
+    assert place.text() == "acd"
+
+
+async def test_who_comes_back_waits_for_what_is_written_again(place: Place) -> None:
+    """The claim whose words it has read is held still, and they are not there yet."""
+    held = place.claim()
+    moment = place.stack.moment()
+    with place.writer(held) as writer:
+        say(writer, "abc")
+        *_, last = await read_events(place.aclient, place.job)
+        await asyncio.to_thread(place.stack.forget_since, moment)
+        reading = place.reading(patience=0.1, read=Mark(last.seq, last.attempt))
+        await silence(reading)
+        assert place.seen == []
+        await asyncio.to_thread(say, writer, "d")
+        end(writer)
+        await until(reading, DONE)
+    assert place.text() == "abcd"
 
 
 async def test_a_job_that_redis_forgot_is_not_waited_for(stack: Stack, place: Place) -> None:

@@ -11,7 +11,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.claims import Claim, Renewal, claim_next, renew
 from tasks.errors import JobNotFound
-from tasks.events import Finished, FinishReason, Queued, Started, TextDelta, Timings, Usage
+from tasks.events import Finished, FinishReason, Mark, Queued, Started, TextDelta, Timings, Usage
 from tasks.jobs import JobState, Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
@@ -55,8 +55,9 @@ async def test_the_last_who_leaves_ends_the_job(store: JobStore, client: redis.R
     """As long as anybody reads it goes on, whoever that is; a running one is told to stop."""
     job = await accept(store)
     held = claim(client)
+    attempt = int(held.token.rpartition("-")[2])
     attended = await store.attend(job, "api:b/1")
-    assert (attended.model, attended.name, attended.seq, attended.ended) == ("echo", "echo", 2, False)
+    assert (attended.model, attended.name, attended.last, attended.ended) == ("echo", "echo", Mark(2, attempt), False)
     assert attended.rendering == RENDERING
     await store.attend(job, "api:b/1")  # said twice, as after a lost reply
     assert await store.leave(job, "api:a/1") == 0
@@ -119,7 +120,7 @@ async def test_what_has_ended_is_read_as_it_is(store: JobStore, client: redis.Re
     with EventWriter(client, job, "echo", held.token, held.seq, lambda: None, patience=5) as writer:
         writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
     attended = await store.attend(job, "api:b/1")
-    assert (attended.ended, attended.seq) == (True, 3)
+    assert (attended.ended, attended.last.seq) == (True, 3)
     assert await store.leave(job, "api:b/1") == 0
     assert await state(store, job) is JobState.FINISHED
     assert not client.hexists(keys.job(job), "readers")
