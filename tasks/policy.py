@@ -1,12 +1,13 @@
 """Who is served next: the one place where jobs are ranked. By lane, then by turns of their owners, then by age.
 
 The waiting set's score is all of that in one number, so the first member is the next to serve, and a job's rank is its
-position. It is made when a job is accepted and never changes: a job handed back takes its old place again. It is made of
-counts and of no time, since the clocks of boards jump.
+position. It is made when a job is accepted, and a job handed back takes its old place again. It is made of counts and of no
+time, since the clocks of boards jump.
 
 Turns are start-time fair queueing with one job as the unit. A job takes the turn after its owner's last, but none that is
 over: an owner's jobs keep their order and lie a turn apart, and whoever comes newly joins the turn that is on, before the
 second of anybody else. So an owner with fifty jobs waiting keeps a newcomer waiting for none of them but the one that runs.
+A job that ends before any worker took it costs its owner no turn: those behind it move up by one, and so does what comes next.
 
 A chat does not wait for a job of a lower lane either. That job is paused: its worker hands it back, and it is gone on with
 when no chat has run for as long as its prefill took, because that is what the next pause would cost again. A lane that comes
@@ -77,6 +78,28 @@ local function take_turn(turns, lanes, score)
   if turn <= tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or -1) then return end
   redis.call('HSET', lanes, 'turn:' .. rank, turn)
   redis.call('ZREMRANGEBYSCORE', turns, rank * LANE, string.format('(%.0f', turn))
+end
+-- A job ended that was never taken, and is off the waiting set. Those of its owner behind it lie a turn apart, none of them
+-- taken either, up to the owner's last turn.
+local function give_back(waiting, turns, lanes, owner, score)
+  local rank = math.floor(score / LANE)
+  local behind = redis.call('ZRANGEBYSCORE', waiting, string.format('(%.0f', score), string.format('(%.0f', (rank + 1) * LANE))
+  for _, id in ipairs(behind) do
+    local job = 'rl:{{' .. id .. '}}'
+    local kept = redis.call('HMGET', job, 'owner', 'order')
+    if kept[1] == owner then
+      local order = string.format('%.0f', kept[2] - TURN)
+      redis.call('HSET', job, 'order', order)
+      redis.call('ZADD', waiting, order, id)
+    end
+  end
+  local name = rank .. ':' .. owner
+  local last = redis.call('ZSCORE', turns, name) - TURN
+  if last < tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE) then
+    redis.call('ZREM', turns, name)
+  else
+    redis.call('ZADD', turns, last, name)
+  end
 end
 -- Milliseconds since a job of the lane ended that had run; nil when none has.
 local function since_end(lanes, rank, t)

@@ -2,8 +2,8 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner order created deadline ttl   set by `ACCEPT`, never changed; `order` is the score in the waiting set,
-            which `tasks/policy.py` explains
+  model kind lane owner created deadline ttl   set by `ACCEPT`, never changed
+  order     the score in the waiting set, which `tasks/policy.py` explains
   adapter   likewise: the adapter that answers, where one does
   front head   likewise: how the answer is said, where it may be said again
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
@@ -116,7 +116,7 @@ local function without(readers, reader)
 end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
-  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order')
+  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
   -- What nobody reads after the end is most of a record, and the record stays for a while.
   for _, name in ipairs(redis.call('HKEYS', job)) do
@@ -136,10 +136,13 @@ local function finish(job, events, state, payload)
     redis.call('PEXPIRE', 'rl:pace', 3600000)
     redis.set_repl(redis.REPL_ALL)
   end
-  if redis.call('EXISTS', 'rl:waiting:' .. held[2], 'rl:running:' .. held[2]) == 0 then
-    redis.call('DEL', 'rl:turns:' .. held[2], 'rl:lanes:' .. held[2])
+  local waiting, turns, lanes = 'rl:waiting:' .. held[2], 'rl:turns:' .. held[2], 'rl:lanes:' .. held[2]
+  if redis.call('EXISTS', waiting, 'rl:running:' .. held[2]) == 0 then
+    redis.call('DEL', turns, lanes)
   elseif held[1] == 'running' then
-    redis.call('HSET', 'rl:lanes:' .. held[2], 'ended:' .. math.floor(held[4] / LANE), now())
+    redis.call('HSET', lanes, 'ended:' .. math.floor(held[4] / LANE), now())
+  elseif not held[6] then
+    give_back(waiting, turns, lanes, held[5], tonumber(held[4]))
   end
 end
 -- A queued job ends here; a running one is flagged and its worker told. The state it was in; nil: no such job.

@@ -11,10 +11,11 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.claims import Claim, HandedBack, Later, Renewal, claim_next, hand_back, renew
-from tasks.events import FailureCode, Finished, FinishReason, TextDelta, Timings, Usage
+from tasks.events import Failed, FailureCode, Finished, FinishReason, TextDelta, Timings, Usage, encode_events
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.policy import MOST_QUIET, Ageing
 from tasks.requests import ChatRequest, Message
+from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
 from tasks.stream import EventWriter, RecordedPiece, read_pieces
 from tasks.sweep import sweep
@@ -81,6 +82,18 @@ class Queue:
     def quiet_since(self, lane: int, seconds: float) -> None:
         self.ago(keys.lanes("echo"), f"ended:{lane}", seconds)
 
+    async def end_unserved(self, job: str, how: str) -> None:
+        """It ends in its place: somebody cancels it, a board refuses it, or its deadline passes and a claim finds that."""
+        match how:
+            case "cancelled":
+                await self.store.cancel(job, "test")
+            case "refused":
+                failed = encode_events([Failed(FailureCode.BAD_PROMPT, "test")])
+                where = [keys.job(job), keys.events(job), keys.waiting("echo")]
+                assert FAIL_QUEUED.run(self.client, where, job, failed, 0) == 1
+            case "late":
+                self.ago(keys.job(job), "deadline", 601)
+
     def waiting(self) -> list[str]:
         return [raw.decode() for raw in self.client.zrange(keys.waiting("echo"), 0, -1)]
 
@@ -121,8 +134,45 @@ async def test_who_asks_again_at_once_takes_turns_too(queue: Queue) -> None:
     assert [job for job in served if job in flood] == flood[:4]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "refused", "late"])
+async def test_what_ends_unserved_costs_its_owner_no_turn(queue: Queue, how: str) -> None:
+    """Neither for what comes after it, nor for what waits behind it; it is as if it had never come."""
+    other = [await queue.accept("b") for _ in range(6)]
+    for _ in range(5):
+        await queue.end_unserved(await queue.accept("a"), how)
+    assert queue.serve() == other[0]
+    jobs = [await queue.accept("a") for _ in range(6)]
+    for job in jobs[:4]:
+        await queue.end_unserved(job, how)
+    newest = await queue.accept("a")
+    assert [queue.serve() for _ in range(6)] == [jobs[4], other[1], jobs[5], other[2], newest, other[3]]
+
+
+async def test_what_a_worker_had_costs_a_turn(queue: Queue) -> None:
+    """Cancelled after it was handed back it has had its turn, and what is behind it waits for its own."""
+    jobs = [await queue.accept(owner) for owner in "aabb"]
+    held = queue.claim()
+    assert held.job == jobs[0]
+    queue.give_back(held)
+    await queue.store.cancel(jobs[0], "test")
+    assert [queue.serve() for _ in range(3)] == [jobs[2], jobs[1], jobs[3]]
+
+
+async def test_a_job_that_moved_up_keeps_its_place(queue: Queue) -> None:
+    """Handed back it waits there, and not where it was accepted; other lanes have not moved."""
+    first, second = [await queue.accept("a") for _ in range(2)]
+    other = [await queue.accept("b") for _ in range(2)]
+    side = [await queue.accept(owner, Lane.BACKGROUND) for owner in "aab"]
+    await queue.end_unserved(first, "cancelled")
+    held = queue.claim()
+    assert held.job == second
+    queue.give_back(held)
+    assert [queue.serve() for _ in range(6)] == [second, *other, side[0], side[2], side[1]]
+
+
 @pytest.mark.parametrize("seed", range(3))
-async def test_nobody_is_passed_over(queue: Queue, seed: int) -> None:
+@pytest.mark.parametrize("leaving", [0.0, 0.25], ids=["all stay", "some leave"])
+async def test_nobody_is_passed_over(queue: Queue, seed: int, leaving: float) -> None:
     """While a job of somebody's waits, no other owner is served more than twice; and nobody's jobs overtake each other."""
     chance = random.Random(seed)
     waiting: dict[str, list[str]] = {owner: [] for owner in "abcde"}
@@ -131,6 +181,8 @@ async def test_nobody_is_passed_over(queue: Queue, seed: int) -> None:
         owner = chance.choice("aaaabbcde")
         if chance.random() < 0.55:
             waiting[owner].append(await queue.accept(owner))
+            if chance.random() < leaving:
+                await queue.end_unserved(waiting[owner].pop(chance.randrange(len(waiting[owner]))), "cancelled")
         elif queue.waiting():
             job = queue.serve()
             [owner] = [owner for owner, jobs in waiting.items() if job in jobs]
@@ -193,6 +245,15 @@ async def test_an_owner_whose_turns_are_over_is_forgotten(queue: Queue, client: 
         queue.serve()
         queue.serve() if number else None
     assert client.zcard(keys.turns("echo")) <= 4
+
+
+@pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BACKGROUND])
+async def test_an_owner_who_leaves_unserved_is_forgotten(queue: Queue, client: redis.Redis, lane: Lane) -> None:
+    """However many come and go while somebody else's job waits, also before the lane had its first turn."""
+    await queue.accept("steady", lane)
+    for number in range(5):
+        await queue.end_unserved(await queue.accept(f"client {number}", lane), "cancelled")
+    assert client.zcard(keys.turns("echo")) == 1
 
 
 @pytest.mark.parametrize(("lane", "wait"), [(Lane.BACKGROUND, 300), (Lane.BATCH, 3600)], ids=["background", "batch"])
