@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from npu.errors import ModelRefused
 from npu.model import Model
 from tasks.board.process import WorkerProcess, adopt, kill, wait_or_kill
 
@@ -46,11 +47,17 @@ class Workers:
     _leaving: dict[str, WorkerProcess] = field(default_factory=dict)
     """Workers that were told to stop and still live. Their successors start after them."""
     _ended: set[str] = field(default_factory=set)
+    _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, model: Model, memory_bytes: int) -> None:
-        """Have a worker of this model from now on. One that is there already stays as it is."""
+        """Have a worker of this model from now on. One that is there already stays as it is.
+
+        Raises `ModelRefused` once all were stopped: a load that had begun earlier would leave a worker behind.
+        """
         with self._lock:
+            if self._closed:
+                raise ModelRefused(f"The model '{model.id}' cannot be loaded: this board is being stopped.")
             child = self._children.get(model.id)
             if child is None:
                 child = self._children[model.id] = WorkerChild(model, memory_bytes)
@@ -59,8 +66,10 @@ class Workers:
                 child.start_at = 0.0  # somebody wants it now: no more waiting after a death
 
     def adopt(self, model: Model, memory_bytes: int) -> bool:
-        """Take over the worker of this model that an earlier agent left behind; False when there is none."""
+        """Take over the worker of this model that an earlier agent left behind; False when there is none, or all were stopped."""
         with self._lock:
+            if self._closed:
+                return False
             process = adopt(self.data_dir, model.id)
             if process is None or model.id in self._children:
                 return False
@@ -91,8 +100,9 @@ class Workers:
         return True
 
     def stop_all(self, grace: float) -> None:
-        """Stop every worker, together."""
+        """Stop every worker, together, and have none any more."""
         with self._lock:
+            self._closed = True
             children, self._children = list(self._children.values()), {}
             leaving = list(self._leaving.values())
             self._ended |= {child.model.id for child in children}

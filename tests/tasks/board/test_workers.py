@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import worker_lock
 from tasks.board import workers as module
@@ -380,6 +381,20 @@ def test_stop_all_waits_for_those_that_leave_already(board: Board) -> None:
     board.workers.stop_all(0.1)
     assert gone(pid)
     stopping.join(LIMIT)
+
+
+def test_none_comes_after_all_were_stopped(board: Board, other_worker: subprocess.Popen[bytes]) -> None:
+    """Whoever began to load while the agent was told to leave is refused in words, and nothing is left behind."""
+    board.start("n")
+    [pid] = board.begun()
+    board.workers.stop_all(0.0)
+    for name in "mn":
+        with pytest.raises(ModelRefused, match=f"'{name}' cannot be loaded: this board is being stopped"):
+            board.start(name)
+    assert not board.workers.adopt(board.model("m"), 0)
+    board.workers.tick()
+    assert board.workers.living() == {} and not board.workers.has("n")
+    assert board.begun() == [pid] and gone(pid)
 
 
 def test_a_kill_takes_the_whole_family(board: Board) -> None:
