@@ -20,7 +20,8 @@ from api import connection
 from api.body import read_bytes
 from api.errors import HttpProblem
 from api.settings import ApiSettings
-from tests.api.scripted import Hold, Site, site
+from tasks.events import ChoiceEnded, FinishReason, Queued, Started, TextDelta
+from tests.api.scripted import END, Hold, Site, site
 from tests.stack import LIMIT, eventually
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
@@ -174,6 +175,35 @@ def test_what_stands_around_a_body_has_an_end(place: Site) -> None:
             received = rest(sock)
     assert received == b"" or refusal(received)[0] == 400
     assert place.http.get("/healthz").status_code == 200
+
+
+def test_a_large_body_is_no_large_head() -> None:
+    """It comes in many parts; only what stands around the chunks of one is bounded as headers are."""
+    with site(drain=0) as place:
+        prompt = "x" * (16 * connection.MAX_HEAD)
+        assert place.http.post("/v1/completions", json={"model": "tiny", "prompt": prompt}).status_code == 200
+
+
+def test_a_refused_request_has_one_answer(place: Site) -> None:
+    """Also where its route answers at once, without the body that was none, and the client has yet to read an earlier answer."""
+    place.relay.play(Queued(), Started("w", "b"), TextDelta("x" * 300_000), ChoiceEnded(0, FinishReason.STOP), END)
+    before = set(place.server.server_state.connections)
+    body = b'{"prompt": "x"}'
+    chunked = HEAD.replace(b"completions", b"nothing").replace(b"content-length: 100", b"transfer-encoding: chunked")
+    with dial(place) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        (line,) = eventually(lambda: set(place.server.server_state.connections) - before, what="the connection")
+        assert isinstance(line, connection.BoundedHttp)
+        line.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        line.transport.set_write_buffer_limits(high=10_000_000)
+        sock.sendall(HEAD.replace(b"100", b"%d" % len(body)) + b"\r\n" + body)
+        eventually(lambda: line.cycle is not None and line.cycle.response_complete, what="an answer")
+        assert line.transport.get_write_buffer_size() > 0
+        sock.sendall(chunked + b"\r\nno length\r\n")
+        eventually(line.transport.is_closing, what="the refusal")
+        _, first, *others = rest(sock).split(b"HTTP/1.1 ")
+    assert first.startswith(b"200 ") and len(others) == 1
+    assert refusal(b"HTTP/1.1 " + others[0])[0] == 400
 
 
 def test_what_is_no_http_is_refused_in_words(place: Site) -> None:
