@@ -216,7 +216,9 @@ def _grow(service: Service, name: str, seconds: float, wrong: list[str]) -> None
         with Load(service.url, f"{name}/{measured}", longest=3) as load:
             time.sleep(seconds if measured else seconds / 2)
         answers = load.answers
-        wrong += judged(service, answers, Counter())
+        new = judged(service, answers, Counter())
+        print(*(f"  VIOLATION {line}" for line in new), sep="\n", end="\n" if new else "")
+        wrong += new
         if not measured:
             before = sizes(service)
     after = sizes(service)
