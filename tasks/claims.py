@@ -194,6 +194,7 @@ def hand_back(
     now. `read_again` is how many tokens this claim prefilled though they had been before. A job that is paused waits until
     no chat has run for as long as its prefill took, which is `paused_after` milliseconds.
     """
+    why = " ".join(why.split())  # a line of the history each
     before = cast("bytes | None", client.hget(keys.job(job), "history"))
     reasons = [*(text(before).splitlines() if before else ()), why]
     cut_off = (

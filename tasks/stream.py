@@ -269,6 +269,9 @@ class EventWriter:
         for append in forgotten:
             if self._send(append.args) < 0:
                 return  # forgotten or lost once more: the append that found out finds that out as well
+        # Redis has them since now, and may forget them as it may what is new.
+        now = time.monotonic()
+        self._kept = deque(append._replace(at=now) if append.seq > last else append for append in self._kept)
 
     def _send(self, args: list[Any]) -> int:
         """One call of the script past the client's general path: this runs for every token."""

@@ -15,6 +15,9 @@ from tasks.stream import ClaimLost, EventWriter, RecordedPiece
 from tasks.worker.generate import Totals
 from tasks.worker.settings import WorkerSettings
 
+GOES_ON = ("stop", "pause")
+"""Reasons to end a run whose job goes on elsewhere or later."""
+
 
 class JobRun:
     """The sink of a run, and what other threads may do to it. Every method may be called from any thread."""
@@ -91,7 +94,8 @@ class JobRun:
             self.cancel("too large")
 
     def cancel(self, reason: str) -> None:
-        """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays.
+        """End it early: abort what runs; while the model still loads, end the job at once. The first reason stays, but a run
+        that is only to be handed back can still be told that its job is to end.
 
         Reasons are `cancelled`, `deadline`, `too large`, `lost` (another worker has the job), `pause` (a chat waits) and
         `stop` (this worker is to leave, and waits for Redis no longer). With the last two it hands the job back, and a load
@@ -100,13 +104,15 @@ class JobRun:
         if reason == "stop":
             self.writer.hurry()
         with self._lock:
-            if self.reason is not None or (reason == "pause" and not self.can_be_paused):
+            if self.reason is not None and (self.reason not in GOES_ON or reason in GOES_ON):
+                return
+            if reason == "pause" and not self.can_be_paused:
                 return
             self.reason = reason
             work = self._work
         if work is not None:
             work.abort()
-        elif self.phase is Phase.LOADING and reason not in ("stop", "pause"):
+        elif self.phase is Phase.LOADING and reason not in GOES_ON:
             with suppress(ClaimLost):  # it may have ended in this very moment
                 self.writer.end(self.last_event())
 

@@ -228,15 +228,16 @@ class Serving:
         except Exception as error:
             if error is run.writer.failure:
                 raise  # not the engine's: the record could not be written
+            if isinstance(error, EngineFailed):
+                # Also when this run was to end anyway: the next job must not get what broke.
+                self._slot.close()
+                self._heartbeat.changed()
             if run.cancelled:
                 return run.last_event()
             failed = failure(error)
-            if isinstance(error, EngineFailed):
-                self._slot.close()
-                self._heartbeat.changed()
-                if run.phase is not Phase.LOADING:
-                    log.warning("the engine broke: %s", error, extra={"job": run.claim.job, "model": run.claim.model})
-                    raise _Broken(failed) from error
+            if isinstance(error, EngineFailed) and run.phase is not Phase.LOADING:
+                log.warning("the engine broke: %s", error, extra={"job": run.claim.job, "model": run.claim.model})
+                raise _Broken(failed) from error
             log.log(
                 logging.WARNING if failed.code != "internal" else logging.ERROR,
                 "job failed",

@@ -47,14 +47,19 @@ class Slot:
                     engine = open_engine(self.model, self._setup)
                 finally:
                     self.loading = False
-                self.preparer = Preparer(self.model, engine.tokenizer, chat_template(self.model), engine.context_length)
+                try:
+                    template = chat_template(self.model)
+                except BaseException:
+                    engine.close()
+                    raise
+                self.preparer = Preparer(self.model, engine.tokenizer, template, engine.context_length)
                 self._engine = engine
                 log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
             return self._engine
 
     def close(self) -> None:
-        """Close the engine, if there is one. The next call of `engine` opens it anew."""
+        """Close the engine, if there is one. The next call of `engine` opens it anew, once this one's memory is free."""
         with self._lock:
             engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+            if engine is not None:
+                engine.close()

@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -302,3 +303,19 @@ async def test_what_redis_refuses_is_no_append(place: Place) -> None:
         with pytest.raises(redis.ResponseError, match="equal or smaller"):
             say(writer, "a")
         assert writer.seq == held.seq
+
+
+async def test_what_was_written_again_may_be_forgotten_again(place: Place) -> None:
+    """Redis has it since then only, however old it is: it is kept for as long as what is new."""
+    held = place.claim()
+    with place.writer(held) as writer:
+        say(writer, "a")
+        first = place.stack.moment()
+        say(writer, "bc")
+        await asyncio.to_thread(place.stack.forget_since, first)
+        writer._kept = deque(append._replace(at=append.at - 2 * stream.KEPT) for append in writer._kept)  # long ago
+        second = place.stack.moment()
+        await asyncio.to_thread(say, writer, "de")
+        await asyncio.to_thread(place.stack.forget_since, second)
+        await asyncio.to_thread(say, writer, "f")
+    assert [piece.data for piece in read_pieces(place.client, place.job)] == [b"a", b"b", b"c", b"d", b"e", b"f"]

@@ -15,6 +15,7 @@ from npu.model import Model
 from tasks.events import Embedded, Event, FinishReason, Usage
 from tasks.prompting.prepare import PreparedTexts
 from tasks.stream import RecordedPiece
+from tasks.worker.begun import Begun
 from tasks.worker.embed import run
 from tasks.worker.generate import Totals
 
@@ -123,3 +124,12 @@ def test_the_echo_finds_alike_what_is_alike() -> None:
     one, like, other, again = (vector for _, vector in vectors(notes))
     assert one == again
     assert sum(a * b for a, b in zip(one, like, strict=True)) > sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_what_was_sent_by_an_earlier_claim_is_not_read_again() -> None:
+    """Its client has it, and its tokens count once."""
+    notes, totals = Notes(), Totals()
+    prepared = PreparedTexts(((1, 2), (3, 4), (5, 6)), None)
+    assert run(prepared, Engine(), notes, totals, Begun(done={0, 2})) is FinishReason.STOP
+    assert [event.index for event in notes if isinstance(event, Embedded)] == [1]
+    assert totals.usage() == Usage(6, 0, 0)

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from npu.engine import TextEngine
+from npu.engine import Prompt, Sampling, TextEngine
 from npu.engines.echo import EchoEngine
-from npu.errors import ModelRefused
+from npu.errors import EngineFailed, ModelRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks import keys, roster
@@ -78,6 +78,14 @@ class Place:
 
         asyncio.run(send())
         return job
+
+    def cancel(self, job: str) -> None:
+        async def send() -> None:
+            aclient = connect_async(self.url)
+            await JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600).cancel(job, "test")
+            await aclient.aclose()
+
+        asyncio.run(send())
 
     def view(self, job: str) -> JobView:
         async def look() -> JobView:
@@ -622,3 +630,62 @@ def test_what_earlier_claims_wrote_counts(make: Make, monkeypatch: pytest.Monkey
 def stored(place: Place, job: str) -> int:
     """Bytes of the events and pieces in a record."""
     return sum(len(data) for _, entry in place.client.xrange(keys.events(job)) for data in entry.values())
+
+
+class BreaksWhenAborted(EchoEngine):
+    """Ends its first run by breaking, once that is aborted, and is no good from then on."""
+
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+    ) -> engines.ScriptedGeneration:  # type: ignore[override]
+        def script(aborted: threading.Event) -> Iterator[bytes]:
+            yield b"a"
+            assert aborted.wait(LIMIT)
+            raise EngineFailed("It broke.\nThe model is loaded anew.")
+
+        return engines.ScriptedGeneration(prompt, script)
+
+
+def test_an_engine_that_breaks_over_an_abort_is_not_given_to_the_next_job(make: Make) -> None:
+    """The job that was cancelled is cancelled; the next one gets a sound engine at once."""
+    place = make()
+    place.engine = lambda: BreaksWhenAborted(place.model) if place.loaded == 1 else EchoEngine(place.model)
+    first = place.accept()
+    serving_ = place.call()
+    eventually(lambda: place.text(first) == "a", what="a part of the answer")
+    place.cancel(first)
+    place.until(first, JobState.CANCELLED)
+    serving_.join(LIMIT)
+    second = place.accept("hello")
+    place.call()
+    assert place.until(second, JobState.FINISHED).attempts == 1
+    assert place.loaded == 2
+
+
+def test_a_job_that_is_to_be_paused_can_still_be_cancelled(make: Make) -> None:
+    """While the model loads it ends at once, though it was told to make way before."""
+    place = make()
+    place.gate.clear()
+    low = place.accept(lane=Lane.BACKGROUND)
+    place.call()
+    eventually(lambda: place.serving._run is not None, what="the claim")
+    place.accept()
+    eventually(lambda: place.serving._run is not None and place.serving._run.reason == "pause", what="the pause")
+    place.cancel(low)
+    place.until(low, JobState.CANCELLED)
+    assert place.serving._run is not None and place.serving._run.claim.job == low  # the load goes on
+    place.gate.set()
+
+
+def test_a_reason_of_several_lines_is_one_interruption(make: Make) -> None:
+    """As people read them, one for each time."""
+    place = make()
+
+    def script(_: threading.Event) -> Iterator[bytes]:
+        raise EngineFailed("First line.\nSecond line.")
+        yield b""
+
+    place.engine = lambda: engines.ScriptedEngine(script)
+    job = place.accept()
+    place.call()
+    assert place.until(job, JobState.FAILED).interruptions == ("First line. Second line",) * 3
