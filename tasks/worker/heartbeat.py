@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import redis
 
+from tasks import keys
 from tasks.claims import Renewal, renew
 from tasks.connection import UNREACHABLE, Outages
 from tasks.roster import BREATH, Presence, breathe
@@ -92,6 +93,12 @@ class Heartbeat:
             # A thread cannot end C code. The parent reports the dead child, and starts another.
             log.error(
                 "job %s made no progress in %s for %.0f s; restarting the engine", run.claim.job, run.phase, limit
+            )
+            os.kill(os.getpid(), signal.SIGKILL)
+        if run.blocks and self._client.zcard(keys.waiting(run.claim.model)):
+            log.warning(
+                "job %s was given up and its prefill cannot be aborted, while others wait; restarting the engine",
+                run.claim.job,
             )
             os.kill(os.getpid(), signal.SIGKILL)
         match renew(self._client, run.claim, self._lease, run.phase.value, run.done, run.can_be_paused):

@@ -45,6 +45,9 @@ class JobRun:
         self._record_limit = record_limit
         self._work: Abortable | None = None
         self._progressed = time.monotonic()
+        self._given_up: float | None = None
+        """When it was told to end for good, in monotonic seconds."""
+        self._abandoned_prefill = settings.abandoned_prefill
         self._lock = threading.Lock()
 
     @property
@@ -66,6 +69,16 @@ class JobRun:
             self._progressed = time.monotonic()  # Redis keeps the engine waiting
         limit = self._limits[self.phase]
         return limit if time.monotonic() - self._progressed > limit else None
+
+    @property
+    def blocks(self) -> bool:
+        """It prefills for nobody, for longer than others need wait for that: the engine cannot be told to stop."""
+        given_up = self._given_up
+        return (
+            given_up is not None
+            and self.phase is Phase.PREFILL
+            and time.monotonic() - given_up > self._abandoned_prefill
+        )
 
     def enter(self, phase: Phase) -> None:
         """The run is in this phase now."""
@@ -109,6 +122,8 @@ class JobRun:
             if reason == "pause" and not self.can_be_paused:
                 return
             self.reason = reason
+            if reason not in GOES_ON:
+                self._given_up = time.monotonic()
             work = self._work
         if work is not None:
             work.abort()

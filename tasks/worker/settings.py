@@ -27,6 +27,12 @@ class WorkerSettings(Settings):
     token_stall: float = Field(
         60.0, gt=0, description="Seconds between two tokens before the worker counts as stuck and is restarted."
     )
+    abandoned_prefill: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds a prefill that nobody wants any more may go on while others wait, where nothing can abort it; past "
+        "that its worker is restarted. About as long as the model takes to load is sensible.",
+    )
     background_wait: float = Field(
         Ageing().background,
         gt=0,

@@ -125,6 +125,7 @@ def test_a_pulse_goes_on_where_redis_refuses(
 
 STUCK = """
 import sys, threading
+from types import SimpleNamespace
 from tasks.claims import Claim
 from tasks.connection import connect
 from tasks.events import TextDelta
@@ -134,16 +135,18 @@ from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
 from tasks.worker.settings import WorkerSettings
 
-url, limit = sys.argv[1:]
+url, limit, *reasons = sys.argv[1:]
 client = connect(url)
 claim = Claim("a" * 22, "echo", "1-7", 2, b"", "interactive")
 run = JobRun(claim, WorkerSettings(**{limit: 0.2}), 10**9)
 run.writer = EventWriter(client, claim.job, "echo", claim.token, 2, lambda: None, patience=5)
 if limit != "load_stall":
-    run.begin(None)
+    run.begin(SimpleNamespace(abort=lambda: None))
 if limit == "token_stall":
     run.write((), None)
     run.write((), __import__("tasks.stream").stream.RecordedPiece(0, 1, b""))
+for reason in reasons:
+    run.cancel(reason)
 beating = Heartbeat(client, 10, lambda: Presence(name="echo@one", board="one", model="echo"))
 beating.hold(run)
 print("stuck", flush=True)
@@ -164,3 +167,41 @@ def test_a_process_whose_engine_is_stuck_ends_itself(client: redis.Redis, valkey
     assert process.stdout == "stuck\n", process.stderr
     assert process.returncode == -signal.SIGKILL
     assert "made no progress" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("reason", "waiting", "restarts"),
+    [("cancelled", True, True), ("deadline", True, True), ("cancelled", False, False), ("pause", True, False)],
+)
+def test_a_prefill_that_nobody_wants_and_nothing_aborts_ends_when_others_wait(
+    client: redis.Redis, valkey_url: str, reason: str, waiting: bool, restarts: bool
+) -> None:
+    """A model is loaded sooner than minutes of it are over. One that is to go on later is not thrown away, nor one that is in
+    nobody's way."""
+    client.hset(
+        keys.job("a" * 22),
+        mapping={"state": "running", "claim": "1-7", "model": "echo", "order": 0, "deadline": 10**15, "lane": "batch"},
+    )
+    if waiting:
+        client.zadd(keys.waiting("echo"), {"b" * 22: 1})
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, valkey_url, "abandoned_prefill", reason],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            if restarts:
+                assert process.wait(LIMIT) == -signal.SIGKILL
+                return
+            assert process.stdout is not None and process.stdout.readline() == "stuck\n"
+            breaths: set[object] = set()
+
+            def breathes_on() -> bool:
+                breaths.add(client.hget(keys.PRESENCE, "echo@one"))
+                return len(breaths) > 3
+
+            eventually(breathes_on, what="some breaths past the limit")
+            assert process.poll() is None
+        finally:
+            process.kill()
