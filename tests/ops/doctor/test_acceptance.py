@@ -182,6 +182,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         (child,) = eventually(lambda: asking(command.pid), what="a question")
         command.send_signal(signal.SIGINT)
         assert command.wait(LIMIT) == 130
+        psutil.wait_procs([child], LIMIT)
         assert not child.is_running()
 
 
