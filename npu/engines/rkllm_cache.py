@@ -86,6 +86,8 @@ class Cache:
         """How many of `tokens` a slot begins with, as far as we know. The last one never counts: it is read again."""
         known = self._beside.get(slot, []) if slot else self._tokens
         size = self._handle.cache_size(slot) if known else 0
+        if size is not None and size < len(known) - 1:
+            return 0  # not even its own prompt: it never read it, or has shifted its window
         same = 0
         for ours, theirs in zip(known[:size], tokens[:-1], strict=False):
             if ours != theirs:
@@ -158,9 +160,14 @@ class Cache:
             self.file.fit(() if self._adapter is not None else tokens, self.shared(tokens))
 
     def _goes_on_with(self, tokens: Sequence[int]) -> bool:
-        """Whether everything cached is known, and `tokens` begin with it and go on."""
-        size = self._handle.cache_size() if self._tokens else 0
-        known = self._tokens[:size] if size is not None and size <= len(self._tokens) else []
+        """Whether everything cached is known, and `tokens` begin with it and go on.
+
+        It is where the runtime counts as many tokens, or one less: the last it said may not be cached. Any other size is
+        another content: tokens said after an abort, or what a window that was shifted over them has left.
+        """
+        length = len(self._tokens)
+        size = self._handle.cache_size() if length else 0
+        known = self._tokens[:size] if size in (length - 1, length) else []
         self._tokens = known
         return 0 < len(known) < len(tokens) and known == list(tokens[: len(known)])
 

@@ -110,6 +110,8 @@ class RkllmGeneration:
             at = self._prefill_history(prompt.tokens, at)
         else:
             self._prefill_slices(prompt.tokens)
+        if history:
+            engine.cache.holds(())  # until it is through: nobody may read this to its end
         run = Run(
             inputs=[Tokens(prompt.tokens[at:])],
             keep_history=history,
@@ -182,11 +184,19 @@ class RkllmGeneration:
             self._prefill_ms = (time.monotonic() - begun) * 1000
 
     def _prefill_slices(self, tokens: Sequence[int]) -> None:
-        """Prefill all but the last slice, where the runtime finds its way back to a prefix."""
-        for stop in self._engine.slices(len(tokens)) if self._engine.cache.reuse else ():
+        """Prefill all but the last slice, where the runtime finds its way back to a prefix.
+
+        A slice that ended inside of what is cached would cut off the rest of it.
+        """
+        cache = self._engine.cache
+        if not cache.reuse:
+            return
+        at = cache.shared(tokens)
+        cache.holds(tokens[:at])  # all that is sure of one that is left in mid slice
+        for stop in self._engine.slices(len(tokens), at):
             if not self._prefill(tokens[:stop], history=False):
                 return
-            self._engine.cache.holds(tokens[:stop])
+            cache.holds(tokens[:stop])
             self._there = stop
             self._on_prefill(stop)
 

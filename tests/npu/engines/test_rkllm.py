@@ -233,6 +233,47 @@ def test_a_long_prompt_is_prefilled_in_slices(opens: Open) -> None:
     assert run(engine, other, 4)[0] == expected(other, 4)
 
 
+@pytest.mark.parametrize("counts", ["no", "yes"], ids=["counts what is new", "counts cached tokens, too"])
+@pytest.mark.parametrize("version", ["1.2.3", "1.3.0"])
+def test_a_conversation_longer_than_a_slice_is_prefilled_once(opens: Open, version: str, counts: str) -> None:
+    """No slice ends inside of what is cached: that would cut off the rest of it, turn after turn."""
+    simulated = SimulatedModel(
+        switches={"prefill_counts_cached": counts}, profile=Profile(prefill_tps=5000, decode_tps=2000)
+    )
+    engine = opens(version, simulated, engine_options={"prefill_slice": 128})
+    assert engine.counts_cached is (counts == "yes")
+    conversation, known = ask(engine, "Tell me of " + "the sea and the sky " * 50), 0
+    for question in QUESTIONS[:3]:
+        seen = list[int]()
+        generation = engine.generate(Prompt(conversation, 8), Sampling(**GREEDY), seen.append)  # type: ignore[arg-type]
+        answer = [piece.token for piece in generation]
+        assert answer == expected(conversation, 8)
+        assert seen[0] > known  # or what is cached was cut off
+        assert generation.stats.cached_tokens >= known - 1
+        known = len(conversation) + len(answer) - 1
+        conversation = conversation + answer + ask(engine, question)
+
+
+def test_a_slice_that_was_left_is_not_taken_for_cached(opens: Open) -> None:
+    """What it drove out of the cache is read in slices once more: one run over all of it could not be left."""
+    simulated = SimulatedModel(profile=Profile(prefill_tps=2000))
+    engine = opens("1.2.0", simulated, engine_options={"prefill_slice": 128})
+    assert engine.cache.reuse
+    mine = engine.tokenizer.encode("word " * 600)[:600]
+    run(engine, mine, 2)
+    left = engine.generate(Prompt(mine[:0:-1], 2), Sampling(**GREEDY))  # type: ignore[arg-type]
+    reader = threading.Thread(target=lambda: list(left))
+    reader.start()
+    while engine.handle._call is None:
+        assert reader.is_alive()
+    left.abort()
+    reader.join(WAIT)
+    seen = list[int]()
+    again = engine.generate(Prompt(mine, 2), Sampling(**GREEDY), seen.append)  # type: ignore[arg-type]
+    assert [piece.token for piece in again] == expected(mine, 2)
+    assert seen == [128, 256, 384, 512, 600]
+
+
 def test_a_slice_is_as_long_as_the_speed_allows(opens: Open) -> None:
     """One and a half seconds at the speed last measured, in whole blocks."""
     engine = opens("1.3.0", SimulatedModel(max_context_limit=16384))
@@ -317,6 +358,37 @@ def test_nothing_of_a_run_that_was_left_stays_in_a_kept_conversation(opens: Open
     next(stranger)
     del stranger
     turn = [*mine, *answer, *ask(engine, "And then?")]
+    assert run(engine, turn)[0] == expected(turn)
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["kept", "compared"])
+def test_a_window_that_was_shifted_is_not_taken_for_cached(opens: Open, reuse: bool) -> None:
+    """An abort that is heard late has the runtime go on past the end of the context, and forget the older half."""
+    simulated = SimulatedModel(
+        full_attention=reuse,
+        switches={"prefill_counts_cached": "yes" if reuse else "no"},
+        max_context_limit=512,
+        abort_latency=60,
+        profile=Profile(prefill_tps=5000, decode_tps=1000),
+    )
+    engine = opens("1.2.3", simulated)
+    assert engine.cache.reuse is engine.counts_cached is reuse
+    tokens = ask(engine, "Tell me of " + "the sea and the sky " * 60)[-500:]
+    answer = expected(tokens, 12)
+    assert run(engine, tokens, 12)[:2] == (answer, End.LENGTH)
+    assert (engine.handle.cache_size() or 0) < 500
+    again, _, stats = run(engine, tokens, 6)
+    assert (again, stats.cached_tokens) == (answer[:6], 0)
+
+
+def test_what_was_said_after_an_abort_is_no_kept_conversation(opens: Open) -> None:
+    """The next turn never heard of it."""
+    paced = SimulatedModel(full_attention=False, abort_latency=30, profile=Profile(decode_tps=1000))
+    engine = opens("1.2.3", paced)
+    tokens = ask(engine, "Tell me of the sea")
+    answer, _, _ = run(engine, tokens, 3)
+    assert (engine.handle.cache_size() or 0) > len(tokens) + len(answer)
+    turn = [*tokens, *answer, *ask(engine, "And then?")]
     assert run(engine, turn)[0] == expected(turn)
 
 
