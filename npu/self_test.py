@@ -53,5 +53,5 @@ class SelfTest:
             parts.append(f"an abort takes {self.abort_ms:.0f} ms")
         if self.prefill_tps and self.decode_tps:
             parts.append(f"{self.prefill_tps:.0f} tokens a second read and {self.decode_tps:.1f} said")
-        late = " It ran out of time: what is unknown was not tried." if not self.in_time else ""
+        late = " It ran out of time: what is unknown is tried with the next load." if not self.in_time else ""
         return f"Self-test: {', '.join(parts)}.{late}"

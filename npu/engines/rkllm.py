@@ -249,11 +249,11 @@ class RkllmEngine:
 
     def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
         """The self-test, or what it showed the last time with the same weights, runtime, driver, template, tokenizer and
-        options; the engine is set by it."""
+        options, gone on with where there was no time; the engine is set by it."""
         known = read_loaded(self._model, setup, loaded.runtime)
         test = known.self_test if known is not None and known.driver == loaded.driver else None
-        if test is None:
-            test = SelfTester(self, self._template, SECONDS).run()
+        if test is None or not test.in_time:
+            test = SelfTester(self, self._template, SECONDS, test).run()
         self.cache.reuse, self.counts_cached = test.reuse, test.counts_cached
         self.samples_on_host = self.samples_on_host and test.logits is not Verdict.SUSPECT
         return replace(loaded, self_test=test)

@@ -1,7 +1,8 @@
 """Tries out a model that has just been loaded: whether it answers, and what its runtime can be relied on to do.
 
 It is also the warm-up. Nothing it does may take longer than there is time: an answer is aborted when time is up, and a
-prompt that the speed so far has no time for is not read at all, for a prefill cannot be aborted.
+prompt that the speed so far has no time for is not read at all, for a prefill cannot be aborted. What comes first is what
+slow models need most, that a long prompt can be left; the next load tries what there was no time for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from npu.chat_template import ChatTemplate
@@ -31,6 +32,8 @@ ANSWER_TOKENS = 24
 LONGEST_PROMPT = 128
 """Tokens of a question with what its template adds; the slowest chip reads these in 4 s."""
 PROBE_TOKENS = 64
+SHORT_PROBE = 16
+"""As many of them tell as much by a runtime's counts, and are read again where there is no time for all."""
 COMPARED = 6
 """Tokens in which the runtime's greedy choice and that by its logits are compared."""
 ABORTED_AFTER = 32
@@ -64,11 +67,14 @@ class Answer:
 
 
 class SelfTester:
-    """One test of one engine, within `seconds`."""
+    """One test of one engine, within `seconds`; what an earlier one told is not tried again."""
 
-    def __init__(self, engine: RkllmEngine, template: ChatTemplate | None, seconds: float) -> None:
+    def __init__(
+        self, engine: RkllmEngine, template: ChatTemplate | None, seconds: float, known: SelfTest | None = None
+    ) -> None:
         self._engine = engine
         self._template = template
+        self._known = known or SelfTest()
         self._can = engine.family.CAPABILITIES
         self._native = to_native(GREEDY, len(engine.vocabulary))
         self._until = time.monotonic() + seconds
@@ -79,42 +85,43 @@ class SelfTester:
 
     def run(self) -> SelfTest:
         """Do all of it. Raises `EngineFailed` when the engine breaks over it."""
+        test = self._known
         vocabulary = range(len(self._engine.vocabulary))
         filler = vocabulary[: min(PROBE_TOKENS, self._engine.context_length - ABORTED_AFTER)]
+        if test.reuse is None:
+            test = self._reuse([*filler], test)
+        if test.abort_ms is None:
+            test = replace(test, abort_ms=self._abort([*filler]))
+        answers: list[Answer | None] = []
+        if test.text is Verdict.UNKNOWN:
+            answers, test = self._text(test)
+        if test.logits is Verdict.UNKNOWN:
+            # Last, for it takes longest where the runtime cannot tell the size of its cache.
+            self._engine.cache.reuse = test.reuse  # decides how logits are asked for
+            logits, logits_ms = self._logits(answers[0] if answers else None, test.text)
+            test = replace(test, logits=logits, logits_ms=logits_ms)
+        return replace(test, in_time=self._in_time)
+
+    def _text(self, test: SelfTest) -> tuple[list[Answer | None], SelfTest]:
         answers, verdict = self._answers()
         first = next((answer for answer in answers if answer is not None), None)
-        reuse, counts_cached, read = self._reuse([*filler])
-        self._engine.cache.reuse = reuse  # decides how logits are asked for
-        abort_ms = self._abort([*filler])
-        # Last, for it takes longest where the runtime cannot tell the size of its cache.
-        logits, logits_ms = self._logits(answers[0] if answers else None, verdict)
-        said = first.stats if first is not None else None
-        return SelfTest(
-            text=verdict,
-            said=first.text if first is not None and verdict is Verdict.SUSPECT else "",
-            reuse=reuse,
-            counts_cached=counts_cached,
-            abort_ms=abort_ms,
-            logits=logits,
-            logits_ms=logits_ms,
-            prefill_tps=_rate(read.prompt_tokens - read.cached_tokens, read.prefill_ms) if read is not None else None,
-            decode_tps=_rate(said.generated_tokens, said.decode_ms) if said is not None else None,
-            in_time=self._in_time,
-        )
+        if first is None:
+            return answers, replace(test, text=verdict)
+        said = first.text if verdict is Verdict.SUSPECT else ""
+        speed = _rate(first.stats.generated_tokens, first.stats.decode_ms)
+        return answers, replace(test, text=verdict, said=said, decode_tps=speed)
 
     def _answers(self) -> tuple[list[Answer | None], Verdict]:
         """The answers to the questions, as far as there are any, and what they say of the model."""
         answers: list[Answer | None] = []
-        right = False
         for question, expected in _QUESTIONS:
             tokens = self._question(question)
             if tokens is None:
                 return [], Verdict.UNKNOWN
             answer = self._ask(tokens, ANSWER_TOKENS)
             answers.append(answer)
-            right = right or (answer is not None and expected.search(answer.text) is not None)
-        if right:
-            return answers, Verdict.SANE
+            if answer is not None and expected.search(answer.text) is not None:
+                return answers, Verdict.SANE
         if any(answer is None or answer.end is End.ABORTED or _thinks(answer.text) for answer in answers):
             return answers, Verdict.UNKNOWN
         return answers, Verdict.SUSPECT
@@ -163,24 +170,33 @@ class SelfTester:
             return Verdict.UNKNOWN, each
         return Verdict.SUSPECT, each
 
-    def _reuse(self, filler: list[int]) -> tuple[bool | None, bool, Stats | None]:
-        """Whether a prefix is reused, whether the runtime counts what it reused, and how the first prompt was read."""
+    def _reuse(self, filler: list[int], test: SelfTest) -> SelfTest:
+        """Whether a prefix is reused, whether the runtime counts what it reused, and how fast the first prompt was read."""
+        first = self._ask(filler, 1)
+        if first is not None:
+            fresh = first.stats.prompt_tokens - first.stats.cached_tokens
+            test = replace(test, prefill_tps=_rate(fresh, first.stats.prefill_ms))
         if not self._can.prefix_reuse:
-            first = self._ask(filler, 1)
-            return False, False, first.stats if first is not None else None
-        first, again = self._ask(filler, 1), self._ask(filler, 1)
+            return replace(test, reuse=False)
+        again = self._ask(self._fitting(filler, 1), 1)
         if first is None or again is None or not first.tokens or not again.tokens:
-            return None, False, first.stats if first is not None else None
+            return test
         if again.counted and again.stats.cached_tokens > 0:
-            return True, False, first.stats
+            return replace(test, reuse=True)
         # By time, then: twice, lest something else on this machine made the first one slow.
         quicker = _is_quicker(first, again)
         if quicker:
-            other, other_again = self._ask(filler[::-1], 1), self._ask(filler[::-1], 1)
-            quicker = _is_quicker(other, other_again) if other is not None and other_again is not None else None
+            backwards = self._fitting(filler[::-1], 2)
+            other, other_again = self._ask(backwards, 1), self._ask(backwards, 1)
+            if other is None or other_again is None or not other.tokens or not other_again.tokens:
+                return test
+            quicker = _is_quicker(other, other_again)
         if first.counted and again.counted:
-            return bool(quicker), bool(quicker), first.stats
-        return quicker, False, first.stats
+            return replace(test, reuse=bool(quicker), counts_cached=bool(quicker))
+        return replace(test, reuse=quicker)
+
+    def _fitting(self, filler: list[int], times: int) -> list[int]:
+        return filler if self._would_fit(len(filler) * times, times) else filler[:SHORT_PROBE]
 
     def _abort(self, filler: list[int]) -> float | None:
         """Milliseconds from an abort between two tokens to the end of its run."""
@@ -226,10 +242,12 @@ class SelfTester:
         return RkllmGeneration(self._engine, Prompt(tokens, count), GREEDY, native, None)
 
     def _has_time_for(self, tokens: int, said: int) -> bool:
-        needed = tokens * self._read_seconds + said * self._say_seconds
-        fits = time.monotonic() + needed < self._until
+        fits = self._would_fit(tokens, said)
         self._in_time = self._in_time and fits
         return fits
+
+    def _would_fit(self, tokens: int, said: int) -> bool:
+        return time.monotonic() + tokens * self._read_seconds + said * self._say_seconds < self._until
 
 
 def _thinks(text: str) -> bool:
@@ -241,7 +259,7 @@ def _rate(tokens: int, milliseconds: float) -> float | None:
 
 
 def _is_quicker(first: Answer, again: Answer) -> bool | None:
-    """Whether the second prefill took less than half the first's time; None when that cannot be measured."""
+    """Whether the second prefill took less than half the first's time for a token; None when that cannot be measured."""
     if first.stats.prefill_ms < MEASURABLE_MS:
         return None
-    return again.stats.prefill_ms < first.stats.prefill_ms / 2
+    return again.stats.prefill_ms / again.stats.prompt_tokens < first.stats.prefill_ms / first.stats.prompt_tokens / 2

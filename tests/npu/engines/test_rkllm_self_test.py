@@ -149,6 +149,19 @@ def test_one_right_answer_is_enough(bench: Bench) -> None:
         assert bench.tried(SimulatedModel(answers={question: answer})).text is Verdict.SANE
 
 
+def test_a_right_answer_ends_the_questions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the time is for what a slow model needs."""
+    asked, question = list[str](), rkllm_self_test.SelfTester._question
+    monkeypatch.setattr(
+        rkllm_self_test.SelfTester, "_question", lambda self, text: asked.append(text) or question(self, text)
+    )
+    second = "What is 2 + 2?"
+    bench.tried()
+    assert second not in asked
+    bench.tried(SimulatedModel(answers={"2 + 2": "2 + 2 is 4."}))
+    assert second in asked
+
+
 def test_without_a_template_the_text_is_unknown(bench: Bench, version: str) -> None:
     """A base model is not asked; what it goes on with tells of its logits all the same."""
     model = bench.model(SimulatedModel())
@@ -252,7 +265,7 @@ def test_an_abort_is_timed(bench: Bench, version: str) -> None:
 
 
 def test_time_is_bounded(bench: Bench, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow model the first answer is cut short, and the rest is left out and unknown."""
+    """On a slow model the first answer is cut short or not begun, and the rest is left out and unknown."""
     monkeypatch.setattr(rkllm, "SECONDS", 1.0)
     model = bench.model(SimulatedModel(profile=Profile(prefill_tps=100, decode_tps=5)))
     engine = bench.load(model, version)
@@ -263,6 +276,36 @@ def test_time_is_bounded(bench: Bench, version: str, monkeypatch: pytest.MonkeyP
     assert "ran out of time" in " ".join(bench.card(model).notes)
     generation = engine.generate(Prompt([70, 71], 1), Sampling(**GREEDY))
     assert len(list(generation)) == 1 and generation.end is End.LENGTH
+
+
+@pytest.mark.parametrize("version", ["1.2.0", "1.3.0"])
+def test_what_a_slow_model_needs_most_is_tried_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """That a long prompt can be left; and what there was no time for is tried by the load that follows."""
+    monkeypatch.setattr(rkllm, "SECONDS", 1.2)
+    model = bench.model(SimulatedModel(profile=Profile(prefill_tps=300, decode_tps=15)))
+    engine = bench.load(model, version)
+    test = bench.test(model)
+    assert (test.reuse, test.logits, test.in_time) == (True, Verdict.UNKNOWN, False)
+    assert next(engine.slices(2000)) < 2000
+    assert "ran out of time" in " ".join(bench.card(model).notes)
+    monkeypatch.setattr(rkllm, "SECONDS", 60.0)
+    bench.load(model, version)
+    whole = bench.test(model)
+    assert (whole.text, whole.logits, whole.in_time) == (Verdict.SANE, Verdict.SANE, True)
+    assert whole.abort_ms is not None and whole.decode_tps is not None
+    assert (whole.reuse, whole.prefill_tps) == (True, test.prefill_tps)  # the very same: it was not tried again
+
+
+@pytest.mark.parametrize(("version", "reuse"), [("1.2.0", False), ("1.3.0", True)])
+def test_few_tokens_tell_of_reuse_where_there_is_no_time_for_many(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str, reuse: bool
+) -> None:
+    """By the runtime's counts, or by what each takes: reading fewer is quicker anyway."""
+    monkeypatch.setattr(rkllm, "SECONDS", 1.9)
+    model = SimulatedModel(full_attention=reuse, profile=Profile(prefill_tps=64, decode_tps=50))
+    assert bench.tried(model, version).reuse is reuse
 
 
 class Counted:
