@@ -17,7 +17,7 @@ from npu.engines.rkllm_facts import (
     suspicion,
     write_loaded,
 )
-from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration
+from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration, slice_seconds
 from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_load import context_length, load_adapters, load_model, loaded_facts, memory_bytes, tokenizer_of
 from npu.engines.rkllm_options import (
@@ -45,6 +45,9 @@ from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 
 log = logging.getLogger("rockchipllama.rkllm")
 
+FIRST_SLICE = 2 * SLICE_STEP
+"""Tokens, until a prompt was long enough to measure by. A slower model, by its self-test, begins with less."""
+
 
 class RkllmEngine:
     """One .rkllm model on the NPU."""
@@ -64,6 +67,7 @@ class RkllmEngine:
         self._closed = False
         self._speed = 0.0
         """Tokens prefilled in a second, as last measured; 0 until then."""
+        self._slice_seconds = SLICE_SECONDS
         self._template = find_template(model, None)
         self.slots = slots_of(model)
         """Prompts that fit into one run."""
@@ -244,8 +248,8 @@ class RkllmEngine:
         if fixed:
             return fixed
         if not self._speed:
-            return 2 * SLICE_STEP  # short enough on the slowest chip, long enough to measure
-        return max(SLICE_STEP, int(self._speed * SLICE_SECONDS) // SLICE_STEP * SLICE_STEP)
+            return FIRST_SLICE
+        return max(SLICE_STEP, int(self._speed * self._slice_seconds) // SLICE_STEP * SLICE_STEP)
 
     def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
         """The self-test, or what it showed the last time with the same weights, runtime, driver, template, tokenizer and
@@ -255,6 +259,12 @@ class RkllmEngine:
         if test is None or not test.in_time:
             test = SelfTester(self, self._template, SECONDS, test).run()
         self.cache.reuse, self.counts_cached = test.reuse, test.counts_cached
+        if test.prefill_tps and test.prefill_tps * SLICE_SECONDS < FIRST_SLICE:
+            self._speed = test.prefill_tps
+        said = 1 / test.decode_tps if test.decode_tps else 0.0
+        # A run that ends by itself need not be aborted.
+        aborted = 0.0 if self.family.CAPABILITIES.per_run_max_tokens else (test.abort_ms or 0.0) / 1000
+        self._slice_seconds = slice_seconds(said + aborted)
         self.samples_on_host = self.samples_on_host and test.logits is not Verdict.SUSPECT
         return replace(loaded, self_test=test)
 

@@ -17,9 +17,21 @@ if TYPE_CHECKING:
     from npu.engines.rkllm import RkllmEngine
 
 SLICE_SECONDS = 1.5
-"""The longest a prefill may run without looking up: nothing can abort it."""
+"""The longest a prefill should run without looking up: nothing can abort it."""
+SLICE_SHARE = 0.1
+"""The most of a slice that its end may cost before slices become longer."""
+LONGEST_SLICE = 4 * SLICE_SECONDS
+"""Whatever its end costs."""
 SLICE_STEP = 128
 """Slices are multiples of this: the runtime works through a prompt in blocks, and a partial one costs as much."""
+
+
+def slice_seconds(end: float) -> float:
+    """How long a slice should last whose end, a token nobody wants and its abort, takes `end` seconds.
+
+    Who waits comes first: it grows only where its end would cost more than a tenth, and never past `LONGEST_SLICE`.
+    """
+    return min(max(SLICE_SECONDS, end / SLICE_SHARE), LONGEST_SLICE)
 
 
 class RkllmGeneration:
@@ -222,10 +234,11 @@ class RkllmGeneration:
         """Work through `tokens` and drop the one token that is said then; False once aborted."""
         begun = time.monotonic()
         call = self._start(Run(inputs=[Tokens(tokens)], keep_history=history, max_tokens=self._one), 1)
-        if call is None or not self._prefilled_by(call):
+        if call is None:
             return False
+        through = self._prefilled_by(call)
         self._prefill_ms += (time.monotonic() - begun) * 1000
-        return True
+        return through
 
     def _prefilled_by(self, call: Call) -> bool:
         """Read a run to its end whose one token nobody wants; False when an abort came meanwhile."""

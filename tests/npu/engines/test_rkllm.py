@@ -12,6 +12,7 @@ import pytest
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import Setup
 from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm_generation import slice_seconds
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.rkllm import handle
@@ -217,7 +218,7 @@ def test_a_long_prompt_is_prefilled_in_slices(opens: Open) -> None:
     assert [piece.token for piece in generation] == expected(tokens, 4)
     assert seen == [256, 512, 768, 1024, 1280, 1536, 1792, 2000]
     assert generation.stats.cached_tokens <= 8  # tokens read again where two slices meet count once
-    other = [*tokens[:10], *reversed(tokens[10:])]
+    other = tokens[:0:-1]  # of which nothing is cached
     seen.clear()
     generation = engine.generate(Prompt(other, 4), Sampling(**GREEDY), seen.append)  # type: ignore[arg-type]
     pieces = iter(generation)
@@ -282,6 +283,27 @@ def test_a_slice_is_as_long_as_the_speed_allows(opens: Open) -> None:
     assert list(engine.slices(2000, 100)) == [740, 1380]
     engine.prefilled(3, 0.1)
     assert next(engine.slices(2000, 0)) == 640
+
+
+def test_a_slice_costs_a_tenth_at_most_where_six_seconds_allow_it() -> None:
+    """Whoever waits comes first until then, and again past it."""
+    assert [slice_seconds(end) for end in (0.0, 0.045, 0.15)] == [1.5, 1.5, 1.5]
+    assert slice_seconds(0.3) == pytest.approx(3.0)
+    assert slice_seconds(2.0) == 6.0
+
+
+@pytest.mark.parametrize(("version", "longer"), [("1.2.3", True), ("1.3.0", False)])
+def test_slices_are_longer_where_their_end_takes_long(opens: Open, version: str, longer: bool) -> None:
+    """As with an abort that is heard late, unless the runtime ends after a token by itself."""
+    engine = opens(version, SimulatedModel(abort_latency=200, profile=Profile(decode_tps=50)))
+    engine.prefilled(1000, 1000.0)
+    assert (next(engine.slices(9999)) > 1900) is longer
+
+
+def test_a_slow_models_first_slice_is_no_longer_than_the_others(opens: Open) -> None:
+    """By what the self-test told of it; the first long prompt need not be read for that."""
+    engine = opens("1.3.0", SimulatedModel(profile=Profile(prefill_tps=120)))
+    assert list(engine.slices(300)) == [128, 256]
 
 
 @pytest.mark.parametrize(
