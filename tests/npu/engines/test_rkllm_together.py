@@ -64,7 +64,9 @@ def test_a_common_beginning_is_prefilled_once_for_each_slot(opens: Open, able: s
     first, second = engine.generate_together(prompts[:2], PLAIN), engine.generate_together(prompts[2:], PLAIN)
     for generation in (*first, *second):
         assert len([*generation]) == 4
-    assert [generation.stats.cached_tokens for generation in first] == [0, 0]
+    assert (
+        max(generation.stats.cached_tokens for generation in first) <= 1
+    )  # a question of the self-test begins so, too
     for system, generation in zip(systems, second, strict=True):
         assert len(system) <= generation.stats.cached_tokens <= len(system) + 6
 
