@@ -15,6 +15,7 @@ from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
+from npu.one_run import OneRun
 from npu.sampling import check_sampling
 
 VERSION = "echo 1"
@@ -187,45 +188,23 @@ class EchoEngine:
         return float(option(self._model, self.OPTIONS, name))
 
 
-class EchoGeneration:
+class EchoGeneration(OneRun):
     """One run of the echo, paced against the clock's deadlines so that many short waits do not add up."""
 
     def __init__(
         self, engine: EchoEngine, prompt: Prompt, ignore_eos: bool, on_prefill: Callable[[int], None] | None
     ) -> None:
+        super().__init__()
         self._engine = engine
         self._prompt = tuple(prompt.tokens)
         self._max_tokens = prompt.max_tokens
         self._ignore_eos = ignore_eos
         self._on_prefill = on_prefill
         self._aborted = threading.Event()
-        self._end: End | None = None
-        self._stats: Stats | None = None
-        self._begun = False
 
     def abort(self) -> None:
         """Wakes the run wherever it waits."""
         self._aborted.set()
-
-    @property
-    def end(self) -> End:
-        """Why it ended. Raises `RuntimeError` before that."""
-        if self._end is None:
-            raise RuntimeError("the generation has not ended")
-        return self._end
-
-    @property
-    def stats(self) -> Stats:
-        """What it cost. Raises `RuntimeError` before it ended."""
-        if self._stats is None:
-            raise RuntimeError("the generation has not ended")
-        return self._stats
-
-    def __iter__(self) -> Iterator[Piece]:
-        if self._begun:
-            raise RuntimeError("a generation can be iterated once")
-        self._begun = True
-        return self._run()
 
     def _run(self) -> Iterator[Piece]:
         begin = time.monotonic()

@@ -20,6 +20,7 @@ from typing import Any
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines.llamacpp_server import Address, Call
 from npu.errors import EngineFailed
+from npu.one_run import OneRun
 from npu.vocabulary import Vocabulary
 
 _SAMPLERS = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
@@ -28,7 +29,7 @@ _FIELDS = ("content", "tokens", "stop", "stop_type", "tokens_predicted", "timing
 """What of the last event is of use; the rest would carry the whole prompt back."""
 
 
-class LlamaCppGeneration:
+class LlamaCppGeneration(OneRun):
     """One run, iterated once."""
 
     def __init__(
@@ -42,6 +43,7 @@ class LlamaCppGeneration:
         last_words: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`last_words` says how the server ended, or None while it runs."""
+        super().__init__()
         self._address = address
         self._vocabulary = vocabulary
         self._prompt = list(prompt.tokens)
@@ -54,9 +56,6 @@ class LlamaCppGeneration:
         self._lock = threading.Lock()
         self._call: Call | None = None
         self._aborted = False
-        self._begun = False
-        self._end: End | None = None
-        self._stats: Stats | None = None
         self._cached = 0
         self._prefill_ms: float | None = None
         self._decode_ms = 0.0
@@ -68,26 +67,6 @@ class LlamaCppGeneration:
             self._aborted = True
             if self._call is not None:
                 self._call.cancel()
-
-    @property
-    def end(self) -> End:
-        """Why it ended. Raises `RuntimeError` before that."""
-        if self._end is None:
-            raise RuntimeError("the generation has not ended")
-        return self._end
-
-    @property
-    def stats(self) -> Stats:
-        """What it cost. Raises `RuntimeError` before it ended."""
-        if self._stats is None:
-            raise RuntimeError("the generation has not ended")
-        return self._stats
-
-    def __iter__(self) -> Iterator[Piece]:
-        if self._begun:
-            raise RuntimeError("a generation can be iterated once")
-        self._begun = True
-        return self._run()
 
     def _run(self) -> Iterator[Piece]:
         end: End | None = None

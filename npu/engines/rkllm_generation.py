@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines.rkllm_logits import Ended, LogitsRuns
+from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call, Take
 
@@ -34,7 +35,7 @@ def slice_seconds(end: float) -> float:
     return min(max(SLICE_SECONDS, end / SLICE_SHARE), LONGEST_SLICE)
 
 
-class RkllmGeneration:
+class RkllmGeneration(OneRun):
     """One run of the engine. See `npu.engine.Generation`."""
 
     def __init__(
@@ -45,19 +46,17 @@ class RkllmGeneration:
         native: NativeSampling | None,
         on_prefill: Callable[[int], None] | None,
     ) -> None:
+        super().__init__()
         self._engine = engine
         self._prompt = prompt
         self._sampling = sampling
         self._native = native
         """What the runtime is told to sample by; None when we sample from its logits."""
         self._on_prefill = on_prefill or (lambda _: None)
-        self._begun = False
         self._aborted = False
         self._call: Call | None = None
         self._lock = threading.Lock()
         self._said: list[int] = []
-        self._end: End | None = None
-        self._stats: Stats | None = None
         self._prefilled = 0
         """Tokens of the prompt the runtime says it has worked through; what it reused is not among them."""
         self.counted = True
@@ -69,13 +68,6 @@ class RkllmGeneration:
         self._prefill_ms = 0.0
         self._decode_ms = 0.0
 
-    def __iter__(self) -> Iterator[Piece]:
-        with self._lock:
-            if self._begun:
-                raise RuntimeError("A generation is iterated once.")
-            self._begun = True
-        return self._pieces()
-
     def abort(self) -> None:
         """See `Generation.abort`. Inside a prefill it takes effect at the end of the slice."""
         with self._lock:
@@ -84,21 +76,7 @@ class RkllmGeneration:
         if call is not None and self._end is None:
             call.stop()
 
-    @property
-    def end(self) -> End:
-        """Why it ended."""
-        if self._end is None:
-            raise RuntimeError("The generation has not ended yet.")
-        return self._end
-
-    @property
-    def stats(self) -> Stats:
-        """What it cost."""
-        if self._stats is None:
-            raise RuntimeError("The generation has not ended yet.")
-        return self._stats
-
-    def _pieces(self) -> Iterator[Piece]:
+    def _run(self) -> Iterator[Piece]:
         try:
             if not self._aborted:
                 yield from self._by_runtime(self._native) if self._native is not None else self._by_us()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Stats, Turn
 from npu.errors import ContextTooLong, EngineFailed
+from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Perf, Result, Run, Text
 from npu.rkllm.handle import Call
 
@@ -21,33 +22,25 @@ SILENT = 8
 """Tokens without any text that no answer begins with: a character has four at most."""
 
 
-class RkllmTextGeneration:
+class RkllmTextGeneration(OneRun):
     """One run of the engine. See `npu.engine.Generation`.
 
-    The cache is cleared before it, so that what the runtime counts as prefilled is the prompt.
+    The cache is cleared before it, so that what the runtime counts as prefilled is the prompt. Where it does not say how many
+    tokens that has, `stats` tells 0.
     """
 
     def __init__(self, engine: RkllmTextEngine, prompt: Prompt, turn: Turn, native: NativeSampling) -> None:
+        super().__init__()
         self._engine = engine
         self._prompt = prompt
         self._turn = turn
         self._native = native
-        self._begun = False
         self._aborted = False
         self._call: Call | None = None
         self._lock = threading.Lock()
         self._said = 0
         self._first = 0.0
         """When the first token came; 0 before."""
-        self._end: End | None = None
-        self._stats: Stats | None = None
-
-    def __iter__(self) -> Iterator[Piece]:
-        with self._lock:
-            if self._begun:
-                raise RuntimeError("A generation is iterated once.")
-            self._begun = True
-        return self._pieces()
 
     def abort(self) -> None:
         """See `Generation.abort`. Inside a prefill it takes effect at its end."""
@@ -57,21 +50,7 @@ class RkllmTextGeneration:
         if call is not None and self._end is None:
             call.stop()
 
-    @property
-    def end(self) -> End:
-        """Why it ended."""
-        if self._end is None:
-            raise RuntimeError("The generation has not ended yet.")
-        return self._end
-
-    @property
-    def stats(self) -> Stats:
-        """What it cost. Where the runtime did not say how many tokens the prompt has, that is 0."""
-        if self._stats is None:
-            raise RuntimeError("The generation has not ended yet.")
-        return self._stats
-
-    def _pieces(self) -> Iterator[Piece]:
+    def _run(self) -> Iterator[Piece]:
         begun = time.monotonic()
         call: Call | None = None
         try:
