@@ -25,11 +25,11 @@ from tasks.board.losses import Losses
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
+from tasks.card import Card
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.prompting.cards import card_of
 from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
-from tasks.roster import Card
 from tasks.settings import TaskSettings, redis_url
 from tasks.sweep import SWEEP, Sweeper
 

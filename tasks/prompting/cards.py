@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from npu.engines import Setup, describe
 from npu.model import Model
+from tasks.card import Card, LastLoad, SelfTest
 from tasks.prompting.failures import without_folders
-from tasks.roster import Card, LastLoad, SelfTest
 
 
 def card_of(model: Model, board: str, setup: Setup) -> Card:

@@ -22,6 +22,7 @@ from api.relay import Relay
 from api.server import Server, bind, server
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey, Scope, digest_of
+from tasks.card import Card
 from tasks.errors import JobFailed, JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
@@ -43,7 +44,7 @@ from tasks.events import (
 from tasks.jobs import JobState, JobView, Lane, Rendering, Room
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
-from tasks.roster import Card, ModelStatus, Presence
+from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, Page
 

@@ -12,8 +12,9 @@ import pytest
 
 from api import relay as module
 from api.relay import Relay
+from tasks.card import Card
 from tasks.errors import ModelDown
-from tasks.roster import Card, ModelStatus
+from tasks.roster import ModelStatus
 from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio

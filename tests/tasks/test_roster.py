@@ -12,12 +12,13 @@ import redis
 import redis.asyncio
 
 from tasks import keys
+from tasks.card import CARD_VERSION, Card
 from tasks.claims import Renewal, claim_next, renew
 from tasks.errors import UnknownModel
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
-from tasks.roster import ALIVE, CARD_VERSION, Card, Presence, Roster, announce, breathe, breathe_async, leave, withdraw
+from tasks.roster import ALIVE, Presence, Roster, announce, breathe, breathe_async, leave, withdraw
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 from tests.stack import eventually

@@ -24,7 +24,7 @@ from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
-from tasks.roster import Card
+from tasks.card import Card
 from tasks.settings import ROOT, TaskSettings
 from tests.stack import LIMIT, Stack, eventually
 

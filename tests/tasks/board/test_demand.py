@@ -14,11 +14,12 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.model import Model
 from tasks import keys, roster
 from tasks.board.demand import Demand
+from tasks.card import Card
 from tasks.connection import connect_async
 from tasks.events import FailureCode
 from tasks.jobs import JobState, JobView, Lane, new_job_id
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Card, Presence
+from tasks.roster import Presence
 from tasks.store import JobStore
 
 HELLO = ChatRequest((Message("user", "hello"),))

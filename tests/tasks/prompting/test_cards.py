@@ -13,7 +13,7 @@ from npu.manifest import read_manifest
 from npu.model import Model
 from npu.self_test import SelfTest
 from npu.simulator import SimulatedModel, write_model
-from tasks import roster
+from tasks import card as cards
 from tasks.prompting.cards import card_of
 
 
@@ -32,7 +32,7 @@ def test_what_a_load_showed_is_told_in_fields(tmp_path: Path) -> None:
     before = card_of(model, "one", setup)
     assert (before.last_load, before.self_test) == (None, None)
     RkllmEngine.open(model, setup).close()
-    card = msgspec.json.decode(msgspec.json.encode(card_of(model, "one", setup)), type=roster.Card)
+    card = msgspec.json.decode(msgspec.json.encode(card_of(model, "one", setup)), type=cards.Card)
     load, test = card.last_load, card.self_test
     assert load is not None and test is not None
     assert (load.runtime, load.driver, load.platform) == ("1.3.0", "0.9.8", "rk3588")
@@ -43,5 +43,5 @@ def test_what_a_load_showed_is_told_in_fields(tmp_path: Path) -> None:
 
 def test_the_card_has_every_field_of_the_engines_facts() -> None:
     """Two vocabularies say the same here; neither may lose a word."""
-    assert {field.name for field in fields(LastLoad)} == set(roster.LastLoad.__struct_fields__)
-    assert {field.name for field in fields(SelfTest)} == set(roster.SelfTest.__struct_fields__)
+    assert {field.name for field in fields(LastLoad)} == set(cards.LastLoad.__struct_fields__)
+    assert {field.name for field in fields(SelfTest)} == set(cards.SelfTest.__struct_fields__)
