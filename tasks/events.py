@@ -17,6 +17,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     """The model ended its turn, or a stop sequence appeared."""
+    TOOL_CALLS = "tool_calls"
+    """The model ended its turn, and called tools in it."""
     LENGTH = "length"
     """max_tokens or the context was reached."""
     CANCELLED = "cancelled"
@@ -49,11 +51,13 @@ class FailureCode(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Counts of tokens. `cached_tokens` of the `prompt_tokens` were not prefilled again."""
+    """Counts of tokens. `cached_tokens` of the `prompt_tokens` were not prefilled again; `reasoning_tokens` of the
+    `completion_tokens` were thoughts."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):
@@ -76,17 +80,46 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
     board: str
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's bytes and log probability, and those of the likeliest ones at its place, the likeliest first."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
 class TextDelta(msgspec.Struct, frozen=True, array_like=True, tag="text"):
-    """More of the answer. Never splits a character, never holds a part of a stop sequence."""
+    """More of the answer. Never splits a character, never holds a part of a stop sequence.
+
+    `logprobs` are those of the tokens whose text ends here, if the request asked for them.
+    """
 
     text: str
     choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ReasoningDelta(msgspec.Struct, frozen=True, array_like=True, tag="reasoning"):
     """More of the model's thinking."""
 
     text: str
+    choice: int = 0
+
+
+class ToolCallStarted(msgspec.Struct, frozen=True, array_like=True, tag="call"):
+    """The model calls a tool: the `index`-th call of this answer, from 0. It ends where the next call or the answer does."""
+
+    index: int
+    id: str
+    name: str
+    choice: int = 0
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, array_like=True, tag="arguments"):
+    """More of the arguments of a call that has started; all of them together are an object as JSON text."""
+
+    index: int
+    arguments: str
     choice: int = 0
 
 
@@ -128,8 +161,32 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     param: str | None = None
 
 
-Event: TypeAlias = Queued | Started | TextDelta | ReasoningDelta | ChoiceEnded | Embedded | Scored | Finished | Failed
+Event: TypeAlias = (
+    Queued
+    | Started
+    | TextDelta
+    | ReasoningDelta
+    | ToolCallStarted
+    | ToolCallDelta
+    | ChoiceEnded
+    | Embedded
+    | Scored
+    | Finished
+    | Failed
+)
 TERMINAL = (Finished, Failed)
+
+
+def joined(first: Event, then: Event) -> Event | None:
+    """Two events one after the other as one that says the same; None where they are of different things."""
+    match first, then:
+        case TextDelta(), TextDelta() if first.choice == then.choice:
+            return TextDelta(first.text + then.text, first.choice, first.logprobs + then.logprobs)
+        case ReasoningDelta(), ReasoningDelta() if first.choice == then.choice:
+            return ReasoningDelta(first.text + then.text, first.choice)
+        case ToolCallDelta(), ToolCallDelta() if (first.choice, first.index) == (then.choice, then.index):
+            return ToolCallDelta(first.index, first.arguments + then.arguments, first.choice)
+    return None
 
 
 class Wire(msgspec.Struct, frozen=True, array_like=True):
@@ -195,6 +252,14 @@ def number(last: int, events: tuple[Event, ...], attempt: int = 0) -> list[Numbe
     return [Numbered(first + index, event, attempt) for index, event in enumerate(events)]
 
 
+class WholeCall(msgspec.Struct):
+    """One call of a tool, as it is known so far."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 class Choice(msgspec.Struct):
     """One whole answer."""
 
@@ -202,6 +267,8 @@ class Choice(msgspec.Struct):
     reasoning: str = ""
     reason: FinishReason | None = None
     stop_sequence: str | None = None
+    tool_calls: list[WholeCall] = []
+    logprobs: list[TokenLogprob] = []
 
 
 class Reply(msgspec.Struct):
@@ -214,20 +281,31 @@ class Reply(msgspec.Struct):
     """By the index of the document; see `Scored`."""
     end: Finished | Failed | None = None
 
+    def choice(self, index: int) -> Choice:
+        """That answer; an empty one where nothing was said of it yet."""
+        return self.choices.setdefault(index, Choice())
+
 
 def fold(events: Iterable[Event]) -> Reply:
     """The whole answer that `events` spell out, in order."""
     texts: dict[int, list[str]] = {}
     thoughts: dict[int, list[str]] = {}
+    arguments: dict[tuple[int, int], list[str]] = {}
     reply = Reply(choices={})
     for event in events:
         match event:
-            case TextDelta(text, choice):
-                texts.setdefault(choice, []).append(text)
-            case ReasoningDelta(text, choice):
-                thoughts.setdefault(choice, []).append(text)
-            case ChoiceEnded(choice, reason, stop_sequence):
-                reply.choices[choice] = Choice(reason=reason, stop_sequence=stop_sequence)
+            case TextDelta(text, index, logprobs):
+                texts.setdefault(index, []).append(text)
+                reply.choice(index).logprobs.extend(logprobs)
+            case ReasoningDelta(text, index):
+                thoughts.setdefault(index, []).append(text)
+            case ToolCallStarted(_, id, name, index):
+                reply.choice(index).tool_calls.append(WholeCall(id, name))
+            case ToolCallDelta(call, text, index):
+                arguments.setdefault((index, call), []).append(text)
+            case ChoiceEnded(index, reason, stop_sequence):
+                choice = reply.choice(index)
+                choice.reason, choice.stop_sequence = reason, stop_sequence
             case Embedded(index, vector):
                 reply.vectors[index] = vector
             case Scored(index, score):
@@ -239,7 +317,9 @@ def fold(events: Iterable[Event]) -> Reply:
             case _:
                 assert_never(event)
     for index in sorted(texts.keys() | thoughts.keys() | reply.choices.keys()):
-        choice_ = reply.choices.setdefault(index, Choice())
-        choice_.text = "".join(texts.get(index, ()))
-        choice_.reasoning = "".join(thoughts.get(index, ()))
+        choice = reply.choices[index] = reply.choices.pop(index, Choice())  # in their order
+        choice.text = "".join(texts.get(index, ()))
+        choice.reasoning = "".join(thoughts.get(index, ()))
+        for call, whole in enumerate(choice.tool_calls):
+            whole.arguments = "".join(arguments.get((index, call), ()))
     return reply

@@ -33,12 +33,71 @@ class SamplingOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool | None = None
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the model made in an earlier turn; `arguments` is an object as JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One turn of a conversation, its text already joined from its parts."""
+    """One turn of a conversation, its text already joined from its parts.
+
+    `reasoning` is what the model thought in that turn. A turn of a tool answers the call `tool_call_id`; `name` is then the
+    tool's, where the client said it.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A function the model may call. `parameters` is the JSON schema of its arguments, an object's; None takes anything."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+    """Whether the arguments must fit the schema whatever the model would say."""
+
+
+class ToolChoice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether the model may, must or must not call tools, and which; no `names` are all of them."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] = ()
+
+
+class JsonObject(msgspec.Struct, frozen=True, tag="json"):
+    """The answer is one JSON object."""
+
+
+class JsonSchema(msgspec.Struct, frozen=True, tag="schema"):
+    """The answer is JSON that fits a schema."""
+
+    schema: dict[str, Any]
+
+
+class Regex(msgspec.Struct, frozen=True, tag="regex"):
+    """The whole answer fits a regular expression."""
+
+    pattern: str
+
+
+class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
+    """The whole answer fits a grammar, written for llama.cpp (`gbnf`) or for Lark (`lark`)."""
+
+    text: str
+    syntax: Literal["gbnf", "lark"]
+
+
+OutputFormat: TypeAlias = JsonObject | JsonSchema | Regex | Grammar
+"""What an answer is held to. What a model thinks before it is not."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
@@ -54,6 +113,19 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
     n: int = 1
     template_options: dict[str, Any] = {}
     adapter: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    """Whether one answer may call several tools."""
+    output: OutputFormat | None = None
+    thinking_budget: int | None = None
+    """Tokens after which the model is made to stop thinking and answer."""
+    logprobs: int | None = None
+    """With each token its log probability and those of so many likeliest ones; None is without any."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a conversation that does not fit: `truncate` leaves out its oldest turns."""
+    context_limit: int | None = None
+    """Tokens of prompt and answer together, if fewer than the model's context are wanted."""
     version: int = REQUEST_VERSION
 
 
@@ -70,6 +142,13 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="co
     n: int = 1
     echo: bool = False
     adapter: str | None = None
+    output: OutputFormat | None = None
+    logprobs: int | None = None
+    """With each token its log probability and those of so many likeliest ones; None is without any."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a prompt that does not fit: `truncate` leaves out its beginning."""
+    context_limit: int | None = None
+    """Tokens of prompt and answer together, if fewer than the model's context are wanted."""
     version: int = REQUEST_VERSION
 
 

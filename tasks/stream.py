@@ -24,9 +24,9 @@ from tasks.events import (
     FinishReason,
     Mark,
     Numbered,
-    TextDelta,
     decode_events,
     encode_events,
+    joined,
     number,
 )
 from tasks.jobs import JobState
@@ -157,9 +157,9 @@ class EventWriter:
         with self._lock:
             self._check()
             for event in events:
-                last = self._events[-1] if self._events else None
-                if isinstance(event, TextDelta) and isinstance(last, TextDelta) and event.choice == last.choice:
-                    self._events[-1] = TextDelta(last.text + event.text, event.choice)
+                both = joined(self._events[-1], event) if self._events else None
+                if both is not None:
+                    self._events[-1] = both
                 else:
                     self._events.append(event)
             if piece is not None:

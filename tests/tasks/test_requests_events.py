@@ -29,10 +29,15 @@ from tasks.events import (
     Started,
     TextDelta,
     Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolCallStarted,
     Usage,
+    WholeCall,
     decode_events,
     encode_events,
     fold,
+    joined,
     number,
 )
 from tasks.requests import (
@@ -40,10 +45,15 @@ from tasks.requests import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
+    Grammar,
+    JsonSchema,
     Message,
     Request,
     RerankRequest,
     SamplingOptions,
+    Tool,
+    ToolCall,
+    ToolChoice,
     ability_of,
     decode_request,
     encode_request,
@@ -62,6 +72,9 @@ EVENTS: tuple[Event, ...] = (
     Failed(FailureCode.UNSUPPORTED, "why", "top_k"),
     Embedded(2, b"\x00\x00\x80?"),
     Scored(1, 0.25),
+    TextDelta("so", 0, (TokenLogprob(b"s", -0.5, ((b"s", -0.5), (b"\xc3", -1.5))), TokenLogprob(b"o", -0.0))),
+    ToolCallStarted(0, "call_1", "lookup", 1),
+    ToolCallDelta(0, '{"a":"ä', 1),
 )
 REQUESTS: tuple[Request, ...] = (
     ChatRequest(messages=(Message("user", "hi"),)),
@@ -78,7 +91,21 @@ REQUESTS: tuple[Request, ...] = (
         n=3,
         template_options={"enable_thinking": False, "nested": {"list": [1, None]}},
     ),
-    CompletionRequest(prompts=("text", (1, 2, 3), ""), echo=True, n=2),
+    ChatRequest(
+        messages=(
+            Message("assistant", "", reasoning="hm", tool_calls=(ToolCall("c1", "lookup", "{}"),)),
+            Message("tool", "42", name="lookup", tool_call_id="c1"),
+        ),
+        tools=(Tool("lookup", "Looks up.", {"type": "object"}, strict=True), Tool("other")),
+        tool_choice=ToolChoice("required", ("lookup",)),
+        parallel_tool_calls=False,
+        output=JsonSchema({"type": "object", "properties": {}}),
+        thinking_budget=0,
+        logprobs=0,
+        overflow="truncate",
+        context_limit=64,
+    ),
+    CompletionRequest(prompts=("text", (1, 2, 3), ""), echo=True, n=2, output=Grammar('root ::= "a"', "gbnf")),
     EmbedRequest(inputs=("text", (1, 2, 3)), dimensions=5),
     RerankRequest(query="which", documents=("this", "ä")),
 )
@@ -101,7 +128,7 @@ def test_any_sequence_of_events_survives_the_way(sequence: list[Event]) -> None:
     assert decode_events(encode_events(sequence)) == tuple(sequence)
 
 
-@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "completion", "embedding", "rerank"])
+@pytest.mark.parametrize("request_", REQUESTS, ids=["small", "full", "tools", "completion", "embedding", "rerank"])
 def test_requests_survive_the_way(request_: Request) -> None:
     """Unset stays unset, and what equals no default stays what it is."""
     assert decode_request(encode_request(request_)) == request_
@@ -117,11 +144,11 @@ def test_unset_is_not_written() -> None:
 
 def test_unknown_fields_are_ignored() -> None:
     """A neighbour of a later minor version may say more than this one knows."""
-    assert decode_events(wire([EVENTS_VERSION, [["text", "hi", 0, "more"], ["queued", 1, 2]], "more"])) == (
+    assert decode_events(wire([EVENTS_VERSION, [["text", "hi", 0, [], "more"], ["queued", 1, 2]], "more"])) == (
         TextDelta("hi"),
         Queued(),
     )
-    assert decode_events(wire([EVENTS_VERSION, [["finished", "stop", [1, 2, 0, "more"], [0, 0, 0, 0, 9]]]])) == (
+    assert decode_events(wire([EVENTS_VERSION, [["finished", "stop", [1, 2, 0, 0, "more"], [0, 0, 0, 0, 9]]]])) == (
         Finished(FinishReason.STOP, Usage(1, 2), Timings()),
     )
     data = b'{"type":"chat","messages":[{"role":"user","content":"hi","mood":1}],"sampling":{"new":2},"new":3}'
@@ -235,6 +262,48 @@ def test_fold_puts_each_choice_together() -> None:
     assert reply.end == EVENTS[7]
 
 
+def test_fold_puts_calls_together() -> None:
+    """Each with its own arguments, beside the text and the log probabilities of its answer."""
+    first, second = TokenLogprob(b"a", -1.0), TokenLogprob(b"b", -2.0)
+    reply = fold(
+        (
+            TextDelta("a", 0, (first,)),
+            ToolCallStarted(0, "c0", "one"),
+            ToolCallDelta(0, '{"x":'),
+            ToolCallStarted(0, "d0", "other", 1),
+            ToolCallDelta(0, "1}"),
+            ToolCallStarted(1, "c1", "two"),
+            ToolCallDelta(0, "{}", 1),
+            TextDelta("b", 0, (second,)),
+            ChoiceEnded(0, FinishReason.TOOL_CALLS),
+        )
+    )
+    assert reply.choices == {
+        0: Choice(
+            "ab",
+            reason=FinishReason.TOOL_CALLS,
+            tool_calls=[WholeCall("c0", "one", '{"x":1}'), WholeCall("c1", "two")],
+            logprobs=[first, second],
+        ),
+        1: Choice(tool_calls=[WholeCall("d0", "other", "{}")]),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=12))
+def test_joined_events_say_the_same(sequence: list[Event]) -> None:
+    """Whatever stands next to what."""
+    together: list[Event] = []
+    for event in sequence:
+        both = joined(together[-1], event) if together else None
+        if both is not None:
+            together[-1] = both
+        else:
+            together.append(event)
+    assert fold(together) == fold(sequence)
+    assert all(joined(one, other) is None for one, other in itertools.pairwise(together))
+
+
 def test_fold_of_what_still_goes_on() -> None:
     """No end, and a choice without a reason."""
     reply = fold((Queued(), TextDelta("so far")))
@@ -253,8 +322,8 @@ def test_fold_does_not_depend_on_how_a_text_was_cut(text: str, places: list[int]
 
 def test_a_request_has_a_kind_and_asks_for_an_ability() -> None:
     """Under the words that jobs and cards have for them; the engines' own are the same."""
-    assert [kind_of(request) for request in REQUESTS] == ["chat", "chat", "completion", "embedding", "rerank"]
-    assert [ability_of(request) for request in REQUESTS] == ["text", "text", "text", "embedding", "rerank"]
+    assert [kind_of(request) for request in REQUESTS] == ["chat", "chat", "chat", "completion", "embedding", "rerank"]
+    assert [ability_of(request) for request in REQUESTS] == ["text", "text", "text", "text", "embedding", "rerank"]
     assert set(get_args(requests.Ability)) == set(engine.Ability)
 
 

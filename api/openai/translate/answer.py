@@ -17,6 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 FINISH: dict[FinishReason, str] = {
     FinishReason.STOP: "stop",
+    FinishReason.TOOL_CALLS: "tool_calls",
     FinishReason.LENGTH: "length",
     # Only ever seen of one choice among several; an answer that was cancelled as a whole ends in an error.
     FinishReason.CANCELLED: "stop",
@@ -61,7 +62,7 @@ def usage(counts: Usage) -> dict[str, Any]:
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens, "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": counts.reasoning_tokens,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,

@@ -59,6 +59,12 @@ def whole(head: Head, reply: Reply, end: Finished) -> dict[str, Any]:
 
 def _choice(index: int, choice: Choice, end: Finished) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in choice.tool_calls
+        ]
     if choice.reasoning:
         message |= {"reasoning_content": choice.reasoning, "reasoning": choice.reasoning}
     return {"index": index, "message": message, "logprobs": None, "finish_reason": FINISH[choice.reason or end.reason]}
@@ -77,6 +83,9 @@ class ChatWriter(ChunkWriter):
             # Some clients read the one name, some the other.
             return around(self._with(choice, {"reasoning_content": MARK, "reasoning": MARK}), texts=2)
         return around(self._with(choice, {"content": MARK}))
+
+    def tool_call(self, choice: int, call: dict[str, Any]) -> bytes:
+        return frame(self._with(choice, {"tool_calls": [call]}))
 
     def closing(self, choice: int, reason: str) -> dict[str, Any]:
         return {"index": choice, "delta": {}, "logprobs": None, "finish_reason": reason}

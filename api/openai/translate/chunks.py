@@ -18,6 +18,8 @@ from tasks.events import (
     Scored,
     Started,
     TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
 )
 
 
@@ -45,6 +47,11 @@ class ChunkWriter:
                 return self._delta(self._texts, choice, text, thought=False) if text else b""
             case ReasoningDelta(text, choice):
                 return self._delta(self._thoughts, choice, text, thought=True) if text else b""
+            case ToolCallStarted(index, id, name, choice):
+                call = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+                return self._release() + self._begin(choice) + self.tool_call(choice, call)
+            case ToolCallDelta(index, arguments, choice):
+                return self._release() + self.tool_call(choice, {"index": index, "function": {"arguments": arguments}})
             case ChoiceEnded(choice, reason):
                 return self._release() + self._end(choice, reason)
             case Finished():
@@ -69,6 +76,10 @@ class ChunkWriter:
     def around_delta(self, choice: int, thought: bool) -> list[bytes]:
         """The frame for a delta of that choice, cut where its text belongs."""
         raise NotImplementedError
+
+    def tool_call(self, choice: int, call: dict[str, Any]) -> bytes:
+        """The frame for the beginning or more of a call; none where this kind of answer has no calls."""
+        return b""
 
     def closing(self, choice: int, reason: str) -> dict[str, Any]:
         """The choice as it stands in its finish chunk."""

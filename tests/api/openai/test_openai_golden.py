@@ -25,6 +25,8 @@ from tasks.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
     Timings,
     Usage,
 )
@@ -47,6 +49,10 @@ def step(line: list[Any]) -> Step:
             return TextDelta(*fields)
         case "reasoning":
             return ReasoningDelta(*fields)
+        case "call":
+            return ToolCallStarted(*fields)
+        case "arguments":
+            return ToolCallDelta(*fields)
         case "ended":
             return ChoiceEnded(fields[0], FinishReason(fields[1]))
         case "finished":
