@@ -25,9 +25,9 @@ from tasks.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    Timings,
     ToolCallDelta,
     ToolCallStarted,
-    Timings,
     Usage,
 )
 from tests.api.scripted import Site, Step, site
