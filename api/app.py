@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TypeAlias
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from api.fronts import Front, front_of
 from api.leniency import Leniency
 from api.needs import Services
 from api.origins import Cors
-from api.request_log import RequestLog
+from api.request_log import REQUEST, RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
 from api.version import VERSION
@@ -40,10 +41,11 @@ def create_app(
     lifespan = lifespan or (lambda app: open_services(settings, queue))
 
     def front(scope: Scope) -> Front:
-        return front_of(scope["path"], FRONTS)
+        return front_of(scope, FRONTS)
 
     def renderer(scope: Scope) -> Renderer:
-        return front(scope).render
+        render = front(scope).render
+        return lambda problem: render(replace(problem, request=scope.get(REQUEST)))
 
     app = FastAPI(
         title="RockchipLlama",
@@ -68,7 +70,8 @@ def create_app(
     errors.register(app, renderer)
     for part in (health, jobs, job_events, queues, docs_page):
         app.include_router(part.router)
-    for each in FRONTS:
+    for each in reversed(FRONTS):
+        # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.
         app.include_router(each.router)
     docs_page.describe(app, tuple(shape for each in FRONTS for shape in each.shapes))
     return app

@@ -60,6 +60,8 @@ class Problem:
     """Of the queue that is full."""
     close: bool = False
     """Nothing more can be read from this connection."""
+    request: str | None = None
+    """The id of the request it is the answer to, where that is known."""
 
 
 class HttpProblem(Exception):

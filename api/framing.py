@@ -42,6 +42,9 @@ class Writer(Protocol):
     def event(self, event: Event) -> bytes:
         """The frames for one event, b"" for none. Never asked about a failed or cancelled end."""
 
+    def waiting(self, waiting: Waiting) -> bytes:
+        """What keeps the line warm while nothing comes, and tells of the job's place. It is said of no event."""
+
     def problem(self, problem: Problem) -> bytes:
         """The frames for an end that was a failure or a cancellation."""
 
@@ -65,7 +68,7 @@ BEGINNING = Place()
 
 
 def comment(waiting: Waiting) -> bytes:
-    """A line that every reader skips, and that keeps proxies and clients from giving up."""
+    """A line that every reader of server-sent events skips, and that keeps proxies and clients from giving up."""
     if waiting.position is None:
         return KEEP_ALIVE
     if waiting.wait is None:
@@ -99,7 +102,7 @@ async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> As
     try:
         async for item in answer:
             if isinstance(item, Waiting):
-                yield comment(item)
+                yield writer.waiting(item)
                 continue
             seq, event, attempt = item
             match event:

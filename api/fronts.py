@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.types import Scope
 
 from api.errors import Renderer
 from api.framing import Writer
@@ -18,21 +19,24 @@ class Front:
 
     `writer` says an answer from what was kept of it (`Rendering.head`); it raises `Unreadable`.
 
-    `owns` tells by its path whether a request speaks this dialect, also when no route takes it. `shapes`
-    are the request bodies that its part of the OpenAPI page refers to. `headers` go onto
-    every answer, and `elapsed_header` names the one that carries the milliseconds until the answer began.
+    `owns` tells by its path or headers whether a request speaks this dialect, also when no route takes it. `shapes`
+    are the request bodies that its part of the OpenAPI page refers to. `headers` go onto every answer, and `elapsed_header`
+    names the one that carries the milliseconds until the answer began. `echoes` are the headers of all fronts that this
+    dialect also has under names of its own, `statuses` the statuses for which it has others.
     """
 
     name: str
     router: APIRouter
-    owns: Callable[[str], bool]
+    owns: Callable[[Scope], bool]
     render: Renderer
     writer: Callable[[bytes], Writer]
     shapes: tuple[type[BaseModel], ...] = ()
     headers: tuple[tuple[bytes, bytes], ...] = ()
     elapsed_header: bytes | None = None
+    echoes: Mapping[bytes, bytes] = field(default_factory=dict)
+    statuses: Mapping[int, int] = field(default_factory=dict)
 
 
-def front_of(path: str, fronts: Sequence[Front]) -> Front:
-    """The front whose dialect a path speaks; the first one where none claims it."""
-    return next((front for front in fronts if front.owns(path)), fronts[0])
+def front_of(scope: Scope, fronts: Sequence[Front]) -> Front:
+    """The front whose dialect a request speaks; the first one where none claims it."""
+    return next((front for front in fronts if front.owns(scope)), fronts[0])

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +18,9 @@ log = logging.getLogger("rockchipllama.api")
 
 PROBES = frozenset({"/healthz", "/readyz", "/health", "/v1/health"})
 """Asked every few seconds by machines; logged at level debug only."""
+
+REQUEST = "rockchipllama.request"
+"""Under this name the scope carries the request's id."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -46,12 +50,14 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self.front_of(scope))
+        scope[REQUEST] = exchange.id
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except Exception:
             log.exception("an unexpected error", extra={"request": exchange.id})
             if not exchange.started:
-                await respond(INTERNAL, exchange.front.render)(scope, receive, exchange.send)
+                problem = replace(INTERNAL, request=exchange.id)
+                await respond(problem, exchange.front.render)(scope, receive, exchange.send)
         finally:
             exchange.write_line()
 
@@ -110,13 +116,14 @@ class _Exchange:
 
     def _begin(self, message: Message) -> None:
         self.first = perf_counter() - self.began
-        self.status = message["status"]
+        self.status = message["status"] = self.front.statuses.get(message["status"], message["status"])
         headers = message["headers"] = list(message.get("headers", ()))
         for name, value in headers:
             if name == b"x-job-id":
                 self.job = str(value, "ascii")
         headers.append((b"x-request-id", self.id.encode()))
         headers += self.front.headers
+        headers += [(self.front.echoes[name], value) for name, value in headers if name in self.front.echoes]
         if self.front.elapsed_header is not None:
             headers.append((self.front.elapsed_header, b"%d" % (self.first * 1000)))
 

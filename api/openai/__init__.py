@@ -8,8 +8,8 @@ from api.openai.translate.kept import NAME, writer_of
 FRONT = Front(
     name=NAME,
     router=router,
-    # The default dialect: whoever asks for an unknown path most likely speaks it.
-    owns=lambda path: True,
+    # The default dialect claims nothing: what no other front does is its own.
+    owns=lambda scope: False,
     render=render,
     writer=writer_of,
     shapes=SHAPES,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, assert_never
 
+from api.answer import Waiting
 from api.errors import Problem
+from api.framing import comment
 from api.openai.translate.answer import DONE, FINISH, Head, error_frame, frame, text_json, timings, usage
 from tasks.events import (
     ChoiceEnded,
@@ -24,7 +26,7 @@ from tasks.events import (
 
 
 class ChunkWriter:
-    """Writes the chunks of one answer; what differs between endpoints is in the three methods below `problem`.
+    """Writes the chunks of one answer; what differs between endpoints is in the methods below `broken`.
 
     All but the text of a chunk is made once for each choice. The finish chunk of a choice is held back until the next
     event, since the last one of an answer also carries its timings.
@@ -60,6 +62,10 @@ class ChunkWriter:
                 return b""
             case _:
                 assert_never(event)
+
+    def waiting(self, waiting: Waiting) -> bytes:
+        """A comment with the job's place."""
+        return comment(waiting)
 
     def problem(self, problem: Problem) -> bytes:
         """The frames for an end that was a failure or a cancellation."""
