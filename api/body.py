@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
@@ -56,6 +56,23 @@ class Wire(BaseModel):
         if type(data) is dict and None in data.values():
             return {key: value for key, value in data.items() if value is not None}
         return data
+
+
+def _integral(value: Any) -> Any:
+    # Some languages write every number with a point.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_integral)]
+"""A whole number, also one that is written with a point."""
+
+
+def bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
+    """Refuse more than a setting allows. Raises `ValueError`."""
+    # The settings come as the context of the validation; a shape checked without any has no such bounds.
+    limit = getattr(info.context, setting, None)
+    if limit is not None and count > limit:
+        raise ValueError(f"there should be at most {limit} {what}")
 
 
 async def read_body(http: Request, shape: type[Shape]) -> Shape:

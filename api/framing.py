@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
+import msgspec
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
@@ -65,6 +66,21 @@ class Place:
 
 
 BEGINNING = Place()
+
+
+def text_json(text: str) -> bytes:
+    """A text as JSON that no reader of lines can break apart.
+
+    JSON leaves U+0085, U+2028 and U+2029 as they are; some clients split lines at them.
+    """
+    data = msgspec.json.encode(text)
+    if len(data) != len(text) + 2 and not text.isascii():
+        data = (
+            data.replace(b"\xc2\x85", b"\\u0085")
+            .replace(b"\xe2\x80\xa8", b"\\u2028")
+            .replace(b"\xe2\x80\xa9", b"\\u2029")
+        )
+    return data
 
 
 def comment(waiting: Waiting) -> bytes:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
-from api.body import Wire
-from api.openai.schemas import PROMPTS_SHAPE, Prompts, Whole, bounded, prompts
+from api.body import Whole, Wire, bounded
+from api.openai.schemas import PROMPTS_SHAPE, Prompts, prompts
 
 
 def _inputs(value: Any, info: ValidationInfo) -> Prompts:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
 
-from pydantic_core import PydanticCustomError
-
-
-def refused(message: str, param: str | None = None, code: str = "unsupported_parameter") -> PydanticCustomError:
-    """An error of validation with its own `code`, at the field `param` of the object in hand."""
-    return PydanticCustomError("refused", "{message}", {"message": message, "code": code, "param": param})
-
+from api.refusals import Refusal
 
 _TOOLS = "Models are not given tools yet; leave {field} out, or send an empty list."
 _FORMAT = "Output cannot be constrained yet; leave {field} out and ask for the format in the prompt."
 _SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
 _LOGPROBS = "Log probabilities are not computed yet; leave {field} out."
 _NO_AUDIO = "The models here answer in text only."
-
-Refusal: TypeAlias = tuple[tuple[Any, ...], str]
-"""The values of a field that ask for nothing, and what to say to any other."""
 
 REFUSED: Mapping[str, Refusal] = {
     "tools": (([],), _TOOLS),
@@ -73,18 +63,3 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
         "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",
     ),
 }
-
-
-def refuse(data: Any, *tables: Mapping[str, Refusal]) -> None:
-    """Raise for the first field in `data` that asks for what a table refuses."""
-    for field, value in data.items() if isinstance(data, dict) else ():
-        for table in tables:
-            if value is not None and field in table:
-                neutral, message = table[field]
-                if not any(_same(value, each) for each in neutral):
-                    raise refused(f"'{field}' is not supported here. " + message.format(field=f"'{field}'"), field)
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    # In Python False is 0, and True is 1; on the wire they are not.
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

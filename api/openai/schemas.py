@@ -17,22 +17,15 @@ from pydantic import (
 from pydantic.types import FailFast
 from typing_extensions import TypeAliasType
 
-from api.body import Wire
-from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, refuse, refused
+from api.body import Whole, Wire, bounded
+from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
+from api.refusals import refuse, refused
 
 MAX_TOKEN_IDS = 262_144
 """Token ids in one prompt: more than any context here, and few enough to check without a pause."""
 MAX_BIASES = 4096
 MAX_OPTIONS_DEPTH = 8
 MAX_OPTIONS_VALUES = 1000
-
-
-def _integral(value: Any) -> Any:
-    # Some languages write every number with a point.
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Whole: TypeAlias = Annotated[int, BeforeValidator(_integral)]
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
@@ -71,13 +64,6 @@ def _template_options(value: Any) -> dict[str, Any]:
     if level:
         raise ValueError(f"it should be nested at most {MAX_OPTIONS_DEPTH - 1} levels deep")
     return value
-
-
-def bounded(count: int, info: ValidationInfo, setting: str, what: str) -> None:
-    # The settings come as the context of the validation; a shape checked without any has no such bounds.
-    limit = getattr(info.context, setting, None)
-    if limit is not None and count > limit:
-        raise ValueError(f"there should be at most {limit} {what}")
 
 
 def _messages(value: Any, info: ValidationInfo) -> Any:

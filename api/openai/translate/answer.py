@@ -96,21 +96,6 @@ def _waits(times: Timings) -> dict[str, float]:
     return {"queued_ms": round(times.queued_ms, 3), "load_ms": round(times.load_ms, 3)}
 
 
-def text_json(text: str) -> bytes:
-    """A text as JSON that no reader of lines can break apart.
-
-    JSON leaves U+0085, U+2028 and U+2029 as they are; some clients split lines at them.
-    """
-    data = msgspec.json.encode(text)
-    if len(data) != len(text) + 2 and not text.isascii():
-        data = (
-            data.replace(b"\xc2\x85", b"\\u0085")
-            .replace(b"\xe2\x80\xa8", b"\\u2028")
-            .replace(b"\xe2\x80\xa9", b"\\u2029")
-        )
-    return data
-
-
 def frame(value: dict[str, Any]) -> bytes:
     """An object as one frame. For the few frames of an answer, not for each of its tokens."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, assert_never
 
 from api.answer import Waiting
 from api.errors import Problem
-from api.framing import comment
-from api.openai.translate.answer import DONE, FINISH, Head, error_frame, frame, text_json, timings, usage
+from api.framing import comment, text_json
+from api.openai.translate.answer import DONE, FINISH, Head, error_frame, frame, timings, usage
 from tasks.events import (
     ChoiceEnded,
     Embedded,
