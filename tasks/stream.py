@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import hiredis
 import msgspec
@@ -330,18 +330,6 @@ def numbered(entry: bytes, payload: bytes) -> list[Numbered]:
     return number(seq, decode_events(payload), attempt)
 
 
-async def read_events(client: redis.asyncio.Redis, job: str) -> list[Numbered]:
-    """All events of a job, from the record. Raises `Unreadable`."""
-    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", await client.xrange(keys.events(job)))
-    return [item for entry, fields in entries for item in numbered(entry, fields[b"e"])]
-
-
 def decode_pieces(data: bytes) -> tuple[RecordedPiece, ...]:
     """The pieces in one entry's `p`; none where there is no such field."""
     return _pieces_decoder.decode(data) if data else ()
-
-
-def read_pieces(client: redis.Redis, job: str) -> list[RecordedPiece]:
-    """Every piece the engine gave for a job, over all its claims."""
-    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events(job)))
-    return [piece for _, fields in entries for piece in decode_pieces(fields.get(b"p", b""))]

@@ -15,8 +15,8 @@ import pytest
 from tasks import keys
 from tasks.scripts import CANCEL
 from tasks.store import CANCELLED
-from tasks.stream import read_pieces
 from tests.e2e.test_cancellation import begin, leave, until_state, view
+from tests.record import read_pieces
 from tests.stack import LIMIT, Stack, eventually
 
 STREAMS = 500

@@ -20,7 +20,8 @@ from tasks.jobs import JobState, Lane, new_job_id
 from tasks.reader import Forgotten, Reader
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
-from tasks.stream import ClaimLost, EventWriter, RecordCut, RecordedPiece, read_events, read_pieces
+from tasks.stream import ClaimLost, EventWriter, RecordCut, RecordedPiece
+from tests.record import read_events, read_pieces
 from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.anyio

@@ -34,7 +34,8 @@ from tasks.requests import ChatRequest, Message
 from tasks.roster import Presence, breathe
 from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
-from tasks.stream import ClaimLost, EventWriter, RecordedPiece, read_events, read_pieces
+from tasks.stream import ClaimLost, EventWriter, RecordedPiece
+from tests.record import read_events, read_pieces
 from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio

@@ -17,8 +17,9 @@ from tasks.policy import MOST_QUIET, Ageing
 from tasks.requests import ChatRequest, Message
 from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
-from tasks.stream import EventWriter, RecordedPiece, read_pieces
+from tasks.stream import EventWriter, RecordedPiece
 from tasks.sweep import sweep
+from tests.record import read_pieces
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,8 @@ from tasks.events import (
     number,
 )
 from tasks.jobs import JobState, new_job_id
-from tasks.stream import ClaimLost, EventWriter, RecordedPiece, read_pieces
+from tasks.stream import ClaimLost, EventWriter, RecordedPiece
+from tests.record import read_pieces
 from tests.stack import LIMIT, Stack, eventually
 
 DONE = Finished(FinishReason.STOP, Usage(3, 2), Timings())

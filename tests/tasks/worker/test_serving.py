@@ -26,11 +26,11 @@ from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
-from tasks.stream import read_events
 from tasks.worker import heartbeat, serving, slot
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
 from tests.fakes import engines
+from tests.record import read_events
 from tests.stack import LIMIT, Stack, eventually
 
 WORKER = "echo@one"
