@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Stats
 from npu.errors import EngineFailed
+from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call
 
@@ -104,10 +105,11 @@ class RkllmTogether:
             self._engine.cache.holds(slot.prompt.tokens, slot.said, slot=place)
 
 
-class RkllmSlot:
+class RkllmSlot(OneRun):
     """One answer of several. See `npu.engine.Generation`."""
 
     def __init__(self, together: RkllmTogether, engine: RkllmEngine, prompt: Prompt) -> None:
+        super().__init__()
         self.prompt = prompt
         self.said: list[int] = []
         self.cached = 0
@@ -115,17 +117,9 @@ class RkllmSlot:
         self._together = together
         self._engine = engine
         self._pieces: deque[Piece] = deque()
-        self._end: End | None = None
         self._first_ms = 0.0
         self._last_ms = 0.0
         self._handed = 0
-        self._read = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        if self._read:
-            raise RuntimeError("A generation is iterated once.")
-        self._read = True
-        return self._all()
 
     def abort(self) -> None:
         """See `Generation.abort`. The others go on; the run itself ends with the last of them."""
@@ -143,15 +137,9 @@ class RkllmSlot:
         return bool(self._pieces) or self.has_ended
 
     @property
-    def end(self) -> End:
-        """Why it ended."""
-        if self._end is None:
-            raise RuntimeError("The generation has not ended yet.")
-        return self._end
-
-    @property
     def stats(self) -> Stats:
-        """What it cost, by our clock: the runtime tells its figures when the last slot has ended."""
+        """What it cost, by our clock: the runtime tells its figures when the last slot has ended. Raises `RuntimeError` before
+        this one has."""
         if self._end is None:
             raise RuntimeError("The generation has not ended yet.")
         return Stats(
@@ -181,7 +169,7 @@ class RkllmSlot:
         """The run has ended; `stopped`: not by itself, as when the engine is closed."""
         self._end = self._end or (End.ABORTED if stopped else End.EOS)
 
-    def _all(self) -> Iterator[Piece]:
+    def _run(self) -> Iterator[Piece]:
         try:
             while not self._is_through():
                 self._together.advance(self)
