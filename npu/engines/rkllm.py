@@ -68,6 +68,8 @@ class RkllmEngine:
         self._speed = 0.0
         """Tokens prefilled in a second, as last measured; 0 until then."""
         self._slice_seconds = SLICE_SECONDS
+        self._is_miscounted = False
+        """Whether the runtime has told another number of tokens than were heard."""
         self._template = find_template(model, None)
         self.slots = slots_of(model)
         """Prompts that fit into one run."""
@@ -215,6 +217,18 @@ class RkllmEngine:
         """Learn the speed from a run that was long enough to tell."""
         if tokens >= SLICE_STEP and milliseconds > 0:
             self._speed = tokens / milliseconds * 1000
+
+    def said(self, heard: int, told: int) -> None:
+        """Compare the tokens `heard` of a run that ended by itself with what the runtime `told`; warn when they first differ."""
+        if heard != told and not self._is_miscounted:
+            self._is_miscounted = True
+            log.warning(
+                "%s: %d tokens were heard of an answer of which the runtime counted %d. Either it counts otherwise than the "
+                "documents say, or some get lost; usage is what was heard. Said once for each load.",
+                self._model.id,
+                heard,
+                told,
+            )
 
     def close(self) -> None:
         """Free the model. Twice is safe; in a forked child it does nothing."""

@@ -248,7 +248,7 @@ class RkllmGeneration(OneRun):
             return self._call
 
     def _count(self, call: Call) -> None:
-        """A run has ended: what of the prompt it worked through, where it says so."""
+        """A run has ended: what of the prompt it worked through and how much it said, where it tells."""
         self._call = None
         if call.paused:
             self._engine.cache.clear()  # or the next run would go on from here
@@ -259,6 +259,8 @@ class RkllmGeneration(OneRun):
             prefilled = told - self._there if self._engine.counts_cached and not call.run.keep_history else told
             self._prefilled += prefilled
             self._engine.prefilled(prefilled, call.perf.prefill_ms)
+            if not call.stopped:  # one that was is not heard to its end
+                self._engine.said(len(self._said), call.perf.generate_tokens)
 
     def _say(self, token: int) -> Piece:
         self._said.append(token)

@@ -137,6 +137,8 @@ class SimulatedModel:
     """It says letters without end, as a model does that was converted badly."""
     wrong_logits: bool = False
     """Its logits are highest for `!`, whatever it says itself."""
+    miscount: int = 0
+    """Tokens a run's figures tell more than it said."""
 
     switches: Mapping[str, str] = field(default_factory=dict)
     """Open questions answered otherwise than `SWITCHES` does by default."""

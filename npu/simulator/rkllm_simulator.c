@@ -135,7 +135,7 @@ static void *grown(void *array, int count, size_t size) {
     X(prefill_tps, 0) X(decode_tps, 0) X(load_ms, 0) X(logits_ms, 0) X(time_scale, 1) X(abort_latency, 0) X(leak, 0) \
     X(init_fail, 0) X(init_segfault, 0) X(out_of_npu_memory, 0) X(error_after, -1) X(segfault_after, -1) \
     X(hang_after, -1) X(exit_after, -1) X(ignore_abort, 0) X(null_text, 0) X(split_utf8, 0) X(last_token_late, 0) \
-    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0) X(wrong_logits, 0)
+    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0) X(wrong_logits, 0) X(miscount, 0)
 #define STRINGS(X) \
     X(name, "simulated") X(platform, "RK3588") X(driver, "0.9.8") X(toolkit, RUNTIME_VERSION) X(dtype, "W8A8")
 /* The first value is the one that holds when the file says nothing. */
@@ -717,7 +717,7 @@ static void finish(Run *run) {
         result->perf.prefill_time_ms = run->prefill_ms;
         result->perf.prefill_tokens = counted[slot];
         result->perf.generate_time_ms = run->generate_ms;
-        result->perf.generate_tokens = run->said[slot];
+        result->perf.generate_tokens = run->said[slot] + (int)handle->model->miscount;
         result->perf.memory_usage_mb = memory_mb(handle);
 #endif
     }

@@ -148,7 +148,23 @@ def test_times_and_counts_are_the_runtimes(opens: Open) -> None:
     answer, _, stats = run(engine, tokens, 12)
     assert len(answer) == stats.generated_tokens == 12
     assert stats.prefill_ms == pytest.approx(len(tokens), abs=0.01)
-    assert stats.decode_ms / stats.generated_tokens == pytest.approx(10, rel=0.1)
+    assert stats.decode_ms == pytest.approx(12 * 10, abs=0.01)
+
+
+@pytest.mark.parametrize("miscount", [0, -1, 1])
+def test_a_count_of_the_runtimes_that_is_not_ours_is_told(
+    opens: Open, caplog: pytest.LogCaptureFixture, miscount: int
+) -> None:
+    """Once, whether the answer ended by itself or at its limit; an answer that was aborted proves nothing."""
+    engine = opens("1.3.0", SimulatedModel(miscount=miscount), engine_options={"self_test": 0})
+    tokens = ask(engine, "Tell me of the sea")
+    generation = engine.generate(Prompt(tokens, 40), Sampling(**GREEDY))  # type: ignore[arg-type]
+    next(pieces := iter(generation))
+    generation.abort()
+    assert list(pieces) == [] and "were heard" not in caplog.text
+    heard = [len(run(engine, tokens, count)[0]) for count in (3, 40, 40)]
+    said = f"{heard[0]} tokens were heard of an answer of which the runtime counted {heard[0] + miscount}"
+    assert caplog.text.count("were heard") == caplog.text.count(said) == (miscount != 0)
 
 
 def test_sampling_is_chosen_per_request(opens: Open, version: str) -> None:
