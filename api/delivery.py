@@ -13,8 +13,8 @@ from api.answer import Answer, ClientGone, Stopped
 from api.auth import owner_of, require
 from api.drain import close
 from api.durations import read_duration
-from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, unsupported
-from api.framing import GRACE
+from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, room_headers, unsupported
+from api.framing import GRACE, waiting_headers
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
@@ -103,6 +103,16 @@ def _grace(http: HttpRequest, stream: bool) -> float:
             )
         return 0.0
     return settings.stream_grace if asked is None else read_duration(asked, GRACE, settings.stream_grace_limit)
+
+
+def headers_of(answer: Answer) -> dict[str, str]:
+    """What the headers of every answer tell of its job: its id, its place when accepted, and the room in its queue."""
+    headers = {"x-job-id": answer.job}
+    if answer.waiting is not None:
+        headers |= waiting_headers(answer.waiting)
+    if answer.room is not None:
+        headers |= room_headers(answer.room)
+    return headers
 
 
 async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:

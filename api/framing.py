@@ -1,4 +1,4 @@
-"""Rendered events on the wire as server-sent events."""
+"""Rendered events on the wire: as server-sent events, or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ KEEP_ALIVE = b": keep-alive\n"
 """No empty line follows a comment: OpenAI's client would take it for the end of an event, once a frame before had an id."""
 END = b"\n\n"
 """Of a frame; JSON has no line breaks of its own."""
+EVENT_STREAM = "text/event-stream"
+LINES = "application/x-ndjson"
 BREATHER = 256
 """Events a client has read before that are passed over in one go, with nobody else served meanwhile."""
 
 
 class Writer(Protocol):
-    """A front's way to say one answer in frames: whole `data:` lines with the empty line behind them.
+    """A front's way to say one answer in frames: whole `data:` lines with the empty line behind them, or lines of JSON.
 
     Told the same events it writes the same frames, whenever and wherever: so a stream that broke off is said on.
     """
@@ -113,8 +115,13 @@ def identified(seq: int, attempt: int, data: bytes, after: Place = BEGINNING) ->
     return b"".join(ids[after.part if seq == after.seq + 1 else 0 :])
 
 
-async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> AsyncIterator[bytes]:
-    """The answer as frames, from behind `after`. Past the first byte a failure is a frame, too: the status has been sent."""
+async def frames(
+    answer: Answer, writer: Writer, after: Place = BEGINNING, *, numbered: bool = True
+) -> AsyncIterator[bytes]:
+    """The answer as frames, from behind `after`, with ids where they are `numbered`.
+
+    Past the first byte a failure is a frame, too: the status has been sent.
+    """
     try:
         async for item in answer:
             if isinstance(item, Waiting):
@@ -131,7 +138,7 @@ async def frames(answer: Answer, writer: Writer, after: Place = BEGINNING) -> As
             # What was read before is written once more, since the writer goes by it, and dropped.
             if seq > after.seq:
                 if data:
-                    yield identified(seq, attempt, data, after)
+                    yield identified(seq, attempt, data, after) if numbered else data
             elif seq == 0:
                 yield data
             elif seq % BREATHER == 0:
@@ -165,14 +172,19 @@ class AnswerStream(EventSourceResponse):
         headers: Mapping[str, str],
         stalled: float,
         after: Place = BEGINNING,
+        lines: bool = False,
     ) -> None:
-        """`stalled` is how many seconds a client may leave the stream unread. `after` is how far it has read before."""
+        """`stalled` is how many seconds a client may leave the stream unread. `after` is how far it has read before.
+
+        With `lines` each frame is a line of JSON, which has no id.
+        """
         self.answer = answer
         self.drain = drain
         answer.known = True
         grace = {GRACE: f"{answer.grace:g}"} if answer.grace else {}
         super().__init__(
-            frames(answer, writer, after),
+            frames(answer, writer, after, numbered=not lines),
+            media_type=LINES if lines else EVENT_STREAM,
             headers={"cache-control": "no-cache", **grace, **headers},
             # The relay says when the line has been silent for long, and where the job stands.
             ping=0,

@@ -22,7 +22,8 @@ class Front:
     `owns` tells by its path or headers whether a request speaks this dialect, also when no route takes it. `shapes`
     are the request bodies that its part of the OpenAPI page refers to. `headers` go onto every answer, and `elapsed_header`
     names the one that carries the milliseconds until the answer began. `echoes` are the headers of all fronts that this
-    dialect also has under names of its own, `statuses` the statuses for which it has others.
+    dialect also has under names of its own, `statuses` the statuses for which it has others. With `lines` its streams are
+    lines of JSON instead of server-sent events.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Front:
     elapsed_header: bytes | None = None
     echoes: Mapping[bytes, bytes] = field(default_factory=dict)
     statuses: Mapping[int, int] = field(default_factory=dict)
+    lines: bool = False
 
 
 def front_of(scope: Scope, fronts: Sequence[Front]) -> Front:

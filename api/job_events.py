@@ -70,7 +70,9 @@ def _stream(http: Request, answer: Answer, after: Place) -> Response:
         raise HttpProblem(Problem(500, "unreadable_record", message, retry=False, job=answer.job)) from error
     stalled = settings_of(http).stalled_client
     headers = {"x-job-id": answer.job}
-    return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=stalled, after=after)
+    return AnswerStream(
+        answer, writer, drain_of(http), headers=headers, stalled=stalled, after=after, lines=front.lines
+    )
 
 
 def _place(http: Request) -> tuple[Place, Mark | None]:

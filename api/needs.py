@@ -27,6 +27,9 @@ class RosterView(Protocol):
     def resolve(self, name: str | None) -> ModelStatus:
         """The model that `name` means, None meaning the default one. Raises `UnknownModel`."""
 
+    async def find(self, name: str | None) -> ModelStatus:
+        """The same, but looks again before it says no. Raises `UnknownModel` and `QueueUnavailable`."""
+
     def workers(self, model: str) -> Sequence[Presence]:
         """The workers of a model that are alive, by its id."""
 

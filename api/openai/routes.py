@@ -15,10 +15,9 @@ from starlette.responses import Response
 
 from api.answer import Answer
 from api.body import read_body
-from api.delivery import begin, whole
+from api.delivery import begin, headers_of, whole
 from api.drain import close
-from api.errors import room_headers
-from api.framing import AnswerStream, waiting_headers
+from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
 from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
@@ -76,7 +75,7 @@ async def embed(http: Request) -> Response:
     """The vectors of texts or token ids."""
     body = await read_body(http, EmbeddingBody)
     answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
-    return _json(embeddings.whole(body, body.model or answer.model, reply, end), _headers(answer))
+    return _json(embeddings.whole(body, body.model or answer.model, reply, end), headers_of(answer))
 
 
 @router.post("/rerank", include_in_schema=False)
@@ -87,7 +86,7 @@ async def rerank_documents(http: Request) -> Response:
     """How well each document answers a query, the best one first."""
     body = await read_body(http, RerankBody)
     answer, reply, end = await _read(http, body.model, rerank.to_request(body))
-    return _json(rerank.whole(body, answer.job, body.model or answer.model, reply, end), _headers(answer))
+    return _json(rerank.whole(body, answer.job, body.model or answer.model, reply, end), headers_of(answer))
 
 
 async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[Answer, Reply, Finished]:
@@ -128,20 +127,11 @@ async def _answer(http: Request, body: SamplingBody, request: JobRequest, choice
 async def _deliver(http: Request, answer: Answer, kind: _Kind, *, stream: bool) -> Response:
     assert answer.rendering is not None
     writer = writer_of(answer.rendering.head)
-    headers = _headers(answer)
+    headers = headers_of(answer)
     if stream:
         return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=settings_of(http).stalled_client)
     reply, end = await whole(http, answer)
     return _json(kind.whole(writer.head, reply, end), headers)
-
-
-def _headers(answer: Answer) -> dict[str, str]:
-    headers = {"x-job-id": answer.job}
-    if answer.waiting is not None:
-        headers |= waiting_headers(answer.waiting)
-    if answer.room is not None:
-        headers |= room_headers(answer.room)
-    return headers
 
 
 def _fingerprint(status: ModelStatus) -> str:

@@ -272,6 +272,10 @@ class ScriptedRoster:
                 return status
         raise UnknownModel(name or "", "tiny")
 
+    async def find(self, name: str | None) -> ModelStatus:
+        await self.refresh()
+        return self.resolve(name)
+
 
 class ScriptedJobs:
     """Holds one job."""
