@@ -20,7 +20,7 @@ from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.feed import LiveFeed, Subscription
 from tasks.jobs import new_job_id
-from tasks.requests import Message
+from tasks.requests import ChatRequest
 
 log = logging.getLogger("rockchipllama.commands")
 
@@ -42,19 +42,40 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
 
 
 class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
-    """The token ids of a text."""
+    """The token ids of a text. With `parse_special` control tokens in it are read as such."""
 
     model: str
     text: str
     add_special: bool = True
+    parse_special: bool = True
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize"):
+    """The bytes that each token adds to a text, in base64; control tokens add none."""
+
+    model: str
+    tokens: tuple[int, ...]
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
-    """The text that the chat template makes of messages."""
+    """The text that the chat template makes of a chat."""
 
     model: str
-    messages: tuple[Message, ...]
-    template_options: dict[str, msgspec.Raw] = {}
+    request: ChatRequest
+
+
+class Encode(msgspec.Struct, frozen=True, tag="encode"):
+    """The token ids of a chat's whole prompt."""
+
+    model: str
+    request: ChatRequest
+
+
+class Count(msgspec.Struct, frozen=True, tag="count"):
+    """How many tokens a chat's whole prompt has, whether or not it fits."""
+
+    model: str
+    request: ChatRequest
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -64,7 +85,7 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     job: str
 
 
-Command: TypeAlias = Load | Unload | Tokenize | Render | Prepare
+Command: TypeAlias = Load | Unload | Tokenize | Detokenize | Render | Encode | Count | Prepare
 
 
 class Envelope(msgspec.Struct, frozen=True):

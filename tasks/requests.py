@@ -126,6 +126,8 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
     """What is done with a conversation that does not fit: `truncate` leaves out its oldest turns."""
     context_limit: int | None = None
     """Tokens of prompt and answer together, if fewer than the model's context are wanted."""
+    continue_last: bool = False
+    """The last message is the beginning of the answer, which goes on behind it and does not repeat it."""
     version: int = REQUEST_VERSION
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 import redis
 
 from npu.catalog import Catalog
@@ -139,12 +138,16 @@ class Desk:
             case commands.Unload():
                 self._unload(model)
                 return None
-            case commands.Tokenize(text=text, add_special=add_special):
-                return self._preparer(model).tokenize(text, add_special=add_special)
-            case commands.Render(messages=messages, template_options=options):
-                return self._preparer(model).render(
-                    messages, {name: msgspec.json.decode(raw) for name, raw in options.items()}
-                )
+            case commands.Tokenize(text=text, add_special=add_special, parse_special=parse_special):
+                return self._preparer(model).tokenize(text, add_special=add_special, parse_special=parse_special)
+            case commands.Detokenize(tokens=tokens):
+                return self._preparer(model).pieces(tokens)
+            case commands.Render(request=request):
+                return self._preparer(model).text_of(request)
+            case commands.Encode(request=request):
+                return self._preparer(model).tokens_of(request)
+            case commands.Count(request=request):
+                return len(self._preparer(model).tokens_of(request))
             case commands.Prepare(job=job):
                 return self._prepare(model, job, since)
 
@@ -193,7 +196,7 @@ def _kind(command: commands.Command) -> str:
     match command:
         case commands.Load() | commands.Unload():
             return "worker"
-        case commands.Tokenize() | commands.Render():
+        case commands.Tokenize() | commands.Detokenize() | commands.Render() | commands.Encode() | commands.Count():
             return "text"
         case commands.Prepare():
             return "prepare"

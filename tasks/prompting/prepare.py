@@ -64,6 +64,9 @@ class PreparedQuestions:
 
 Ready: TypeAlias = Prepared | PreparedTexts | PreparedQuestions
 
+GAP = "\ue000\ue001\ue000"
+"""Stands for the beginning of an answer while its conversation is rendered: what follows it closes the turn."""
+
 QUESTION = "Does the document answer the query? Say only yes or no."
 
 
@@ -103,7 +106,7 @@ class Preparer:
             case ChatRequest() if isinstance(self._tokenizer, HiddenTokenizer):
                 prompts = (self._turn(request, self._tokenizer),)
             case ChatRequest():
-                tokens = known or [self._encode_rendered(self.render(request.messages, request.template_options))]
+                tokens = known or [self.tokens_of(request)]
                 prompts = tuple(self._prompt(ids, request) for ids in tokens)
             case CompletionRequest():
                 tokens = known or [self._completion_tokens(prompt) for prompt in request.prompts]
@@ -121,6 +124,25 @@ class Preparer:
             echoes=echoes,
         )
 
+    def text_of(self, request: ChatRequest) -> str:
+        """What the model reads of a chat, up to where its answer begins. Raises `PromptRefused`."""
+        if not request.continue_last:
+            return self.render(request.messages, request.template_options)
+        *before, last = request.messages
+        begun = msgspec.structs.replace(last, content=GAP)
+        options = {**request.template_options, "add_generation_prompt": False}
+        text, found, _ = self.render((*before, begun), options).rpartition(GAP)
+        if not found:
+            raise PromptRefused(
+                f"The chat template of '{self._model.id}' leaves out the beginning of an answer, so it cannot be gone on with. "
+                "Let the last message be a user's."
+            )
+        return text + last.content
+
+    def tokens_of(self, request: ChatRequest) -> list[int]:
+        """The same as token ids, whether or not they fit into the context. Raises `PromptRefused`."""
+        return self._encode_rendered(self.text_of(request))
+
     def render(self, messages: Sequence[Message], template_options: dict[str, Any]) -> str:
         """The text that the model's chat template makes of `messages`. Raises `PromptRefused`."""
         if isinstance(self._tokenizer, HiddenTokenizer):
@@ -137,9 +159,13 @@ class Preparer:
             )
         return self._template.render([msgspec.to_builtins(message) for message in messages], **template_options)
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """The ids of `text`, control tokens in it read as such."""
-        return self._tokenizer.encode(text, add_special=add_special, parse_special=True)
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """The ids of `text`; with `parse_special` control tokens in it are read as such. Raises `PromptRefused`."""
+        return self._tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes that each of `tokens` adds to a text. Raises `PromptRefused` on an id outside the vocabulary."""
+        return [self._tokenizer.decode((token,)) for token in tokens]
 
     def _encode_rendered(self, text: str) -> list[int]:
         # Most templates write the BOS token themselves; where one does not, the vocabulary decides.

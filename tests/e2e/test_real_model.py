@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from tasks import keys
 from tasks.commands import Command, CommandReply, Envelope, Render, Tokenize
 from tasks.jobs import new_job_id
-from tasks.requests import Message
+from tasks.requests import ChatRequest, Message
 from tests.e2e.test_cancellation import until_state, view
 from tests.npu.demo import IDS, demo_model
 from tests.stack import LIMIT, Stack, eventually
@@ -121,7 +121,7 @@ def test_stop(client: openai.OpenAI) -> None:
 def test_usage_is_the_models_own_count(client: openai.OpenAI, stack: Stack) -> None:
     """What the template makes of the messages, tokenized by the model, is what a client is billed for."""
     answer = chat(client, QUESTION)
-    rendered = ask_board(stack, Render(MODEL, (Message("user", QUESTION),)))
+    rendered = ask_board(stack, Render(MODEL, ChatRequest((Message("user", QUESTION),))))
     assert QUESTION in rendered
     tokens = ask_board(stack, Tokenize(MODEL, rendered, add_special=False))
     assert answer.usage is not None

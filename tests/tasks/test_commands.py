@@ -23,6 +23,9 @@ from tasks.claims import claim_next
 from tasks.commands import (
     Command,
     Commander,
+    Count,
+    Detokenize,
+    Encode,
     Load,
     NotUnderstood,
     Prepare,
@@ -120,9 +123,12 @@ async def test_each_command_has_its_reply(commander: Commander, office: Office) 
     """Models answer to their further names too."""
     assert await ask(commander, Tokenize("echo", "hi")) == [256, 104, 105]
     assert await ask(commander, Tokenize("ECHO:small", "<|user|>", add_special=False)) == [259]
-    messages = (Message("user", "hi"),)
-    rendered = await ask(commander, Render("echo", messages, {"add_generation_prompt": msgspec.Raw(b"false")}))
-    assert rendered == "<|user|>hi<|end|>"
+    assert await ask(commander, Tokenize("echo", "<|end|>", add_special=False, parse_special=False)) == list(b"<|end|>")
+    assert await ask(commander, Detokenize("echo", (256, 104, 105))) == ["", "aA==", "aQ=="]
+    chat = ChatRequest((Message("user", "hi"),), template_options={"add_generation_prompt": False})
+    assert await ask(commander, Render("echo", chat)) == "<|user|>hi<|end|>"
+    assert await ask(commander, Encode("echo", chat)) == [256, 259, 104, 105, 261]
+    assert await ask(commander, Count("echo", chat)) == 5
     assert await ask(commander, Load("echo")) is None
     assert await ask(commander, Unload("echo:small")) is None
     assert (office.loaded, office.unloaded) == (["echo"], ["echo"])
@@ -145,7 +151,7 @@ async def test_a_refusal_has_code_and_words(commander: Commander, office: Office
         await ask(commander, Load("echo"))
     assert large.value.code == FailureCode.MODEL_UNAVAILABLE
     with pytest.raises(CommandFailed, match="tools") as reserved:
-        await ask(commander, Render("echo", (), {"tools": msgspec.Raw(b"[]")}))
+        await ask(commander, Render("echo", ChatRequest((), template_options={"tools": []})))
     assert reserved.value.code == FailureCode.BAD_PROMPT
 
 

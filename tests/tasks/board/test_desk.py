@@ -241,10 +241,10 @@ def test_a_reply_that_redis_will_not_take_ends_nothing(office: Office, monkeypat
 
 def test_a_model_that_changed_is_prepared_as_it_is_now(office: Office) -> None:
     """Its new template is used without a restart."""
-    office.send("old", commands.Render("echo", (Message("user", "hi"),)))
+    office.send("old", commands.Render("echo", ChatRequest((Message("user", "hi"),))))
     assert b"hi" in bytes(office.reply().result)
     office.models = (replace(office.models[0], template="new"), office.models[1])
-    office.send("new", commands.Render("echo", (Message("user", "hi"),)))
+    office.send("new", commands.Render("echo", ChatRequest((Message("user", "hi"),))))
     assert bytes(office.reply().result) == b'"new"'
 
 

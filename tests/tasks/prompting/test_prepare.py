@@ -319,3 +319,24 @@ def test_where_only_the_runtime_can_cut_text() -> None:
     for look in (lambda: made.tokenize("hi", add_special=True), lambda: made.render((Message("user", "hi"),), {})):
         with pytest.raises(PromptRefused, match=r"Copy tokenizer\.json"):
             look()
+
+
+def test_a_begun_answer_is_gone_on_with() -> None:
+    """The prompt ends with its own words, not with what closes a turn or opens one; blanks at its end stay."""
+    begun = (Message("user", "hi"), Message("assistant", "Once upon "))
+    request = ChatRequest(begun, continue_last=True)
+    assert preparer(TEMPLATE).text_of(request) == "<|user|>hi<|end|><|assistant|>Once upon "
+    assert list(only(preparer(TEMPLATE).prepare(request).prompts).tokens) == preparer(TEMPLATE).tokens_of(request)
+
+
+def test_a_template_that_forgets_a_begun_answer_cannot_go_on() -> None:
+    """It says so, rather than answer something else."""
+    source = "{% for message in messages if message.role == 'user' %}{{ message.content }}{% endfor %}"
+    request = ChatRequest((Message("user", "hi"), Message("assistant", "ho")), continue_last=True)
+    with pytest.raises(PromptRefused, match="cannot be gone on with"):
+        preparer(source).prepare(request)
+
+
+def test_a_prompt_is_counted_whether_or_not_it_fits() -> None:
+    """Whoever counts wants to know by how much it is too long."""
+    assert len(preparer(context_length=10).tokens_of(chat("x" * 50))) == 51
