@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
 from typing import TypeAlias
 
 import msgspec
@@ -85,7 +86,132 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     job: str
 
 
-Command: TypeAlias = Load | Unload | Tokenize | Detokenize | Render | Encode | Count | Prepare
+class Pull(msgspec.Struct, frozen=True, tag="pull"):
+    """Fetch a model onto the board. The reply is a `PullProgress`, at once; the rest is told on the channel `keys.pulls`.
+
+    `model` is a name of the index of models, such as `qwen3:0.6b`, or a repository of Hugging Face, `OWNER/NAME` or
+    `hf.co/OWNER/NAME`, for one of its files with `:QUANTIZATION` or `/FILE` behind it. Addresses and paths are for the
+    command line of the board. A pull goes on when nobody listens any more, and a second one of the same name joins it.
+    `tasks/pulls.py` does both for whoever wants to read it through.
+    """
+
+    model: str
+
+
+class PullState(msgspec.Struct, frozen=True, tag="pull_state"):
+    """How a pull stands: the reply is its last `PullProgress`. A board remembers the pulls that ended lately."""
+
+    model: str
+    """What was asked for."""
+    pull: str
+    """The id in its progress."""
+
+
+class Delete(msgspec.Struct, frozen=True, tag="delete"):
+    """Unload the model and remove its files. Refused for a model that others are made from."""
+
+    model: str
+
+
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Make a model that is `model` under the name `to`, without a second copy of its weights."""
+
+    model: str
+    to: str
+
+
+class Create(msgspec.Struct, frozen=True, tag="create"):
+    """Make the model `model` out of `base`, one the board has, without a second copy of its weights. What is left out is as
+    in the base; a model made so before is replaced."""
+
+    model: str
+    base: str
+    system: str | None = None
+    """The system message of chats that have none."""
+    template: str | None = None
+    """Jinja, instead of the base's own."""
+    sampling: dict[str, float | int | bool] = {}
+    """By the names of a manifest's `[sampling]`."""
+    stop: tuple[str, ...] | None = None
+    context_length: int | None = None
+    adapter: str | None = None
+    """The one of the base's adapters that answers when a request names none."""
+
+
+Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
+"""What changes which models a board has, and what tells of it."""
+
+Command: TypeAlias = Load | Unload | Tokenize | Detokenize | Render | Encode | Count | Prepare | Shelving
+
+
+class CommandCode(StrEnum):
+    """Why a command that changes which models there are failed; the other commands fail as jobs do."""
+
+    MODEL_MISSING = "model_missing"
+    """The board has no model of that name."""
+    NAME_REFUSED = "name_refused"
+    """The new name is none that a model may have, or another has it."""
+    MODEL_IN_USE = "model_in_use"
+    """Other models are made from it."""
+    NOT_POSSIBLE = "not_possible"
+    """What is asked of the new model its engine or its base cannot do."""
+    SOURCE_MISSING = "source_missing"
+    """There is nothing of that name to pull."""
+    SOURCE_FORBIDDEN = "source_forbidden"
+    """Its owner wants to know who asks: terms to be accepted, a token to be set."""
+    DOES_NOT_FIT = "does_not_fit"
+    """It cannot run on this board: its chip, its runtime or its memory."""
+    NO_SPACE = "no_space"
+    """The disk cannot hold it."""
+    DAMAGED = "damaged"
+    """What arrived is not what was asked for."""
+    NETWORK = "network"
+    """It could not be fetched for another reason; what has arrived is kept for the next pull."""
+    PULL_FORGOTTEN = "pull_forgotten"
+    """The board knows no pull of that id: it was started anew meanwhile, or the pull ended long ago."""
+
+
+class PullStep(StrEnum):
+    """What a pull is at."""
+
+    CHOOSING = "choosing"
+    """Looking for the files; `message` says in the end which were chosen, and why."""
+    FETCHING = "fetching"
+    """A file is on its way; `file`, `digest`, `completed` and `total` are its own."""
+    VERIFYING = "verifying"
+    """The file is held to its digest, which `digest` is from now on."""
+    PLACING = "placing"
+    """The model gets its place among the others."""
+    DONE = "done"
+    """`id` is what it is called here. It was there already when nothing was fetched before."""
+    FAILED = "failed"
+    """`message` says why and what to do, and `code` in a word."""
+
+
+class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a pull is."""
+
+    pull: str
+    """The id of this pull; another one of the same model has another."""
+    model: str
+    """What was asked for."""
+    number: int
+    """Counts up; a message that comes with a smaller one is late."""
+    step: PullStep
+    message: str = ""
+    file: str = ""
+    digest: str = ""
+    """`sha256:…`; empty while nobody knows it."""
+    completed: int = 0
+    total: int | None = None
+    """Bytes; None when the source does not say."""
+    id: str = ""
+    code: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more comes."""
+        return self.step in (PullStep.DONE, PullStep.FAILED)
 
 
 class Envelope(msgspec.Struct, frozen=True):

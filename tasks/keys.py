@@ -32,7 +32,8 @@ The same, and is written past the append-only file:
 
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
-Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS.
+Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS,
+rl:pulls:BOARD (how far models are that it fetches).
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ def commands(board: str) -> str:
 def replies(process: str) -> str:
     """The channel on which one process takes the replies of boards."""
     return f"rl:replies:{process}"
+
+
+def pulls(board: str) -> str:
+    """The channel on which a board tells how far the models are that it fetches."""
+    return f"rl:pulls:{board}"
 
 
 def call_queue(model: str) -> str:

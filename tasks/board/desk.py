@@ -28,7 +28,7 @@ from tasks.settings import TaskSettings
 
 log = logging.getLogger("rockchipllama.board")
 
-WAITING = {"worker": 32, "text": 256, "prepare": 32}
+WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32}
 """Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
 BUSY = "busy"
 """The code of the reply to a command that found its lane full."""
@@ -128,6 +128,8 @@ class Desk:
             log.warning("a command went unanswered, Redis is away: %s", away)
 
     def _obey(self, command: commands.Command, since: float) -> object:
+        if isinstance(command, commands.Shelving):
+            raise ModelRefused("This board cannot fetch, make or remove models by command yet.")
         model = self._catalog().find(command.model)
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
@@ -200,3 +202,5 @@ def _kind(command: commands.Command) -> str:
             return "text"
         case commands.Prepare():
             return "prepare"
+        case commands.Pull() | commands.PullState() | commands.Delete() | commands.Copy() | commands.Create():
+            return "shelf"
