@@ -23,6 +23,7 @@ from tasks.errors import (
     JobFailed,
     JobNotFound,
     ModelDown,
+    NotOnDisk,
     QueueDraining,
     QueueFull,
     QueueUnavailable,
@@ -119,6 +120,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),
     QueueUnavailable: Rule(503, "queue_unavailable"),
+    NotOnDisk: Rule(503, "not_on_disk"),
     CommandFailed: Rule(502, "board_refused"),
 }
 """Every leaf of the tree but `JobFailed`, whose failure is looked up in `FAILURES`."""

@@ -13,6 +13,7 @@ from api.sweeping import sweeping
 from tasks.api_keys import ApiKeys
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
+from tasks.disk import Disk
 from tasks.feed import LiveFeed
 from tasks.queue_book import QueueBook
 from tasks.roster import Roster
@@ -31,11 +32,14 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         commander = await stack.enter_async_context(Commander(client, feed))
         roster = await stack.enter_async_context(Roster(client, tasks_settings.aliases, tasks_settings.default_model))
         stack.enter_context(sweeping(url, tasks_settings.lease, roster.models))
+        disk = Disk(client)
+        stack.push_async_callback(disk.close)
         store = JobStore(
             client,
             queue_limit=tasks_settings.queue_limit,
             job_ttl=tasks_settings.job_ttl,
             deadline=tasks_settings.deadline,
+            disk=disk if tasks_settings.durability == "disk" else None,
         )
         relay = Relay(
             client,

@@ -13,6 +13,7 @@ TasksError
 ├── JobFailed               the job was accepted and failed; carries its Failed event
 ├── JobNotFound             no job of that id, or its record has expired
 ├── QueueUnavailable        Redis is away, full, or cannot serve for another reason
+├── NotOnDisk               a job that nobody waits for would not survive a power cut, so it was not accepted
 └── CommandFailed           a board refused a command, or did not answer in time
 """
 
@@ -157,6 +158,15 @@ class QueueUnavailable(TasksError):
         self.retry_after = retry_after
         what = "This answer was on its way and is lost" if begun else "Nothing was started"
         super().__init__(f"The job queue {problem}. {what}; try again shortly.")
+
+
+class NotOnDisk(TasksError):
+    """Raised when a job was to be on the disk before its client hears of it, and is not. `retry_after` is in seconds; None:
+    trying again does not help."""
+
+    def __init__(self, why: str, retry_after: float | None = 10.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"A request that nobody waits for is kept on the disk first, but {why}. It was not accepted.")
 
 
 class CommandFailed(TasksError):

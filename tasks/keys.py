@@ -27,6 +27,7 @@ rl:unacked*            hash, zset, string   Celery: calls that are being served
 What expires by itself:
 
 rl:refusal             string   why no job is accepted at the moment, while `up` says it again and again
+rl:disk                string   nothing: written last, it is on the disk when all before it is (`tasks/disk.py`)
 
 The same, and is written past the append-only file:
 
@@ -46,6 +47,7 @@ PRESENCE = "rl:presence"
 PACE = "rl:pace"
 CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
+DISK_MARK = "rl:disk"
 API_KEYS = "rl:api_keys"
 
 PERMANENT = (ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")

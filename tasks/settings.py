@@ -118,6 +118,12 @@ class TaskSettings(Settings):
         description="Bytes that the record of one job may grow to, about 400,000 tokens; a longer answer is refused or ended.",
     )
     job_ttl: float = Field(3600.0, gt=0, description="Seconds a job's record and events are kept after its end.")
+    durability: Literal["disk", "ram"] = Field(
+        "disk",
+        description="Where jobs and API keys are kept. `disk` survives a restart, and a request that nobody waits for is "
+        "accepted once it is on the disk, one to three seconds later. `ram` waits for nothing; the embedded Valkey then writes "
+        "nothing, and forgets all of it with each restart.",
+    )
     lease: float = Field(
         10.0,
         gt=0,

