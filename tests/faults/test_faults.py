@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
 
-from tests.faults.clients import Answer, returning, streaming, whole, words
-from tests.faults.service import LEASE, PARTS, Service
+from tasks import keys
+from tests.faults.clients import MODEL, Answer, returning, streaming, whole, words
+from tests.faults.service import LEASE, PARTS, SPEED, Service
 from tests.stack import eventually
 
 SIZES = (30, 8, 8, 8)
@@ -115,3 +119,78 @@ def test_a_slow_line_and_whole_answers(service: Service) -> None:
         service.cable.mend()
     assert (answer.got, answer.end) == (text, "stop")
     assert service.wrong({answer.job: text}) == []
+
+
+def test_a_zombie_beside_its_successor(service: Service, tmp_path: Path) -> None:
+    """A worker that wakes while another goes on with its job writes nothing more, though it could be faster."""
+    text = words("zombie", 80)
+    second = service.start("worker", MODEL, board_name="second", data_dir=str(tmp_path))
+
+    def freeze(answer: Answer) -> None:
+        record = f"rl:{{{answer.job}}}"
+        [first] = service.redis.hmget(record, "claim")
+        holder = psutil.Process(int(service.redis.hget(record, "child")))  # type: ignore[arg-type]
+        holder.suspend()
+        try:
+            # Its board may give it up, but only the other worker can take it.
+            eventually(
+                lambda: (
+                    service.redis.hget(record, "claim") not in (None, first)
+                    and service.redis.hget(record, "phase") == b"decode"
+                ),
+                what="a successor in mid-answer",
+            )
+        finally:
+            holder.resume()
+
+    try:
+        eventually(lambda: f"{MODEL}@second".encode() in service.redis.hkeys(keys.PRESENCE), what="a second worker")
+        answer = returning(service.url, text, at=MOMENT, then=freeze)
+        assert (answer.got, answer.end) == (text, "stop")
+        eventually(service.settled, what="an end of all jobs")
+        entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", service.redis.xrange(f"rl:{{{answer.job}}}:events"))
+        writers = [attempt for attempt, _ in groupby(entry.partition(b"-")[2] for entry, _ in entries)]
+        assert len(writers) == len(set(writers)) == 3, (
+            writers
+        )  # whoever accepted and handed back, then each worker once
+    finally:
+        service.kill(f"worker {MODEL}")
+        second.wait()
+
+
+def test_calls_that_were_lost(service: Service) -> None:
+    """A job that waits without any call is served all the same, since the sweep makes one."""
+    worker = service.part("worker")
+    text = words("uncalled", 8)
+    with ThreadPoolExecutor() as pool:
+        worker.suspend()
+        try:
+            # A call that comes while its parent waits for one is handed to it, and lies in no queue.
+            eventually(lambda: not service.redis.info("clients")["blocked_clients"], what="a parent that asks no more")
+            answer = pool.submit(whole, service.url, text)
+            eventually(lambda: service.redis.delete(keys.calls(MODEL)), what="a call")
+            assert service.redis.zcard(keys.waiting(MODEL)) == 1
+        finally:
+            worker.resume()
+        assert (answer.result().got, answer.result().end) == (text, "stop")
+
+
+def test_a_cancelled_answer_frees_the_engine(service: Service) -> None:
+    """The job behind a long one that is cancelled begins before that could have ended by itself."""
+    text = words("long", 500)
+    assert len(text.encode()) > 12 * SPEED
+    with ThreadPoolExecutor() as pool:
+        others: list[Future[Answer]] = []
+        answer = streaming(
+            service.url,
+            text,
+            leaves_at=MOMENT,
+            at=MOMENT // 2,
+            then=lambda _: others.append(pool.submit(whole, service.url, words("behind", 8))),
+        )
+        assert (answer.end, others[0].result().end) == ("left", "stop")
+    begun, behind = (
+        int(service.redis.hget(keys.job(job), "started"))  # type: ignore[arg-type]
+        for job in (answer.job, others[0].result().job)
+    )
+    assert behind - begun < 1000 * len(text.encode()) / SPEED

@@ -265,6 +265,20 @@ async def test_who_looks_after_another_changes_nothing(jumping: Redis) -> None:
     assert looks == sorted(looks) and looks[-1] - looks[0] < HOUR * 1000 / 2
 
 
+async def test_a_redis_that_forgot_a_jump_was_taken_out(jumping: Redis, store: JobStore) -> None:
+    """It came back without its last second: whoever has seen the jump, and whoever has not, go on from where the clock was."""
+    clocks = [Clock(jumping.client) for _ in range(2)]
+    begun = [clock.look() for clock in clocks][-1]
+    job = await accept(store)
+    before = jumping.client.get(keys.CLOCK)
+    jumping.jump(AGES)
+    clocks[0].look()
+    jumping.client.set(keys.CLOCK, before)  # type: ignore[arg-type]
+    looks = [clock.look() for clock in (*clocks, *clocks)]
+    assert looks == sorted(looks) and looks[-1] - begun < HOUR * 1000 / 2
+    assert claim(jumping.client).job == job
+
+
 async def test_a_process_that_slept_or_heard_late_disturbs_nobody(jumping: Redis) -> None:
     """The clock of one stood still, as in a machine that was halted, so it takes the time for a jump: all agree again at once.
     When an answer that came late was given cannot be told."""
