@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.errors import JobFailed, JobNotFound, QueueUnavailable
-from tasks.events import TERMINAL, Failed, FailureCode, Mark, Numbered, Queued, Reply, Started, fold
+from tasks.events import TERMINAL, Event, Failed, FailureCode, Mark, Numbered, Queued, Started
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.reader import BELL, Forgotten, Reader
@@ -59,7 +59,7 @@ class Stopped(Exception):
 
 
 class Answer:
-    """One accepted job on its way to one client. Iterate it once, or ask for `whole`; then `close` it.
+    """One accepted job on its way to one client. Iterate it once, or ask for all `events`; then `close` it.
 
     `job` is its id, `model` the id of the resolved model with its adapter, if it has one, `waiting` its place in the queue
     when accepted (None: next in turn, with a worker free to take it), `room` what was left of the queue then.
@@ -133,8 +133,8 @@ class Answer:
             async for item in self._source:
                 yield item
 
-    async def whole(self, http: HttpRequest) -> Reply:
-        """The folded answer. Raises `JobFailed` when the job fails, `ClientGone` when the client leaves first, and `Stopped`."""
+    async def events(self, http: HttpRequest) -> list[Event]:
+        """All of them, once the last has come. Raises `ClientGone` when the client leaves first, and `Stopped`."""
         self.known = True
         collecting = asyncio.create_task(self._collect())
         leaving = asyncio.create_task(_disconnected(http))
@@ -142,18 +142,15 @@ class Answer:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
                 raise ClientGone
-            reply = collecting.result()
+            return collecting.result()
         finally:
             collecting.cancel()
             leaving.cancel()
             await asyncio.gather(collecting, leaving, return_exceptions=True)
             await self.close()
-        if isinstance(reply.end, Failed):
-            raise JobFailed(self.job, reply.end)
-        return reply
 
-    async def _collect(self) -> Reply:
-        return fold([item.event async for item in self if not isinstance(item, Waiting)])
+    async def _collect(self) -> list[Event]:
+        return [item.event async for item in self if not isinstance(item, Waiting)]
 
     def stop(self) -> None:
         """End the reading: whoever iterates gets `Stopped`, soon."""

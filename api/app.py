@@ -18,6 +18,7 @@ from api.errors import Renderer
 from api.fronts import Front, front_of
 from api.leniency import Leniency
 from api.needs import Services
+from api.openai import responses
 from api.origins import Cors
 from api.request_log import REQUEST, RequestLog
 from api.services import open_services
@@ -25,7 +26,7 @@ from api.settings import ApiSettings
 from api.version import VERSION
 from tasks.settings import TaskSettings
 
-FRONTS: tuple[Front, ...] = (openai.FRONT,)
+FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT)
 """Every dialect that is spoken. A path that none claims for itself is answered by the first."""
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[Services]]

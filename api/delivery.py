@@ -18,8 +18,8 @@ from api.framing import GRACE, waiting_headers
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
-from tasks.events import Failed, Finished, FinishReason, Reply
-from tasks.jobs import Lane, Rendering
+from tasks.events import Event, Failed, Finished, FinishReason, Reply, fold
+from tasks.jobs import Kept, Lane, Rendering
 from tasks.requests import Request
 from tasks.roster import ModelStatus
 
@@ -77,6 +77,8 @@ async def begin(
     stream: bool,
     lane: Lane = Lane.INTERACTIVE,
     rendering: Callable[[str, ModelStatus], Rendering] | None = None,
+    kept: Kept | None = None,
+    attended: bool = True,
 ) -> Answer:
     """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
     require(http, Scope.INFERENCE)
@@ -88,6 +90,8 @@ async def begin(
         lane=lane,
         grace=_grace(http, stream),
         rendering=rendering,
+        kept=kept,
+        attended=attended,
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)
@@ -116,23 +120,29 @@ def headers_of(answer: Answer) -> dict[str, str]:
 
 
 async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:
-    """The folded answer with its end.
+    """The folded answer with its end. Raises as `said` does."""
+    events, end = await said(http, answer)
+    return fold(events), end
+
+
+async def said(http: HttpRequest, answer: Answer) -> tuple[list[Event], Finished]:
+    """Every event of the answer, and the last one besides.
 
     Raises `JobFailed`, `ClientGone`, and `HttpProblem` when the job was cancelled or the server stops.
     """
     try:
         with drain_of(http).holding(answer):
-            reply = await answer.whole(http)
+            events = await answer.events(http)
     except Stopped:
         raise HttpProblem(replace(STOPPING, job=answer.job)) from None
     finally:
         await close(answer)
-    match reply.end:
+    match events[-1] if events else None:
         case Finished(reason=FinishReason.CANCELLED):
             raise HttpProblem(replace(CANCELLED, job=answer.job))
-        case Finished():
-            return reply, reply.end
-        case Failed():
-            raise JobFailed(answer.job, reply.end)
-        case None:
+        case Finished() as end:
+            return events, end
+        case Failed() as failed:
+            raise JobFailed(answer.job, failed)
+        case _:
             raise HttpProblem(replace(INTERNAL, job=answer.job))

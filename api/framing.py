@@ -76,13 +76,14 @@ def text_json(text: str) -> bytes:
     JSON leaves U+0085, U+2028 and U+2029 as they are; some clients split lines at them.
     """
     data = msgspec.json.encode(text)
-    if len(data) != len(text) + 2 and not text.isascii():
-        data = (
-            data.replace(b"\xc2\x85", b"\\u0085")
-            .replace(b"\xe2\x80\xa8", b"\\u2028")
-            .replace(b"\xe2\x80\xa9", b"\\u2029")
-        )
-    return data
+    return data if len(data) == len(text) + 2 or text.isascii() else unbroken(data)
+
+
+def unbroken(data: bytes) -> bytes:
+    """JSON with these three written out."""
+    return (
+        data.replace(b"\xc2\x85", b"\\u0085").replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    )
 
 
 def comment(waiting: Waiting) -> bytes:
@@ -116,9 +117,9 @@ def identified(seq: int, attempt: int, data: bytes, after: Place = BEGINNING) ->
 
 
 async def frames(
-    answer: Answer, writer: Writer, after: Place = BEGINNING, *, numbered: bool = True
+    answer: Answer, writer: Writer, after: Place = BEGINNING, *, skip: int = 0, numbered: bool = True
 ) -> AsyncIterator[bytes]:
-    """The answer as frames, from behind `after`, with ids where they are `numbered`.
+    """The answer as frames, from behind `after` and without the first `skip`, with ids where they are `numbered`.
 
     Past the first byte a failure is a frame, too: the status has been sent.
     """
@@ -135,10 +136,17 @@ async def frames(
                     data = writer.problem(CANCELLED)
                 case _:
                     data = writer.event(event)
+            if skip and seq > after.seq:
+                if (count := data.count(END)) <= skip:
+                    data, skip = b"", skip - count
+                else:
+                    after, skip = Place(seq - 1, skip), 0
             # What was read before is written once more, since the writer goes by it, and dropped.
             if seq > after.seq:
                 if data:
                     yield identified(seq, attempt, data, after) if numbered else data
+                elif seq % BREATHER == 0:
+                    await asyncio.sleep(0)
             elif seq == 0:
                 yield data
             elif seq % BREATHER == 0:
@@ -172,9 +180,11 @@ class AnswerStream(EventSourceResponse):
         headers: Mapping[str, str],
         stalled: float,
         after: Place = BEGINNING,
+        skip: int = 0,
         lines: bool = False,
     ) -> None:
-        """`stalled` is how many seconds a client may leave the stream unread. `after` is how far it has read before.
+        """`stalled` is how many seconds a client may leave the stream unread. `after` is how far it has read before, or `skip`
+        is how many frames.
 
         With `lines` each frame is a line of JSON, which has no id.
         """
@@ -183,7 +193,7 @@ class AnswerStream(EventSourceResponse):
         answer.known = True
         grace = {GRACE: f"{answer.grace:g}"} if answer.grace else {}
         super().__init__(
-            frames(answer, writer, after, numbered=not lines),
+            frames(answer, writer, after, skip=skip, numbered=not lines),
             media_type=LINES if lines else EVENT_STREAM,
             headers={"cache-control": "no-cache", **grace, **headers},
             # The relay says when the line has been silent for long, and where the job stands.

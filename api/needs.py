@@ -16,7 +16,7 @@ from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate
-from tasks.store import Page
+from tasks.store import KeptJob, Page
 
 
 class RosterView(Protocol):
@@ -50,6 +50,12 @@ class JobBook(Protocol):
 
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page."""
+
+    async def kept(self, job: str) -> KeptJob:
+        """What its front keeps of it, and what was said; one of which none keeps anything is not found."""
+
+    async def forget(self, job: str) -> None:
+        """End it, and keep nothing of it."""
 
 
 class QueueBook(Protocol):

@@ -26,7 +26,7 @@ from tasks.errors import (
 )
 from tasks.events import Mark
 from tasks.feed import LiveFeed
-from tasks.jobs import Lane, Rendering, new_job_id
+from tasks.jobs import Kept, Lane, Rendering, new_job_id
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import BREATH, ModelStatus, Roster
@@ -88,11 +88,14 @@ class Relay:
         deadline: float | None = None,
         grace: float = 0.0,
         rendering: Callable[[str, ModelStatus], Rendering] | None = None,
+        kept: Kept | None = None,
+        attended: bool = True,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
-        `rendering` makes of the job's id and the model how the answer will be said. For `grace` seconds the job goes on while
-        nobody reads it.
+        `rendering` makes of the job's id and the model how the answer will be said, `kept` is what the front will ask for
+        later. For `grace` seconds the job goes on while nobody reads it; one that is not `attended` goes on anyway, once its
+        client may know of it.
         With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
         setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
@@ -120,9 +123,10 @@ class Relay:
                 lane=lane,
                 owner=owner,
                 deadline=deadline,
-                reader=reader,
+                reader=reader if attended else None,
                 grace=grace,
                 rendering=answer.rendering,
+                kept=kept,
             )
             answer.room = accepted.room
             standing = accepted.standing

@@ -58,6 +58,9 @@ class ApiSettings(Settings):
     stream_grace_limit: float = Field(
         300.0, ge=0, description="Seconds of that which a client may ask for; who asks for more gets so many."
     )
+    response_ttl: float = Field(
+        86_400.0, gt=0, description="Seconds a stored response (`/v1/responses`) is kept after its end."
+    )
     stalled_client: float = Field(
         60.0, gt=0, description="Seconds a client may leave a stream unread before it counts as gone."
     )

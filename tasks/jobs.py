@@ -28,6 +28,14 @@ class Rendering(msgspec.Struct, frozen=True):
     head: bytes
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What a front keeps of a request whose answer will be asked for later. Only that front reads its `data`; it stays as long
+    as the job's record, which then is for `ttl` seconds after the job's end."""
+
+    data: bytes
+    ttl: float
+
+
 class JobState(StrEnum):
     """Where a job stands. Derived where events are written; nothing else sets it."""
 

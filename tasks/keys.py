@@ -4,6 +4,7 @@ Keys of a job (the braces are literal: a cluster keeps both in one slot); they e
 
 rl:{ID}                hash     the job's record
 rl:{ID}:events         stream   its events in order, with the pieces they came from; entry ids are sequence numbers
+rl:{ID}:kept           string   what its front keeps of the request, where it is to be asked about later
 
 Keys of a model:
 
@@ -66,6 +67,11 @@ def job(job_id: str) -> str:
 def events(job_id: str) -> str:
     """The events of a job."""
     return f"rl:{{{job_id}}}:events"
+
+
+def kept(job_id: str) -> str:
+    """What a job's front keeps of the request."""
+    return f"rl:{{{job_id}}}:kept"
 
 
 def live(job_id: str) -> str:

@@ -2,7 +2,7 @@
 
 Written down together because they share the record's fields:
 
-  model kind lane owner created deadline ttl   set by `ACCEPT`, never changed
+  model kind lane owner created deadline ttl   set by `ACCEPT`, never changed, but for the ttl of what is to be forgotten
   order     the score in the waiting set, which `tasks/policy.py` explains
   adapter   likewise: the adapter that answers, where one does
   front head   likewise: how the answer is said, where it may be said again
@@ -126,6 +126,7 @@ local function finish(job, events, state, payload)
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
   redis.call('PEXPIRE', job, ttl)
   redis.call('PEXPIRE', events, ttl)
+  redis.call('PEXPIRE', job .. ':kept', ttl)
   if held[1] == 'running' and held[3] then
     -- How long jobs hold a worker, the newest counting a quarter. Past the append-only file: it is worth little after a
     -- restart, and SD cards wear.
@@ -191,8 +192,8 @@ class Script:
 
 ACCEPT = Script(
     """
--- KEYS job events waiting running order calls turns lanes refusal gates
--- ARGV id limit rank first-event deadline-ms call model owner field value ...
+-- KEYS job events waiting running order calls turns lanes refusal gates kept
+-- ARGV id limit rank first-event deadline-ms call model owner what-is-kept field value ...
 -- -> {1 accepted or 0 full, waiting, place, standing}, {-1, why none is accepted}, or {-2}: this queue is draining
 -- Sent twice with one id it accepts once.
 local function answer(accepted)
@@ -208,7 +209,8 @@ local order = line_up(KEYS[7], KEYS[8], ARGV[3], ARGV[8], redis.call('INCR', KEY
 keep_clock()
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
-  'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 9))
+  'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 10))
+if ARGV[9] ~= '' then redis.call('SET', KEYS[11], ARGV[9]) end
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
 if order < LANE then
@@ -419,6 +421,23 @@ return 0
 """
 )
 
+FORGET = Script(
+    """
+-- KEYS job events kept waiting   ARGV id reason finished-event ttl-ms -> 1 forgotten, or nil: no such job
+-- What is kept goes at once, and the record with it; that of a job that still runs as soon as whoever reads its end had time to.
+local state = cancel(KEYS[1], KEYS[2], KEYS[4], ARGV[1], ARGV[2], ARGV[3])
+if not state then return nil end
+redis.call('DEL', KEYS[3])
+if state == 'running' then
+  redis.call('HSET', KEYS[1], 'ttl', ARGV[4])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+end
+return 1
+"""
+)
+
 CALL = Script(
     """
 -- KEYS calls   ARGV call -> nothing.  Also while the memory is full: a job that waits without a call is never served.
@@ -521,7 +540,7 @@ EXPIRE_AGAIN = Script(
 -- KEYS job ... -> nothing.  Sets expiries that lie further away than they were set: the clock went back since.
 for _, job in ipairs(KEYS) do
   local ttl = tonumber(redis.call('HGET', job, 'ttl'))
-  for _, key in ipairs({job, job .. ':events'}) do
+  for _, key in ipairs({job, job .. ':events', job .. ':kept'}) do
     if ttl and redis.call('PTTL', key) > ttl then redis.call('PEXPIRE', key, ttl) end
   end
 end

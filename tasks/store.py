@@ -14,6 +14,7 @@ from tasks.connection import text, unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.errors import JobNotFound, QueueDraining, QueueFull, QueueUnavailable, StorageFull, TasksError
 from tasks.events import (
+    Event,
     Failed,
     Finished,
     FinishReason,
@@ -26,11 +27,11 @@ from tasks.events import (
     encode_events,
 )
 from tasks.feed import LiveFeed
-from tasks.jobs import ENDED, JobState, JobView, Lane, Phase, Rendering, Room, is_job_id
+from tasks.jobs import ENDED, JobState, JobView, Kept, Lane, Phase, Rendering, Room, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of
-from tasks.scripts import ACCEPT, ATTEND, CANCEL, LEAVE, PLACE, VIEW
+from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE, PLACE, VIEW
 from tasks.standing import Standing, read_standing
 from tasks.stream import numbered
 
@@ -58,6 +59,18 @@ class Attended(msgspec.Struct, frozen=True):
     rendering: Rendering | None
 
 
+class KeptJob(msgspec.Struct, frozen=True):
+    """A job of which its front keeps something: whose it is, that `data`, how its answer is said, and all that was said."""
+
+    owner: str
+    data: bytes
+    rendering: Rendering
+    state: JobState
+    events: tuple[Event, ...]
+
+
+FORGETTING = 2.0
+"""Seconds for which a record that is to be forgotten may still be read, by whoever is at it."""
 PAGE = 1000
 """Entries of a job's record that are read for one page; each holds a few events at most."""
 
@@ -108,6 +121,7 @@ class JobStore:
         reader: str | None = None,
         grace: float = 0.0,
         rendering: Rendering | None = None,
+        kept: Kept | None = None,
         on_disk: bool = True,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
@@ -117,8 +131,9 @@ class JobStore:
         PROCESS/STREAM; once it has left, or its process does not breathe any more, the job is cancelled, unless somebody
         reads it within `grace` seconds. A job without a reader is on the disk when this returns, which takes one to three
         seconds, unless `on_disk` is false: for one that would be accepted again if it were lost. Raises `NotOnDisk`; the job is
-        cancelled then.
+        cancelled then. `kept` is what its front will ask for.
         """
+        ttl = kept.ttl if kept is not None else self._job_ttl
         limit = min(deadline or self._deadline, self._deadline)
         with unavailable_as_refusal():
             reply = cast(
@@ -134,6 +149,7 @@ class JobStore:
                             keys.lanes(model),
                             keys.REFUSAL,
                             keys.GATES,
+                            keys.kept(job),
                         ),
                     ],
                     *(
@@ -144,8 +160,11 @@ class JobStore:
                         int(limit * 1000),
                         call(model, lane.value, job),
                     ),
-                    *(model, owner, "kind", kind_of(request), "lane", lane.value),
-                    *("request", encode_request(request), "ttl", int(self._job_ttl * 1000)),
+                    *(
+                        *(model, owner, kept.data if kept is not None else b""),
+                        *("kind", kind_of(request), "lane", lane.value),
+                    ),
+                    *("request", encode_request(request), "ttl", int(ttl * 1000)),
                     *(("readers", reader) if reader is not None else ()),
                     *(("grace", int(grace * 1000)) if grace else ()),
                     *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
@@ -256,6 +275,32 @@ class JobStore:
         events = [item for entry, found in entries[:PAGE] for item in numbered(entry, found[b"e"]) if item.seq > after]
         return Page(tuple(events), more, ended is not None and not more)
 
+    async def kept(self, job: str) -> KeptJob:
+        """What its front keeps of a job, and what was said. Raises `JobNotFound`, also where none keeps any, and `Unreadable`."""
+        with unavailable_as_refusal():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hmget(keys.job(job), "owner", "state", "front", "head")
+                pipe.get(keys.kept(job))
+                pipe.xrange(keys.events(job))
+                (owner, state, front, head), data, entries = await pipe.execute()
+        # They may make room for others one after the other, once the job has ended.
+        if None in (state, front, data) or not entries:
+            raise JobNotFound(job)
+        events = tuple(item.event for entry, found in entries for item in numbered(entry, found[b"e"]))
+        return KeptJob(owner.decode(), data, Rendering(front.decode(), head), JobState(state.decode()), events)
+
+    async def forget(self, job: str) -> None:
+        """End the job, and keep nothing of it: what its front kept goes at once, its record in a moment. Raises `JobNotFound`."""
+        with unavailable_as_refusal():
+            model = await self._model(job)
+            forgotten = await FORGET.arun(
+                self._client,
+                [keys.job(job), keys.events(job), keys.kept(job), keys.waiting(model)],
+                *(job, "deleted by request", CANCELLED, int(FORGETTING * 1000)),
+            )
+        if forgotten is None:
+            raise JobNotFound(job)
+
     async def place(self, job: str, model: str) -> tuple[int, Standing] | None:
         """How many jobs wait before this one, and how its queue stands; None when it does not wait.
 
@@ -285,6 +330,14 @@ class JobBook:
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
         return await self._store.events(job, after)
+
+    async def kept(self, job: str) -> KeptJob:
+        """What its front keeps of a job, and what was said. Raises `JobNotFound`, also where none keeps any, and `Unreadable`."""
+        return await self._store.kept(job)
+
+    async def forget(self, job: str) -> None:
+        """End the job, and keep nothing of it. Raises `JobNotFound`."""
+        await self._store.forget(job)
 
     async def cancel(self, job: str) -> JobView:
         """Ask for the job's end, and wait a moment for it. An ended job stays as it is. Raises `JobNotFound`."""

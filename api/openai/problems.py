@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from api.errors import Problem
@@ -10,15 +12,15 @@ PARAMS = {"prompts": "prompt", "template_options": "chat_template_kwargs"}
 """Fields that the shared vocabulary names otherwise."""
 
 
-def render(problem: Problem) -> bytes:
-    """The body of an error: all four keys are always there, and `code` is never a number."""
+def render(problem: Problem, names: Mapping[str, str] = PARAMS) -> bytes:
+    """The body of an error: all four keys are always there, and `code` is never a number. `names` are the endpoint's own."""
     param = problem.param
     return msgspec.json.encode(
         {
             "error": {
                 "message": problem.message,
                 "type": kind(problem.status),
-                "param": PARAMS.get(param, param) if param else None,
+                "param": names.get(param, param) if param else None,
                 "code": problem.code,
             }
         }

@@ -34,7 +34,8 @@ router = APIRouter(tags=["OpenAI"])
 SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody, RerankBody)
 
 
-def _takes(shape: type[BaseModel]) -> dict[str, Any]:
+def takes(shape: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI page says of a route with such a body."""
     # The routes read their bodies themselves, so FastAPI cannot know what is in them.
     schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -54,7 +55,7 @@ COMPLETION = _Kind("cmpl", completions.CompletionWriter, completions.whole)
 
 
 @router.post("/chat/completions", include_in_schema=False)
-@router.post("/v1/chat/completions", summary="Answer a chat", openapi_extra=_takes(ChatCompletionBody))
+@router.post("/v1/chat/completions", summary="Answer a chat", openapi_extra=takes(ChatCompletionBody))
 async def chat_completions(http: Request) -> Response:
     """Answer a conversation, streamed or whole."""
     body = await read_body(http, ChatCompletionBody)
@@ -62,7 +63,7 @@ async def chat_completions(http: Request) -> Response:
 
 
 @router.post("/completions", include_in_schema=False)
-@router.post("/v1/completions", summary="Continue a text", openapi_extra=_takes(CompletionBody))
+@router.post("/v1/completions", summary="Continue a text", openapi_extra=takes(CompletionBody))
 async def text_completions(http: Request) -> Response:
     """Continue texts or token ids without a chat template, streamed or whole."""
     body = await read_body(http, CompletionBody)
@@ -70,7 +71,7 @@ async def text_completions(http: Request) -> Response:
 
 
 @router.post("/embeddings", include_in_schema=False)
-@router.post("/v1/embeddings", summary="Embed texts", openapi_extra=_takes(EmbeddingBody))
+@router.post("/v1/embeddings", summary="Embed texts", openapi_extra=takes(EmbeddingBody))
 async def embed(http: Request) -> Response:
     """The vectors of texts or token ids."""
     body = await read_body(http, EmbeddingBody)
@@ -81,7 +82,7 @@ async def embed(http: Request) -> Response:
 @router.post("/rerank", include_in_schema=False)
 @router.post("/reranking", include_in_schema=False)
 @router.post("/v1/reranking", include_in_schema=False)
-@router.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=_takes(RerankBody))
+@router.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=takes(RerankBody))
 async def rerank_documents(http: Request) -> Response:
     """How well each document answers a query, the best one first."""
     body = await read_body(http, RerankBody)

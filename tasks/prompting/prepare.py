@@ -10,7 +10,7 @@ import msgspec
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling, Tokenizer, Turn
-from npu.errors import AdapterMissing, ContextTooLong, PromptRefused
+from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, SamplingRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks.errors import AbilityMissing
@@ -98,6 +98,11 @@ class Preparer:
                 assert_never(request)
 
     def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
+        for field in ("tools", "output", "thinking_budget", "logprobs"):
+            if getattr(request, field, None) not in (None, ()):
+                raise SamplingRefused(field, "no engine here can do that yet")
+        if request.overflow != "refuse":
+            raise SamplingRefused("overflow", "no turns are left out here yet")
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
             raise AdapterMissing(self._model.id, request.adapter)
         prompts: tuple[Prompt, ...]

@@ -23,30 +23,27 @@ from api.server import Server, bind, server
 from api.settings import ApiSettings
 from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.card import Card
-from tasks.errors import JobFailed, JobNotFound, QueueUnavailable, UnknownModel
+from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
     Event,
-    Failed,
     Finished,
     FinishReason,
     Mark,
     Numbered,
     Queued,
-    Reply,
     Started,
     TextDelta,
     Timings,
     Usage,
-    fold,
     number,
 )
-from tasks.jobs import JobState, JobView, Lane, Rendering, Room
+from tasks.jobs import JobState, JobView, Kept, Lane, Rendering, Room
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate, Standing
-from tasks.store import Attended, Page
+from tasks.store import Attended, KeptJob, Page
 
 JOB = "abcdefghijklmnopqrstuv"
 USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
@@ -110,7 +107,7 @@ class ScriptedAnswer(Answer):
                 seq += 1
                 yield Numbered(seq, step)
 
-    async def whole(self, http: HttpRequest) -> Reply:
+    async def events(self, http: HttpRequest) -> list[Event]:
         collecting = asyncio.ensure_future(self._collect())
         leaving = asyncio.ensure_future(_left(http))
         try:
@@ -118,16 +115,13 @@ class ScriptedAnswer(Answer):
             if not collecting.done():
                 await self.close()
                 raise ClientGone
-            reply = collecting.result()
+            return collecting.result()
         finally:
             collecting.cancel()
             leaving.cancel()
-        if isinstance(reply.end, Failed):
-            raise JobFailed(self.job, reply.end)
-        return reply
 
-    async def _collect(self) -> Reply:
-        return fold([item.event async for item in self if not isinstance(item, Waiting)])
+    async def _collect(self) -> list[Event]:
+        return [item.event async for item in self if not isinstance(item, Waiting)]
 
     def stop(self) -> None:
         self._closing.set()
@@ -152,6 +146,8 @@ class Asked:
     owner: str
     lane: Lane
     grace: float
+    kept: Kept | None
+    attended: bool
 
 
 class ScriptedRelay(Relay):
@@ -201,8 +197,10 @@ class ScriptedRelay(Relay):
         deadline: float | None = None,
         grace: float = 0.0,
         rendering: Callable[[str, ModelStatus], Rendering] | None = None,
+        kept: Kept | None = None,
+        attended: bool = True,
     ) -> Answer:
-        self.calls.append(Asked(model, request, commit_early, owner, lane, grace))
+        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended))
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):
@@ -285,6 +283,17 @@ class ScriptedJobs:
         self.said: tuple[Event, ...] = ()
         self.next: JobView | None = None
         self.waits: list[float] = []
+        self.stored: dict[str, KeptJob] = {}
+        self.ended: Callable[[], None] = lambda: None
+
+    async def kept(self, job: str) -> KeptJob:
+        if job not in self.stored:
+            raise JobNotFound(job)
+        return self.stored[job]
+
+    async def forget(self, job: str) -> None:
+        if self.stored.pop(job, None) is None:
+            raise JobNotFound(job)
 
     async def view(self, job: str) -> JobView:
         if job != self.job.id:
@@ -296,6 +305,7 @@ class ScriptedJobs:
         return self.next or known
 
     async def cancel(self, job: str) -> JobView:
+        self.ended()
         return await self.view(job)
 
     async def events(self, job: str, after: int) -> Page:

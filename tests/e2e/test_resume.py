@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.e2e.test_cancellation import until_state, view
@@ -190,3 +192,71 @@ def test_a_stream_outlives_its_process(stack: Stack, second: str, how: str) -> N
     assert text_of(frames) == LETTERS
     eventually(stack.ready, what="readiness")
     assert view(stack, job)["attempts"] == 1
+
+
+def client_of(url: str) -> openai.OpenAI:
+    """The official client, as its users configure it."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=LIMIT)
+
+
+def test_a_response_is_gone_on_with_on_another_process(stack: Stack, second: str) -> None:
+    """Cut off twice, every event of it is read once; then it is stored, and what was said is what the next one goes on from."""
+    stream = client_of(stack.url).responses.create(model="steady", input=LETTERS, background=True, stream=True)
+    events = list(itertools.islice(stream, 15))
+    stream.close()
+    id = events[0].response.id  # type: ignore[union-attr]
+    stream = client_of(second).responses.retrieve(id, stream=True, starting_after=events[-1].sequence_number)
+    events += itertools.islice(stream, 15)
+    stream.close()
+    events += client_of(stack.url).responses.retrieve(id, stream=True, starting_after=events[-1].sequence_number)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == LETTERS
+    whole = client_of(second).responses.retrieve(id)
+    assert events[-1].type == "response.completed"
+    assert (events[-1].response, whole.output_text) == (whole, LETTERS)
+    assert list(client_of(stack.url).responses.retrieve(id, stream=True)) == events
+    assert view(stack, id.removeprefix("resp_"))["attempts"] == 1
+
+    reply = client_of(second).responses.create(model="steady", input="And then?", previous_response_id=id)
+    items = client_of(stack.url).responses.input_items.list(reply.id, order="asc").data
+    assert [item.content[0].text for item in items] == [LETTERS, LETTERS, "And then?"]  # type: ignore[union-attr]
+    assert whole.usage is not None and reply.usage is not None
+    assert reply.usage.input_tokens > 2 * whole.usage.input_tokens - 20
+
+    client_of(second).responses.delete(id)
+    for url in (stack.url, second):
+        with pytest.raises(openai.NotFoundError):
+            client_of(url).responses.retrieve(id)
+    assert client_of(stack.url).responses.retrieve(reply.id).status == "completed"
+
+
+def test_a_response_in_the_background_outlives_its_process(stack: Stack, second: str) -> None:
+    """Nobody reads it, and whoever accepted it is dead: it is made all the same."""
+    reply = client_of(stack.url).responses.create(model="steady", input=LETTERS, background=True)
+    process = stack.process("api")
+    process.kill()
+    process.wait(LIMIT)
+    eventually(lambda: client_of(second).responses.retrieve(reply.id).status == "completed", what="the response")
+    assert client_of(second).responses.retrieve(reply.id).output_text == LETTERS
+    stack.start("api")
+    eventually(stack.ready, what="readiness")
+
+
+def test_a_response_is_cancelled_on_another_process(stack: Stack, second: str) -> None:
+    """While its stream is read on the first: that ends, and says what had been said."""
+    stream = client_of(stack.url).responses.create(model="steady", input="x" * 4000, background=True, stream=True)
+    first = list(itertools.islice(stream, 10))
+    id = first[0].response.id  # type: ignore[union-attr]
+    found = client_of(second).responses.cancel(id)
+    last = list(stream)[-1]
+    assert last.type == "response.failed"
+    assert (found.status, last.response.status) == ("cancelled", "cancelled")
+    assert 0 < len(found.output_text) < 4000
+    assert client_of(second).responses.cancel(id) == found
+    client_of(second).responses.delete(id)
+    eventually(lambda: stack_forgot(stack, id), what="the record's end")
+
+
+def stack_forgot(stack: Stack, response: str) -> bool:
+    """Whether nothing is left of the job behind a response."""
+    return httpx.get(f"{stack.url}/v1/jobs/{response.removeprefix('resp_')}", timeout=LIMIT).status_code == 404

@@ -1,0 +1,439 @@
+"""Responses through the official Python client, unchanged, against the real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+
+from tasks.errors import JobFailed, QueueFull
+from tasks.events import (
+    ChoiceEnded,
+    Event,
+    Failed,
+    FailureCode,
+    Finished,
+    FinishReason,
+    Queued,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolCallStarted,
+)
+from tasks.jobs import JobState, Lane
+from tasks.requests import ChatRequest, JsonSchema, Message, Tool, ToolCall, ToolChoice
+from tasks.store import KeptJob
+from tests.api.scripted import CANCELLED, END, JOB, TIMINGS, USAGE, Hold, Site, hello, site
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "weather",
+    "description": "Tells it.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "strict": True,
+}
+CALLS = (
+    Queued(),
+    Started("w", "b"),
+    ReasoningDelta("Hm."),
+    TextDelta("Let me see."),
+    ToolCallStarted(0, "call_a", "weather"),
+    ToolCallDelta(0, '{"city":'),
+    ToolCallDelta(0, '"Köln"}'),
+    ChoiceEnded(0, FinishReason.TOOL_CALLS),
+    END,
+)
+
+
+@pytest.fixture
+def client(place: Site) -> Iterator[openai.OpenAI]:
+    """A client that does not try again by itself."""
+    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=10) as client:
+        yield client
+
+
+def asked(place: Site) -> ChatRequest:
+    """What the relay was asked last."""
+    request = place.relay.calls[-1].request
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+def kept(place: Site, *events: Event, state: JobState = JobState.FINISHED) -> None:
+    """Have the last response be known as it stands after these events; without any, after all of its script."""
+    call = place.relay.calls[-1]
+    assert call.kept is not None
+    assert place.relay.rendering is not None
+    said = events or tuple(step for step in place.relay.script if isinstance(step, Event))
+    place.world.jobs.stored[JOB] = KeptJob(call.owner, call.kept.data, place.relay.rendering, state, said)
+
+
+def test_a_whole_response(client: openai.OpenAI, place: Site) -> None:
+    """Text, status, usage with its details, and what was asked for."""
+    reply = client.responses.create(
+        model="tiny", input="Hi", instructions="Be brief.", max_output_tokens=9, metadata={"a": "b"}
+    )
+    assert (reply.output_text, reply.status, reply.id) == ("Hello", "completed", f"resp_{JOB}")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == 15
+    assert reply.usage.input_tokens_details.cached_tokens == 4
+    assert reply.usage.output_tokens_details.reasoning_tokens == 0
+    assert (reply.error, reply.incomplete_details, reply.metadata, reply.instructions) == (
+        None,
+        None,
+        {"a": "b"},
+        "Be brief.",
+    )
+    assert asked(place).messages == (Message("system", "Be brief."), Message("user", "Hi"))
+    assert asked(place).max_tokens == 9
+    assert reply._request_id is not None
+
+
+def test_the_stream_helper(client: openai.OpenAI, place: Site) -> None:
+    """The client's own accumulator ends with the same response."""
+    place.relay.play(*CALLS)
+    with client.responses.stream(model="tiny", input="Weather?", tools=[WEATHER]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
+    assert final.output_text == "Let me see."
+    assert final.output[2].arguments == '{"city":"Köln"}'  # type: ignore[union-attr]
+    place.relay.play(*CALLS)
+    whole = client.responses.create(model="tiny", input="Weather?", tools=[WEATHER])
+    assert [item.id for item in whole.output] == [item.id for item in final.output]
+    assert whole.output_text == final.output_text
+
+
+def test_a_structured_answer(client: openai.OpenAI, place: Site) -> None:
+    """The schema reaches the model, and the client reads the answer by it."""
+
+    class City(pydantic.BaseModel):
+        name: str
+
+    place.relay.play(TextDelta('{"name":"Köln"}'), ChoiceEnded(0, FinishReason.STOP), END)
+    reply = client.responses.parse(model="tiny", input="Which?", text_format=City)
+    assert reply.output_parsed == City(name="Köln")
+    output = asked(place).output
+    assert isinstance(output, JsonSchema)
+    assert output.schema["properties"]["name"]["type"] == "string"
+    assert reply.text is not None
+    assert reply.text.format.type == "json_schema"  # type: ignore[union-attr]
+
+
+def test_tools_and_their_results(client: openai.OpenAI, place: Site) -> None:
+    """A turn with a thought, words and two calls is one turn of the model's; each result knows its tool."""
+    client.responses.create(
+        model="tiny",
+        input=[
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "Wea"}, {"type": "input_text", "text": "ther?"}],
+            },
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+            {"type": "message", "role": "assistant", "content": "Let me see."},
+            {"type": "function_call", "call_id": "a", "name": "weather", "arguments": '{"city":"Köln"}'},
+            {"type": "custom_tool_call", "call_id": "b", "name": "note", "input": 'say "x"'},
+            {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "Rain."}]},
+            {"type": "custom_tool_call_output", "call_id": "b", "output": "noted"},
+        ],
+        tools=[WEATHER, {"type": "custom", "name": "note"}, {"type": "web_search"}],
+        tool_choice={"type": "function", "name": "weather"},
+        parallel_tool_calls=False,
+    )
+    request = asked(place)
+    assert request.messages == (
+        Message("user", "Weather?"),
+        Message(
+            "assistant",
+            "Let me see.",
+            reasoning="Hm.",
+            tool_calls=(ToolCall("a", "weather", '{"city":"Köln"}'), ToolCall("b", "note", '{"input": "say \\"x\\""}')),
+        ),
+        Message("tool", "Rain.", name="weather", tool_call_id="a"),
+        Message("tool", "noted", name="note", tool_call_id="b"),
+    )
+    assert request.tools[0] == Tool("weather", "Tells it.", WEATHER["parameters"], strict=True)
+    assert [tool.name for tool in request.tools] == ["weather", "note"]
+    assert request.tool_choice == ToolChoice("required", ("weather",))
+    assert not request.parallel_tool_calls
+
+
+def test_tools_that_codex_sends(client: openai.OpenAI, place: Site) -> None:
+    """Free text and namespaces are functions to the model, and come back as the client named them."""
+    place.relay.play(
+        ToolCallStarted(0, "call_a", "apply_patch"),
+        ToolCallDelta(0, '{"input": "*** Begin'),
+        ToolCallDelta(0, ' Patch"}'),
+        ToolCallStarted(1, "call_b", "crm__find"),
+        ToolCallDelta(1, "{}"),
+        ChoiceEnded(0, FinishReason.TOOL_CALLS),
+        END,
+    )
+    tools: Any = [
+        {
+            "type": "custom",
+            "name": "apply_patch",
+            "format": {"type": "grammar", "syntax": "lark", "definition": "start: x"},
+        },
+        {
+            "type": "namespace",
+            "name": "crm",
+            "description": "Customers.",
+            "tools": [{"type": "function", "name": "find"}],
+        },
+    ]
+    events = list(client.responses.create(model="tiny", input="Go", tools=tools, stream=True))
+    final = events[-1].response  # type: ignore[union-attr]
+    custom, found = (item.to_dict() for item in final.output)
+    assert (custom["type"], custom["input"]) == ("custom_tool_call", "*** Begin Patch")
+    assert (found["type"], found["name"], found["namespace"]) == ("function_call", "find", "crm")
+    assert [event.delta for event in events if event.type == "response.custom_tool_call_input.delta"] == [
+        "*** Begin Patch"
+    ]
+    assert [tool.name for tool in asked(place).tools] == ["apply_patch", "crm__find"]
+    assert "start: x" in asked(place).tools[0].description
+    assert [tool.type for tool in final.tools] == ["custom", "namespace"]
+
+
+def test_thoughts_in_the_place_of_a_summary(client: openai.OpenAI, place: Site) -> None:
+    """For those who ask for one; else they are told as what they are."""
+    place.relay.play(ReasoningDelta("Hm."), TextDelta("Yes."), ChoiceEnded(0, FinishReason.STOP), END)
+    asking = client.responses.create(model="tiny", input="?", reasoning={"effort": "low", "summary": "auto"})
+    thought = asking.output[0].to_dict()
+    assert (thought["summary"], thought["content"]) == ([{"type": "summary_text", "text": "Hm."}], [])
+    assert asked(place).template_options == {"enable_thinking": True, "reasoning_effort": "low"}
+    plain = client.responses.create(model="tiny", input="?", reasoning={"effort": "none"})
+    thought = plain.output[0].to_dict()
+    assert (thought["summary"], thought["content"]) == ([], [{"type": "reasoning_text", "text": "Hm."}])
+    assert asked(place).template_options == {"enable_thinking": False}
+
+
+def test_log_probabilities(client: openai.OpenAI, place: Site) -> None:
+    """With as many likeliest tokens as were asked for."""
+    place.relay.play(TextDelta("é", 0, (TokenLogprob(b"\xc3\xa9", -0.5, ((b"\xc3\xa9", -0.5),)),)), END)
+    reply = client.responses.create(model="tiny", input="?", include=["message.output_text.logprobs"], top_logprobs=1)
+    told = reply.output[0].to_dict()["content"][0]["logprobs"]  # type: ignore[index]
+    one = {"token": "é", "bytes": [195, 169], "logprob": -0.5}
+    assert told == [one | {"top_logprobs": [one]}]
+    assert asked(place).logprobs == 1
+
+
+def test_an_answer_that_was_cut_off_is_incomplete(client: openai.OpenAI, place: Site) -> None:
+    """And says by what."""
+    place.relay.play(
+        TextDelta("Hel"), ChoiceEnded(0, FinishReason.LENGTH), Finished(FinishReason.LENGTH, USAGE, TIMINGS)
+    )
+    reply = client.responses.create(model="tiny", input="Hi", max_output_tokens=1)
+    assert reply.incomplete_details is not None
+    assert (reply.status, reply.incomplete_details.reason, reply.output_text) == (
+        "incomplete",
+        "max_output_tokens",
+        "Hel",
+    )
+    assert reply.output[0].status == "incomplete"  # type: ignore[union-attr]
+    events = list(client.responses.create(model="tiny", input="Hi", stream=True))
+    assert events[-1].type == "response.incomplete"
+
+
+def test_a_failure_in_mid_stream(client: openai.OpenAI, place: Site) -> None:
+    """Is the last event, and has what was said."""
+    place.relay.play(Started("w", "b"), TextDelta("Hel"), Failed(FailureCode.ENGINE_LOST, "The worker died."))
+    last = list(client.responses.create(model="tiny", input="Hi", stream=True))[-1]
+    assert last.type == "response.failed"
+    assert last.response.error is not None
+    assert (last.response.error.code, last.response.error.message) == ("engine_lost", "The worker died.")
+    assert (last.response.status, last.response.output_text) == ("failed", "Hel")
+
+
+def test_a_refusal_is_a_status(client: openai.OpenAI, place: Site) -> None:
+    """As with chats."""
+    place.relay.refuse(QueueFull("tiny", 64, 3.0))
+    with pytest.raises(openai.RateLimitError) as full:
+        client.responses.create(model="tiny", input="Hi")
+    assert full.value.code == "rate_limit_exceeded"
+
+
+def test_a_field_of_the_vocabulary_is_named_as_here(client: openai.OpenAI, place: Site) -> None:
+    """An engine that cannot do something names what the shared vocabulary calls it."""
+    place.relay.refuse(JobFailed("j", Failed(FailureCode.UNSUPPORTED, "No.", "output")))
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="tiny", input="Hi")
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "text.format")
+
+
+def test_a_response_in_the_background(client: openai.OpenAI, place: Site) -> None:
+    """Is there at once, waits for nobody, and is asked for until it has ended."""
+    reply = client.responses.create(model="tiny", input="Hi", background=True)
+    assert (reply.status, reply.output, reply.background) == ("queued", [], True)
+    call = place.relay.calls[-1]
+    assert (call.attended, call.commit_early, call.lane) == (False, False, Lane.BACKGROUND)
+    assert call.kept is not None
+    assert call.kept.ttl == 86_400
+    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answers[-1].known
+    kept(place, Queued(), state=JobState.QUEUED)
+    assert client.responses.retrieve(reply.id).status == "queued"
+    kept(place, Queued(), Started("w", "b"), TextDelta("Hel"), state=JobState.RUNNING)
+    found = client.responses.retrieve(reply.id)
+    assert (found.status, found.output_text) == ("in_progress", "Hel")
+    kept(place)
+    found = client.responses.retrieve(reply.id)
+    assert (found.status, found.output_text, found.model) == ("completed", "Hello", "tiny")
+
+
+def test_a_stream_that_is_gone_on_with(client: openai.OpenAI, place: Site) -> None:
+    """By the client's own means: behind the number it had come to."""
+    stream = client.responses.create(model="tiny", input="Hi", background=True, stream=True)
+    first = [next(stream) for _ in range(4)]
+    stream.close()
+    assert [event.type for event in first[:3]] == ["response.created", "response.queued", "response.in_progress"]
+    kept(place)
+    rest = list(client.responses.retrieve(f"resp_{JOB}", stream=True, starting_after=first[-1].sequence_number))
+    assert [event.sequence_number for event in first + rest] == list(range(len(first + rest)))
+    assert rest[-1].type == "response.completed"
+    with client.responses.stream(response_id=f"resp_{JOB}") as again:
+        assert again.get_final_response().output_text == "Hello"
+
+
+def test_what_cannot_be_streamed_again_says_so(client: openai.OpenAI, place: Site) -> None:
+    """Only a response that was made in the background, as a stream."""
+    client.responses.create(model="tiny", input="Hi", background=True)
+    kept(place)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.retrieve(f"resp_{JOB}", stream=True)
+    assert caught.value.param == "stream"
+
+
+def test_a_response_is_cancelled(client: openai.OpenAI, place: Site) -> None:
+    """One in the background; what had been said is there, and a second time changes nothing."""
+    place.relay.play(Queued(), Started("w", "b"), TextDelta("Hel"), CANCELLED)
+    client.responses.create(model="tiny", input="Hi", background=True)
+    kept(place, Queued(), Started("w", "b"), TextDelta("Hel"), state=JobState.RUNNING)
+    place.world.jobs.ended = lambda: kept(place, state=JobState.CANCELLED)
+    reply = client.responses.cancel(f"resp_{JOB}")
+    assert (reply.status, reply.output_text, reply.error) == ("cancelled", "Hel", None)
+    place.world.jobs.ended = lambda: pytest.fail("it had ended")
+    assert client.responses.cancel(f"resp_{JOB}").status == "cancelled"
+
+
+def test_only_what_is_in_the_background_is_cancelled(client: openai.OpenAI, place: Site) -> None:
+    """Whoever waits for an answer ends it by leaving."""
+    client.responses.create(model="tiny", input="Hi")
+    kept(place)
+    with pytest.raises(openai.BadRequestError):
+        client.responses.cancel(f"resp_{JOB}")
+
+
+def test_a_conversation_goes_on(client: openai.OpenAI, place: Site) -> None:
+    """With all that went before, but for the instructions of then."""
+    place.relay.play(*CALLS)
+    first = client.responses.create(model="tiny", input="Weather?", instructions="Be brief.", tools=[WEATHER])
+    kept(place)
+    place.relay.play(*hello())
+    client.responses.create(
+        model="tiny",
+        input=[{"type": "function_call_output", "call_id": "call_a", "output": "Rain."}],
+        previous_response_id=first.id,
+        instructions="Be long.",
+    )
+    assert asked(place).messages == (
+        Message("system", "Be long."),
+        Message("user", "Weather?"),
+        Message(
+            "assistant", "Let me see.", reasoning="Hm.", tool_calls=(ToolCall("call_a", "weather", '{"city":"Köln"}'),)
+        ),
+        Message("tool", "Rain.", name="weather", tool_call_id="call_a"),
+    )
+    kept(place)
+    items = list(client.responses.input_items.list(f"resp_{JOB}", order="asc", limit=2))
+    assert [item.type for item in items] == ["message", "reasoning", "message", "function_call", "function_call_output"]
+    newest = client.responses.input_items.list(f"resp_{JOB}", limit=1)
+    assert (newest.data[0].type, newest.has_more) == ("function_call_output", True)
+    assert len({item.id for item in items}) == 5
+
+
+def test_items_by_reference(client: openai.OpenAI, place: Site) -> None:
+    """As some clients send back what they were sent: the id alone."""
+    place.relay.play(*CALLS)
+    first = client.responses.create(model="tiny", input="Weather?")
+    kept(place)
+    client.responses.create(
+        model="tiny",
+        input=[{"role": "user", "content": "?"}, {"id": first.output[2].id}],  # type: ignore[list-item]
+    )
+    call = ToolCall("call_a", "weather", '{"city":"Köln"}')
+    assert asked(place).messages == (Message("user", "?"), Message("assistant", "", tool_calls=(call,)))
+    for unknown in (f"msg_{JOB}_9", f"msg_{JOB[::-1]}_0", "msg_1"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.responses.create(model="tiny", input=[{"type": "item_reference", "id": unknown}])
+        assert unknown in caught.value.message
+
+
+def test_what_has_not_ended_is_not_gone_on_with(client: openai.OpenAI, place: Site) -> None:
+    """Nobody knows yet what it says."""
+    client.responses.create(model="tiny", input="Hi", background=True)
+    kept(place, Queued(), state=JobState.QUEUED)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="tiny", input="And?", previous_response_id=f"resp_{JOB}")
+    assert caught.value.code == "previous_response_not_ended"
+
+
+def test_what_is_not_stored_is_not_there(client: openai.OpenAI, place: Site) -> None:
+    """Nor is what was deleted, nor what never was."""
+    client.responses.create(model="tiny", input="Hi", store=False)
+    assert place.relay.calls[-1].kept is None
+    client.responses.create(model="tiny", input="Hi")
+    kept(place)
+    client.responses.delete(f"resp_{JOB}")
+    for id in (f"resp_{JOB}", "resp_../../etc", "resp_", "x" * 200):
+        for ask in (
+            client.responses.retrieve,
+            client.responses.delete,
+            client.responses.cancel,
+            client.responses.input_items.list,
+        ):
+            with pytest.raises(openai.NotFoundError):
+                ask(id)
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.responses.create(model="tiny", input="Hi", previous_response_id=id)
+        assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+def test_a_response_is_its_owners() -> None:
+    """Another key learns nothing of it, by whichever way it asks."""
+    with site(api_keys=("mine", "other"), drain=0) as place:
+        mine, other = (
+            openai.OpenAI(base_url=place.url + "/v1", api_key=key, max_retries=0) for key in ("mine", "other")
+        )
+        with mine, other:
+            mine.responses.create(model="tiny", input="Hi", background=True, stream=True).close()
+            kept(place)
+            id = f"resp_{JOB}"
+            for ask in (
+                lambda: other.responses.retrieve(id),
+                lambda: list(other.responses.retrieve(id, stream=True)),
+                lambda: other.responses.cancel(id),
+                lambda: other.responses.delete(id),
+                lambda: other.responses.input_items.list(id),
+                lambda: other.responses.create(model="tiny", input="And?", previous_response_id=id),
+                lambda: other.responses.create(model="tiny", input=[{"id": f"msg_{JOB}_0", "type": "item_reference"}]),
+            ):
+                with pytest.raises(openai.NotFoundError):
+                    ask()
+            assert mine.responses.retrieve(id).status == "completed"
+
+
+def test_a_client_that_leaves_ends_what_it_waited_for(place: Site) -> None:
+    """Its response is a job that somebody waits for."""
+    place.relay.play(Hold())
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0, timeout=0.3)
+    with client, pytest.raises(openai.APITimeoutError):
+        client.responses.create(model="tiny", input="Hi")
+    assert place.relay.answer().closed.wait(5)
+    assert place.relay.calls[-1].attended
