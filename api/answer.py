@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.errors import JobFailed, JobNotFound, QueueUnavailable
-from tasks.events import TERMINAL, Event, Failed, FailureCode, Mark, Numbered, Queued, Started
+from tasks.events import TERMINAL, Event, Failed, FailureCode, Mark, Numbered, Queued, Started, Unreadable
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.reader import BELL, Forgotten, Reader
@@ -204,6 +204,10 @@ class Answer:
                 # back to, so that is left to them, and to its grace.
                 self._forgotten = self._read is None
                 yield Numbered(0, Failed(FailureCode.ENGINE_LOST, FORGOTTEN))
+                return
+            except Unreadable as error:
+                log.error("an answer is not understood: %s", error, extra={"job": self.job})
+                yield Numbered(0, Failed(FailureCode.UNREADABLE, str(error)))
                 return
             except (*UNREACHABLE, QueueUnavailable) as error:
                 if loop.time() - up > OUTAGE_PATIENCE:

@@ -31,7 +31,7 @@ from tasks.errors import (
     TasksError,
     UnknownModel,
 )
-from tasks.events import Failed, FailureCode
+from tasks.events import Failed, FailureCode, Unreadable
 from tasks.jobs import Room
 
 log = logging.getLogger("rockchipllama.api")
@@ -242,6 +242,9 @@ def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
             log.warning("a request was refused without the queue: %s", error.detail)
         return respond(of_error(error), renderer_of(request.scope))
 
+    async def unreadable(request: Request, error: Exception) -> Response:
+        return respond(of_failed(Failed(FailureCode.UNREADABLE, str(error))), renderer_of(request.scope))
+
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return respond(of_http(error, request.method, request.url.path), renderer_of(request.scope))
@@ -257,6 +260,7 @@ def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
 
     app.add_exception_handler(HttpProblem, problem)
     app.add_exception_handler(TasksError, tasks_error)
+    app.add_exception_handler(Unreadable, unreadable)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(ClientGone, gone)

@@ -17,7 +17,7 @@ from npu.errors import (
     SamplingRefused,
     TemplateFailed,
 )
-from tasks import requests
+from tasks import events, requests
 from tasks.events import Failed, FailureCode
 
 CODES: dict[type[NpuError], FailureCode] = {
@@ -51,7 +51,7 @@ def failure(error: Exception) -> Failed:
         param = error.field if isinstance(error, SamplingRefused) else None
         message = without_folders(str(error)) if kind in _OF_FILES else str(error)
         return Failed(CODES[kind], message, param)
-    if isinstance(error, requests.Unreadable):
+    if isinstance(error, requests.Unreadable | events.Unreadable):
         return Failed(FailureCode.UNREADABLE, str(error))
     return Failed(
         FailureCode.INTERNAL,

@@ -6,7 +6,7 @@ import pytest
 
 from npu import errors
 from npu.errors import AdapterMissing, ContextTooLong, NpuError, SamplingRefused
-from tasks import requests
+from tasks import events, requests
 from tasks.events import Failed, FailureCode
 from tasks.prompting.failures import CODES, failure, without_folders
 
@@ -57,6 +57,7 @@ def test_each_error_becomes_a_failure(kind: type[NpuError]) -> None:
         (errors.SamplingRefused("seed", "x"), FailureCode.UNSUPPORTED),
         (errors.EngineFailed("x"), FailureCode.ENGINE_FAILED),
         (requests.Unreadable("x"), FailureCode.UNREADABLE),
+        (events.Unreadable("x"), FailureCode.UNREADABLE),
         (ZeroDivisionError("x"), FailureCode.INTERNAL),
     ],
     ids=lambda value: type(value).__name__,

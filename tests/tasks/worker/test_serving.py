@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import redis
 
@@ -20,7 +21,7 @@ from npu.model import Model
 from tasks import keys, roster
 from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.connection import connect, connect_async
-from tasks.events import FailureCode, TextDelta
+from tasks.events import EVENTS_VERSION, FailureCode, TextDelta
 from tasks.jobs import JobState, JobView, Lane, new_job_id
 from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
@@ -459,6 +460,27 @@ def test_an_engine_that_cannot_read_its_files_is_no_outage(make: Make) -> None:
     found = place.until(job, JobState.FAILED)
     assert found.error is not None and found.error.code is FailureCode.INTERNAL
     assert found.attempts == 1
+
+
+@pytest.mark.parametrize("where", ["request", "events"])
+def test_what_a_later_version_wrote_fails_its_job_and_nothing_else(make: Make, where: str) -> None:
+    """In words, and once: a request of an unknown kind, and an answer that was begun with an event of one."""
+    place = make()
+    job = place.accept("hi")
+    if where == "request":
+        place.client.hset(keys.job(job), "request", b'{"type":"telepathy"}')
+    else:
+        event = msgspec.msgpack.encode([EVENTS_VERSION, [["teleported", 1]]])
+        place.client.xadd(keys.events(job), {"e": event}, id="2-7")
+        place.client.hset(keys.job(job), "sent", "1")
+    place.call()
+    error = place.until(job, JobState.FAILED).error
+    assert error is not None and error.code is FailureCode.UNREADABLE
+    assert "version" in error.message or "cannot be read" in error.message
+    assert place.view(job).attempts == 1
+    after = place.accept("and on")
+    place.call()
+    place.until(after, JobState.FINISHED)
 
 
 def test_a_broken_engine_is_tried_again_while_nothing_was_said(make: Make) -> None:
