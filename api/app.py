@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from api import docs_page, errors, health, job_events, jobs, openai, queues
+from api import docs_page, errors, health, job_events, jobs, ollama, openai, queues
 from api.auth import Auth
 from api.drain import Drain
 from api.errors import Renderer
@@ -26,7 +26,7 @@ from api.settings import ApiSettings
 from api.version import VERSION
 from tasks.settings import TaskSettings
 
-FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT)
+FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT, ollama.FRONT)
 """Every dialect that is spoken. A path that none claims for itself is answered by the first."""
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[Services]]

@@ -18,7 +18,7 @@ from tasks.api_keys import EVERY_SCOPE, ApiKey, digest_of
 from tasks.api_keys import Scope as KeyScope
 from tasks.errors import QueueUnavailable
 
-OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/docs", "/openapi.json"})
+OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/api/version", "/docs", "/openapi.json"})
 """What answers anybody: whether the service is up, and what it would answer."""
 OPEN_BELOW = "/docs/"
 

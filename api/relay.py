@@ -14,7 +14,7 @@ import redis.asyncio
 
 from api.answer import Answer, Waiting
 from tasks import keys
-from tasks.commands import Commander, Load, Prepare
+from tasks.commands import Commander, Load, Prepare, Unload
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,
@@ -43,6 +43,10 @@ RESTART_PATIENCE = 10.0
 """Seconds a board's agent may take to be there again after it died."""
 BREATH_PATIENCE = BREATH + 1.0
 """Seconds a board may take to breathe again after Redis came back, which remembers no breaths."""
+LOADED_PATIENCE = 600.0
+"""Seconds whoever asked for nothing but a load waits for its end."""
+UNLOAD_PATIENCE = 60.0
+"""Seconds a board may take to stop a worker, whose job in hand gets some to end."""
 PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
 
@@ -162,6 +166,26 @@ class Relay:
         answer.rendering = attended.rendering
         answer.grace = attended.grace
         return answer, attended
+
+    async def load(self, status: ModelStatus) -> None:
+        """Have a board load the model, and wait until it is loaded. Raises `ModelDown`, `QueueUnavailable`."""
+        if status.loaded:
+            return
+        await self._load(status)
+        now = asyncio.get_running_loop().time
+        begun, seen = now(), False
+        while not status.loaded:
+            if now() - begun > (LOADED_PATIENCE if status.loading else LOAD_PATIENCE) or (seen and not status.loading):
+                raise ModelDown(status.card.id, "it was not loaded; the log of its board says why.")
+            seen |= status.loading
+            await asyncio.sleep(0.1)
+            await self._roster.refresh()
+            status = self._roster.resolve(status.card.id)
+
+    async def unload(self, model: str) -> None:
+        """Have every board that has a worker of the model stop it. Raises `CommandFailed`, `QueueUnavailable`."""
+        boards = {worker.board for worker in self._roster.workers(model)}
+        await asyncio.gather(*(self._commander.ask(board, Unload(model), UNLOAD_PATIENCE) for board in boards))
 
     def _new_reader(self) -> str:
         """A name for one more that reads in this process."""

@@ -45,6 +45,7 @@ class UnknownModel(Refused):
     def __init__(self, name: str, nearest: str | None = None, refused: tuple[str, str] | None = None) -> None:
         self.name = name
         self.nearest = nearest
+        self.refused = refused
         shown = name if len(name) <= 100 else name[:100] + "…"
         if refused is not None:
             board, why = refused

@@ -101,8 +101,6 @@ class Preparer:
         for field in ("tools", "output", "thinking_budget", "logprobs"):
             if getattr(request, field, None) not in (None, ()):
                 raise SamplingRefused(field, "no engine here can do that yet")
-        if request.overflow != "refuse":
-            raise SamplingRefused("overflow", "no turns are left out here yet")
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
             raise AdapterMissing(self._model.id, request.adapter)
         prompts: tuple[Prompt, ...]
@@ -232,9 +230,10 @@ class Preparer:
         max_tokens = request.max_tokens
         if not tokens:
             raise PromptRefused("The prompt is empty: there is nothing to continue. Send at least one token.")
-        room = self._context_length - len(tokens)
+        context = min(self._context_length, request.context_limit or self._context_length)
+        room = context - len(tokens)
         if room < 1:
-            raise ContextTooLong(len(tokens), max_tokens, self._context_length)
+            raise ContextTooLong(len(tokens), max_tokens, context)
         most = min(max_tokens, room) if max_tokens is not None else room
         return Prompt(tokens=tokens, max_tokens=most, adapter=request.adapter)
 

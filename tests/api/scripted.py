@@ -160,6 +160,8 @@ class ScriptedRelay(Relay):
         self.rendering: Rendering | None = None
         self.read: Mark | None = None
         self.calls: list[Asked] = []
+        self.told: list[tuple[Any, ...]] = []
+        """What boards were told to do, in words."""
         self.answers: list[ScriptedAnswer] = []
         self.holding = threading.Event()
         self.start_cancelled = threading.Event()
@@ -171,6 +173,7 @@ class ScriptedRelay(Relay):
         self.refusal = None
         self.waiting = waiting
         self.calls.clear()
+        self.told.clear()
         self.answers.clear()
         self.answered = threading.Semaphore(0)
         self.holding.clear()
@@ -216,6 +219,12 @@ class ScriptedRelay(Relay):
         self.answers.append(answer)
         self.answered.release()
         return answer
+
+    async def load(self, status: ModelStatus) -> None:
+        self.told.append(("load", status.card.id))
+
+    async def unload(self, model: str) -> None:
+        self.told.append(("unload", model))
 
     async def resume(self, job: str, read: Mark | None = None) -> tuple[Answer, Attended]:
         if job != JOB:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from api.app import FRONTS
 from tests.api.scripted import Site
 
 
@@ -38,3 +39,12 @@ def test_the_description_knows_the_bodies(place: Site) -> None:
     assert {"messages", "temperature", "stop", "logit_bias"} <= set(schemas["ChatCompletionBody"]["properties"])
     for reference in set(re.findall(r"#/components/schemas/(\w+)", place.http.get("/openapi.json").text)):
         assert reference in schemas
+
+
+def test_no_two_bodies_share_a_name() -> None:
+    """What one front calls a shape no other may, or the page would show it in the wrong place."""
+    named: dict[str, object] = {}
+    for shape in (shape for front in FRONTS for shape in front.shapes):
+        schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name, part in [*schema.pop("$defs", {}).items(), (shape.__name__, schema)]:
+            assert named.setdefault(name, part) == part, name

@@ -48,6 +48,9 @@ def test_every_front_says_every_failure(code: FailureCode, front: object) -> Non
     assert "It broke." in bytes(reply.body).decode()
     assert reply.headers["x-job-id"] == "job"
     error = json.loads(bytes(reply.body))["error"]
+    if front.name == "ollama":  # type: ignore[attr-defined]
+        assert error == "It broke."
+        return
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["code"], str)
 

@@ -133,7 +133,7 @@ def test_events_are_shown_with_names(place: Site) -> None:
     place.world.jobs.said = (Queued(), Started("w", "b"), TextDelta("Hi"), END)
     reply = place.http.get(f"/v1/jobs/{JOB}/events?after=2", headers={"accept": "application/json"})
     page = reply.json()
-    assert page["data"][0] == {"id": 3, "type": "text", "text": "Hi", "choice": 0}
+    assert page["data"][0] == {"id": 3, "type": "text", "text": "Hi", "choice": 0, "logprobs": []}
     assert (page["data"][1]["type"], page["data"][1]["usage"]["completion_tokens"]) == ("finished", 3)
     assert (page["has_more"], page["ended"], len(page["data"])) == (False, True, 2)
     assert isinstance(END.usage, Usage)

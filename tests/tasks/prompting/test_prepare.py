@@ -358,7 +358,6 @@ def test_a_prompt_is_counted_whether_or_not_it_fits() -> None:
         ("output", JsonObject()),
         ("thinking_budget", 0),
         ("logprobs", 0),
-        ("overflow", "truncate"),
     ],
 )
 def test_what_no_engine_does_yet_is_refused_by_name(field: str, value: Any) -> None:

@@ -1,0 +1,22 @@
+"""The Ollama front."""
+
+from api.fronts import Front
+from api.ollama.model_routes import router as model_router
+from api.ollama.problems import render
+from api.ollama.routes import SHAPES, router
+from api.ollama.schemas import ShowBody
+from api.ollama.translate.kept import NAME, writer_of
+
+router.include_router(model_router)
+
+FRONT = Front(
+    name=NAME,
+    router=router,
+    owns=lambda scope: scope["path"].startswith("/api/"),
+    render=render,
+    writer=writer_of,
+    shapes=(*SHAPES, ShowBody),
+    # A full queue is a server that is busy, in this dialect.
+    statuses={429: 503},
+    lines=True,
+)

@@ -1,0 +1,67 @@
+"""The routes of the Ollama front that tell of the server and its models."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.body import read_body
+from api.errors import HttpProblem, Problem
+from api.needs import services_of
+from api.ollama.problems import named
+from api.ollama.routes import json_response, takes
+from api.ollama.schemas import ShowBody
+from api.ollama.translate import models
+from api.version import VERSION
+
+router = APIRouter(tags=["Ollama"])
+
+OLLAMA_VERSION = "0.13.5"
+"""The release of Ollama whose API this is; clients go by it when they choose what to ask for."""
+
+
+@router.get("/api/version", summary="Which API this is")
+async def version(http: Request) -> Response:
+    """The version of Ollama's API, and of this server."""
+    return json_response({"version": OLLAMA_VERSION, "rockchipllama": VERSION})
+
+
+@router.get("/api/status", include_in_schema=False)
+async def status(http: Request) -> Response:
+    """Nothing here is in anybody's cloud."""
+    return json_response({"cloud": {"disabled": True, "source": "config"}})
+
+
+@router.get("/api/tags", summary="List the models")
+async def tags(http: Request) -> Response:
+    """Every model that a board has announced, alone and with each of its adapters, the newest first."""
+    roster = services_of(http)["roster"]
+    if not roster.models():
+        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
+    known = sorted(roster.models(), key=lambda each: -each.card.created)
+    return json_response({"models": [models.listed(each) for one in known for each in (one, *one.adapted())]})
+
+
+@router.get("/api/ps", summary="List the loaded models")
+async def ps(http: Request) -> Response:
+    """Every model that is loaded."""
+    loaded = [each for each in services_of(http)["roster"].models() if each.loaded]
+    return json_response({"models": [models.running(each, None) for each in loaded]})
+
+
+@router.post("/api/show", summary="Show a model", openapi_extra=takes(ShowBody))
+async def show(http: Request) -> Response:
+    """What is known of one model."""
+    body = await read_body(http, ShowBody)
+    return json_response(models.shown(await named(http, body.called)))
+
+
+@router.post("/api/push", include_in_schema=False)
+@router.post("/api/me", include_in_schema=False)
+@router.post("/api/signout", include_in_schema=False)
+async def elsewhere(http: Request) -> Response:
+    """What needs an account with somebody."""
+    raise HttpProblem(
+        Problem(501, "not_offered", f"{http.url.path} is not offered: this server has no account with anybody")
+    )

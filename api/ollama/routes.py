@@ -1,0 +1,168 @@
+"""The routes of the Ollama front that have a model answer: read, translate, relay, frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answer import Answer
+from api.auth import require
+from api.body import read_body
+from api.delivery import begin, headers_of, while_connected, whole
+from api.drain import close
+from api.errors import invalid, unsupported
+from api.framing import AnswerStream
+from api.needs import drain_of, services_of, settings_of
+from api.ollama.problems import named
+from api.ollama.schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
+from api.ollama.translate import chat, embeddings, generate
+from api.ollama.translate.answer import Head, now
+from api.ollama.translate.kept import keep, writer_of
+from api.ollama.translate.lines import LineWriter
+from api.ollama.translate.models import capabilities
+from tasks.api_keys import Scope
+from tasks.events import Finished, Reply
+from tasks.requests import EmbedRequest
+from tasks.requests import Request as JobRequest
+from tasks.roster import ModelStatus
+
+router = APIRouter(tags=["Ollama"])
+SHAPES: tuple[type[BaseModel], ...] = (ChatBody, GenerateBody, EmbedBody, EmbeddingsBody)
+
+
+def takes(shape: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI page says of a route's body, which the route reads itself."""
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post("/api/chat", summary="Answer a chat", openapi_extra=takes(ChatBody))
+async def answer_chat(http: Request) -> Response:
+    """Answer a conversation, streamed unless told otherwise; without messages load or unload the model."""
+    body = await read_body(http, ChatBody)
+    status = await named(http, body.model)
+    head = Head(body.model, now())
+    if not body.messages:
+        return json_response(chat.loaded(head, await _load_or_unload(http, status, body.keep_alive)))
+    _check(status, body)
+    if body.tools and "tools" not in capabilities(status):
+        raise unsupported("tools", f'"{body.model}" does not support tools')
+    if any(message.images for message in body.messages):
+        raise _no_images(body.model)
+    return await _answer(http, body, chat.to_request(body), head, chat.ChatWriter)
+
+
+@router.post("/api/generate", summary="Answer a prompt", openapi_extra=takes(GenerateBody))
+async def answer_prompt(http: Request) -> Response:
+    """Answer one prompt, streamed unless told otherwise; without a prompt load or unload the model."""
+    body = await read_body(http, GenerateBody)
+    status = await named(http, body.model)
+    head = Head(body.model, now())
+    if not body.prompt and not body.suffix:
+        return json_response(generate.loaded(head, await _load_or_unload(http, status, body.keep_alive)))
+    _check(status, body)
+    if body.suffix:
+        raise unsupported("suffix", f'"{body.model}" does not support insert')
+    if body.images:
+        raise _no_images(body.model)
+    if body.template:
+        raise unsupported("template", "template is not supported: the model's own chat template is used")
+    if body.raw:
+        return await _answer(http, body, generate.to_completion(body), head, generate.GenerateWriter)
+    if not status.card.chat:
+        if body.system or body.context:
+            raise unsupported(
+                "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'
+            )
+        return await _answer(http, body, generate.to_completion(body), head, generate.GenerateWriter)
+    before = generate.turns(body)
+    head = Head(head.model, head.created, before)
+    return await _answer(http, body, generate.to_chat(body, before), head, generate.GenerateWriter)
+
+
+@router.post("/api/embed", summary="Embed texts", openapi_extra=takes(EmbedBody))
+async def embed(http: Request) -> Response:
+    """The vectors of texts."""
+    body = await read_body(http, EmbedBody)
+    await named(http, body.model)
+    if not body.input:
+        return json_response({"model": body.model, "embeddings": []})
+    answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
+    return json_response(embeddings.whole(body, reply, end), headers_of(answer))
+
+
+@router.post("/api/embeddings", summary="Embed one text, the older way", openapi_extra=takes(EmbeddingsBody))
+async def embed_one(http: Request) -> Response:
+    """The vector of one text."""
+    body = await read_body(http, EmbeddingsBody)
+    await named(http, body.model)
+    if not body.prompt:
+        return json_response({"embedding": []})
+    answer, reply, _ = await _read(http, body.model, EmbedRequest((body.prompt,)))
+    return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
+
+
+def json_response(value: Any, headers: dict[str, str] | None = None) -> Response:
+    """A whole answer."""
+    return Response(msgspec.json.encode(value), headers=headers, media_type="application/json")
+
+
+def _check(status: ModelStatus, body: GenerationBody) -> None:
+    """Refuse what would be ignored otherwise, in Ollama's words."""
+    if body.think and "thinking" not in capabilities(status):
+        raise unsupported("think", f'"{body.model}" does not support thinking')
+
+
+def _no_images(model: str) -> Exception:
+    return invalid(f'"{model}" does not support images: it reads text only', "images", "unsupported_content")
+
+
+async def _load_or_unload(http: Request, status: ModelStatus, keep_alive: float | None) -> str:
+    """Do it, and say in a word what was done."""
+    require(http, Scope.INFERENCE)
+    relay = services_of(http)["relay"]
+    if keep_alive == 0:
+        await while_connected(http, relay.unload(status.card.id))
+        return "unload"
+    await while_connected(http, relay.load(status))
+    return "load"
+
+
+async def _read(http: Request, model: str, request: JobRequest) -> tuple[Answer, Reply, Finished]:
+    """Have a model read something, and wait for what comes of it."""
+    answer = await begin(http, model, request, stream=False)
+    try:
+        return answer, *await whole(http, answer)
+    except BaseException:
+        await close(answer)
+        raise
+
+
+async def _answer(
+    http: Request, body: GenerationBody, request: JobRequest, head: Head, writer: type[LineWriter]
+) -> Response:
+    answer = await begin(
+        http, body.model, request, stream=body.stream, rendering=lambda job, status: keep(writer, head)
+    )
+    try:
+        return await _deliver(http, answer, stream=body.stream)
+    except BaseException:
+        # Until a response has taken it over, the answer is ours to close.
+        await close(answer)
+        raise
+
+
+async def _deliver(http: Request, answer: Answer, *, stream: bool) -> Response:
+    assert answer.rendering is not None
+    writer = writer_of(answer.rendering.head)
+    headers = headers_of(answer)
+    if stream:
+        stalled = settings_of(http).stalled_client
+        return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=stalled, lines=True)
+    reply, end = await whole(http, answer)
+    return json_response(writer.whole(reply, end), headers)
