@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
+from npu.constraint import Constraint
+
 Outcome = TypeVar("Outcome", covariant=True)
 
 
@@ -24,7 +26,8 @@ class Prompt:
     """Token ids ready to run; nothing below this point renders a template.
 
     `max_tokens` is settled (at least 1), and `len(tokens) + max_tokens` fits into the context. `adapter` is the name of
-    the model's LoRA adapter that is to speak; None is the model alone.
+    the model's LoRA adapter that is to speak; None is the model alone. The last `said` of the tokens are the beginning of the
+    answer, which goes on behind them: what it is held to holds for them as well.
 
     Instead of tokens there is a `turn` where only the runtime knows how to make them (`HiddenTokenizer`). Then nobody knows
     how many they are.
@@ -34,6 +37,7 @@ class Prompt:
     max_tokens: int
     adapter: str | None = None
     turn: Turn | None = None
+    said: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Sampling:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p`, `typical_p` 1 mean no limit. `repeat_last_n` counts tokens
     (0 none, -1 the whole context). `seed` None lets the engine choose one. `mirostat` is 0 (off), 1 or 2.
-    `logit_bias` maps a token id to what is added to its logit.
+    `logit_bias` maps a token id to what is added to its logit. `constraint` is what the answer is held to, None nothing.
+    `logprobs` asks for each piece's log probability and those of so many likeliest tokens; None is without any.
     """
 
     temperature: float = 1.0
@@ -60,17 +65,23 @@ class Sampling:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    constraint: Constraint | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One generated token: its id, and the bytes it adds to the text.
 
-    The bytes may be empty and may end inside a UTF-8 character.
+    The bytes may be empty and may end inside a UTF-8 character. `logprob` is the natural logarithm of the model's own chance
+    for it, before any sampling field; `top` are the likeliest tokens at its place with theirs, the likeliest first. Both are
+    there where `Sampling.logprobs` asks for them.
     """
 
     token: int
     data: bytes
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Ability(StrEnum):

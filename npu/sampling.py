@@ -29,6 +29,9 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
         value = getattr(sampling, name)
         if not isfinite(value) or not low <= value <= high:
             raise SamplingRefused(name, f"{value} is not between {low} and {high}")
+    for name in ("constraint", "logprobs"):
+        if getattr(sampling, name) is not None:
+            raise SamplingRefused(name, "this engine cannot do it yet")
     for token, bias in sampling.logit_bias.items():
         if not 0 <= token < vocabulary_size:
             raise SamplingRefused(

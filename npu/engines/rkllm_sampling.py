@@ -9,7 +9,7 @@ from npu.errors import SamplingRefused
 from npu.rkllm.abi import Capabilities, NativeSampling
 
 _NEUTRAL = Sampling()
-_OURS_ONLY = ("seed", "min_p", "typical_p", "logit_bias", "ignore_eos", "repeat_last_n")
+_OURS_ONLY = ("seed", "min_p", "typical_p", "logit_bias", "ignore_eos", "repeat_last_n", "constraint", "logprobs")
 """What the runtime has no number for, a look-back window other than its own among it."""
 _PENALTY = 2.0
 """The runtime's own bound for frequency and presence penalties, in both directions."""

@@ -33,6 +33,8 @@ CODES: dict[type[NpuError], FailureCode] = {
     EngineFailed: FailureCode.ENGINE_FAILED,
 }
 
+PARAMS = {"constraint": "output"}
+"""Fields of `Sampling` that a request has by another name."""
 
 _OF_FILES = frozenset({ModelRefused, OutOfMemory, RuntimeNotFound, RuntimeRefused, AdapterMissing, EngineFailed})
 """What may name a file of the board; the others repeat what the client itself has sent."""
@@ -48,7 +50,7 @@ def failure(error: Exception) -> Failed:
     """The failure that `error` is to a client. What no map knows is a defect of ours, and says no more than that."""
     if isinstance(error, NpuError):
         kind = next((kind for kind in type(error).__mro__ if kind in CODES), EngineFailed)
-        param = error.field if isinstance(error, SamplingRefused) else None
+        param = PARAMS.get(error.field, error.field) if isinstance(error, SamplingRefused) else None
         message = without_folders(str(error)) if kind in _OF_FILES else str(error)
         return Failed(CODES[kind], message, param)
     if isinstance(error, requests.Unreadable | events.Unreadable):

@@ -8,11 +8,14 @@ from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
+from npu import constraint
 from npu.chat_template import ChatTemplate
+from npu.constraint import Constraint, Form
 from npu.engine import Ability, Prompt, Sampling, Tokenizer, Turn
 from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, SamplingRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
+from tasks import requests
 from tasks.errors import AbilityMissing
 from tasks.requests import (
     ChatRequest,
@@ -20,6 +23,7 @@ from tasks.requests import (
     EmbedRequest,
     GenerateRequest,
     Message,
+    OutputFormat,
     Request,
     RerankRequest,
     SamplingOptions,
@@ -98,7 +102,7 @@ class Preparer:
                 assert_never(request)
 
     def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
-        for field in ("tools", "output", "thinking_budget", "logprobs"):
+        for field in ("tools", "thinking_budget"):
             if getattr(request, field, None) not in (None, ()):
                 raise SamplingRefused(field, "no engine here can do that yet")
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
@@ -121,7 +125,9 @@ class Preparer:
                     )
         return Prepared(
             prompts=prompts,
-            sampling=self._model.sampling(**_given(request.sampling)),
+            sampling=self._model.sampling(
+                **_given(request.sampling), constraint=_constraint(request), logprobs=request.logprobs
+            ),
             stop=tuple(dict.fromkeys((*request.stop, *self._model.stop))),
             n=request.n,
             echoes=echoes,
@@ -236,6 +242,31 @@ class Preparer:
             raise ContextTooLong(len(tokens), max_tokens, context)
         most = min(max_tokens, room) if max_tokens is not None else room
         return Prompt(tokens=tokens, max_tokens=most, adapter=request.adapter)
+
+
+def _constraint(request: GenerateRequest) -> Constraint | None:
+    if request.output is None:
+        return None
+    if isinstance(request, ChatRequest) and request.continue_last:
+        raise PromptRefused(
+            "An answer that the client has begun cannot be held to a format: what it is held to would have to begin in the "
+            "middle. Leave out either the beginning or the format."
+        )
+    return Constraint(_form(request.output))
+
+
+def _form(output: OutputFormat) -> Form:
+    match output:
+        case requests.JsonObject():
+            return constraint.JsonObject()
+        case requests.JsonSchema(schema):
+            return constraint.JsonSchema(schema)
+        case requests.Regex(pattern):
+            return constraint.Regex(pattern)
+        case requests.Grammar(text, syntax):
+            return constraint.Gbnf(text) if syntax == "gbnf" else constraint.Lark(text)
+        case _:
+            assert_never(output)
 
 
 def _given(options: SamplingOptions) -> dict[str, Any]:

@@ -124,7 +124,9 @@ class _Answer:
                 "A part of this answer was sent, and its model has no tokenizer.json beside it, so nobody but the NPU's runtime "
                 "knows the prompt's tokens, and it cannot be gone on with. Ask again."
             )
-        prompt = replace(self._prompt, tokens=[*self._prompt.tokens, *said], max_tokens=left) if said else self._prompt
+        prompt = self._prompt
+        if said:
+            prompt = replace(prompt, tokens=[*prompt.tokens, *said], max_tokens=left, said=len(said))
 
         def prefilled(tokens: int) -> None:
             self._prefilled = tokens

@@ -98,3 +98,8 @@ def test_files_are_told_to_clients_without_their_folders() -> None:
     assert without_folders(why) == told
     assert failure(AdapterMissing("tiny", "poet", why)).message.endswith(told)
     assert failure(errors.PromptRefused(why)).message == why  # the client's own words
+
+
+def test_a_field_is_named_as_the_request_has_it() -> None:
+    """And not as the engine calls it."""
+    assert failure(SamplingRefused("constraint", "no")).param == "output"

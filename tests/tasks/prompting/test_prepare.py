@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from npu import constraint
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling, Turn
 from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
@@ -20,8 +21,12 @@ from tasks.requests import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
+    Grammar,
     JsonObject,
+    JsonSchema,
     Message,
+    OutputFormat,
+    Regex,
     RerankRequest,
     SamplingOptions,
     Tool,
@@ -190,7 +195,7 @@ def test_every_option_of_a_request_has_its_place_in_the_sampling() -> None:
     }
     settled = preparer().prepare(chat("hi", sampling=SamplingOptions(**values))).sampling
     assert {name: getattr(settled, name) for name in values} == values
-    assert set(values) == set(Sampling.__dataclass_fields__)
+    assert set(values) | {"constraint", "logprobs"} == set(Sampling.__dataclass_fields__)
 
 
 def test_stop_sequences_of_request_and_model_are_one_list() -> None:
@@ -355,9 +360,7 @@ def test_a_prompt_is_counted_whether_or_not_it_fits() -> None:
     ("field", "value"),
     [
         ("tools", (Tool("f"),)),
-        ("output", JsonObject()),
         ("thinking_budget", 0),
-        ("logprobs", 0),
     ],
 )
 def test_what_no_engine_does_yet_is_refused_by_name(field: str, value: Any) -> None:
@@ -365,3 +368,27 @@ def test_what_no_engine_does_yet_is_refused_by_name(field: str, value: Any) -> N
     with pytest.raises(SamplingRefused) as refused:
         preparer().prepare(chat("hi", **{field: value}))
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("output", "form"),
+    [
+        (JsonObject(), constraint.JsonObject()),
+        (JsonSchema({"type": "string"}), constraint.JsonSchema({"type": "string"})),
+        (Regex("[ab]+"), constraint.Regex("[ab]+")),
+        (Grammar('root ::= "a"', "gbnf"), constraint.Gbnf('root ::= "a"')),
+        (Grammar('start: "a"', "lark"), constraint.Lark('start: "a"')),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_an_answer_is_held_to_reaches_the_engine(output: OutputFormat, form: constraint.Form) -> None:
+    """In the words of the engines, of chats and of plain texts."""
+    for request in (chat("hi", output=output), CompletionRequest(prompts=("hi",), output=output)):
+        sampling = preparer().prepare(request).sampling
+        assert sampling.constraint == constraint.Constraint(form)
+
+
+def test_an_answer_begun_by_the_client_is_held_to_no_format() -> None:
+    """What was begun is not the model's, and a format that begins in its middle cannot be said."""
+    with pytest.raises(PromptRefused, match="format"):
+        preparer().prepare(chat("hi", output=JsonObject(), continue_last=True))

@@ -1,0 +1,89 @@
+"""What an answer can be held to while it is made, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """One JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """JSON that fits a schema."""
+
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """A text that fits a regular expression from its beginning to its end."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """A text that fits a grammar written for Lark, as llguidance reads it; it begins with the rule `start`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gbnf:
+    """A text that fits a grammar written for llama.cpp; it begins with the rule `root`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A part of a text that begins and ends with given words, between which stands what fits `form`.
+
+    `trigger` is what `begin` begins with: once it is written, one of the calls with this trigger has to follow.
+    """
+
+    trigger: str
+    begin: str
+    form: Form
+    end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Any text in which calls may stand, each whole and well-formed; blanks alone may stand between two of them.
+
+    `required`: nothing but calls, and at least one. `several`: more than one may follow. Behind the last one the answer ends.
+    """
+
+    calls: tuple[Call, ...]
+    required: bool = False
+    several: bool = True
+
+
+Form: TypeAlias = JsonObject | JsonSchema | Regex | Lark | Gbnf | Calls
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What a model thinks before it answers, held to nothing: between these markers.
+
+    `opened`: the prompt has written the opening marker, so the answer begins inside the thought. Otherwise it may begin with
+    one, or without.
+    """
+
+    opening: str
+    closing: str
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer is held to; behind its thought, where it may have one."""
+
+    form: Form
+    thought: Thought | None = None
