@@ -11,7 +11,9 @@ from api.drain import Drain
 from api.fronts import Front
 from api.relay import Relay
 from api.settings import ApiSettings
+from api.storage import Storage
 from tasks.api_keys import ApiKey
+from tasks.files import FileBook
 from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence
@@ -85,6 +87,8 @@ class Services(TypedDict):
     jobs: JobBook
     queues: QueueBook
     api_keys: KeyBook
+    files: FileBook
+    storage: Storage
     ping: Callable[[], Awaitable[None]]
 
 

@@ -9,12 +9,14 @@ from api.needs import Services
 from api.presence import breathing
 from api.relay import Relay
 from api.settings import ApiSettings
+from api.storage import LocalStorage
 from api.sweeping import sweeping
 from tasks.api_keys import ApiKeys
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.feed import LiveFeed
+from tasks.files import FileBook
 from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
@@ -64,5 +66,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "jobs": JobBook(store, feed),
             "queues": QueueBook(client, store),
             "api_keys": ApiKeys(client),
+            "files": FileBook(client),
+            "storage": LocalStorage(tasks_settings.data_dir / "files"),
             "ping": ping,
         }

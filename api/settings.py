@@ -77,6 +77,7 @@ class ApiSettings(Settings):
         description="Connections one API process holds open, fewer where it may not open so many files; others get 503.",
     )
     max_body: int = Field(10_000_000, ge=1_000, description="Bytes of the largest request body.")
+    max_file: int = Field(512_000_000, ge=1_000, description="Bytes of the largest file that may be uploaded.")
     max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
     max_prompts: int = Field(
         128, ge=1, description="Answers one completion request may ask for: its prompts times `n`."

@@ -12,6 +12,8 @@ TasksError
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
 ├── JobNotFound             no job of that id, or its record has expired
+├── FileUnknown             no file of that id, or it has expired
+├── BatchUnknown            no batch of that id, or it has expired
 ├── QueueUnavailable        Redis is away, full, or cannot serve for another reason
 ├── NotOnDisk               a job that nobody waits for would not survive a power cut, so it was not accepted
 └── CommandFailed           a board refused a command, or did not answer in time
@@ -28,6 +30,10 @@ from tasks.jobs import Room
 def megabytes(size: int) -> str:
     """So many bytes, for people."""
     return f"{size / 1e6:.3g} MB"
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 60 else name[:60] + "…"
 
 
 class TasksError(Exception):
@@ -144,8 +150,21 @@ class JobNotFound(TasksError):
     """Raised when there is no job of that id, or its record has expired."""
 
     def __init__(self, job: str) -> None:
-        shown = job if len(job) <= 60 else job[:60] + "…"
-        super().__init__(f"There is no job '{shown}'. Records expire some time after a job's end.")
+        super().__init__(f"There is no job '{_shown(job)}'. Records expire some time after a job's end.")
+
+
+class FileUnknown(TasksError):
+    """Raised when there is no file of that id, or its time is over."""
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file '{_shown(file_id)}'. GET /v1/files lists those there are.")
+
+
+class BatchUnknown(TasksError):
+    """Raised when there is no batch of that id, or its time is over."""
+
+    def __init__(self, batch: str) -> None:
+        super().__init__(f"There is no batch '{_shown(batch)}'. GET /v1/batches lists those there are.")
 
 
 class QueueUnavailable(TasksError):

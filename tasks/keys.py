@@ -13,6 +13,15 @@ rl:running:MODEL       zset     job -> end of its worker's lease, ms by Redis' c
 rl:turns:MODEL         zset     owners and their turns (`tasks/policy.py`); vanishes with the last job of the model that ends
 rl:lanes:MODEL         hash     how far the turns of each lane are; vanishes likewise
 
+Files and batches, which go when their time by the service's clock is over, or when somebody deletes them:
+
+rl:files               hash     file -> what is known of it
+rl:files:due           zset     file -> when its time is over, ms
+rl:batches             hash     batch -> what its client asked for
+rl:batches:due         zset     batch -> when it is forgotten, ms; only those that have ended
+rl:batch:ID            hash     how far a batch is
+rl:batch:ID:items      hash     line -> its job, of those that are on their way
+
 What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
@@ -49,9 +58,16 @@ PACE = "rl:pace"
 CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
 DISK_MARK = "rl:disk"
+FILES = "rl:files"
+FILES_DUE = "rl:files:due"
+BATCHES = "rl:batches"
+BATCHES_DUE = "rl:batches:due"
 API_KEYS = "rl:api_keys"
 
-PERMANENT = (ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*")
+PERMANENT = (
+    *(ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
+    *(FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
+)
 """Patterns of the keys that may stand without an expiry when no job is left."""
 
 
@@ -97,6 +113,16 @@ def turns(model: str) -> str:
 def lanes(model: str) -> str:
     """How far each lane of a model is."""
     return f"rl:lanes:{model}"
+
+
+def batch(batch_id: str) -> str:
+    """How far a batch is."""
+    return f"rl:batch:{batch_id}"
+
+
+def batch_items(batch_id: str) -> str:
+    """Those items of a batch that are on their way."""
+    return f"rl:batch:{batch_id}:items"
 
 
 QUEUES = PREFIX + "*ing:*"

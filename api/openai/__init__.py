@@ -1,9 +1,12 @@
 """The OpenAI front."""
 
 from api.fronts import Front
+from api.openai import files
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
 from api.openai.translate.kept import NAME, writer_of
+
+router.include_router(files.router)
 
 FRONT = Front(
     name=NAME,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
@@ -21,9 +22,11 @@ from api.needs import Services
 from api.relay import Relay
 from api.server import Server, bind, server
 from api.settings import ApiSettings
+from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.card import Card
 from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
+from tasks.connection import connect_async
 from tasks.events import (
     ChoiceEnded,
     Event,
@@ -39,9 +42,11 @@ from tasks.events import (
     number,
 )
 from tasks.jobs import JobState, JobView, Kept, Lane, Rendering, Room
+from tasks.files import FileBook
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence
+from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, KeptJob, Page
 
@@ -386,6 +391,9 @@ class World:
         self.jobs = ScriptedJobs()
         self.queues = ScriptedQueues()
         self.api_keys = ScriptedKeys()
+        # Nobody is there to keep files; tests of those have a `RealWorld`.
+        self.files = FileBook(connect_async("unix:///nowhere"))
+        self.storage = LocalStorage(Path("/nowhere"))
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -403,10 +411,24 @@ class World:
                 "jobs": self.jobs,
                 "queues": self.queues,
                 "api_keys": self.api_keys,
+                "files": self.files,
+                "storage": self.storage,
                 "ping": self.ping,
             }
 
         return create_app(settings, lifespan=lifespan)
+
+
+class RealWorld(World):
+    """No script: the application's own services, over a Redis."""
+
+    def __init__(self, queue: TaskSettings) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def app(self, settings: ApiSettings) -> FastAPI:
+        """The real application, as it is started by `rockchipllama api`."""
+        return create_app(settings, self.queue)
 
 
 class Site:

@@ -1,0 +1,197 @@
+"""Files: uploaded, listed, read and deleted by the official client, over a real server and a real Valkey."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import redis
+
+from api.storage import NEW, LocalStorage
+from tasks import api_keys, keys
+from tasks.api_keys import Scope
+from tasks.settings import TaskSettings
+from tests.api.scripted import RealWorld, Site, site
+
+MOST = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of the server."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def place(valkey_url: str, folder: Path) -> Iterator[Site]:
+    """The server."""
+    with site(RealWorld(TaskSettings(redis_url=valkey_url, data_dir=folder)), drain=0, max_file=MOST) as running:
+        yield running
+
+
+@pytest.fixture
+def client(place: Site, client: redis.Redis) -> openai.OpenAI:
+    """The official client, and no files there."""
+    return openai.OpenAI(base_url=place.url + "/v1", api_key="none", max_retries=0)
+
+
+def kept(folder: Path) -> list[str]:
+    """What lies in the storage."""
+    return sorted(path.name for path in (folder / "files").glob("*")) + sorted(
+        path.name for path in (folder / "files").glob(".*")
+    )
+
+
+def test_a_file_comes_back_as_it_was_uploaded(client: openai.OpenAI, folder: Path) -> None:
+    """Whatever its bytes; and once it is deleted there is nothing left of it."""
+    data = bytes(range(256)) * 4000 + b"\r\n--end"
+    made = client.files.create(file=("Grüße.jsonl", io.BytesIO(data)), purpose="user_data")
+    assert (made.bytes, made.filename, made.purpose, made.expires_at) == (len(data), "Grüße.jsonl", "user_data", None)
+    assert client.files.retrieve(made.id) == made
+    assert client.files.content(made.id).content == data
+    assert client.files.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(made.id)
+    assert made.id not in kept(folder)
+
+
+def test_lists_are_turned_page_by_page(client: openai.OpenAI) -> None:
+    """By the client's own pages, in both orders, of one purpose or all."""
+    ids = [client.files.create(file=(f"{n}", b"x"), purpose="batch").id for n in range(5)]
+    other = client.files.create(file=("o", b"x"), purpose="evals").id
+    assert [file.id for file in client.files.list(purpose="evals")] == [other]
+    listed = [file.id for file in client.files.list(limit=2, order="asc", purpose="batch")]
+    assert sorted(listed) == sorted(ids)
+    assert [file.id for file in client.files.list(limit=2, order="desc", purpose="batch")] == listed[::-1]
+    for wrong in ({"limit": 0}, {"limit": "x"}, {"order": "up"}, {"after": "file-none"}):
+        with pytest.raises(openai.BadRequestError):
+            client.get("/files", options={"params": wrong}, cast_to=object)
+
+
+def test_batch_files_go_after_a_month_unless_asked_otherwise(client: openai.OpenAI) -> None:
+    """As OpenAI's do."""
+    made = client.files.create(file=("a", b"x"), purpose="batch")
+    assert made.expires_at == made.created_at + 30 * 24 * 3600
+    made = client.files.create(
+        file=("a", b"x"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert made.expires_at == made.created_at + 3600
+    with pytest.raises(openai.BadRequestError, match="3600"):
+        client.files.create(file=("a", b"x"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 5})
+
+
+def test_what_is_no_upload_is_refused(place: Site, client: openai.OpenAI, folder: Path) -> None:
+    """In words that say what is missing, and nothing is kept of it."""
+    before = kept(folder)
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.files.create(file=("a", b"x"), purpose="fun")  # type: ignore[arg-type]
+    with pytest.raises(openai.APIStatusError, match="larger than 2000000") as caught:
+        client.files.create(file=("a", b"x" * (MOST + 1)), purpose="batch")
+    assert caught.value.status_code == 413
+
+    def post(body: bytes, kind: str = "multipart/form-data; boundary=B") -> tuple[int, str]:
+        reply = httpx.post(place.url + "/v1/files", content=body, headers={"content-type": kind})
+        return reply.status_code, reply.json()["error"]["message"]
+
+    part = b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nhello\r\n'
+    for body, kind, words in (
+        (b"{}", "application/json", "multipart/form-data"),
+        (b"", "multipart/form-data; boundary=B", "no part 'file'"),
+        (part + b"--B--\r\n", "multipart/form-data; boundary=B", "'purpose'"),
+        (part + part + b"--B--\r\n", "multipart/form-data; boundary=B", "two files"),
+        (part, "multipart/form-data; boundary=B", "cut off"),
+        (b"nonsense" * 10, "multipart/form-data; boundary=B", "no multipart"),
+    ):
+        status, message = post(body, kind)
+        assert status == 400
+        assert words in message
+    assert kept(folder) == before
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_nothing(place: Site, folder: Path) -> None:
+    """The bytes that had come are dropped with it."""
+    before = kept(folder)
+    connection = socket.create_connection(("127.0.0.1", place.port))
+    head = (
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+        b"Content-Length: 1000000\r\n\r\n"
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + b"x" * 100_000
+    )
+    connection.sendall(head)
+    deadline = time.monotonic() + 30
+    while kept(folder) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert kept(folder) != before
+    connection.close()
+    while kept(folder) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert kept(folder) == before
+
+
+def test_a_full_disk_refuses_files(client: openai.OpenAI, valkey_url: str) -> None:
+    """With the words that `up` has for it."""
+    redis.Redis.from_url(valkey_url).set(keys.REFUSAL, "Only 3 MB are free.", ex=60)
+    with pytest.raises(openai.APIStatusError, match="Only 3 MB") as caught:
+        client.files.create(file=("a", b"x"), purpose="batch")
+    assert caught.value.status_code == 507
+
+
+def test_files_belong_to_the_key_that_made_them(client: openai.OpenAI, valkey_url: str, tmp_path: Path) -> None:
+    """Others do not even learn that they exist; administrators see all."""
+    book = redis.Redis.from_url(valkey_url)
+    plain = {
+        name: api_keys.create(book, name, scopes)[1]
+        for name, scopes in {
+            "one": [Scope.BATCH],
+            "other": [Scope.BATCH],
+            "admin": [Scope.BATCH, Scope.ADMIN],
+            "none": [Scope.INFERENCE],
+        }.items()
+    }
+    with site(RealWorld(TaskSettings(redis_url=valkey_url, data_dir=tmp_path)), drain=0) as place:
+        one, other, admin, none = (
+            openai.OpenAI(base_url=place.url + "/v1", api_key=key, max_retries=0) for key in plain.values()
+        )
+        made = one.files.create(file=("a", b"x"), purpose="batch")
+        assert [file.id for file in one.files.list()] == [made.id]
+        assert list(other.files.list()) == []
+        for act in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                act(made.id)
+        assert admin.files.retrieve(made.id).id == made.id
+        with pytest.raises(openai.PermissionDeniedError):
+            none.files.list()
+
+
+@pytest.mark.anyio
+async def test_storage_goes_on_behind_what_is_known_to_be_good(tmp_path: Path) -> None:
+    """What a process that died wrote behind it is dropped; a hole is never made."""
+    storage = LocalStorage(tmp_path / "files")
+    await storage.append("f", 0, b"one\n")
+    await storage.append("f", 4, b"two, but not committed\n")
+    await storage.append("f", 4, b"two\n")
+    assert b"".join([chunk async for chunk in storage.read("f")]) == b"one\ntwo\n"
+    assert b"".join([chunk async for chunk in storage.read("f", 4)]) == b"two\n"
+    with pytest.raises(OSError, match="fewer than"):
+        await storage.append("f", 9, b"x")
+
+
+@pytest.mark.anyio
+async def test_what_nobody_knows_is_dropped_once_it_is_old(tmp_path: Path) -> None:
+    """Drafts of killed processes as well; what is new may be on its way."""
+    storage = LocalStorage(tmp_path)
+    for name in ("known", "unknown", ".draft", "new"):
+        (tmp_path / name).write_bytes(b"x")
+        if name != "new":
+            os.utime(tmp_path / name, (0, time.time() - NEW - 60))
+    await storage.tidy({"known"})
+    assert sorted(os.listdir(tmp_path)) == ["known", "new"]
