@@ -13,6 +13,7 @@ from api.relay import Relay
 from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.api_keys import ApiKey
+from tasks.batch import BatchBook
 from tasks.files import FileBook
 from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
@@ -79,6 +80,13 @@ class KeyBook(Protocol):
         """Every key by its digest. Raises `QueueUnavailable` when they could never be read."""
 
 
+class Attendant(Protocol):
+    """Looks after the batches."""
+
+    def look(self) -> None:
+        """There is something to do now."""
+
+
 class Services(TypedDict):
     """The state that the lifespan yields. `ping` raises `QueueUnavailable` when Redis does not answer."""
 
@@ -89,6 +97,8 @@ class Services(TypedDict):
     api_keys: KeyBook
     files: FileBook
     storage: Storage
+    batches: BatchBook
+    feeding: Attendant
     ping: Callable[[], Awaitable[None]]
 
 

@@ -24,9 +24,10 @@ from tasks.errors import (
     QueueUnavailable,
     TasksError,
 )
-from tasks.events import Mark
+from tasks.events import Event, Mark
 from tasks.feed import LiveFeed
 from tasks.jobs import Kept, Lane, Rendering, new_job_id
+from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import BREATH, ModelStatus, Roster
@@ -106,10 +107,7 @@ class Relay:
         """
         status = await self._roster.find(model)
         request = _adapted(status, request)
-        _check(status, request)
-        size = bound(request, status.card.context_length, status.card.embedding_length or 0)
-        if size is not None and size > self._record_limit:
-            raise AnswerTooLarge(size, self._record_limit)
+        self._check(status, request)
         if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         name = status.card.id
@@ -145,6 +143,36 @@ class Relay:
             await answer.close()
             raise
         return answer
+
+    async def submit(
+        self,
+        model: str | None,
+        request: Request,
+        job: str,
+        *,
+        lane: Lane,
+        owner: str,
+        deadline: float | None = None,
+        ttl: float | None = None,
+        on_disk: bool = True,
+    ) -> ModelStatus:
+        """Accept a job that goes on whoever reads it, under this id; one that was accepted already stays as it is. The model
+        that will answer. Raises `Refused`, `QueueUnavailable` and `NotOnDisk`, as `JobStore.accept` does."""
+        status = await self._roster.find(model)
+        request = _adapted(status, request)
+        self._check(status, request)
+        if not status.served and status.gate is not Gate.PAUSED:
+            await self._load(status)
+        await self.store.accept(
+            *(job, status.card.id, request), lane=lane, owner=owner, deadline=deadline, ttl=ttl, on_disk=on_disk
+        )
+        return status
+
+    async def outcome(self, job: str) -> list[Event]:
+        """Everything a job said, once it has ended. Raises `Forgotten`, `Unreadable` and what the client of Redis raises."""
+        async with self._feed.subscribe(keys.live(job)) as subscription:
+            reader = Reader(self.client, subscription, job)
+            return [item.event async for item in reader.follow() if item is not None]
 
     async def resume(self, job: str, read: Mark | None = None) -> tuple[Answer, Attended]:
         """The answer of a job that was accepted before, by whichever process, from its first event on, and how it stands.
@@ -224,6 +252,13 @@ class Relay:
                 return None  # its record is gone, or never was
         log.warning("a job could not be cancelled, Redis stayed away", extra={"job": job})
         return None
+
+    def _check(self, status: ModelStatus, request: Request) -> None:
+        """Refuse what the model's card says it cannot do, and what would be too large."""
+        _check(status, request)
+        size = bound(request, status.card.context_length, status.card.embedding_length or 0)
+        if size is not None and size > self._record_limit:
+            raise AnswerTooLarge(size, self._record_limit)
 
     async def _load(self, status: ModelStatus) -> None:
         """Have a board load the model. Raises `ModelDown`."""

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from api.needs import Services
+from api.openai.feeding import Feeding
 from api.presence import breathing
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.storage import LocalStorage
 from api.sweeping import sweeping
 from tasks.api_keys import ApiKeys
+from tasks.batch import BatchBook
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.disk import Disk
@@ -56,6 +58,11 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         )
         stack.push_async_callback(relay.finish)
 
+        files, batches = FileBook(client), BatchBook(client)
+        storage = LocalStorage(tasks_settings.data_dir / "files")
+        feeding = Feeding(batches, files, storage, relay, roster, settings, tasks_settings.lease)
+        await stack.enter_async_context(feeding.running())
+
         async def ping() -> None:
             with unavailable_as_refusal():
                 await client.ping()
@@ -66,7 +73,9 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "jobs": JobBook(store, feed),
             "queues": QueueBook(client, store),
             "api_keys": ApiKeys(client),
-            "files": FileBook(client),
-            "storage": LocalStorage(tasks_settings.data_dir / "files"),
+            "files": files,
+            "storage": storage,
+            "batches": batches,
+            "feeding": feeding,
             "ping": ping,
         }

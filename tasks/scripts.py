@@ -196,15 +196,19 @@ ACCEPT = Script(
 -- ARGV id limit rank first-event deadline-ms call model owner what-is-kept field value ...
 -- -> {1 accepted or 0 full, waiting, place, standing}, {-1, why none is accepted}, or {-2}: this queue is draining
 -- Sent twice with one id it accepts once.
+-- What waits behind it takes no place from it: a queue full of batch items has room for a chat.
+local function ahead()
+  return redis.call('ZCOUNT', KEYS[3], '-inf', string.format('(%.0f', (ARGV[3] + 1) * LANE))
+end
 local function answer(accepted)
-  return {accepted, redis.call('ZCARD', KEYS[3]), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7])}
+  return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7])}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
 local refusal = redis.call('GET', KEYS[9])
 if refusal then return {-1, refusal} end
 if redis.call('HGET', KEYS[10], ARGV[7]) == 'draining' then return {-2} end
+if ahead() >= tonumber(ARGV[2]) then return answer(0) end
 local waiting = redis.call('ZCARD', KEYS[3])
-if waiting >= tonumber(ARGV[2]) then return answer(0) end
 local order = line_up(KEYS[7], KEYS[8], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 keep_clock()
 local created = now()

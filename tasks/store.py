@@ -122,19 +122,23 @@ class JobStore:
         grace: float = 0.0,
         rendering: Rendering | None = None,
         kept: Kept | None = None,
+        ttl: float | None = None,
         on_disk: bool = True,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         `QueueDraining` and `StorageFull`.
 
-        `deadline` is in seconds from now, at most the setting of that name. `reader` is who waits for the answer, as
-        PROCESS/STREAM; once it has left, or its process does not breathe any more, the job is cancelled, unless somebody
-        reads it within `grace` seconds. A job without a reader is on the disk when this returns, which takes one to three
-        seconds, unless `on_disk` is false: for one that would be accepted again if it were lost. Raises `NotOnDisk`; the job is
-        cancelled then. `kept` is what its front will ask for.
+        `deadline` is in seconds from now, at most the setting of that name, but for batch items, which may wait for as long
+        as their batch. The record stays for `ttl` seconds after the job's end, None being as the setting says.
+        `reader` is who waits for the answer, as PROCESS/STREAM; once it has left, or its process does not breathe any more,
+        the job is cancelled, unless somebody reads it within `grace` seconds. A job without a reader is on the disk when this
+        returns, which takes one to three seconds, unless `on_disk` is false: for one that would be accepted again if it were
+        lost. Raises `NotOnDisk`; the job is cancelled then. `kept` is what its front will ask for.
         """
-        ttl = kept.ttl if kept is not None else self._job_ttl
-        limit = min(deadline or self._deadline, self._deadline)
+        ttl = kept.ttl if kept is not None else ttl or self._job_ttl
+        limit = deadline or self._deadline
+        if lane is not Lane.BATCH:
+            limit = min(limit, self._deadline)
         with unavailable_as_refusal():
             reply = cast(
                 list[Any],

@@ -1,12 +1,13 @@
 """The OpenAI front."""
 
 from api.fronts import Front
-from api.openai import files
+from api.openai import batches, files
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
 from api.openai.translate.kept import NAME, writer_of
 
 router.include_router(files.router)
+router.include_router(batches.router)
 
 FRONT = Front(
     name=NAME,
@@ -15,7 +16,7 @@ FRONT = Front(
     owns=lambda scope: False,
     render=render,
     writer=writer_of,
-    shapes=SHAPES,
+    shapes=(*SHAPES, batches.BatchBody),
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",
 )

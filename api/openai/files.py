@@ -191,9 +191,14 @@ async def download_file(http: Request, file_id: str) -> Response:
 @router.delete("/files/{file_id}", include_in_schema=False)
 @router.delete("/v1/files/{file_id}", summary="Delete a file")
 async def delete_file(http: Request, file_id: str) -> Response:
-    """Forget it and its bytes."""
+    """Forget it and its bytes. What a batch still reads stays."""
     file = await find(http, file_id)
     services = services_of(http)
+    for order in await services["batches"].every():
+        if order.input_file == file.id and not (await services["batches"].get(order.id)).progress.over:
+            raise HttpProblem(
+                Problem(409, "file_in_use", f"The batch '{order.id}' reads this file; cancel it first.", retry=False)
+            )
     await services["storage"].delete(file.id)
     await services["files"].remove(file.id)
     return json_response({"id": file.id, "object": "file", "deleted": True})

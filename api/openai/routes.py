@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,11 +16,10 @@ from api.delivery import begin, headers_of, whole
 from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
+from api.openai.endpoints import CHAT, COMPLETION, Kind, head_of
 from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
 from api.openai.translate import chat, completions, embeddings, models, rerank
-from api.openai.translate.answer import Head, fingerprint
-from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.kept import keep, writer_of
 from tasks.events import Finished, Reply
 from tasks.jobs import Lane, Rendering
@@ -39,19 +35,6 @@ def takes(shape: type[BaseModel]) -> dict[str, Any]:
     # The routes read their bodies themselves, so FastAPI cannot know what is in them.
     schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What differs between the two ways to generate: the prefix of ids, and how an answer is said."""
-
-    prefix: str
-    writer: type[ChunkWriter]
-    whole: Callable[[Head, Reply, Finished], dict[str, Any]]
-
-
-CHAT = _Kind("chatcmpl", chat.ChatWriter, chat.whole)
-COMPLETION = _Kind("cmpl", completions.CompletionWriter, completions.whole)
 
 
 @router.post("/chat/completions", include_in_schema=False)
@@ -100,19 +83,11 @@ async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[
         raise
 
 
-async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: _Kind) -> Response:
+async def _answer(http: Request, body: SamplingBody, request: JobRequest, choices: int, kind: Kind) -> Response:
     flex = body.service_tier == "flex"
 
     def rendering(job: str, status: ModelStatus) -> Rendering:
-        head = Head(
-            id=f"{kind.prefix}-{job}",
-            created=int(time.time()),
-            model=body.model or status.name,
-            fingerprint=_fingerprint(status),
-            tier="flex" if flex else "default",
-            choices=choices,
-            include_usage=body.stream_options is not None and body.stream_options.include_usage,
-        )
+        head = head_of(kind, body, choices, job, status, "flex" if flex else "default")
         return keep(kind.writer, head)
 
     lane = Lane.BACKGROUND if flex else Lane.INTERACTIVE
@@ -125,7 +100,7 @@ async def _answer(http: Request, body: SamplingBody, request: JobRequest, choice
         raise
 
 
-async def _deliver(http: Request, answer: Answer, kind: _Kind, *, stream: bool) -> Response:
+async def _deliver(http: Request, answer: Answer, kind: Kind, *, stream: bool) -> Response:
     assert answer.rendering is not None
     writer = writer_of(answer.rendering.head)
     headers = headers_of(answer)
@@ -133,11 +108,6 @@ async def _deliver(http: Request, answer: Answer, kind: _Kind, *, stream: bool) 
         return AnswerStream(answer, writer, drain_of(http), headers=headers, stalled=settings_of(http).stalled_client)
     reply, end = await whole(http, answer)
     return _json(kind.whole(writer.head, reply, end), headers)
-
-
-def _fingerprint(status: ModelStatus) -> str:
-    card = status.card
-    return fingerprint(status.name, card.engine, card.engine_version, card.quantization)
 
 
 @router.get("/models", include_in_schema=False)

@@ -24,6 +24,7 @@ from api.server import Server, bind, server
 from api.settings import ApiSettings
 from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, Scope, digest_of
+from tasks.batch import BatchBook
 from tasks.card import Card
 from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.connection import connect_async
@@ -382,6 +383,13 @@ def view(**changed: Any) -> JobView:
     return JobView(**(fields | changed))
 
 
+class Nobody:
+    """Looks after no batches."""
+
+    def look(self) -> None:
+        pass
+
+
 class World:
     """Everything a test may script."""
 
@@ -394,6 +402,8 @@ class World:
         # Nobody is there to keep files; tests of those have a `RealWorld`.
         self.files = FileBook(connect_async("unix:///nowhere"))
         self.storage = LocalStorage(Path("/nowhere"))
+        self.batches = BatchBook(connect_async("unix:///nowhere"))
+        self.feeding = Nobody()
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -413,6 +423,8 @@ class World:
                 "api_keys": self.api_keys,
                 "files": self.files,
                 "storage": self.storage,
+                "batches": self.batches,
+                "feeding": self.feeding,
                 "ping": self.ping,
             }
 

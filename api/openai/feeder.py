@@ -1,0 +1,381 @@
+"""Feeds one batch: its lines become jobs, a few at a time, and what becomes of these becomes lines of its files.
+
+A line is answered once. Before its job is accepted, the batch remembers that the line is on its way, and as which job; when
+its answer is on the disk, one step counts it and says how much of the files is good. Whoever goes on after a crash drops what
+was written behind that, and reads the outcome of every job on its way, which may have ended long ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from api.errors import Problem, of_error, of_failed
+from api.openai.batch_input import Line, Names, Wrong, read_item, read_lines
+from api.openai.endpoints import ENDPOINTS
+from api.openai.problems import render
+from api.relay import Relay
+from api.settings import ApiSettings
+from api.storage import Storage
+from tasks.batch import BatchOrder, BatchState, Hold, LineProblem, Step
+from tasks.connection import UNREACHABLE
+from tasks.errors import JobNotFound, ModelDown, QueueDraining, QueueFull, QueueUnavailable, Refused, StorageFull
+from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Unreadable, Usage, fold
+from tasks.files import FileBook, StoredFile
+from tasks.jobs import Lane, new_job_id
+from tasks.reader import Forgotten
+from tasks.roster import ModelStatus, Roster
+
+log = logging.getLogger("rockchipllama.batch")
+
+MOST_LINES = 100_000
+MOST_PROBLEMS = 100
+"""Of the problems of an input so many are shown."""
+LEAST_AHEAD, AHEAD, MOST_AHEAD = 8, 4, 128
+"""Items that are on their way at once: so many for each worker, within these bounds."""
+COMMIT = 1.0
+"""Seconds for which answers are collected before they are written, since SD cards wear."""
+COMMIT_BYTES = 4_000_000
+AGAIN = 2.0
+"""Seconds until what could not be accepted is tried again."""
+KEPT = 30 * 24 * 3600
+"""Seconds for which a batch's files are kept unless its client says."""
+
+_encode = msgspec.json.encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of a line: a line of the output file, or of the error file."""
+
+    line: int
+    job: str
+    data: bytes
+    answered: bool
+    usage: Usage | None = None
+
+
+class Feeder:
+    """One batch, fed by this process for as long as it holds it."""
+
+    def __init__(
+        self,
+        order: BatchOrder,
+        hold: Hold,
+        *,
+        relay: Relay,
+        roster: Roster,
+        files: FileBook,
+        storage: Storage,
+        settings: ApiSettings,
+        lease: float,
+    ) -> None:
+        self._order = order
+        self._hold = hold
+        self._relay = relay
+        self._roster = roster
+        self._files = files
+        self._storage = storage
+        self._settings = settings
+        self._lease = lease
+        self._endpoint = ENDPOINTS[order.endpoint]
+        self._state = hold.progress.state
+        self._written = hold.progress.written
+        self._refused = hold.progress.refused
+        self._ending: BatchState | None = BatchState.CANCELLED if hold.progress.cancel else None
+        """How the batch ends before all of it is done: cancelled, or expired."""
+        self._left = hold.progress.left
+        self._stepped = 0.0
+        self._running: dict[int, asyncio.Task[_Outcome]] = {}
+        self._jobs: dict[int, str] = {}
+        self._outcomes: list[_Outcome] = []
+
+    async def run(self) -> None:
+        """Bring it to its end. Raises `FeederReplaced`, `QueueUnavailable`, and `OSError` when its files cannot be read or
+        written; it can be gone on with then, here or elsewhere."""
+        try:
+            if self._state is BatchState.VALIDATING and self._ending is None and not await self._validate():
+                return
+            await self._step(Step())
+            await self._feed()
+            await self._finish()
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Let somebody else go on at once."""
+        await self._hold.step(Step(leave=True))
+
+    async def _step(self, step: Step) -> None:
+        cancelled, self._left = await self._hold.step(step)
+        self._stepped = asyncio.get_running_loop().time()
+        if self._ending is None and (cancelled or self._left <= 0):
+            self._ending = BatchState.CANCELLED if cancelled else BatchState.EXPIRED
+
+    async def _keep(self) -> None:
+        """Hold the batch for longer, when it is time to."""
+        if asyncio.get_running_loop().time() - self._stepped > self._lease / 3:
+            await self._step(Step())
+
+    # The input, before anything of it is run
+
+    async def _validate(self) -> bool:
+        problems: list[LineProblem] = []
+        total = 0
+        names = Names()
+        await self._step(Step())
+        try:
+            async for line in self._lines(0, 0):
+                total += 1
+                try:
+                    if total > MOST_LINES:
+                        raise Wrong("too_many_tasks", f"A batch has at most {MOST_LINES} requests; split the file.")
+                    item = read_item(line, self._order.endpoint, self._endpoint, self._settings)
+                    names.add(item.custom_id)
+                    self._roster.resolve(item.body.model)
+                except Wrong as error:
+                    problems.append(error.problem(line.number))
+                except Refused as error:
+                    problems.append(LineProblem("model_not_found", str(error), line.number, "body.model"))
+                if len(problems) >= MOST_PROBLEMS or total > MOST_LINES:
+                    break
+                await self._keep()
+                if self._ending is not None:
+                    return True
+                await asyncio.sleep(0)  # chats are answered by this process as well
+        except FileNotFoundError:
+            problems.append(LineProblem("file_not_found", "The input file is not there any more."))
+        else:
+            if not total:
+                problems.append(LineProblem("empty_file", "The input file has no requests: one JSON object a line."))
+        if problems:
+            found = _encode(problems).decode()
+            await self._step(Step(put={**self._moment(BatchState.FAILED), "problems": found}, over=True))
+            return False
+        await self._step(Step(put={**self._moment(BatchState.IN_PROGRESS), "total": total}))
+        return True
+
+    def _lines(self, start: int, number: int) -> AsyncIterator[Line]:
+        return read_lines(self._storage, self._order.input_file, self._settings.max_body, start, number)
+
+    def _moment(self, state: BatchState) -> dict[str, str | int]:
+        self._state = state
+        return {"state": state.value, f"at:{state.value}": int(time.time())}
+
+    # Its lines, until none is left
+
+    async def _feed(self) -> None:
+        progress = self._hold.progress
+        for number, (job, start) in self._hold.items.items():
+            line = await anext(self._lines(start, number - 1))
+            self._begin(line, job)
+        lines = self._lines(progress.offset, progress.fed)
+        more = True
+        cancelling = False
+        loop = asyncio.get_running_loop()
+        committed = loop.time()
+        while True:
+            if self._ending is not None and not cancelling:
+                cancelling = True
+                await self._cancel_jobs()
+            # Some at a time, so that not each item costs a step of its own.
+            if more and len(self._running) <= self._ahead() * 3 // 4:
+                more = await self._begin_some(lines)
+            if not self._running and not self._outcomes:
+                if more:
+                    continue
+                return
+            if self._running:
+                await asyncio.wait(
+                    self._running.values(), timeout=min(COMMIT, self._lease / 3), return_when=asyncio.FIRST_COMPLETED
+                )
+            for number in [number for number, task in self._running.items() if task.done()]:
+                self._outcomes.append(self._running.pop(number).result())
+                del self._jobs[number]
+            size = sum(len(outcome.data) for outcome in self._outcomes)
+            late = loop.time() - committed > COMMIT
+            if self._outcomes and (late or size > COMMIT_BYTES or not self._running):
+                await self._commit()
+                committed = loop.time()
+            await self._keep()
+
+    def _ahead(self) -> int:
+        workers = sum(len(self._roster.workers(status.card.id)) for status in self._roster.models())
+        return min(MOST_AHEAD, max(LEAST_AHEAD, AHEAD * workers))
+
+    async def _begin_some(self, lines: AsyncIterator[Line]) -> bool:
+        """Take as many lines as have room; whether there may be more."""
+        taken: list[tuple[Line, str]] = []
+        room = self._ahead() - len(self._running)
+        while len(taken) < room:
+            line = await anext(lines, None)
+            if line is None:
+                break
+            taken.append((line, new_job_id()))
+        if taken:
+            last = taken[-1][0]
+            begun = {str(line.number): f"{job} {line.start}" for line, job in taken}
+            await self._step(Step(begun=begun, put={"fed": last.number, "offset": last.end}))
+        for line, job in taken:
+            self._begin(line, job)
+        return len(taken) == room
+
+    def _begin(self, line: Line, job: str) -> None:
+        self._jobs[line.number] = job
+        self._running[line.number] = asyncio.create_task(self._answer(line, job), name=f"batch item {job}")
+
+    async def _cancel_jobs(self) -> None:
+        for job in self._jobs.values():
+            try:
+                await self._relay.store.cancel(job, "its batch ends")
+            except JobNotFound:
+                continue  # it was not accepted yet, and will not be
+
+    async def _commit(self) -> None:
+        """Write the outcomes to the files, and then that they are written."""
+        outcomes, self._outcomes = self._outcomes, []
+        written = b"".join(outcome.data for outcome in outcomes if outcome.answered)
+        refused = b"".join(outcome.data for outcome in outcomes if not outcome.answered)
+        if written:
+            await self._storage.append(self._order.output_file, self._written, written)
+        if refused:
+            await self._storage.append(self._order.error_file, self._refused, refused)
+        self._written += len(written)
+        self._refused += len(refused)
+        answered = sum(outcome.answered for outcome in outcomes)
+        usages = [outcome.usage for outcome in outcomes if outcome.usage is not None]
+        await self._step(
+            Step(
+                put={"written": self._written, "refused": self._refused},
+                add={
+                    "completed": answered,
+                    "failed": len(outcomes) - answered,
+                    "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+                    "cached_tokens": sum(usage.cached_tokens for usage in usages),
+                    "completion_tokens": sum(usage.completion_tokens for usage in usages),
+                    "reasoning_tokens": sum(usage.reasoning_tokens for usage in usages),
+                },
+                done=[str(outcome.line) for outcome in outcomes],
+                forget=[outcome.job for outcome in outcomes],
+            )
+        )
+
+    async def _finish(self) -> None:
+        ending = self._ending or BatchState.COMPLETED
+        if self._ending is None:
+            await self._step(Step(put=self._moment(BatchState.FINALIZING)))
+        for file_id, what, size in (
+            (self._order.output_file, "output", self._written),
+            (self._order.error_file, "error", self._refused),
+        ):
+            if size:
+                await self._files.add(
+                    StoredFile(
+                        id=file_id,
+                        owner=self._order.owner,
+                        filename=f"{self._order.id}_{what}.jsonl",
+                        purpose="batch_output",
+                        size=size,
+                        created=int(time.time()),
+                        expires_after=self._order.output_expires_after or KEPT,
+                    )
+                )
+        await self._step(Step(put=self._moment(ending), over=True))
+        log.info("a batch has ended: %s", ending.value, extra={"batch": self._order.id})
+
+    # One line
+
+    async def _answer(self, line: Line, job: str) -> _Outcome:
+        try:
+            item = read_item(line, self._order.endpoint, self._endpoint, self._settings)
+        except Wrong as error:
+            # It was good when the input was checked: the settings have changed since.
+            return self._refusal(line, job, "", Problem(400, error.code, str(error), error.param))
+        while True:
+            if self._ending is not None:
+                return self._not_run(line, job, item.custom_id)
+            try:
+                status = await self._relay.submit(
+                    *(item.body.model, self._endpoint.to_request(item.body), job),
+                    lane=Lane.BATCH,
+                    owner=self._order.owner,
+                    deadline=max(1.0, self._left),
+                    ttl=max(3600.0, self._left),
+                    on_disk=False,  # the batch remembers that it is on its way
+                )
+                events = await self._relay.outcome(job)
+            except (ModelDown, QueueFull, QueueDraining, StorageFull, QueueUnavailable, *UNREACHABLE) as error:
+                log.debug("a batch item waits: %s", error, extra={"job": job})
+            except (Forgotten, JobNotFound) as error:
+                log.warning("a batch item begins anew: %s", error, extra={"job": job})
+            except Unreadable as error:
+                failed = Failed(FailureCode.UNREADABLE, str(error))
+                return self._refusal(line, job, item.custom_id, of_failed(failed, job))
+            except Refused as error:
+                return self._refusal(line, job, item.custom_id, of_error(error))
+            else:
+                return self._said(line, job, item.custom_id, item.body, status, events)
+            await asyncio.sleep(AGAIN)
+
+    def _said(
+        self, line: Line, job: str, custom_id: str, body: Any, status: ModelStatus, events: list[Any]
+    ) -> _Outcome:
+        reply = fold(events)
+        match reply.end:
+            case Finished(reason=FinishReason.CANCELLED) if self._ending is not None:
+                return self._not_run(line, job, custom_id)
+            case Failed(code=FailureCode.DEADLINE) if self._left <= 1:
+                return self._not_run(line, job, custom_id)
+            case Finished(reason=FinishReason.CANCELLED):
+                return self._refusal(
+                    line, job, custom_id, Problem(409, "job_cancelled", "The job was cancelled.", job=job)
+                )
+            case Finished() as end:
+                answer = self._endpoint.whole(body, job, status, reply, end)
+            case Failed() as failed:
+                return self._refusal(line, job, custom_id, of_failed(failed, job))
+            case None:
+                raise AssertionError("an outcome has an end")
+        started = next((event for event in reversed(events) if isinstance(event, Started)), None)
+        times = end.timings
+        data = _encode(
+            {
+                "id": f"batch_req_{job}",
+                "custom_id": custom_id,
+                "response": {"status_code": 200, "request_id": job, "body": answer},
+                "error": None,
+                "served": {
+                    "board": started.board if started else None,
+                    "worker": started.worker if started else None,
+                    "engine": f"{status.card.engine} {status.card.engine_version}",
+                    "queued_ms": round(times.queued_ms, 3),
+                    "prefill_ms": round(times.prefill_ms, 3),
+                    "decode_ms": round(times.decode_ms, 3),
+                },
+            }
+        )
+        return _Outcome(line.number, job, data + b"\n", True, end.usage)
+
+    def _refusal(self, line: Line, job: str, custom_id: str, problem: Problem) -> _Outcome:
+        response = {"status_code": problem.status, "request_id": job, "body": msgspec.Raw(render(problem))}
+        data = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
+        return _Outcome(line.number, job, _encode(data) + b"\n", False)
+
+    def _not_run(self, line: Line, job: str, custom_id: str) -> _Outcome:
+        if self._ending is BatchState.CANCELLED:
+            error = {"code": "batch_cancelled", "message": "This request was not run: its batch was cancelled."}
+        else:
+            error = {
+                "code": "batch_expired",
+                "message": "This request could not be executed before the completion window expired.",
+            }
+        data = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": None, "error": error}
+        return _Outcome(line.number, job, _encode(data) + b"\n", False)
