@@ -105,4 +105,18 @@ def _named(item: Numbered) -> dict[str, Any]:
     for name in ("usage", "timings"):
         if name in fields:
             fields[name] = {part: getattr(fields[name], part) for part in fields[name].__struct_fields__}
+    logprobs = fields.pop("logprobs", ())
+    if logprobs:
+        fields["logprobs"] = [
+            {
+                "token": _text(each.token),
+                "logprob": each.logprob,
+                "top": [[_text(token), value] for token, value in each.top],
+            }
+            for each in logprobs
+        ]
     return {"id": item.seq, "type": event.__struct_config__.tag} | fields
+
+
+def _text(token: bytes) -> str:
+    return token.decode("utf-8", "replace")

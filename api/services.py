@@ -38,12 +38,13 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         stack.enter_context(sweeping(url, tasks_settings.lease, roster.models))
         disk = Disk(client)
         stack.push_async_callback(disk.close)
+        waits_for = disk if tasks_settings.durability == "disk" else None
         store = JobStore(
             client,
             queue_limit=tasks_settings.queue_limit,
             job_ttl=tasks_settings.job_ttl,
             deadline=tasks_settings.deadline,
-            disk=disk if tasks_settings.durability == "disk" else None,
+            disk=waits_for,
         )
         relay = Relay(
             client,
@@ -58,7 +59,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         )
         stack.push_async_callback(relay.finish)
 
-        files, batches = FileBook(client), BatchBook(client)
+        files, batches = FileBook(client), BatchBook(client, waits_for)
         storage = LocalStorage(tasks_settings.data_dir / "files")
         feeding = Feeding(batches, files, storage, relay, roster, settings, tasks_settings.lease)
         await stack.enter_async_context(feeding.running())

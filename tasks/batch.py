@@ -16,7 +16,8 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.connection import unavailable_as_refusal
-from tasks.errors import BatchUnknown
+from tasks.disk import Disk
+from tasks.errors import BatchUnknown, NotOnDisk
 from tasks.jobs import is_job_id
 from tasks.scripts import Script
 
@@ -214,17 +215,25 @@ def is_batch_id(text: str) -> bool:
 class BatchBook:
     """All batches by their ids. Its methods raise `QueueUnavailable` while Redis is away."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: redis.asyncio.Redis, disk: Disk | None = None) -> None:
         self._client = client
+        self._disk = disk
 
     async def create(self, order: BatchOrder) -> bool:
-        """Accept a batch; false when there is one of its id."""
+        """Accept a batch; false when there is one of its id. With a disk, it is on that when this returns. Raises
+        `NotOnDisk`; the batch is cancelled then."""
         with unavailable_as_refusal():
             made = await _CREATE.arun(
                 self._client,
                 [keys.BATCHES, keys.batch(order.id)],
                 *(order.id, msgspec.json.encode(order), int(order.window * 1000)),
             )
+        if self._disk is not None:
+            try:
+                await self._disk.has_all()
+            except NotOnDisk:
+                await self.cancel(order.id)
+                raise
         return bool(made)
 
     async def get(self, batch: str) -> Batch:

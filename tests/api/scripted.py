@@ -26,8 +26,8 @@ from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.batch import BatchBook
 from tasks.card import Card
-from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.connection import connect_async
+from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
     Event,
@@ -42,8 +42,8 @@ from tasks.events import (
     Usage,
     number,
 )
-from tasks.jobs import JobState, JobView, Kept, Lane, Rendering, Room
 from tasks.files import FileBook
+from tasks.jobs import JobState, JobView, Kept, Lane, Rendering, Room
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from tasks.errors import QueueUnavailable
-from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Mark, Queued, Started, TextDelta, Usage
+from tasks.events import (
+    ChoiceEnded,
+    Failed,
+    FailureCode,
+    FinishReason,
+    Mark,
+    Queued,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 from tasks.jobs import Rendering
 from tests.api.scripted import CANCELLED, END, JOB, Hold, Site, Step
 
@@ -130,12 +141,14 @@ def test_an_unknown_job_has_no_events(place: Site, accept: str) -> None:
 
 def test_events_are_shown_with_names(place: Site) -> None:
     """To whoever asks for JSON, in no front's dialect."""
-    place.world.jobs.said = (Queued(), Started("w", "b"), TextDelta("Hi"), END)
+    likely = TokenLogprob(b"\xc3", -0.5, ((b"\xc3", -0.5), (b"i", -1.0)))
+    place.world.jobs.said = (Queued(), Started("w", "b"), TextDelta("Hi"), TextDelta("!", 0, (likely,)), END)
     reply = place.http.get(f"/v1/jobs/{JOB}/events?after=2", headers={"accept": "application/json"})
     page = reply.json()
-    assert page["data"][0] == {"id": 3, "type": "text", "text": "Hi", "choice": 0, "logprobs": []}
-    assert (page["data"][1]["type"], page["data"][1]["usage"]["completion_tokens"]) == ("finished", 3)
-    assert (page["has_more"], page["ended"], len(page["data"])) == (False, True, 2)
+    assert page["data"][0] == {"id": 3, "type": "text", "text": "Hi", "choice": 0}
+    assert page["data"][1]["logprobs"] == [{"token": "\ufffd", "logprob": -0.5, "top": [["\ufffd", -0.5], ["i", -1.0]]}]
+    assert (page["data"][2]["type"], page["data"][2]["usage"]["completion_tokens"]) == ("finished", 3)
+    assert (page["has_more"], page["ended"], len(page["data"])) == (False, True, 3)
     assert isinstance(END.usage, Usage)
 
 
