@@ -75,8 +75,9 @@ def chat(url: str, text: str = LETTERS, grace: str | None = "30s", **fields: Any
 
 
 @contextmanager
-def events(url: str, job: str, after: str | None = None) -> Iterator[Reading]:
+def events(url: str, job: str, after: str | None = None, key: str | None = None) -> Iterator[Reading]:
     headers = {"last-event-id": after} if after is not None else {}
+    headers |= {"authorization": f"Bearer {key}"} if key is not None else {}
     with httpx.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers, timeout=LIMIT) as reply:
         yield Reading(reply)
 
