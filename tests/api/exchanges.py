@@ -80,7 +80,7 @@ def play(place: Site, exchange: dict[str, Any]) -> dict[str, Any]:
     # Ids and times are of the moment.
     response["headers"] |= {"request-id": "req_"} if "request-id" in response["headers"] else {}
     text = re.sub(r'"request_id":"req_\w+"', '"request_id":"req_"', reply.text)
-    text = re.sub(r'"created":\d{10}', '"created":0', text)
+    text = re.sub(r'"(created|created_at|completed_at)":\d{10}', r'"\1":0', text)
     text = re.sub(r'"(created|expires)_at":"20[^"]*"', r'"\1_at":"then"', text)
     if reply.headers["content-type"].startswith("application/json"):
         response["body"] = json.loads(text)

@@ -190,11 +190,11 @@ def _choice(value: Any) -> dict[str, Any]:
 
 
 def _writable(data: Any) -> Any:
-    # What is asked for is kept as JSON, of which not everybody reads larger integers.
+    # Not everybody who reads what is asked for can hold larger ones: templates are rendered in another process.
     try:
-        msgspec.json.encode(data)
+        msgspec.msgpack.encode(data)
     except OverflowError:
-        raise ValueError("integers should fit into 64 bits") from None
+        raise refused("Integers should fit into 64 bits.", code="invalid_value") from None
     return data
 
 
