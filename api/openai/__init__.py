@@ -1,13 +1,14 @@
 """The OpenAI front."""
 
 from api.fronts import Front
-from api.openai import batches, files
+from api.openai import batches, files, not_offered
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
 from api.openai.translate.kept import NAME, writer_of
 
 router.include_router(files.router)
 router.include_router(batches.router)
+router.include_router(not_offered.router)
 
 FRONT = Front(
     name=NAME,

@@ -15,7 +15,7 @@ def post(stack: Stack, path: str = "/v1/rerank", **body: object) -> httpx.Respon
     return httpx.post(f"{stack.url}{path}", json={"model": "echo", **body}, timeout=LIMIT)
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v1/reranking"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_the_best_comes_first(stack: Stack, path: str) -> None:
     """With its place in the request; the usage is that of all prompts."""
     reply = post(stack, path, query=QUERY, documents=DOCUMENTS)

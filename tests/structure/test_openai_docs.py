@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import ERRORS, FAILURES
-from api.openai.reading_schemas import EmbeddingBody, RerankBody
+from api.openai.reading_schemas import REFUSED_IN_RERANK, EmbeddingBody, RerankBody, RerankTextsBody
 from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
 from api.openai.schemas import (
     ChatCompletionBody,
@@ -41,7 +41,7 @@ def rows(heading: str) -> set[str]:
 def test_every_field_has_its_row(heading: str, shape: type, besides: type | None) -> None:
     """No field is supported without being described, and none is described that is gone."""
     fields = set(shape.model_fields) - set(besides.model_fields if besides else ())  # type: ignore[attr-defined]
-    named = rows(heading) - {"model", "suffix"}
+    named = rows(heading) - {"model", "suffix", *REFUSED_IN_RERANK}
     assert named == fields - {"model"}
 
 
@@ -49,6 +49,8 @@ def test_every_refusal_has_its_row() -> None:
     """Nor is any refused without being listed."""
     assert rows("Refused") == {*REFUSED, *REFUSED_IN_CHAT, *(set(REFUSED_IN_COMPLETIONS) - {"suffix"})}
     assert "suffix" in rows("Completions")
+    assert rows("Rerank") == {*RerankBody.model_fields, *REFUSED_IN_RERANK}
+    assert all(f"`{field}`" in PAGE for field in RerankTextsBody.model_fields)
 
 
 def test_every_code_has_its_row() -> None:

@@ -29,9 +29,9 @@ def request(body: dict[str, Any]) -> ChatRequest:
     known = check(body, ResponseBody, ApiSettings())
     offered = offer(known.tools)
     sent = body.get("input") or []
-    made = to_request(
-        known, with_types([{"role": "user", "content": sent}] if isinstance(sent, str) else sent), offered
-    )
+    items = with_types([{"role": "user", "content": sent}] if isinstance(sent, str) else sent)
+    # What others refer to is known by then.
+    made = to_request(known, [item for item in items if item["type"] != "item_reference"], offered)
     assert decode_request(encode_request(made)) == made
     head = head_of(known, offered, "a" * 22, "tiny", 1)
     assert writer_of(keep(head).head).head == head
