@@ -7,6 +7,7 @@ NpuError
 │   └── RuntimeRefused    that library cannot be used: damaged, for another machine, of another version than said
 ├── PromptRefused         this prompt cannot be run; the engine is unharmed
 │   ├── ContextTooLong    more tokens than the context holds
+│   ├── FieldRefused      a field of the request that this model cannot honour
 │   ├── AdapterMissing    the model has no such LoRA adapter, or it could not be loaded
 │   └── TemplateFailed    the model's chat template refused the messages, or broke a bound
 ├── SamplingRefused       a sampling value this engine cannot honour
@@ -61,6 +62,14 @@ class ContextTooLong(PromptRefused):
             "Shorten the prompt"
             + (" or lower max_tokens." if max_tokens is not None and prompt_tokens < context_length else ".")
         )
+
+
+class FieldRefused(PromptRefused):
+    """Raised when a model cannot honour a field of a request. `field` is its name, `why` the reason and what to do."""
+
+    def __init__(self, field: str, why: str) -> None:
+        self.field = field
+        super().__init__(f"{field} cannot be honoured: {why}")
 
 
 class AdapterMissing(PromptRefused):

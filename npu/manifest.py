@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from npu.answer_format import NONE, ThinkingFormat, ToolFormat
 from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
@@ -53,13 +54,27 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "notes": (list, "sentences its user should know"),
     "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
     "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),
+    "tool_format": (
+        str,
+        "how it writes calls of tools: "
+        + ", ".join(f"`{form}`" for form in ToolFormat)
+        + ", or `none`; told by its template when absent, see below",
+    ),
+    "thinking_format": (
+        str,
+        "how it marks its thoughts: "
+        + ", ".join(f"`{form}`" for form in ThinkingFormat)
+        + ", or `none`; told by its template when absent, see below",
+    ),
     "engine_options": (dict, "settings of the engine, see below"),
     "adapters": (dict, "LoRA adapters by name, each a file in the manifest's folder, see below"),
 }
 """Every key a manifest may have, with its TOML type and meaning."""
 
-SAMPLING_KEYS = tuple(field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias"))
-"""What `[sampling]` may hold. A seed and a bias belong to a request."""
+SAMPLING_KEYS = tuple(
+    field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias", "constraint", "logprobs")
+)
+"""What `[sampling]` may hold. The others belong to a request."""
 
 MAX_SCALE = 100.0
 """Of an adapter, in both directions; useful ones are near 1."""
@@ -125,6 +140,8 @@ class _Manifest:
             cached_system_prompt=self._cached_system_prompt(engine),
             rerank_template=self._template("rerank_template"),
             template_options=self._values("template_options"),
+            tool_format=self._format("tool_format", tuple(ToolFormat)),
+            thinking_format=self._format("thinking_format", tuple(ThinkingFormat)),
             engine_options=self._engine_options(engine),
             adapters=self._adapters(engine),
             abilities=self._abilities(engine),
@@ -288,6 +305,9 @@ class _Manifest:
             if self._one_of("abilities", ability, tuple(Ability)) not in can:
                 raise self._refuse("abilities", f"holds {ability!r}, which the engine {engine} cannot do")
         return frozenset(map(Ability, given))
+
+    def _format(self, key: str, known: tuple[str, ...]) -> str | None:
+        return self._one_of(key, self._table[key], (*known, NONE)) if key in self._table else None
 
     def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
         if value not in known:

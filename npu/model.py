@@ -71,6 +71,10 @@ class Model:
     """The text of a chat template that replaces the model's own."""
     template_options: Mapping[str, Value] = field(default_factory=dict)
     """Variables handed to the template, such as `enable_thinking`."""
+    tool_format: str | None = None
+    """How it writes calls of tools: one of `ToolFormat`, or `none`. None leaves it to the template, as below."""
+    thinking_format: str | None = None
+    """How it marks its thoughts: one of `ThinkingFormat`, or `none`."""
     engine_options: Mapping[str, Value] = field(default_factory=dict)
     adapters: tuple[LoraAdapter, ...] = ()
     """Each loaded with the model, and applied to the requests that name it."""

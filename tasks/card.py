@@ -59,6 +59,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Has a chat template."""
     completion: bool = True
     """Can continue a text."""
+    tools: bool = False
+    """Calls tools that a chat gives it."""
+    thinking: bool = False
+    """Thinks before it answers, where the template lets it."""
     abilities: tuple[str, ...] = ("text",)
     """What it may be asked for: `text`, `embedding`, `rerank`."""
     embedding_length: int | None = None

@@ -71,9 +71,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def capabilities(self) -> list[str]:
-        """What it may be asked for, as clients call it: `completion`, `chat`, `embedding`, `rerank`."""
+        """What it may be asked for, as clients call it: `completion`, `chat`, `tools`, `thinking`, `embedding`, `rerank`."""
         card = self.card
-        text = [name for name, can in (("completion", card.completion), ("chat", card.chat)) if can]
+        can = {"completion": card.completion, "chat": card.chat, "tools": card.tools, "thinking": card.thinking}
+        text = [name for name in can if can[name]]
         others = [each for each in card.abilities if each != "text"] if self.adapter is None else []
         return (text if "text" in card.abilities else []) + others
 

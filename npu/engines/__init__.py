@@ -81,6 +81,8 @@ class Facts:
     """Whether it has a chat template."""
     memory_bytes: int
     """What it will take once loaded, its KV cache included: an estimate, on the high side."""
+    template: ChatTemplate | None = None
+    """That template; None also where only the runtime knows it."""
     completion: bool = True
     """Whether it can continue a text."""
     family: str = ""

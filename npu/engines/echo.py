@@ -124,6 +124,7 @@ class EchoEngine:
             context_length=setup.context_length or model.context_length or CONTEXT_LENGTH,
             version=VERSION,
             chat=True,
+            template=EchoEngine.chat_template(model),
             memory_bytes=MEMORY_BYTES,
             family=model.family or "echo",
             embedding_length=EMBEDDING_LENGTH,

@@ -194,8 +194,8 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
     notes.append(
         "An answer that was interrupted goes on unbroken; above temperature 0 not in the words it would have had."
     )
-    chat = find_template(model, gguf) is not None
-    if not chat:
+    template = find_template(model, gguf)
+    if template is None:
         notes.append(
             "This is a base model: it has no chat template, so it continues text and cannot chat. Use completions, or give "
             "it a `chat_template`."
@@ -203,7 +203,8 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
     return Facts(
         context_length=length,
         version=f"llama.cpp (xllamacpp {xllamacpp_version()})",
-        chat=chat,
+        chat=template is not None,
+        template=template,
         memory_bytes=gguf.path.stat().st_size
         + gguf.cache_bytes_per_token() * max(SMALLEST_CONTEXT_LENGTH, length)
         + OVERHEAD_BYTES,

@@ -119,8 +119,8 @@ class RkllmEngine:
         loaded = read_loaded(model, setup, identity.version)
         length = context_length(model, setup, loaded)
         notes = [*model.notes]
-        chat = find_template(model, None) is not None
-        if not chat:
+        template = find_template(model, None)
+        if template is None:
             notes.append(
                 "There is no chat template beside this model (tokenizer_config.json or chat_template.jinja), so it can "
                 "continue text but not chat."
@@ -142,7 +142,8 @@ class RkllmEngine:
         return Facts(
             context_length=length,
             version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else named(identity)}",
-            chat=chat,
+            chat=template is not None,
+            template=template,
             memory_bytes=memory_bytes(model, length),
             family=model.family,
             parameters=model.parameters,

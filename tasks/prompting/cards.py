@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from npu.answer_format import HIDDEN, thinking_format
 from npu.engines import Setup, describe
 from npu.model import Model
 from tasks.card import Card, LastLoad, SelfTest
+from tasks.prompting.conversation import calls_tools
 from tasks.prompting.failures import without_folders
 
 
 def card_of(model: Model, board: str, setup: Setup) -> Card:
     """The card. Reads the head of the weights, loads nothing. Raises `ModelRefused`."""
     facts = describe(model, setup)
+    template = facts.template
+    source = template.source if template is not None else HIDDEN if facts.chat else ""
     return Card(
         id=model.id,
         board=board,
@@ -27,6 +31,8 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         quantization=model.quantization or facts.quantization,
         chat=facts.chat,
         completion=facts.completion,
+        tools=template is not None and calls_tools(model, template),
+        thinking=thinking_format(model.thinking_format, source) is not None,
         abilities=tuple(sorted(model.abilities)),
         embedding_length=facts.embedding_length,
         adapters=tuple(adapter.name for adapter in model.adapters),

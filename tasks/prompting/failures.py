@@ -8,6 +8,7 @@ from npu.errors import (
     AdapterMissing,
     ContextTooLong,
     EngineFailed,
+    FieldRefused,
     ModelRefused,
     NpuError,
     OutOfMemory,
@@ -27,6 +28,7 @@ CODES: dict[type[NpuError], FailureCode] = {
     RuntimeRefused: FailureCode.MODEL_UNAVAILABLE,
     PromptRefused: FailureCode.BAD_PROMPT,
     ContextTooLong: FailureCode.CONTEXT_TOO_LONG,
+    FieldRefused: FailureCode.UNSUPPORTED,
     AdapterMissing: FailureCode.BAD_PROMPT,
     TemplateFailed: FailureCode.BAD_PROMPT,
     SamplingRefused: FailureCode.UNSUPPORTED,
@@ -50,7 +52,7 @@ def failure(error: Exception) -> Failed:
     """The failure that `error` is to a client. What no map knows is a defect of ours, and says no more than that."""
     if isinstance(error, NpuError):
         kind = next((kind for kind in type(error).__mro__ if kind in CODES), EngineFailed)
-        param = PARAMS.get(error.field, error.field) if isinstance(error, SamplingRefused) else None
+        param = PARAMS.get(error.field, error.field) if isinstance(error, SamplingRefused | FieldRefused) else None
         message = without_folders(str(error)) if kind in _OF_FILES else str(error)
         return Failed(CODES[kind], message, param)
     if isinstance(error, requests.Unreadable | events.Unreadable):

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
-from npu import constraint
+from npu.answer_format import HIDDEN, thinking_format, tool_format
 from npu.chat_template import ChatTemplate
-from npu.constraint import Constraint, Form
 from npu.engine import Ability, Prompt, Sampling, Tokenizer, Turn
-from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, SamplingRefused
+from npu.errors import AdapterMissing, ContextTooLong, FieldRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
-from tasks import requests
 from tasks.errors import AbilityMissing
+from tasks.prompting.conversation import Conversation, calls_tools
+from tasks.prompting.holding import constraint_of
+from tasks.prompting.reading import Reading, control_markers, offered, reading_of
 from tasks.requests import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
     GenerateRequest,
     Message,
-    OutputFormat,
     Request,
     RerankRequest,
     SamplingOptions,
+    Tool,
     ability_of,
 )
 
@@ -41,6 +43,8 @@ class Prepared:
     n: int
     echoes: tuple[bytes, ...] | None = None
     """What each answer begins with, when the request asked for its prompt back."""
+    reading: Reading | None = None
+    """How the answers are to be read; None is as text."""
 
     def sampling_of(self, choice: int) -> Sampling:
         """The sampling of one choice: with a seed, each answer to one prompt gets its own, or all would be alike."""
@@ -82,6 +86,12 @@ class Preparer:
         self._tokenizer = tokenizer
         self._template = template
         self._context_length = context_length
+        self._conversation = Conversation(template) if template is not None else None
+        self._source = source = template.source if template is not None else ""
+        self._calls = tool_format(model.tool_format, source) if template and calls_tools(model, template) else None
+        if isinstance(tokenizer, HiddenTokenizer):
+            source = HIDDEN
+        self._thinking = thinking_format(model.thinking_format, source)
 
     def prepare(self, request: Request, prompts: Sequence[Sequence[int]] = ()) -> Ready:
         """The request, ready to run. Raises `PromptRefused` (`ContextTooLong` and `TemplateFailed` among it).
@@ -102,19 +112,22 @@ class Preparer:
                 assert_never(request)
 
     def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
-        for field in ("tools", "thinking_budget"):
-            if getattr(request, field, None) not in (None, ()):
-                raise SamplingRefused(field, "no engine here can do that yet")
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):
             raise AdapterMissing(self._model.id, request.adapter)
         prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
+        reading: Reading | None = None
         match request:
             case ChatRequest() if isinstance(self._tokenizer, HiddenTokenizer):
                 prompts = (self._turn(request, self._tokenizer),)
+                reading = Reading(self._thinking) if self._thinking is not None else None
             case ChatRequest():
                 tokens = known or [self.tokens_of(request)]
                 prompts = tuple(self._prompt(ids, request) for ids in tokens)
+                if self._thinking is not None or self._calls is not None:
+                    reading = reading_of(
+                        request, tokens[0], self._tokenizer, self._markers, self._calls, self._thinking
+                    )
             case CompletionRequest():
                 tokens = known or [self._completion_tokens(prompt) for prompt in request.prompts]
                 prompts = tuple(self._prompt(ids, request) for ids in tokens)
@@ -126,21 +139,37 @@ class Preparer:
         return Prepared(
             prompts=prompts,
             sampling=self._model.sampling(
-                **_given(request.sampling), constraint=_constraint(request), logprobs=request.logprobs
+                **_given(request.sampling),
+                constraint=constraint_of(request, reading, self._source),
+                logprobs=request.logprobs,
             ),
             stop=tuple(dict.fromkeys((*request.stop, *self._model.stop))),
             n=request.n,
             echoes=echoes,
+            reading=reading,
         )
+
+    @cached_property
+    def _markers(self) -> dict[int, bytes]:
+        return control_markers(self._tokenizer, self._calls, self._thinking)
 
     def text_of(self, request: ChatRequest) -> str:
         """What the model reads of a chat, up to where its answer begins. Raises `PromptRefused`."""
+        options, tools = request.template_options, offered(request)
+        if tools and self._calls is None and self._template is not None:
+            raise FieldRefused(
+                "tools",
+                f"the chat template of '{self._model.id}' knows none. Ask a model that lists `tools` among its capabilities, or "
+                'teach this one a format: `tool_format = "json"` in its manifest.',
+            )
+        if request.thinking_budget == 0:
+            options = {"enable_thinking": False, **options}
         if not request.continue_last:
-            return self.render(request.messages, request.template_options)
+            return self.render(request.messages, options, tools)
         *before, last = request.messages
         begun = msgspec.structs.replace(last, content=GAP)
-        options = {**request.template_options, "add_generation_prompt": False}
-        text, found, _ = self.render((*before, begun), options).rpartition(GAP)
+        options = {**options, "add_generation_prompt": False}
+        text, found, _ = self.render((*before, begun), options, tools).rpartition(GAP)
         if not found:
             raise PromptRefused(
                 f"The chat template of '{self._model.id}' leaves out the beginning of an answer, so it cannot be gone on with. "
@@ -152,11 +181,11 @@ class Preparer:
         """The same as token ids, whether or not they fit into the context. Raises `PromptRefused`."""
         return self._encode_rendered(self.text_of(request))
 
-    def render(self, messages: Sequence[Message], template_options: dict[str, Any]) -> str:
-        """The text that the model's chat template makes of `messages`. Raises `PromptRefused`."""
+    def render(self, messages: Sequence[Message], template_options: dict[str, Any], tools: Sequence[Tool] = ()) -> str:
+        """The text that the model's chat template makes of `messages` and `tools`. Raises `PromptRefused`."""
         if isinstance(self._tokenizer, HiddenTokenizer):
             raise self._tokenizer.refusal("be asked with a template of ours")
-        if self._template is None:
+        if self._template is None or self._conversation is None:
             raise PromptRefused(
                 f"The model '{self._model.id}' has no chat template: it is a base model, which continues text but was "
                 "not taught to answer. Use /v1/completions, or a model whose name says instruct, it or chat."
@@ -166,7 +195,8 @@ class Preparer:
             raise PromptRefused(
                 f"chat_template_kwargs may not hold '{min(reserved)}': it is set from the request itself."
             )
-        return self._template.render([msgspec.to_builtins(message) for message in messages], **template_options)
+        made = self._conversation.variables(messages, tools, self._calls)
+        return self._template.render(**{**template_options, **made})
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """The ids of `text`; with `parse_special` control tokens in it are read as such. Raises `PromptRefused`."""
@@ -219,6 +249,10 @@ class Preparer:
 
     def _turn(self, request: ChatRequest, hidden: HiddenTokenizer) -> Prompt:
         """For a runtime that puts one message of a user into a template of its own."""
+        if offered(request):
+            raise hidden.refusal("be given tools")
+        if request.thinking_budget is not None:
+            raise hidden.refusal("be held to a budget of thought")
         if [message.role for message in request.messages] != ["user"]:
             raise hidden.refusal("take a system message, or a conversation of several turns")
         options = {**self._model.template_options, **request.template_options}
@@ -242,31 +276,6 @@ class Preparer:
             raise ContextTooLong(len(tokens), max_tokens, context)
         most = min(max_tokens, room) if max_tokens is not None else room
         return Prompt(tokens=tokens, max_tokens=most, adapter=request.adapter)
-
-
-def _constraint(request: GenerateRequest) -> Constraint | None:
-    if request.output is None:
-        return None
-    if isinstance(request, ChatRequest) and request.continue_last:
-        raise PromptRefused(
-            "An answer that the client has begun cannot be held to a format: what it is held to would have to begin in the "
-            "middle. Leave out either the beginning or the format."
-        )
-    return Constraint(_form(request.output))
-
-
-def _form(output: OutputFormat) -> Form:
-    match output:
-        case requests.JsonObject():
-            return constraint.JsonObject()
-        case requests.JsonSchema(schema):
-            return constraint.JsonSchema(schema)
-        case requests.Regex(pattern):
-            return constraint.Regex(pattern)
-        case requests.Grammar(text, syntax):
-            return constraint.Gbnf(text) if syntax == "gbnf" else constraint.Lark(text)
-        case _:
-            assert_never(output)
 
 
 def _given(options: SamplingOptions) -> dict[str, Any]:

@@ -8,7 +8,17 @@ from typing import cast
 import redis
 
 from tasks import keys
-from tasks.events import ChoiceEnded, Embedded, Scored, TextDelta, decode_events
+from tasks.events import (
+    ChoiceEnded,
+    Embedded,
+    Event,
+    ReasoningDelta,
+    Scored,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    decode_events,
+)
 from tasks.record_size import ENTRY
 from tasks.stream import RecordedPiece, decode_pieces
 
@@ -21,8 +31,8 @@ class CannotContinue(Exception):
 class BegunChoice:
     """One of a job's answers, as far as it got."""
 
-    text: str = ""
-    """What was sent of it."""
+    sent: list[Event] = field(default_factory=list)
+    """What was sent of it: texts, thoughts and calls."""
     pieces: list[RecordedPiece] = field(default_factory=list)
     """Every token the engine gave for it, sent or held back."""
     ended: ChoiceEnded | None = None
@@ -51,8 +61,8 @@ def read_begun(client: redis.Redis, job: str) -> Begun:
         begun.size += sum(map(len, fields.values())) + ENTRY
         for event in decode_events(fields[b"e"]) if fields[b"e"] else ():
             match event:
-                case TextDelta(text, choice):
-                    begun.choices.setdefault(choice, BegunChoice()).text += text
+                case TextDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+                    begun.choices.setdefault(event.choice, BegunChoice()).sent.append(event)
                 case ChoiceEnded(choice):
                     begun.choices.setdefault(choice, BegunChoice()).ended = event
                 case Embedded(index) | Scored(index):

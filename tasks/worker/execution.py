@@ -31,7 +31,7 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
                 run.can_be_paused = False  # nobody knows the tokens of such a prompt
             tokens = (prompt.tokens for prompt in prepared.prompts)
             run.writer.note(phase=Phase.PREFILL.value, language=language, **prompt_fields(tokens))
-            return generate.run(prepared, engine, run, run.totals, begun)
+            return generate.run(prepared, engine, run, run.totals, begun, job=claim.job)
         case PreparedTexts():
             run.writer.note(phase=Phase.PREFILL.value)
             assert isinstance(engine, EmbeddingEngine)  # its manifest says so, and was checked against the engine

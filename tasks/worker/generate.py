@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from npu.engine import Abortable, End, Generation, Stats, TextEngine
+from npu.engine import Abortable, End, Generation, Piece, Stats, TextEngine
 from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
 from tasks.worker.begun import Begun, BegunChoice, CannotContinue
-from tasks.worker.parsing import TextParser
+from tasks.worker.parsing.answer import answer_parser
+from tasks.worker.unsent import unsent
 
 
 class Sink(Protocol):
@@ -39,6 +40,8 @@ class Totals:
     completion_tokens: int = 0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    reasoning_tokens: int = 0
+    """Of the completion's."""
     read_again: int = 0
     """Tokens that were prefilled once more, since an answer went on behind an interruption."""
 
@@ -53,12 +56,14 @@ class Totals:
 
     def usage(self) -> Usage:
         """The counts a client is told."""
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
 
 
-def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, begun: Begun | None = None) -> FinishReason:
+def run(
+    prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, begun: Begun | None = None, *, job: str = ""
+) -> FinishReason:
     """Generate every choice in turn; the reason of the last, or CANCELLED. What it cost is added to `totals`; of a
-    generation that raised, its tokens.
+    generation that raised, its tokens. Calls of tools have ids that follow from `job`.
 
     What earlier claims have `begun` is not said again: the run goes on behind it, as if it had never been interrupted.
     Raises what the engine and the sink raise, and `CannotContinue`.
@@ -67,16 +72,16 @@ def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, begu
     reason = FinishReason.STOP
     for index in range(len(prepared.prompts)):
         for turn in range(prepared.n):
-            answer = _Answer(prepared, index, turn, begun.choice(index * prepared.n + turn))
+            answer = _Answer(job, prepared, index, turn, begun.choice(index * prepared.n + turn))
             if answer.begun.ended is not None:
                 reason = answer.begun.ended.reason
-                answer.count(totals, None)
+                answer.count_ended(totals)
                 continue
             last = answer.run(engine, sink, totals)
             if last is None:
                 return FinishReason.CANCELLED
             # With what was held back until now, in one write: a claim that dies leaves both or none.
-            sink.write((TextDelta(last.text, answer.choice), last.ended) if last.text else (last.ended,))
+            sink.write((*last.held, last.ended))
             reason = last.ended.reason
     return reason
 
@@ -85,74 +90,122 @@ def run(prepared: Prepared, engine: TextEngine, sink: Sink, totals: Totals, begu
 class _Last:
     """How an answer ends: what was held back of it, and its last event."""
 
-    text: str
+    held: tuple[Event, ...]
     ended: ChoiceEnded
 
 
 class _Answer:
     """The `turn`-th answer to one prompt."""
 
-    def __init__(self, prepared: Prepared, index: int, turn: int, begun: BegunChoice) -> None:
+    def __init__(self, job: str, prepared: Prepared, index: int, turn: int, begun: BegunChoice) -> None:
         self.choice = index * prepared.n + turn
         self.begun = begun
         self._prompt = prepared.prompts[index]
         self._sampling = prepared.sampling_of(self.choice)
         self._echo = prepared.echoes[index].decode("utf-8", "replace") if prepared.echoes is not None else ""
-        self._parser = TextParser(prepared.stop)
+        self._reading = prepared.reading
+        self._budget = prepared.reading.budget if prepared.reading is not None else None
+        self._parser = answer_parser(job, self.choice, prepared.stop, prepared.reading)
         self._first = turn == 0
-        self._tokens = len(begun.pieces)
+        self._said = [piece.token for piece in begun.pieces]
+        self._stats: Stats | None = None
+        """Of the runs so far."""
         self._prefilled = 0
         """Tokens of the prompt that the engine says are done, while it says so."""
 
     def run(self, engine: TextEngine, sink: Sink, totals: Totals) -> _Last | None:
         """Say what is left of it, but for its last words; None once the job was cancelled."""
-        said = [piece.token for piece in self.begun.pieces]
-        text = self._echo + "".join(self._parser.feed(piece.data) for piece in self.begun.pieces)
-        if not text.startswith(self.begun.text):
-            raise CannotContinue(
-                "What is on record of this answer does not spell what was sent of it, as when two versions of the service "
-                "work side by side, so it cannot be gone on with. Ask again."
+        said: list[Event] = [TextDelta(self._echo, self.choice)] if self._echo else []
+        said.extend(self._replayed())
+        if rest := unsent(said, self.begun.sent):
+            sink.write(tuple(rest))
+        while True:
+            self._end_thought(sink)
+            if self._parser.stopped or self._left < 1:
+                self._count(totals)
+                return self._end(End.LENGTH)
+            generation = self._generation(engine, sink)
+            if not sink.begin(generation):
+                if self._stats is not None:
+                    self._count(totals)
+                return None
+            try:
+                self._read(generation, sink)
+            except BaseException:
+                # The engine's own account is there only after its end. A prompt that was answered has been read.
+                self._count(totals)
+                raise
+            # What a run behind the first one reads, the first one has read or said.
+            stats = generation.stats
+            first = self._stats
+            self._stats = (
+                stats
+                if first is None
+                else replace(
+                    first,
+                    prefill_ms=first.prefill_ms + stats.prefill_ms,
+                    decode_ms=first.decode_ms + stats.decode_ms,
+                )
             )
-        if unsent := text[len(self.begun.text) :]:
-            sink.write((TextDelta(unsent, self.choice),))
-        left = self._prompt.max_tokens - len(said)
-        if self._parser.stopped_by is not None or left < 1:
-            self.count(totals, None)
-            return self._end(End.LENGTH)
-        if said and self._prompt.turn is not None:
+            if sink.cancelled or not self._overthought:
+                self._count(totals)
+                return None if sink.cancelled else self._end(generation.end)
+
+    def count_ended(self, totals: Totals) -> None:
+        """Add what it cost, of an answer that was whole already."""
+        if self._reading is not None:  # thoughts are to be told apart
+            self._replayed()
+        self._count(totals)
+
+    def _replayed(self) -> list[Event]:
+        return [event for piece in self.begun.pieces for event in self._parser.feed(piece.token, piece.data)]
+
+    @property
+    def _left(self) -> int:
+        """Tokens it may still have."""
+        return self._prompt.max_tokens - len(self._said)
+
+    @property
+    def _overthought(self) -> bool:
+        """It is inside a thought that has had its tokens."""
+        return self._budget is not None and self._parser.thinking and self._parser.thoughts >= self._budget
+
+    def _end_thought(self, sink: Sink) -> None:
+        """Say for the model what ends its thought, where that has had its tokens. A part of it may have been said."""
+        while self._overthought and self._left and not sink.cancelled:
+            closing = self._reading.closing if self._reading is not None else ()
+            tokens = [token for token, _ in closing]
+            done = max(count for count in range(len(tokens)) if self._said[len(self._said) - count :] == tokens[:count])
+            token, data = closing[done]
+            self._take(Piece(token, data), sink)
+
+    def _generation(self, engine: TextEngine, sink: Sink) -> Generation:
+        if self._said and self._prompt.turn is not None:
             raise CannotContinue(
                 "A part of this answer was sent, and its model has no tokenizer.json beside it, so nobody but the NPU's runtime "
                 "knows the prompt's tokens, and it cannot be gone on with. Ask again."
             )
         prompt = self._prompt
-        if said:
-            prompt = replace(prompt, tokens=[*prompt.tokens, *said], max_tokens=left, said=len(said))
+        if self._said:
+            said = self._said
+            prompt = replace(prompt, tokens=[*prompt.tokens, *said], max_tokens=self._left, said=len(said))
 
         def prefilled(tokens: int) -> None:
             self._prefilled = tokens
             sink.prefilled(tokens)
 
-        generation = engine.generate(prompt, self._sampling, prefilled)
-        if not sink.begin(generation):
-            return None
-        try:
-            self._read(generation, sink)
-        except BaseException:
-            # The engine's own account is there only after its end. A prompt that was answered has been read.
-            self.count(totals, None)
-            raise
-        self.count(totals, generation.stats)
-        return None if sink.cancelled else self._end(generation.end)
+        return engine.generate(prompt, self._sampling, prefilled)
 
-    def count(self, totals: Totals, stats: Stats | None) -> None:
-        """Add what it cost; `stats` None when the engine has no account of it."""
+    def _count(self, totals: Totals) -> None:
+        """Add what it cost; where the engine has no account of it, as far as is known."""
+        stats, tokens = self._stats, len(self._said)
         known = self._prompt.turn is None
         prompt = len(self._prompt.tokens) if known or stats is None else stats.prompt_tokens
         if stats is None:
-            stats = Stats(prompt if self._tokens or self.begun.ended else 0, 0, 0.0, 0, 0.0)
+            stats = Stats(prompt if tokens or self.begun.ended else 0, 0, 0.0, 0, 0.0)
         again = 0
         if self.begun.pieces and stats.prompt_tokens > prompt:
-            read = stats.prompt_tokens if self._tokens > len(self.begun.pieces) else self._prefilled
+            read = stats.prompt_tokens if tokens > len(self.begun.pieces) else self._prefilled
             again = max(0, read - stats.cached_tokens)
         # To its client an interrupted answer is one answer to one prompt, however often that had to be read.
         seen = replace(
@@ -160,21 +213,28 @@ class _Answer:
             prompt_tokens=min(stats.prompt_tokens, prompt),
             cached_tokens=min(stats.cached_tokens, prompt),
         )
-        totals.add(seen, self._tokens, first_of_prompt=self._first)
+        totals.add(seen, tokens, first_of_prompt=self._first)
+        totals.reasoning_tokens += self._parser.thoughts
         totals.read_again += again
 
     def _read(self, generation: Generation, sink: Sink) -> None:
+        enough = False
         for piece in generation:
-            if self._parser.stopped_by is not None or sink.cancelled:
+            if enough or sink.cancelled:
                 continue  # the abort is on its way; what the engine still says is not part of the answer
-            self._tokens += 1
-            text = self._parser.feed(piece.data)
-            recorded = RecordedPiece(self.choice, piece.token, piece.data)
-            sink.write((TextDelta(text, self.choice),) if text else (), recorded)
-            if self._parser.stopped_by is not None:
+            self._take(piece, sink)
+            if self._parser.stopped or self._overthought:
+                enough = True
                 generation.abort()
 
+    def _take(self, piece: Piece, sink: Sink) -> None:
+        self._said.append(piece.token)
+        events = self._parser.feed(piece.token, piece.data)
+        sink.write(events, RecordedPiece(self.choice, piece.token, piece.data))
+
     def _end(self, end: End) -> _Last:
-        text, stopped_by = self._parser.finish(), self._parser.stopped_by
-        long = stopped_by is None and end is End.LENGTH
-        return _Last(text, ChoiceEnded(self.choice, FinishReason.LENGTH if long else FinishReason.STOP, stopped_by))
+        held, parser = self._parser.finish(), self._parser
+        reason = FinishReason.TOOL_CALLS if parser.calls else FinishReason.STOP
+        if end is End.LENGTH and not parser.stopped:
+            reason = FinishReason.LENGTH
+        return _Last(held, ChoiceEnded(self.choice, reason, parser.stopped_by))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from npu.engine import Abortable
-from tasks.events import ChoiceEnded, Event, Reply, TextDelta, fold
+from tasks.events import ChoiceEnded, Event, ReasoningDelta, Reply, TextDelta, ToolCallDelta, ToolCallStarted, fold
 from tasks.stream import RecordedPiece
 
 
@@ -26,6 +26,10 @@ class Transcript(list[Event]):
         self._cancel_at = cancel_at
         self.already = 0
         """Choices that had ended before this run."""
+        self.forced = False
+        """Tokens may be said before any generation begins: they were said for the model."""
+        self.calls: dict[int, int] = {}
+        """How many calls have begun in each choice; a test puts in those that began before this run."""
 
     @property
     def cancelled(self) -> bool:
@@ -45,19 +49,25 @@ class Transcript(list[Event]):
             self._check(event)
             self.append(event)
         if piece is not None:
-            assert self.begun, f"{piece} of no generation"
+            assert self.begun or self.forced, f"{piece} of no generation"
             assert not self.cancelled, f"{piece} after the cancellation"
             self.pieces.append(piece)
-            if self.cancelled:
+            if self.cancelled and self.begun:
                 self.begun[-1].abort()
             self.on_piece()
 
     def _check(self, event: Event) -> None:
         ended = [*range(self.already), *(past.choice for past in self if isinstance(past, ChoiceEnded))]
         match event:
-            case TextDelta(text, choice):
+            case TextDelta(text, choice) | ReasoningDelta(text, choice) | ToolCallDelta(_, text, choice):
                 assert text, "an empty delta"
                 assert choice == len(ended), f"{event} while choice {len(ended)} is being answered"
+                if isinstance(event, ToolCallDelta):
+                    assert event.index == self.calls.get(choice, 0) - 1, f"{event} of no call"
+            case ToolCallStarted(index, _, _, choice):
+                assert choice == len(ended), f"{event} while choice {len(ended)} is being answered"
+                assert index == self.calls.get(choice, 0), f"{event} out of turn"
+                self.calls[choice] = index + 1
             case ChoiceEnded(choice):
                 assert choice == len(ended), f"{event} after {ended}"
             case _:

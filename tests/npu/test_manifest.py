@@ -23,6 +23,8 @@ quantization = "Q8_0"
 soc = "rk3588"
 stop = ["END"]
 chat_template = "chat.jinja"
+tool_format = "hermes"
+thinking_format = "none"
 notes = ["Small."]
 
 [sampling]
@@ -57,6 +59,7 @@ def test_everything_it_may_say(folder: Path) -> None:
     assert (model.id, model.names) == ("tiny", ("tiny:1b", "Tiny", "weights"))
     assert (model.engine, model.path, model.context_length) == ("llamacpp", folder / "weights.gguf", 4096)
     assert (model.family, model.parameters, model.quantization, model.soc) == ("tiny", "1B", "Q8_0", "rk3588")
+    assert (model.tool_format, model.thinking_format) == ("hermes", "none")
     assert (model.stop, model.notes, model.template) == (("END",), ("Small.",), "{{ messages }}")
     assert dict(model.template_options) == {"enable_thinking": False}
     assert dict(model.engine_options) == {"batch_size": 32}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npu import errors
-from npu.errors import AdapterMissing, ContextTooLong, NpuError, SamplingRefused
+from npu.errors import AdapterMissing, ContextTooLong, FieldRefused, NpuError, SamplingRefused
 from tasks import events, requests
 from tasks.events import Failed, FailureCode
 from tasks.prompting.failures import CODES, failure, without_folders
@@ -25,6 +25,8 @@ def made(kind: type[NpuError]) -> NpuError:
         return AdapterMissing("tiny", "poet")
     if kind is SamplingRefused:
         return SamplingRefused("top_k", "too many")
+    if kind is FieldRefused:
+        return FieldRefused("tools", "it was not taught any")
     return kind("what happened, and what to do")
 
 

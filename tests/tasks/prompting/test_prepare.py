@@ -13,7 +13,7 @@ from npu import constraint
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling, Turn
 from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
-from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, SamplingRefused, TemplateFailed
+from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, TemplateFailed
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model
 from tasks.prompting.prepare import QUESTION, PreparedQuestions, PreparedTexts, Preparer, Ready
@@ -29,7 +29,6 @@ from tasks.requests import (
     Regex,
     RerankRequest,
     SamplingOptions,
-    Tool,
 )
 
 MODEL = Model(id="m", engine="echo", folder=Path("/nowhere"))
@@ -354,20 +353,6 @@ def test_a_template_that_forgets_a_begun_answer_cannot_go_on() -> None:
 def test_a_prompt_is_counted_whether_or_not_it_fits() -> None:
     """Whoever counts wants to know by how much it is too long."""
     assert len(preparer(context_length=10).tokens_of(chat("x" * 50))) == 51
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("tools", (Tool("f"),)),
-        ("thinking_budget", 0),
-    ],
-)
-def test_what_no_engine_does_yet_is_refused_by_name(field: str, value: Any) -> None:
-    """Rather than forgotten."""
-    with pytest.raises(SamplingRefused) as refused:
-        preparer().prepare(chat("hi", **{field: value}))
-    assert refused.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ import redis.asyncio
 
 from tasks import stream
 from tasks.claims import claim_next
-from tasks.events import ChoiceEnded, Embedded, FinishReason, Scored, TextDelta
+from tasks.events import (
+    ChoiceEnded,
+    Embedded,
+    FinishReason,
+    ReasoningDelta,
+    Scored,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+)
 from tasks.jobs import Lane, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
@@ -19,7 +28,7 @@ from tasks.worker.begun import read_begun
 async def test_everything_that_was_done_is_found(
     client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts and pieces by their choice, ends, and which vectors and scores were sent."""
+    """What was said and pieces by their choice, ends, and which vectors and scores were sent."""
     monkeypatch.setattr(stream, "COALESCE", 0.0)
     job = new_job_id()
     store = JobStore(aclient, queue_limit=5, job_ttl=60, deadline=600)
@@ -32,11 +41,15 @@ async def test_everything_that_was_done_is_found(
         writer.write((ended,))
         writer.write((), RecordedPiece(1, 2, b""))
         writer.write((TextDelta("Two", 1),), RecordedPiece(1, 3, b"Two"))
+        writer.write((ToolCallStarted(0, "call_a", "f", 1), ToolCallDelta(0, "{}", 1), ReasoningDelta("Hm", 1)))
         writer.write((Embedded(4, b"1234"), Scored(6, 0.5)))
     begun = read_begun(client, job)
-    assert (begun.choice(0).text, begun.choice(0).ended) == ("One", ended)
+    assert (begun.choice(0).sent, begun.choice(0).ended) == ([TextDelta("One")], ended)
     assert begun.choice(0).pieces == [RecordedPiece(0, 1, b"One")]
-    assert (begun.choice(1).text, begun.choice(1).ended) == ("Two", None)
+    assert (begun.choice(1).sent, begun.choice(1).ended) == (
+        [TextDelta("Two", 1), ToolCallStarted(0, "call_a", "f", 1), ToolCallDelta(0, "{}", 1), ReasoningDelta("Hm", 1)],
+        None,
+    )
     assert [piece.token for piece in begun.choice(1).pieces] == [2, 3]
     assert begun.choice(2).pieces == []
     assert begun.done == {4, 6}

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from npu.answer_format import ThinkingFormat, ToolFormat
 from npu.engine import Prompt, Sampling, Turn
 from npu.engines.echo import EchoEngine
 from npu.model import Model
-from tasks.events import ChoiceEnded, Event, FinishReason, Reply, TextDelta, fold
+from tasks.events import ChoiceEnded, Event, FinishReason, Reply, TextDelta, ToolCallStarted, fold
 from tasks.prompting.prepare import Prepared
+from tasks.prompting.reading import Reading
+from tasks.requests import Tool
 from tasks.stream import RecordedPiece
 from tasks.worker.begun import Begun, BegunChoice, CannotContinue
 from tasks.worker.generate import Totals, run
@@ -25,6 +31,18 @@ TEXT = "One 😀 two, three and 世界 STOP four"
 ENGINE = EchoEngine(Model(id="echo", engine="echo", folder=Path("echo")))
 
 
+CALLING = Reading(ThinkingFormat.THINK, calls=ToolFormat.HERMES, tools=(Tool("time"), Tool("rain")))
+CALLS = """\
+<think>Two 世界.</think>First and
+<tool_call>
+{"name": "time", "arguments": {"zone": "世界", "a": [1, 2]}}
+</tool_call><tool_call>{"name": oops}</tool_call>
+<tool_call>{"arguments": {}, "name": "rain"}</tool_call>
+and done"""
+XML = '<function=time><parameter=zone>a\n"b"</parameter></function><function=rain></function> '
+CLOSING = tuple((byte, bytes((byte,))) for byte in b"\n</think>")
+
+
 def request(
     text: str = TEXT,
     *,
@@ -32,6 +50,7 @@ def request(
     n: int = 1,
     max_tokens: int = 1000,
     echo: bool = False,
+    reading: Reading | None = None,
     **sampling: bool,
 ) -> Prepared:
     tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
@@ -41,6 +60,7 @@ def request(
         stop=stop,
         n=n,
         echoes=(b"the prompt: ",) if echo else None,
+        reading=reading,
     )
 
 
@@ -60,17 +80,22 @@ def records(writes: list[tuple[tuple[Event, ...], RecordedPiece | None]]) -> Ite
         riding.clear()
         for event in written:
             choice = begun.choices.setdefault(event.choice, BegunChoice())  # type: ignore[union-attr]
-            if isinstance(event, TextDelta):
-                choice.text += event.text
+            if isinstance(event, ChoiceEnded):
+                choice.ended = event
             else:
-                choice.ended = event  # type: ignore[assignment]
+                choice.sent.append(event)
         yield list(events), begun
 
 
 def whole(prepared: Prepared) -> tuple[Transcript, Totals]:
     transcript, totals = Transcript(), Totals()
-    run(prepared, ENGINE, transcript, totals)
+    run(prepared, ENGINE, transcript, totals, job="job")
     return transcript, totals
+
+
+def called(events: list[Event]) -> dict[int, int]:
+    """How many calls have begun in each choice."""
+    return Counter(event.choice for event in events if isinstance(event, ToolCallStarted))
 
 
 def check_every_interruption(prepared: Prepared) -> None:
@@ -81,10 +106,11 @@ def check_every_interruption(prepared: Prepared) -> None:
         seen += 1
         rest, totals = Transcript(), Totals()
         rest.already = sum(choice.ended is not None for choice in begun.choices.values())
-        run(prepared, ENGINE, rest, totals, begun)
+        rest.calls = called(events)
+        rest.forced = True
+        run(prepared, ENGINE, rest, totals, begun, job="job")
         assert fold([*events, *rest]) == reply
-        assert totals.usage().completion_tokens == cost.completion_tokens
-        assert totals.usage().prompt_tokens == cost.prompt_tokens
+        assert totals.usage() == msgspec.structs.replace(cost.usage(), cached_tokens=totals.cached_tokens)
         kept = sum(len(choice.pieces) for choice in begun.choices.values())
         assert kept + len(rest.pieces) == len(undisturbed.pieces)
     assert seen > 3
@@ -100,8 +126,26 @@ def check_every_interruption(prepared: Prepared) -> None:
         request(max_tokens=21),
         request(max_tokens=70, ignore_eos=True),
         request(echo=True, n=2, max_tokens=9),
+        request(CALLS, reading=CALLING, stop=("d",)),
+        request(CALLS, reading=replace(CALLING, most_calls=1), n=2),
+        request(XML, reading=replace(CALLING, calls=ToolFormat.XML)),
+        request("<think>" + "Hm, " * 9, reading=replace(CALLING, budget=15, closing=CLOSING), n=2),
+        request("Hm, well.\n</think>\n\nSo.", reading=replace(CALLING, thought_begun=True)),
     ],
-    ids=["plain", "stop", "held-back", "n", "length", "endless", "echo"],
+    ids=[
+        "plain",
+        "stop",
+        "held-back",
+        "n",
+        "length",
+        "endless",
+        "echo",
+        "calls",
+        "one-call",
+        "xml",
+        "budget",
+        "thought",
+    ],
 )
 def test_interrupted_anywhere_it_is_the_same_answer(prepared: Prepared) -> None:
     """Whatever the record held when the claim died: text, ends of choices and counts are those of the unbroken run."""
@@ -124,6 +168,44 @@ def test_any_answer_interrupted_anywhere(text: str, stop: list[str], n: int, max
         rest = Transcript()
         rest.already = sum(choice.ended is not None for choice in begun.choices.values())
         run(prepared, ENGINE, rest, Totals(), begun)
+        assert fold([*events, *rest]) == reply
+
+
+PARTS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    '{"name": "time", "arguments": {"a": "b',
+    '"}}',
+    "</tool_call>",
+    "ab",
+    "😀",
+    " \n",
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    parts=st.lists(st.sampled_from(PARTS), max_size=8),
+    budget=st.sampled_from([None, 0, 3, 12]),
+    most=st.sampled_from([None, 1]),
+    begun_thought=st.booleans(),
+)
+def test_any_thoughts_and_calls_interrupted_anywhere(
+    parts: list[str], budget: int | None, most: int | None, begun_thought: bool
+) -> None:
+    """Whatever is sent is not said again, and nothing is left out."""
+    made = replace(CALLING, budget=budget, closing=CLOSING, most_calls=most, thought_begun=begun_thought)
+    prepared = request("".join(parts), reading=made, max_tokens=200)
+    undisturbed = Transcript()
+    undisturbed.forced = True
+    run(prepared, ENGINE, undisturbed, Totals(), job="job")
+    reply = fold(undisturbed)
+    for events, begun in records(undisturbed.writes):
+        rest = Transcript()
+        rest.already = sum(choice.ended is not None for choice in begun.choices.values())
+        rest.calls, rest.forced = called(events), True
+        run(prepared, ENGINE, rest, Totals(), begun, job="job")
         assert fold([*events, *rest]) == reply
 
 
@@ -170,7 +252,7 @@ def test_of_a_prefill_that_breaks_off_only_what_was_read_counts() -> None:
 def test_a_record_that_contradicts_itself_is_not_continued() -> None:
     """Text that its pieces do not spell was made by other rules; to go on would make nonsense of it."""
     undisturbed, _ = whole(request())
-    begun = Begun({0: BegunChoice(text="Two", pieces=undisturbed.pieces[:3])})
+    begun = Begun({0: BegunChoice([TextDelta("Two")], undisturbed.pieces[:3])})
     with pytest.raises(CannotContinue):
         run(request(), ENGINE, Transcript(), Totals(), begun)
 
@@ -178,7 +260,7 @@ def test_a_record_that_contradicts_itself_is_not_continued() -> None:
 def test_what_only_the_runtime_has_tokens_of_cannot_go_on() -> None:
     """A part that was sent stays; an answer of which nothing was said begins, and one that has ended stays ended."""
     prepared = Prepared((Prompt((), 9, turn=Turn("hi")),), Sampling(), (), n=2)
-    begun = Begun({0: BegunChoice("One", [RecordedPiece(0, 1, b"One")])})
+    begun = Begun({0: BegunChoice([TextDelta("One")], [RecordedPiece(0, 1, b"One")])})
     with pytest.raises(CannotContinue, match=r"tokenizer\.json"):
         run(prepared, says("One two"), Transcript(), Totals(), begun)
     begun.choices[0].ended = ChoiceEnded(0, FinishReason.STOP, None)

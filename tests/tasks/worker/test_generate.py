@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from npu.engine import End, Prompt, Sampling, TextEngine
+from npu.answer_format import ThinkingFormat, ToolFormat
+from npu.engine import End, Piece, Prompt, Sampling, TextEngine
 from npu.engines.echo import EchoTokenizer
 from npu.errors import EngineFailed, PromptRefused
 from tasks.events import ChoiceEnded, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
+from tasks.prompting.reading import Reading
+from tasks.requests import Tool
 from tasks.worker.generate import Totals, run
 from tests.fakes import engines
-from tests.fakes.engines import TEXT, ScriptedEngine, ScriptedGeneration
+from tests.fakes.engines import TEXT, Script, ScriptedEngine, ScriptedGeneration
 from tests.fakes.transcript import Transcript
 
 
@@ -284,3 +289,132 @@ def test_a_sink_that_raises_ends_the_run() -> None:
         run(prepared(), engines.never_ends(), transcript, totals)
     assert len(transcript.pieces) == 1
     assert totals.usage() == Usage(5, 1)
+
+
+def thinking(budget: int | None, *, begun: bool = False, max_tokens: int = 1000, n: int = 1) -> Prepared:
+    closing = tuple((byte, bytes((byte,))) for byte in b"</think>")
+    reading = Reading(ThinkingFormat.THINK, thought_begun=begun, budget=budget, closing=closing)
+    return replace(prepared("hello", max_tokens=max_tokens, n=n), reading=reading)
+
+
+class Rethinking(ScriptedEngine):
+    """Thinks on and on, and answers once its thought was ended for it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: iter(()))
+
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+    ) -> ScriptedGeneration:
+        self.prompts.append(prompt)
+        text = "So." if bytes(prompt.tokens).endswith(b"</think>") else "<think>" + "hm " * 100
+        return HearsLate(prompt, lambda _: engines.pieces_of(text, size=1))
+
+
+class HearsLate(ScriptedGeneration):
+    """Says three more pieces after an abort."""
+
+    def __init__(self, prompt: Prompt, script: Script) -> None:
+        super().__init__(prompt, script)
+        self._late = 3
+
+    def __iter__(self) -> Iterator[Piece]:
+        aborted, self._aborted = self._aborted, threading.Event()
+        for piece in super().__iter__():
+            yield piece
+            if aborted.is_set():
+                self._late -= 1
+                if not self._late:
+                    self._aborted.set()
+
+    def abort(self) -> None:
+        """Remembered."""
+        self._aborted.set()
+
+
+@pytest.mark.parametrize("budget", [7, 8, 20])
+def test_a_thought_that_has_had_its_tokens_is_ended(budget: int) -> None:
+    """At exactly that token; the model goes on behind the mark that ends it, and all of it is one answer."""
+    engine = Rethinking()
+    transcript, totals = go(engine, thinking(budget))
+    choice = transcript.reply.choice(0)
+    assert choice.reasoning == ("hm " * 100)[: budget - len("<think>")].rstrip()
+    assert choice.text == "So."
+    assert transcript[-1] == ChoiceEnded(0, FinishReason.STOP)
+    assert totals.usage() == Usage(5, budget + len("</think>") + 3, 0, budget + len("</think>"))
+    assert (totals.prefill_ms, totals.decode_ms) == (2.0, 4.0)
+    first, second = engine.prompts
+    assert bytes(second.tokens) == bytes(first.tokens) + transcript.piece_text(0).removesuffix(b"So.")
+    assert second.max_tokens == 1000 - budget - len("</think>")
+
+
+def test_a_thought_that_may_have_no_token_is_ended_before_it_begins() -> None:
+    """Where the prompt began it; the engine runs once."""
+    engine, transcript = Rethinking(), Transcript()
+    transcript.forced = True
+    transcript, totals = go(engine, thinking(0, begun=True), transcript)
+    assert (transcript.reply.choice(0).reasoning, transcript.texts) == ("", ["So."])
+    assert totals.usage() == Usage(5, 11, 0, 8)
+    assert len(engine.prompts) == 1
+
+
+def test_an_answer_that_ends_while_its_thought_is_ended() -> None:
+    """Its limit of tokens holds for these, too."""
+    transcript, totals = go(Rethinking(), thinking(10, max_tokens=14))
+    assert transcript[-1] == ChoiceEnded(0, FinishReason.LENGTH)
+    assert totals.completion_tokens == len(transcript.pieces) == 14
+    assert transcript.reply.choice(0).text == ""
+
+
+def test_a_thought_within_its_budget_is_left_alone() -> None:
+    """And so is an answer without any."""
+    for text, thought in (("<think>ab</think>yes", "ab"), ("yes", "")):
+        engine = engines.says(text, size=1)
+        transcript, totals = go(engine, thinking(20))
+        choice = transcript.reply.choice(0)
+        assert (choice.reasoning, choice.text) == (thought, "yes")
+        assert totals.completion_tokens == len(text)
+        assert len(engine.prompts) == 1
+
+
+def test_a_cancellation_between_thought_and_answer() -> None:
+    """Ends the job; what was said counts."""
+    _, totals = go(Rethinking(), thinking(10), Transcript(cancel_at=12))
+    assert totals.completion_tokens == 12
+
+
+def calling(text: str, **rest: Any) -> tuple[ScriptedEngine, Prepared]:
+    reading = Reading(calls=ToolFormat.HERMES, tools=(Tool("time"),), **rest)
+    return engines.says(text, size=3), replace(prepared("hello", n=2), reading=reading)
+
+
+CALL = '<tool_call>{"name": "time", "arguments": {"a": 1}}</tool_call>'
+
+
+def test_an_answer_with_calls_ends_with_tool_calls() -> None:
+    """Each choice has ids of its own, and what is said around them."""
+    transcript, _ = go(*calling(f"Well. {CALL}"))
+    choices = [transcript.reply.choice(choice) for choice in (0, 1)]
+    assert [choice.text for choice in choices] == ["Well."] * 2
+    assert [(call.name, call.arguments) for choice in choices for call in choice.tool_calls] == [
+        ("time", '{"a": 1}')
+    ] * 2
+    assert len({call.id for choice in choices for call in choice.tool_calls}) == 2
+    assert transcript[-1] == ChoiceEnded(1, FinishReason.TOOL_CALLS)
+
+
+def test_the_engine_is_stopped_behind_the_only_call() -> None:
+    """What it would say further is nobody's."""
+    transcript, _ = go(*calling(f"{CALL}{CALL} and more", most_calls=1))
+    assert [len(transcript.reply.choice(choice).tool_calls) for choice in (0, 1)] == [1, 1]
+    assert [generation.end for generation in transcript.begun] == [End.ABORTED] * 2  # type: ignore[attr-defined]
+    assert transcript[-1] == ChoiceEnded(1, FinishReason.TOOL_CALLS)
+
+
+def test_a_call_cut_short_ends_with_length() -> None:
+    """Its arguments are not whole, so it is not to be called."""
+    engine, request = calling(CALL)
+    request = replace(request, prompts=(replace(request.prompts[0], max_tokens=14),), n=1)
+    transcript, _ = go(engine, request)
+    assert transcript[-1] == ChoiceEnded(0, FinishReason.LENGTH)
+    assert transcript.reply.choice(0).tool_calls[0].arguments == "{"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.worker.parsing import TextParser
+from tasks.worker.parsing.text import TextParser
 
 
 def reference(data: bytes, stop: list[str]) -> tuple[str, str | None]:

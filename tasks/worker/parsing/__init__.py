@@ -1,0 +1,1 @@
+"""What an engine says made into events: characters, thoughts, calls of tools, stop sequences."""
