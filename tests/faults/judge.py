@@ -37,8 +37,13 @@ def judged(service: Service, asked: Sequence[Asked], hurts: Hurts) -> list[str]:
         answer = one.answer
         found += answer.wrong()
         if not _allowed(service, one, hurts):
-            what = f"{one.kind} ended with {answer.end} after {len(answer.got)} characters"
-            found.append(f"{answer.job or 'no job'}: {what}, in {one.ended - one.began:.1f} s")
+            what = f"{one.kind} ended with {answer.end} after {len(answer.got)} characters, in {one.ended - one.began:.1f} s"
+            met = [
+                f"{hurt.name} at {hurt.began - one.began:+.1f} s"
+                for hurt in hurts.done
+                if hurt.met(*one.time, RECOVERY)
+            ]
+            found.append(f"{answer.job or 'no job'}: {what}, and met {', '.join(met) or 'nothing'}")
     lost, hurts.lost = hurts.lost, []
     return found + lost
 
@@ -48,7 +53,6 @@ def _allowed(service: Service, one: Asked, hurts: Hurts) -> bool:
     broke."""
     answer = one.answer
     comes_back = one.kind == "returning" and answer.job
-    during = one.began, one.ended
     match answer.end:
         case "stop":
             return True
@@ -58,16 +62,16 @@ def _allowed(service: Service, one: Asked, hurts: Hurts) -> bool:
             killed = service.killed.get(one.api)
             return not comes_back and killed is not None and one.began <= killed <= one.ended
         case "engine_lost":
-            return hurts.met(FORGETFUL, *during) or _given_up(service, answer.job)
+            return hurts.met(FORGETFUL, *one.time) or _given_up(service, answer.job)
         case "job_not_found":
             # Redis lets the records of ended jobs expire by its own clock.
-            return bool(comes_back) and hurts.met((*FORGETFUL, "clock forwards"), *during)
+            return bool(comes_back) and hurts.met((*FORGETFUL, "clock forwards"), *one.time)
         case "storage_full":
-            return not answer.job and hurts.met(("full disk",), *during)
+            return not answer.job and hurts.met(("full disk",), *one.time)
         case "queue_unavailable":
-            return not answer.job and hurts.met(REDIS_AWAY, *during, after=RECOVERY)
+            return not answer.job and hurts.met(REDIS_AWAY, *one.time, after=RECOVERY)
         case "model_unavailable":
-            return not answer.job and hurts.met(NOBODY_BREATHES, *during, after=RECOVERY)
+            return not answer.job and hurts.met(NOBODY_BREATHES, *one.time, after=RECOVERY)
         case _:
             return False
 

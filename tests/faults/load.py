@@ -16,7 +16,7 @@ from tests.faults.clients import NO_TLS, Answer, returning, streaming, whole, wo
 from tests.faults.service import Service
 from tests.stack import LIMIT, eventually
 
-CLIENTS = 4
+CLIENTS = 6
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Asked:
     began: float
     ended: float
     api: int
+
+    @property
+    def time(self) -> tuple[float, float]:
+        """From when to when it was asked."""
+        return self.began, self.ended
 
 
 @dataclass

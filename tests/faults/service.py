@@ -142,7 +142,8 @@ class Service(Stack):
         watch = DiskWatch(self.folder, self.folder / "valkey.sock", 0, lambda _: None)
 
         def looked(field: str, value: object) -> bool:
-            watch.look()
+            with contextlib.suppress(OSError):
+                watch.look()  # a write may fail in the middle of it, as in `up`, which looks again as well
             return bool(self.redis.info("persistence")[field] == value)
 
         unlimited = valkey.rlimit(psutil.RLIMIT_FSIZE)

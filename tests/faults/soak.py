@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.fakes.jumping_clock import JumpingClock
 from tests.faults.growth import growth
@@ -26,6 +29,14 @@ ROUND = 30
 def tokens(asked: Sequence[Asked]) -> int:
     """An echo's tokens are bytes."""
     return sum(len(one.answer.got.encode()) for one in asked)
+
+
+def kept_logs(service: Service) -> Path:
+    """A copy of what every part has logged so far, for whoever looks for the cause."""
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    for name, path in service.logs.items():
+        shutil.copy(path, folder / f"{name}.log")
+    return folder
 
 
 def soak(minutes: float, seed: int) -> list[str]:
@@ -51,6 +62,8 @@ def soak(minutes: float, seed: int) -> list[str]:
                     time.sleep(chance.choice([0.0, 0.3, 1.0]) * chance.random())
                     hurts.another(chance)
             new = judged(service, load.asked, hurts)
+            if new:
+                print(f"logs until then: {kept_logs(service)}")
             everything += load.asked
             wrong += new
             print(

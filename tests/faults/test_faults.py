@@ -177,8 +177,8 @@ def test_calls_that_were_lost(service: Service) -> None:
 
 def test_a_cancelled_answer_frees_the_engine(service: Service) -> None:
     """The job behind a long one that is cancelled begins before that could have ended by itself."""
-    text = words("long", 500)
-    assert len(text.encode()) > 12 * SPEED
+    text = words("long", 320)
+    assert 9 * SPEED < len(text.encode()) < 4000  # with its prompt it fits into the context
     with ThreadPoolExecutor() as pool:
         others: list[Future[Answer]] = []
         answer = streaming(
