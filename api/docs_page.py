@@ -61,6 +61,13 @@ async def asset(asset: str) -> Response:
     return FileResponse(_folder() / asset, media_type=ASSETS[asset], headers={"cache-control": "max-age=86400"})
 
 
+def takes(shape: type[BaseModel]) -> dict[str, Any]:
+    """What a route with such a body adds to its part of the document, for `openapi_extra`."""
+    # The routes read their bodies themselves, so FastAPI cannot know what is in them.
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...]) -> None:
     """Let `/openapi.json` hold the request bodies as well, which FastAPI cannot see as the routes read them themselves."""
 

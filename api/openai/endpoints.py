@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from api.openai.reading_schemas import EmbeddingBody
+from api.openai.responses import batched
+from api.openai.responses.batched import BatchedResponseBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
 from api.openai.translate import chat, completions, embeddings
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
-from tasks.events import Finished, Reply
+from tasks.events import Event, Finished, Reply, fold
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
 
@@ -50,24 +52,38 @@ class Endpoint:
 
     shape: type[Any]
     to_request: Callable[[Any], JobRequest]
-    whole: Callable[[Any, str, ModelStatus, Reply, Finished], dict[str, Any]]
+    whole: Callable[[Any, str, ModelStatus, Sequence[Event], Finished], dict[str, Any]]
 
 
-def _chat(body: ChatCompletionBody, job: str, status: ModelStatus, reply: Reply, end: Finished) -> dict[str, Any]:
-    return chat.whole(head_of(CHAT, body, body.n, job, status, "default"), reply, end)
+def _chat(
+    body: ChatCompletionBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
+) -> dict[str, Any]:
+    return chat.whole(head_of(CHAT, body, body.n, job, status, "default"), fold(events), end)
 
 
-def _completion(body: CompletionBody, job: str, status: ModelStatus, reply: Reply, end: Finished) -> dict[str, Any]:
-    return completions.whole(head_of(COMPLETION, body, len(body.prompt) * body.n, job, status, "default"), reply, end)
+def _completion(
+    body: CompletionBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
+) -> dict[str, Any]:
+    head = head_of(COMPLETION, body, len(body.prompt) * body.n, job, status, "default")
+    return completions.whole(head, fold(events), end)
 
 
-def _embedding(body: EmbeddingBody, job: str, status: ModelStatus, reply: Reply, end: Finished) -> dict[str, Any]:
-    return embeddings.whole(body, body.model or status.name, reply, end)
+def _embedding(
+    body: EmbeddingBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
+) -> dict[str, Any]:
+    return embeddings.whole(body, body.model or status.name, fold(events), end)
+
+
+def _response(
+    body: BatchedResponseBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
+) -> dict[str, Any]:
+    return batched.whole(body, job, status, events)
 
 
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": Endpoint(ChatCompletionBody, chat.to_request, _chat),
     "/v1/completions": Endpoint(CompletionBody, completions.to_request, _completion),
     "/v1/embeddings": Endpoint(EmbeddingBody, embeddings.to_request, _embedding),
+    "/v1/responses": Endpoint(BatchedResponseBody, batched.to_request, _response),
 }
 """By their paths."""

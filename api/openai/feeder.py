@@ -339,7 +339,7 @@ class Feeder:
                     line, job, custom_id, Problem(409, "job_cancelled", "The job was cancelled.", job=job)
                 )
             case Finished() as end:
-                answer = self._endpoint.whole(body, job, status, reply, end)
+                answer = self._endpoint.whole(body, job, status, events, end)
             case Failed() as failed:
                 return self._refusal(line, job, custom_id, of_failed(failed, job))
             case None:

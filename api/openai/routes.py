@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api.answer import Answer
 from api.body import check, parse, read_body, read_bytes
 from api.delivery import begin, headers_of, whole
+from api.docs_page import takes
 from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
@@ -28,13 +29,6 @@ from tasks.roster import ModelStatus
 
 router = APIRouter(tags=["OpenAI"])
 SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody, RerankBody)
-
-
-def takes(shape: type[BaseModel]) -> dict[str, Any]:
-    """What the OpenAPI page says of a route with such a body."""
-    # The routes read their bodies themselves, so FastAPI cannot know what is in them.
-    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 @router.post("/chat/completions", include_in_schema=False)

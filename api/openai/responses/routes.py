@@ -15,6 +15,7 @@ from starlette.responses import Response
 from api.auth import owner_of
 from api.body import check, parse, read_bytes
 from api.delivery import begin, headers_of, said
+from api.docs_page import takes
 from api.drain import close
 from api.errors import HttpProblem, Problem, invalid
 from api.framing import AnswerStream
@@ -36,7 +37,6 @@ from api.openai.responses.stored import (
 )
 from api.openai.responses.tools import offer
 from api.openai.responses.writer import ResponseWriter, response_of
-from api.openai.routes import takes
 from tasks.errors import JobNotFound
 from tasks.events import Queued, Unreadable
 from tasks.jobs import Kept, Lane, Rendering, is_job_id

@@ -117,6 +117,37 @@ def test_several_models_and_other_endpoints(client: openai.OpenAI) -> None:
     assert [choice["index"] for choice in found["c"]["response"]["body"]["choices"]] == [0, 1]
 
 
+def response(custom_id: str, **fields: Any) -> dict[str, Any]:
+    """One line of an input whose endpoint is that of responses."""
+    body = {"model": "echo", "input": "Say it", "max_output_tokens": 64, **fields}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/responses", "body": body}
+
+
+def test_responses_in_a_batch(client: openai.OpenAI) -> None:
+    """Each is what its endpoint would have given, but that it stands for itself."""
+    batch = ended(client, submit(client, jsonl(response("r")), "/v1/responses").id)
+    body = answers(client, batch.output_file_id)["r"]["response"]["body"]
+    direct = client.responses.create(model="echo", input="Say it", max_output_tokens=64)
+    assert (body["status"], body["output"][0]["content"][0]["text"]) == ("completed", direct.output_text)
+    assert (body["store"], batch.usage.total_tokens) == (False, direct.usage.total_tokens)  # type: ignore[union-attr]
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(body["id"])
+    alone = [
+        response("a", previous_response_id=direct.id),
+        response("b", background=True),
+        response("c", input=[{"id": "x"}]),
+    ]
+    twice = [{"type": "function", "name": "f"}] * 2
+    batch = ended(client, submit(client, jsonl(*alone, response("d", tools=twice)), "/v1/responses").id)
+    assert batch.status == "failed"
+    assert [(error.line, error.param) for error in batch.errors.data] == [
+        (1, "body.previous_response_id"),
+        (2, "body.background"),
+        (3, "body.input"),
+        (4, "body.tools"),
+    ]
+
+
 BAD: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "empty": (b"\n \n", [("empty_file", None)]),
     "no JSON": (jsonl(chat("a", "x"), b"{nonsense\n"), [("invalid_json_line", 2)]),
