@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from api import docs_page, errors, health, job_events, jobs, ollama, openai, queues
+from api import anthropic, docs_page, errors, health, job_events, jobs, ollama, openai, props, queues
 from api.auth import Auth
 from api.drain import Drain
 from api.errors import Renderer
@@ -26,7 +26,7 @@ from api.settings import ApiSettings
 from api.version import VERSION
 from tasks.settings import TaskSettings
 
-FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT, ollama.FRONT)
+FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT, ollama.FRONT, anthropic.FRONT)
 """Every dialect that is spoken. A path that none claims for itself is answered by the first."""
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[Services]]
@@ -69,7 +69,7 @@ def create_app(
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, jobs, job_events, queues, docs_page):
+    for part in (health, props, jobs, job_events, queues, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypedDict, cast
+from typing import Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -14,12 +14,15 @@ from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.api_keys import ApiKey
 from tasks.batch import BatchBook
+from tasks.commands import Command
 from tasks.files import FileBook
 from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate
 from tasks.store import KeptJob, Page
+
+Result = TypeVar("Result")
 
 
 class RosterView(Protocol):
@@ -73,6 +76,18 @@ class QueueBook(Protocol):
     async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int: ...
 
 
+class TextBook(Protocol):
+    """What boards know of texts."""
+
+    async def ask(
+        self, model: str | None, command: Callable[[str], Command], kind: type[Result]
+    ) -> tuple[ModelStatus, Result]:
+        """The model, and a board's answer to the command that is made for its id, as a `kind`.
+
+        Raises `UnknownModel`, `ModelDown`, `QueueUnavailable`, and `HttpProblem` where the board refuses.
+        """
+
+
 class KeyBook(Protocol):
     """The API keys that were made."""
 
@@ -99,6 +114,7 @@ class Services(TypedDict):
     storage: Storage
     batches: BatchBook
     feeding: Attendant
+    texts: TextBook
     ping: Callable[[], Awaitable[None]]
 
 

@@ -12,6 +12,7 @@ from api.relay import Relay
 from api.settings import ApiSettings
 from api.storage import LocalStorage
 from api.sweeping import sweeping
+from api.texts import Texts
 from tasks.api_keys import ApiKeys
 from tasks.batch import BatchBook
 from tasks.commands import Commander
@@ -78,5 +79,6 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "storage": storage,
             "batches": batches,
             "feeding": feeding,
+            "texts": Texts(roster, commander),
             "ping": ping,
         }

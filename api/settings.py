@@ -86,6 +86,11 @@ class ApiSettings(Settings):
         2048, ge=1, description="Inputs of one request for embeddings, or documents of one to rerank."
     )
     max_stop: int = Field(4, ge=1, description="Stop sequences in one request.")
+    claude_model: str | None = Field(
+        None,
+        description="The model that answers where a client of Anthropic's API asks for a `claude-…` that is not there. "
+        "Unset: the default model.",
+    )
     drain: float = Field(
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )

@@ -30,6 +30,10 @@ VERSION = 1
 does not know, it refuses with a reply that says so."""
 
 
+BUSY = "busy"
+"""The code of the reply to a command of a kind of which too many wait already."""
+
+
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Start a worker for the model and load it. The reply comes when that has begun, or cannot."""
 

@@ -1,7 +1,7 @@
 """The OpenAI front."""
 
 from api.fronts import Front
-from api.openai import batches, files, not_offered
+from api.openai import batches, files, not_offered, tokens
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
 from api.openai.translate.kept import NAME, writer_of
@@ -9,6 +9,7 @@ from api.openai.translate.kept import NAME, writer_of
 router.include_router(files.router)
 router.include_router(batches.router)
 router.include_router(not_offered.router)
+router.include_router(tokens.router)
 
 FRONT = Front(
     name=NAME,
@@ -17,7 +18,7 @@ FRONT = Front(
     owns=lambda scope: False,
     render=render,
     writer=writer_of,
-    shapes=(*SHAPES, batches.BatchBody),
+    shapes=(*SHAPES, batches.BatchBody, *tokens.SHAPES),
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",
 )

@@ -99,13 +99,13 @@ def prompts(value: Any) -> Prompts:
     if not isinstance(value, list) or not value:
         raise ValueError("it should be a string, a list of strings, token ids, or a list of lists of token ids")
     if type(value[0]) is int:
-        return (_token_ids(value),)
+        return (token_ids(value),)
     if all(isinstance(item, str) for item in value):
         return tuple(value)
-    return tuple(_token_ids(item) for item in value)
+    return tuple(token_ids(item) for item in value)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise ValueError("it should not mix texts and token ids")
     if not value or len(value) > MAX_TOKEN_IDS:

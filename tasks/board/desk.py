@@ -30,8 +30,6 @@ log = logging.getLogger("rockchipllama.board")
 
 WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32}
 """Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
-BUSY = "busy"
-"""The code of the reply to a command that found its lane full."""
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
 AGAIN = 0.25
@@ -100,7 +98,7 @@ class Desk:
         lane = (kind, model.id if model is not None else None)
         if not self._lanes.submit(lane, partial(self._answer, envelope, time.monotonic()), WAITING[kind]):
             full = f"Too many commands of this kind wait for '{envelope.command.model}' on this board. Try again later."
-            self._reply(envelope, code=BUSY, error=full)
+            self._reply(envelope, code=commands.BUSY, error=full)
 
     def _answer(self, envelope: commands.Envelope, since: float) -> None:
         """Obey, and reply whatever comes of it: somebody waits."""

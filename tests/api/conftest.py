@@ -13,6 +13,7 @@ from tests.api.scripted import (
     ScriptedKeys,
     ScriptedQueues,
     ScriptedRoster,
+    ScriptedTexts,
     Site,
     hello,
     site,
@@ -34,6 +35,7 @@ def place(_running: Site) -> Site:
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.queues.__dict__.update(ScriptedQueues().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
+    _running.world.texts.__dict__.update(ScriptedTexts().__dict__)
     _running.world.redis_down = False
     return _running
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
+import msgspec
 from fastapi import FastAPI
 from starlette.requests import Request as HttpRequest
 
@@ -26,6 +27,7 @@ from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.batch import BatchBook
 from tasks.card import Card
+from tasks.commands import Command
 from tasks.connection import connect_async
 from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
@@ -390,6 +392,22 @@ class Nobody:
         pass
 
 
+class ScriptedTexts:
+    """A board that says what a test has put down, or refuses with an error."""
+
+    def __init__(self) -> None:
+        self.said: object = None
+        self.asked: list[Command] = []
+
+    async def ask(
+        self, model: str | None, command: Callable[[str], Command], kind: type[Any]
+    ) -> tuple[ModelStatus, Any]:
+        self.asked.append(command("tiny"))
+        if isinstance(self.said, Exception):
+            raise self.said
+        return TINY, msgspec.convert(self.said, kind)
+
+
 class World:
     """Everything a test may script."""
 
@@ -404,6 +422,7 @@ class World:
         self.storage = LocalStorage(Path("/nowhere"))
         self.batches = BatchBook(connect_async("unix:///nowhere"))
         self.feeding = Nobody()
+        self.texts = ScriptedTexts()
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -425,6 +444,7 @@ class World:
                 "storage": self.storage,
                 "batches": self.batches,
                 "feeding": self.feeding,
+                "texts": self.texts,
                 "ping": self.ping,
             }
 

@@ -23,7 +23,10 @@ from tests.stack import LIMIT, Stack
 
 ADDRESS = "http://127.0.0.1:8080"
 DEMO = "smollm2-135m-instruct"
-TYPED = ("README.md", "docs/getting-started.md", "docs/openai.md", "docs/responses.md", "docs/jobs.md", "docs/batch.md")
+TYPED = (
+    *("README.md", "docs/getting-started.md", "docs/jobs.md"),
+    *("docs/openai.md", "docs/responses.md", "docs/batch.md", "docs/anthropic.md"),
+)
 """The pages whose examples are run."""
 JOURNEY = "docs/getting-started.md"
 """The page whose commands belong together."""

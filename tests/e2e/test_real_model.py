@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import msgspec
 import openai
@@ -170,6 +171,50 @@ def begin(stack: Stack, text: str) -> tuple[Any, httpx.Response, Iterator[str], 
     lines = reply.iter_lines()
     assert any('"content":"' in line and '"content":""' not in line for line in lines)
     return context, reply, lines, reply.headers["x-job-id"]
+
+
+def test_counting_waits_for_no_generation(client: openai.OpenAI, stack: Stack) -> None:
+    """While the engine computes, a board counts, cuts and joins; and the count is what the answer is billed for."""
+
+    def post(path: str, **body: Any) -> Any:
+        reply = httpx.post(stack.url + path, json=body, timeout=LIMIT)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    messages = [{"role": "user", "content": QUESTION}]
+    context, _, _, job = begin(stack, "Tell me a story.")
+    try:
+        counted = post("/v1/messages/count_tokens", messages=messages)["input_tokens"]
+        encoded = post("/tokenize", messages=messages, return_token_strs=True)
+        prompt = post("/apply-template", messages=messages)["prompt"]
+        pieces = post("/tokenize", content="Grün 🌈", with_pieces=True)["tokens"]
+        text = post("/detokenize", tokens=[piece["id"] for piece in pieces])["content"]
+        assert view(stack, job)["state"] == "running"
+    finally:
+        context.__exit__(None, None, None)
+    answer = chat(client, QUESTION)
+    assert answer.usage is not None
+    assert counted == encoded["count"] == len(encoded["tokens"]) == answer.usage.prompt_tokens
+    assert QUESTION in "".join(encoded["token_strs"]) and QUESTION in prompt
+    assert text == "Grün 🌈"
+    joined = [piece["piece"].encode() if isinstance(piece["piece"], str) else bytes(piece["piece"]) for piece in pieces]
+    assert b"".join(joined).decode() == text
+    assert any(isinstance(piece["piece"], list) for piece in pieces)
+
+
+def test_a_begun_answer_is_gone_on_with(client: openai.OpenAI, stack: Stack) -> None:
+    """What follows its beginning is what the model says behind it, and nothing is repeated."""
+    turns: Any = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The first colour is"}]
+    anthropic_client = anthropic.Anthropic(base_url=stack.url, api_key="unused", max_retries=0, timeout=LIMIT)
+    message = anthropic_client.messages.create(
+        model=MODEL, max_tokens=12, messages=turns, extra_body={"temperature": 0}
+    )
+    begun = ChatRequest((Message("user", QUESTION), Message("assistant", "The first colour is")), continue_last=True)
+    prompt = ask_board(stack, Render(MODEL, begun))
+    assert prompt.endswith("The first colour is")
+    same = client.completions.create(model=MODEL, prompt=prompt, max_tokens=12, temperature=0)
+    assert message.content[0].text == same.choices[0].text  # type: ignore[union-attr]
+    assert message.usage.output_tokens > 0
 
 
 def test_cancelled_in_mid_answer(client: openai.OpenAI, stack: Stack) -> None:

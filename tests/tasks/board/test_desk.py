@@ -20,8 +20,8 @@ from npu.model import Model
 from npu.simulator import SimulatedModel, write_model
 from tasks import commands, keys
 from tasks.board import desk as module
-from tasks.board.desk import BUSY, WAITING, Desk
-from tasks.commands import Command, CommandReply, Envelope, Load, Prepare, Tokenize, Unload
+from tasks.board.desk import WAITING, Desk
+from tasks.commands import BUSY, Command, CommandReply, Envelope, Load, Prepare, Tokenize, Unload
 from tasks.events import FailureCode
 from tasks.jobs import new_job_id
 from tasks.requests import ChatRequest, Message, encode_request

@@ -1,0 +1,22 @@
+"""The Anthropic front."""
+
+from api.anthropic.problems import STATUSES, render
+from api.anthropic.routes import SHAPES, router
+from api.anthropic.speech import speaks
+from api.anthropic.translate.kept import NAME, writer_of
+from api.fronts import Front
+
+FRONT = Front(
+    name=NAME,
+    router=router,
+    owns=speaks,
+    render=render,
+    writer=writer_of,
+    shapes=SHAPES,
+    statuses=STATUSES,
+    echoes={
+        b"x-request-id": b"request-id",
+        b"x-ratelimit-limit-requests": b"anthropic-ratelimit-requests-limit",
+        b"x-ratelimit-remaining-requests": b"anthropic-ratelimit-requests-remaining",
+    },
+)

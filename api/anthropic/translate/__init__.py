@@ -1,0 +1,1 @@
+"""Requests out of Anthropic bodies, and Anthropic answers out of events."""

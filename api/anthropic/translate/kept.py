@@ -1,0 +1,42 @@
+"""How an answer is said, as its job's record keeps it: whoever resumes a stream says on what another process began."""
+
+from __future__ import annotations
+
+import msgspec
+
+from api.anthropic.translate.answer import Head
+from api.anthropic.translate.blocks import BlockWriter
+from tasks.events import Unreadable
+from tasks.jobs import Rendering
+
+NAME = "anthropic"
+"""Of this front."""
+VERSION = 1
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    head: Head
+    version: int = VERSION
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(_Kept)
+
+
+def keep(head: Head) -> Rendering:
+    """What this front has to know of an answer to write its events anew."""
+    return Rendering(NAME, _encoder.encode(_Kept(head)))
+
+
+def writer_of(head: bytes) -> BlockWriter:
+    """A writer of the answer for which this was kept. Raises `Unreadable`."""
+    try:
+        kept = _decoder.decode(head)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
+    if kept.version > VERSION:
+        raise Unreadable(
+            f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
+            f"reads up to {VERSION}). Upgrade this machine."
+        )
+    return BlockWriter(kept.head)
