@@ -162,6 +162,8 @@ class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embeddi
 
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with an input that does not fit: `truncate` leaves out its end."""
     version: int = REQUEST_VERSION
 
 

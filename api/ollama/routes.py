@@ -103,7 +103,7 @@ async def embed_one(http: Request) -> Response:
     await named(http, body.model)
     if not body.prompt:
         return json_response({"embedding": []})
-    answer, reply, _ = await _read(http, body.model, EmbedRequest((body.prompt,)))
+    answer, reply, _ = await _read(http, body.model, EmbedRequest((body.prompt,), overflow="truncate"))
     return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
 
 

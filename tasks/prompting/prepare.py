@@ -16,6 +16,7 @@ from npu.errors import AdapterMissing, ContextTooLong, FieldRefused, PromptRefus
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks.errors import AbilityMissing
+from tasks.prompting import overflow
 from tasks.prompting.conversation import Conversation, calls_tools
 from tasks.prompting.holding import constraint_of
 from tasks.prompting.reading import Reading, control_markers, offered, reading_of
@@ -45,6 +46,8 @@ class Prepared:
     """What each answer begins with, when the request asked for its prompt back."""
     reading: Reading | None = None
     """How the answers are to be read; None is as text."""
+    left_out: int = 0
+    """Tokens of the request that did not fit, and are no part of the prompts."""
 
     def sampling_of(self, choice: int) -> Sampling:
         """The sampling of one choice: with a seed, each answer to one prompt gets its own, or all would be alike."""
@@ -105,7 +108,9 @@ class Preparer:
             case ChatRequest() | CompletionRequest():
                 return self._generation(request, prompts)
             case EmbedRequest():
-                return PreparedTexts(tuple(map(self._input, request.inputs)), request.dimensions)
+                fits = request.overflow == "refuse"
+                inputs = tuple(self._input(given, cut=not fits) for given in request.inputs)
+                return PreparedTexts(inputs, request.dimensions)
             case RerankRequest():
                 return self._questions(request)
             case _:
@@ -117,20 +122,20 @@ class Preparer:
         prompts: tuple[Prompt, ...]
         echoes: tuple[bytes, ...] | None = None
         reading: Reading | None = None
+        left_out = 0
         match request:
             case ChatRequest() if isinstance(self._tokenizer, HiddenTokenizer):
                 prompts = (self._turn(request, self._tokenizer),)
                 reading = Reading(self._thinking) if self._thinking is not None else None
             case ChatRequest():
-                tokens = known or [self.tokens_of(request)]
-                prompts = tuple(self._prompt(ids, request) for ids in tokens)
+                tokens, left_out = self._chat_tokens(request, known)
+                prompts = (self._prompt(tokens, request),)
                 if self._thinking is not None or self._calls is not None:
-                    reading = reading_of(
-                        request, tokens[0], self._tokenizer, self._markers, self._calls, self._thinking
-                    )
+                    reading = reading_of(request, tokens, self._tokenizer, self._markers, self._calls, self._thinking)
             case CompletionRequest():
-                tokens = known or [self._completion_tokens(prompt) for prompt in request.prompts]
-                prompts = tuple(self._prompt(ids, request) for ids in tokens)
+                texts = [self._text_tokens(prompt, request) for prompt in request.prompts]
+                left_out = sum(count for _, count in texts)
+                prompts = tuple(self._prompt(ids, request) for ids in known or [ids for ids, _ in texts])
                 if request.echo:
                     echoes = tuple(
                         prompt.encode() if isinstance(prompt, str) else self._tokenizer.decode(prompt)
@@ -147,6 +152,7 @@ class Preparer:
             n=request.n,
             echoes=echoes,
             reading=reading,
+            left_out=left_out,
         )
 
     @cached_property
@@ -180,6 +186,25 @@ class Preparer:
     def tokens_of(self, request: ChatRequest) -> list[int]:
         """The same as token ids, whether or not they fit into the context. Raises `PromptRefused`."""
         return self._encode_rendered(self.text_of(request))
+
+    def _chat_tokens(self, request: ChatRequest, known: Sequence[Sequence[int]]) -> tuple[Sequence[int], int]:
+        """The prompt of a chat, and how many tokens of it were left out."""
+        if known and request.overflow == "refuse":
+            return known[0], 0
+        whole = self.tokens_of(request)
+        if known:
+            return known[0], max(0, len(whole) - len(known[0]))
+        return overflow.fit(request, whole, self._context(request), self.tokens_of, self._tokenizer)
+
+    def _text_tokens(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> tuple[Sequence[int], int]:
+        """A text's tokens, and how many of them were left out."""
+        tokens = self._completion_tokens(prompt)
+        if request.overflow == "refuse":
+            return tokens, 0
+        return overflow.end_of(tokens, self._context(request), request.max_tokens, self._tokenizer)
+
+    def _context(self, request: GenerateRequest) -> int:
+        return min(self._context_length, request.context_limit or self._context_length)
 
     def render(self, messages: Sequence[Message], template_options: dict[str, Any], tools: Sequence[Tool] = ()) -> str:
         """The text that the model's chat template makes of `messages` and `tools`. Raises `PromptRefused`."""
@@ -237,8 +262,11 @@ class Preparer:
         turns = (Message("system", QUESTION), Message("user", f"Query: {query}\n\nDocument: {document}"))
         return self.render(turns, {"enable_thinking": False})
 
-    def _input(self, given: str | tuple[int, ...]) -> Sequence[int]:
+    def _input(self, given: str | tuple[int, ...], *, cut: bool) -> Sequence[int]:
         tokens = self._completion_tokens(given)
+        ending = len(self._tokenizer.ending) if isinstance(given, str) else 0
+        if cut and len(tokens) + ending > self._context_length:
+            tokens = tokens[: self._context_length - ending]
         if isinstance(given, str):
             tokens = [*tokens, *self._tokenizer.ending]
         if not tokens:
@@ -270,7 +298,7 @@ class Preparer:
         max_tokens = request.max_tokens
         if not tokens:
             raise PromptRefused("The prompt is empty: there is nothing to continue. Send at least one token.")
-        context = min(self._context_length, request.context_limit or self._context_length)
+        context = self._context(request)
         room = context - len(tokens)
         if room < 1:
             raise ContextTooLong(len(tokens), max_tokens, context)

@@ -29,6 +29,7 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
         case Prepared():
             if any(prompt.turn is not None for prompt in prepared.prompts):
                 run.can_be_paused = False  # nobody knows the tokens of such a prompt
+            run.totals.left_out = prepared.left_out
             tokens = (prompt.tokens for prompt in prepared.prompts)
             run.writer.note(phase=Phase.PREFILL.value, language=language, **prompt_fields(tokens))
             return generate.run(prepared, engine, run, run.totals, begun, job=claim.job)

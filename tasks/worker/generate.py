@@ -42,6 +42,8 @@ class Totals:
     decode_ms: float = 0.0
     reasoning_tokens: int = 0
     """Of the completion's."""
+    left_out: int = 0
+    """Tokens of the request that did not fit."""
     read_again: int = 0
     """Tokens that were prefilled once more, since an answer went on behind an interruption."""
 
@@ -56,7 +58,9 @@ class Totals:
 
     def usage(self) -> Usage:
         """The counts a client is told."""
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
+        return Usage(
+            self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens, self.left_out
+        )
 
 
 def run(

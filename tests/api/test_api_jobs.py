@@ -16,7 +16,13 @@ def test_a_job_is_shown_with_names(place: Site) -> None:
     )
     body = place.http.get(f"/v1/jobs/{JOB}").json()
     assert (body["object"], body["id"], body["state"]) == ("job", JOB, "failed")
-    assert body["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 4, "reasoning_tokens": 0}
+    assert body["usage"] == {
+        "prompt_tokens": 12,
+        "completion_tokens": 3,
+        "cached_tokens": 4,
+        "reasoning_tokens": 0,
+        "left_out": 0,
+    }
     assert body["timings"]["prefill_ms"] == 20.0
     assert body["error"] == {"code": "engine_lost", "message": "Gone.", "param": None}
 

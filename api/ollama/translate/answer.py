@@ -47,7 +47,7 @@ def moment(time: datetime) -> str:
 
 
 def counts(end: Finished) -> dict[str, int]:
-    """What it cost: tokens, and nanoseconds that add up. `queue_duration` is none of Ollama's.
+    """What it cost: tokens, and nanoseconds that add up. `queue_duration` and `prompt_truncated_count` are none of Ollama's.
 
     A duration is never 0: Ollama leaves such fields out, and clients divide by them.
     """
@@ -61,7 +61,7 @@ def counts(end: Finished) -> dict[str, int]:
         "prompt_eval_duration": prompt,
         "eval_count": end.usage.completion_tokens,
         "eval_duration": answer,
-    }
+    } | ({"prompt_truncated_count": end.usage.left_out} if end.usage.left_out else {})
 
 
 def _nanoseconds(ms: float) -> int:

@@ -14,7 +14,7 @@ from tasks.requests import EmbedRequest
 
 def to_request(body: EmbedBody) -> EmbedRequest:
     """What the body asks for, in the shared vocabulary."""
-    return EmbedRequest(inputs=body.input, dimensions=body.dimensions)
+    return EmbedRequest(body.input, body.dimensions, "truncate" if body.truncate else "refuse")
 
 
 def whole(body: EmbedBody, reply: Reply, end: Finished) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_vectors(client: ollama.Client, place: Site) -> None:
     """Of several texts, of one by the older way, and of none."""
     place.relay.play(Embedded(0, VECTOR), Embedded(1, VECTOR), END)
     assert client.embed("tiny", ["a", "b"], dimensions=2).embeddings == [[1.0, 0.0], [1.0, 0.0]]
-    assert place.relay.calls[-1].request == EmbedRequest(("a", "b"), 2)
+    assert place.relay.calls[-1].request == EmbedRequest(("a", "b"), 2, "truncate")
     assert client.embeddings("tiny", "a").embedding == [1.0, 0.0]
     assert client.embed("tiny", "").embeddings == []
     assert client.embeddings("tiny", "").embedding == []
