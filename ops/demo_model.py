@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npu.whole_file import sync, write_whole
-from ops.download import Damaged, DownloadFailed, Forbidden, digest, download, opener
+from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, digest, download, opener
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ INTERNAL = frozenset({CONFIG, LISTEN_FD, lifeline.VARIABLE})
 API_SECRETS = frozenset({f"{PREFIX}API_KEYS"})
 """Variables that hold secrets of the API. No other part needs them, and a worker runs what others have written."""
 
+BOARD_SECRETS = frozenset({f"{PREFIX}HF_TOKEN", "HF_TOKEN"})
+"""Likewise of the board, which pulls models. Its workers need none of them."""
+
 from_command_line: set[str] = set()
 """Names of the settings that the command line gave; they stand in this process's environment since then."""
 

@@ -22,7 +22,7 @@ from npu.rkllm.elf import Target, Unreadable, read_library, this_machine
 from npu.rkllm.evidence import FOLDER, NAME
 from npu.rkllm.library import identify
 from npu.whole_file import put_in_place, write_whole
-from ops.download import DownloadFailed, digest, download, opener
+from tasks.board.pull.download import DownloadFailed, digest, download, opener
 
 LIBRARIES: Final = FOLDER / "libraries.toml"
 RECORD: Final = "digests.json"

@@ -27,6 +27,109 @@ def fetch_demo(
 
 
 @app.command()
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name such as qwen3:0.6b, a repository of Hugging Face (OWNER/NAME, with :QUANTIZATION or /FILE behind it), "
+            "an address, a file, or a folder with one."
+        ),
+    ],
+    soc: Annotated[
+        str | None,
+        typer.Option(metavar="CHIP", help="Fetch for this chip, such as rk3588, instead of this machine's own."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each step instead of text.")] = False,
+    models_dir: options.ModelsDir = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Fetch a model into the models folder; a running board finds it there. Goes on where a broken pull ended."""
+    options.apply(config, models_dir=models_dir, data_dir=data_dir)
+    from npu.hardware import soc_named
+    from ops.configuration import load
+    from ops.pull_progress import show
+    from tasks.board.pull.fetch import pull as steps
+    from tasks.board.pull.shelf import shelf_of
+    from tasks.board.settings import BoardSettings
+    from tasks.jobs import new_job_id
+    from tasks.settings import TaskSettings
+
+    if soc is not None:
+        try:
+            soc_named(soc)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--soc") from error
+    shelf = shelf_of(load(TaskSettings), load(BoardSettings), soc)
+    show(steps(model, shelf, pull_id=new_job_id(), local=True), as_json=as_json)
+
+
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    models_dir: options.ModelsDir = None,
+    config: options.Config = None,
+) -> None:
+    """List the models in the models folder, and what is wrong with those that cannot be used."""
+    options.apply(config, models_dir=models_dir)
+    import json
+    import sys
+
+    from npu.catalog import find_models
+    from ops.configuration import load
+    from tasks.board.pull.record import read_record
+    from tasks.settings import TaskSettings
+
+    catalog = find_models(load(TaskSettings).models_dir)
+    rows = []
+    for model in catalog.models:
+        record = read_record(model.folder)
+        rows.append(
+            {
+                "id": model.id,
+                "names": list(model.names),
+                "engine": model.engine,
+                "soc": model.soc,
+                "quantization": model.quantization,
+                "bytes": model.size_bytes,
+                "path": str(model.path or model.folder),
+                "source": record.source if record is not None else None,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        width = max((len(model.id) for model in catalog.models), default=0)
+        for model in catalog.models:
+            size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes else ""
+            print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join(model.names)}".rstrip())
+    for sentence in (*catalog.problems, *catalog.clashes):
+        print(sentence, file=sys.stderr)
+
+
+@app.command()
+def rm(
+    model: Annotated[str, typer.Argument(help="Its id, or another of its names.")],
+    models_dir: options.ModelsDir = None,
+    config: options.Config = None,
+) -> None:
+    """Remove a model and its files from the models folder; a running board stops serving it within seconds."""
+    options.apply(config, models_dir=models_dir)
+    from ops.configuration import load
+    from tasks.board.shelving import remove
+    from tasks.errors import CommandFailed
+    from tasks.settings import TaskSettings
+
+    folder = load(TaskSettings).models_dir
+    try:
+        gone = remove(folder, model)
+    except OSError as error:
+        raise CommandFailed("disk", f"The files of '{model}' in {folder} cannot be removed: {error}.") from error
+    size = f", {gone.size_bytes / 1e6:,.0f} MB" if gone.size_bytes else ""
+    print(f"Removed {gone.id} ({gone.path or gone.folder}{size}).")
+
+
+@app.command()
 def simulate(
     soc: Annotated[str, typer.Option(metavar="CHIP", help="The chip it is measured on.")] = "RK3588",
     model: Annotated[str, typer.Option(help="The model, as the vendor's table names it.")] = "Qwen3",

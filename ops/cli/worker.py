@@ -34,7 +34,7 @@ def worker(
     from ops.configuration import load
     from tasks.worker.settings import WorkerSettings
 
-    environment.forget(environment.API_SECRETS)
+    environment.forget(environment.API_SECRETS | environment.BOARD_SECRETS)
     part.begin()
     load(WorkerSettings)
     _share_a_temporary_folder()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from tasks.settings import Settings
+
+
+def _hugging_face(name: str) -> str | None:
+    """What the variables say that Hugging Face's own programs read."""
+    return os.environ.get(f"HF_{name}") or None  # noqa: TID251 - this is a settings module
 
 
 class BoardSettings(Settings):
@@ -19,3 +25,18 @@ class BoardSettings(Settings):
     restart_limit: float = Field(
         60.0, gt=0, description="Longest pause in seconds before a worker that keeps dying is started again."
     )
+    hf_token: SecretStr | None = Field(
+        default_factory=lambda: SecretStr(token) if (token := _hugging_face("TOKEN")) else None,
+        description="A token of Hugging Face, to pull models that are gated or private. Unset: what `HF_TOKEN` says.",
+    )
+    hf_endpoint: str = Field(
+        default_factory=lambda: _hugging_face("ENDPOINT") or "https://huggingface.co",
+        description="Hugging Face, or a mirror of it. Unset: what `HF_ENDPOINT` says, else `https://huggingface.co`.",
+    )
+
+    @field_validator("hf_endpoint")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if not value.startswith(("https://", "http://")):
+            raise ValueError("it must begin with https:// or http://")
+        return value.rstrip("/")

@@ -14,12 +14,11 @@ from ops.up.part import Part
 from tests.stack import LIMIT, eventually
 
 
-def test_every_secret_of_the_api_is_known_as_one() -> None:
+def test_every_secret_is_known_as_one() -> None:
     """A new one must be named where the other parts' environment is made."""
-    secrets = {
-        setting.variable for setting in configuration.declared() if setting.secret and setting.owner is ApiSettings
-    }
-    assert secrets == environment.API_SECRETS
+    secrets = {(setting.owner, setting.variable) for setting in configuration.declared() if setting.secret}
+    assert {name for owner, name in secrets if owner is ApiSettings} == environment.API_SECRETS
+    assert {name for owner, name in secrets if owner is not ApiSettings} == environment.BOARD_SECRETS - {"HF_TOKEN"}
 
 
 def test_what_is_left_out_is_left_out_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:

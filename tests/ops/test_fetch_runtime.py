@@ -15,8 +15,8 @@ import pytest
 from npu.rkllm.abi import v1_2_1, v1_3_0
 from npu.rkllm.evidence import NAME
 from npu.rkllm.library import find_library
-from ops.download import digest
 from ops.fetch_runtime import CHECKOUT, LIBRARIES, RECORD, FetchFailed, Library, fetch, find, main
+from tasks.board.pull.download import digest
 from tests.npu.rkllm.libraries import library as compile_library
 from tests.npu.rkllm.tables import CC
 

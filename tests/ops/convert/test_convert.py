@@ -21,7 +21,7 @@ from npu.model import SAMPLING_DEFAULTS
 from npu.model_files import find_template
 from ops.convert.convert import main
 from ops.convert.recipe import read_recipe
-from ops.download import digest
+from tasks.board.pull.download import digest
 from tasks.settings import ROOT
 from tests.npu.test_gguf import gguf
 from tests.ops.convert.conftest import TEMPLATE, install

@@ -1,0 +1,82 @@
+"""How far a pull is, on a terminal, in a log, or for a program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import msgspec
+
+from tasks.commands import PullProgress, PullStep
+
+
+class _Bar(Protocol):
+    def __call__(self, progress: PullProgress) -> None: ...
+
+
+def show(steps: Iterable[PullProgress], *, as_json: bool) -> None:
+    """Show each step as it comes: a bar on a terminal, lines elsewhere, or JSON on standard output."""
+    if as_json:
+        for progress in steps:
+            print(msgspec.json.encode(progress).decode(), flush=True)
+        return
+    said = ""
+    with _bar() as bar:
+        for progress in steps:
+            if progress.message and progress.message != said:
+                said = progress.message
+                print(said, flush=True)
+            if progress.step in (PullStep.FETCHING, PullStep.VERIFYING):
+                bar(progress)
+            elif progress.step is PullStep.DONE:
+                print(f"Ready: {progress.id}", flush=True)
+
+
+@contextmanager
+def _bar() -> Iterator[_Bar]:
+    if not sys.stderr.isatty():
+        yield _Tenths()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(progress: PullProgress) -> None:
+            what = progress.file if progress.step is PullStep.FETCHING else f"verifying {progress.file}"
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=progress.total)
+            bars.update(tasks[what], completed=progress.completed, total=progress.total)
+
+        yield update
+
+
+class _Tenths:
+    """A line for each tenth of a file."""
+
+    def __init__(self) -> None:
+        self._told: tuple[str, int] = ("", -1)
+
+    def __call__(self, progress: PullProgress) -> None:
+        if progress.step is not PullStep.FETCHING or not progress.total:
+            return
+        tenth = (progress.file, progress.completed * 10 // progress.total)
+        if tenth != self._told:
+            self._told = tenth
+            done, total = progress.completed / 1e6, progress.total / 1e6
+            print(f"  {progress.file}: {done:,.0f} of {total:,.0f} MB", file=sys.stderr, flush=True)

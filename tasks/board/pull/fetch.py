@@ -1,0 +1,280 @@
+"""A model pulled: room made sure of, files fetched and held to their digests, and the whole put in its place at once.
+
+Everything is gathered in `.partial/ID/` of the models folder, which no catalogue looks into, and stays there when it is
+interrupted; the next pull of the same model goes on from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from npu.catalog import find_models
+from npu.errors import ModelRefused
+from npu.manifest import FILE_NAME, read_manifest
+from npu.whole_file import sync, write_whole
+from tasks.board.pull.asked import parse
+from tasks.board.pull.beside import PlannedFile
+from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, transfers
+from tasks.board.pull.errors import PullFailed
+from tasks.board.pull.index import IndexFault, read_index
+from tasks.board.pull.plan import Plan, make_plan
+from tasks.board.pull.record import NOTHING, RECORD, Record, RecordedFile, read_record, write_record
+from tasks.board.pull.shelf import Shelf
+from tasks.commands import CommandCode, PullProgress, PullStep
+
+PARTIAL: Final = ".partial"
+SPARE: Final = 100_000_000
+"""Bytes that must stay free on the disk."""
+CHUNK: Final = 1 << 20
+OFTEN: Final = 0.25
+"""Seconds between two words about the same file."""
+
+
+def pull(text: str, shelf: Shelf, *, pull_id: str, local: bool) -> Iterator[PullProgress]:
+    """Pull what `text` asks for. The last word is `done`; whoever stops asking leaves what has arrived for the next pull.
+
+    `local` allows addresses and paths. Raises `PullFailed`, and then there is no model that was not there before.
+    """
+    number = 0
+    try:
+        for progress in _Pull(text, shelf, pull_id, local).steps():
+            number += 1
+            yield msgspec.structs.replace(progress, number=number)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PullFailed(
+                CommandCode.NO_SPACE,
+                f"The disk of {shelf.models_dir} is full. Make room, and pull again: what has arrived is kept.",
+            ) from error
+        what = f"{error.filename}: " if error.filename else ""
+        raise PullFailed(
+            CommandCode.NETWORK, f"A file could not be read or written ({what}{error.strerror or error})."
+        ) from error
+    except IndexFault as error:
+        raise PullFailed(CommandCode.NETWORK, str(error)) from error
+
+
+class _Pull:
+    def __init__(self, text: str, shelf: Shelf, pull_id: str, local: bool) -> None:
+        self._text = text
+        self._shelf = shelf
+        self._pull_id = pull_id
+        self._local = local
+        self._partial = shelf.models_dir / PARTIAL
+
+    def steps(self) -> Iterator[PullProgress]:
+        asked = parse(self._text, local=self._local)
+        yield self._say(PullStep.CHOOSING)
+        plan = make_plan(asked, self._shelf.machine(), self._shelf.hub, read_index(self._shelf.index))
+        yield self._say(PullStep.CHOOSING, message=plan.why)
+        self._partial.mkdir(parents=True, exist_ok=True)
+        with (self._partial / f"{plan.id}.lock").open("w") as lock:
+            while not _taken(lock):
+                yield self._say(PullStep.CHOOSING, message=f"Another pull of {plan.id} is under way; waiting for it.")
+                self._shelf.wait(1.0)
+            there = self._there(plan)
+            if there is not None:
+                yield self._say(PullStep.DONE, id=there, message=f"{there} is there already.")
+                return
+            yield from self._gather(plan)
+            yield self._say(PullStep.PLACING, id=plan.id)
+            self._place(plan)
+        yield self._say(PullStep.DONE, id=plan.id)
+
+    def _say(self, step: PullStep, **known: object) -> PullProgress:
+        return PullProgress(pull=self._pull_id, model=self._text, number=0, step=step, **known)  # type: ignore[arg-type]
+
+    def _there(self, plan: Plan) -> str | None:
+        """The id of the very model, when it is there. Raises `PullFailed` when another has its name or its folder."""
+        folder = self._shelf.models_dir / plan.id
+        weights = plan.files[0]
+        record = read_record(folder)
+        if record is not None:
+            have = {file.name: file for file in record.files}
+            found = [have.get(file.name, NOTHING) for file in plan.files]
+            same = (record.source == plan.source or found[0].sha256 == weights.sha256) and all(
+                file.sha256 in (None, its.sha256) and file.size in (None, its.size) and (folder / file.name).is_file()
+                for file, its in zip(plan.files, found, strict=True)
+            )
+            return plan.id if same else None
+        owner = find_models(self._shelf.models_dir).find(plan.id)
+        if owner is None and not folder.exists():
+            return None
+        if owner is not None and owner.path is not None and owner.path.name == weights.name:
+            same = weights.size in (None, owner.size_bytes)
+            if same:
+                return owner.id
+        place = owner.path or owner.folder if owner is not None else folder
+        raise PullFailed(
+            CommandCode.NAME_REFUSED,
+            f"The name {plan.id} is taken by {place}, which no pull put there. Remove or rename that first.",
+        )
+
+    def _gather(self, plan: Plan) -> Iterator[PullProgress]:
+        stage = self._partial / plan.id
+        stage.mkdir(exist_ok=True)
+        names = {name for file in plan.files for name in (file.name, f"{file.name}.etag")}
+        for left in stage.iterdir():
+            if left.name not in names:  # of a pull of something else
+                left.unlink()
+        self._check_room(plan, stage)
+        digests = {}
+        for file in plan.files:
+            yield from self._fetch(file, stage / file.name)
+            digests[file.name] = yield from self._verify(file, stage / file.name)
+        _check_form(stage / plan.files[0].name, plan)
+        if plan.manifest is not None:
+            write_whole(stage / FILE_NAME, _manifest(plan).encode())
+        files = [RecordedFile(name, (stage / name).stat().st_size, sha256) for name, sha256 in digests.items()]
+        write_record(stage, Record(self._text, dict(plan.source), tuple(files)))
+        try:
+            read_manifest(stage / FILE_NAME)
+        except ModelRefused as refused:
+            raise PullFailed(CommandCode.DAMAGED, f"What arrived is no model: {refused}") from refused
+
+    def _check_room(self, plan: Plan, stage: Path) -> None:
+        have = sum(entry.stat().st_size for entry in stage.iterdir())
+        needed = max(0, sum(file.size or 0 for file in plan.files) - have) + SPARE
+        free = shutil.disk_usage(stage).free
+        if free < needed:
+            raise PullFailed(
+                CommandCode.NO_SPACE,
+                f"{plan.id} needs {needed / 1e6:,.0f} MB more in {self._shelf.models_dir}, with {SPARE / 1e6:.0f} MB to spare, "
+                f"and {free / 1e6:,.0f} MB are free. Make room, or keep models elsewhere (ROCKCHIPLLAMA_MODELS_DIR).",
+            )
+
+    def _fetch(self, file: PlannedFile, target: Path) -> Iterator[PullProgress]:
+        if isinstance(file.source, Path):
+            yield from self._paced(file, _copied(file.source, target))
+            return
+        hub = self._shelf.hub
+        moves = transfers(
+            file.source,
+            target,
+            opener=hub.network,
+            size=file.size,
+            credentials=hub.credentials if file.repository else None,
+            pause=self._shelf.pause,
+            wait=self._shelf.wait,
+        )
+        try:
+            yield from self._paced(file, ((move.completed, move.total, move.waiting) for move in moves))
+        except Forbidden as error:
+            if file.repository:
+                raise hub.forbidden(file.repository, error) from error
+            raise PullFailed(
+                CommandCode.SOURCE_FORBIDDEN,
+                f"{file.name} is not open to everybody ({error}), and its server is no hub.",
+            ) from error
+        except Missing as error:
+            raise PullFailed(CommandCode.SOURCE_MISSING, f"{file.name} is not where it should be: {error}.") from error
+        except Damaged as error:
+            raise PullFailed(CommandCode.DAMAGED, f"{file.name} is not what was asked for: {error}.") from error
+        except DownloadFailed as error:
+            raise PullFailed(
+                CommandCode.NETWORK,
+                f"{file.name} could not be fetched: {error}. Check the network; what has arrived is kept, and the same pull "
+                "goes on from there.",
+            ) from error
+
+    def _paced(self, file: PlannedFile, moves: Iterator[tuple[int, int | None, float]]) -> Iterator[PullProgress]:
+        """A word about a file now and then, and one when it is whole."""
+        digest = f"sha256:{file.sha256}" if file.sha256 else ""
+        told, last = 0.0, None
+        for completed, total, waiting in moves:
+            message = f"The server asks to wait, or does not answer: again in {waiting:.0f} s." if waiting else ""
+            last = self._say(
+                PullStep.FETCHING, file=file.name, digest=digest, completed=completed, total=total, message=message
+            )
+            if message or time.monotonic() - told >= OFTEN:
+                told = time.monotonic()
+                yield last
+                last = None
+        if last is not None:
+            yield last
+
+    def _verify(self, file: PlannedFile, path: Path) -> Generator[PullProgress, None, str]:
+        size = path.stat().st_size
+        sha256 = hashlib.sha256()
+        told = time.monotonic()
+        known = f"sha256:{file.sha256}" if file.sha256 else ""
+        yield self._say(PullStep.VERIFYING, file=file.name, digest=known, total=size)
+        with path.open("rb") as opened:
+            while data := opened.read(CHUNK):
+                sha256.update(data)
+                if time.monotonic() - told >= OFTEN:
+                    told = time.monotonic()
+                    yield self._say(
+                        PullStep.VERIFYING, file=file.name, digest=known, completed=opened.tell(), total=size
+                    )
+        found = sha256.hexdigest()
+        if file.sha256 is not None and found != file.sha256:
+            path.unlink()
+            raise PullFailed(
+                CommandCode.DAMAGED,
+                f"{file.name} arrived damaged: its SHA-256 is {found}, and should be {file.sha256}. It was deleted; pull again.",
+            )
+        yield self._say(PullStep.VERIFYING, file=file.name, digest=f"sha256:{found}", completed=size, total=size)
+        return found
+
+    def _place(self, plan: Plan) -> None:
+        folder, stage = self._shelf.models_dir / plan.id, self._partial / plan.id
+        sync(stage)
+        old = self._partial / f"{plan.id}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # an older pull of it: a worker that has it loaded keeps its files
+            folder.rename(old)
+        stage.rename(folder)
+        sync(self._shelf.models_dir)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copied(source: Path, target: Path) -> Iterator[tuple[int, int | None, float]]:
+    """A copy, which is whole or raises: what is read back later is compared with what was read here."""
+    size, have = source.stat().st_size, 0
+    with source.open("rb") as read, target.open("wb") as written:
+        while data := read.read(CHUNK):
+            written.write(data)
+            have += len(data)
+            yield have, size, 0.0
+    sync(target)
+    yield have, size, 0.0
+
+
+def _check_form(weights: Path, plan: Plan) -> None:
+    """A page of a web server under the name of a model is found here, not when it is loaded."""
+    if weights.suffix.lower() == ".gguf":
+        with weights.open("rb") as file:
+            head = file.read(4)
+        if head != b"GGUF":
+            raise PullFailed(
+                CommandCode.DAMAGED,
+                f"{weights.name} is no GGUF file, whatever its name says (it begins with {head!r}). It is left out.",
+            )
+
+
+def _taken(lock: IO[str]) -> bool:
+    """One pull of a model at a time, whichever process does it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _manifest(plan: Plan) -> str:
+    assert plan.manifest is not None
+    lines = [*(f"# {remark}" for remark in plan.remarks), f"# What exactly was pulled stands in {RECORD}."]
+    # The strings of JSON are strings of TOML.
+    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in plan.manifest.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""`rockchipllama models pull`, `list` and `rm`, as people and programs run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops import environment
+from tests.fakes.hub import Fault, Hub, Repo
+
+REPO = "people/Tiny-1B-GGUF"
+WEIGHTS = b"GGUF" + bytes(100_000)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    made.repos[REPO] = Repo({"Tiny-1B-Q4_K_M.gguf": WEIGHTS})
+    with made.serving():
+        yield made
+
+
+def run(hub: Hub, models: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", "models", *words, "--models-dir", str(models)],
+        env=environment.for_child(variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_model_comes_and_goes(hub: Hub, tmp_path: Path) -> None:
+    """Pulled with lines where there is no terminal, listed with its names, removed with all its files."""
+    hub.faults = [Fault(cut=50_000)]
+    pulled = run(hub, tmp_path, "pull", REPO)
+    assert (pulled.returncode, pulled.stderr.splitlines()[-1]) == (0, "  Tiny-1B-Q4_K_M.gguf: 0 of 0 MB"), pulled.stderr
+    assert pulled.stdout.splitlines()[-1] == "Ready: tiny-1b"
+    assert "Tiny-1B-Q4_K_M.gguf (0 MB) of people/Tiny-1B-GGUF, for the CPU." in pulled.stdout
+    listed = run(hub, tmp_path, "list")
+    assert listed.stdout.startswith("tiny-1b  llamacpp") and f"hf.co/{REPO}" in listed.stdout
+    (row,) = json.loads(run(hub, tmp_path, "list", "--json").stdout)
+    assert row["source"]["repository"] == REPO
+    removed = run(hub, tmp_path, "rm", "tiny:1b")
+    assert removed.stdout.startswith("Removed tiny-1b")
+    assert [path.name for path in tmp_path.iterdir()] == [".partial"]
+    again = run(hub, tmp_path, "rm", "tiny:1b")
+    assert again.returncode == 1 and "has no model 'tiny:1b'" in again.stderr
+
+
+def test_a_program_reads_each_step(hub: Hub, tmp_path: Path) -> None:
+    """A line of JSON each, the last of which says how it ended."""
+    steps = [json.loads(line) for line in run(hub, tmp_path, "pull", REPO, "--json").stdout.splitlines()]
+    assert [steps[0]["step"], steps[-1]["step"], steps[-1]["id"]] == ["choosing", "done", "tiny-1b"]
+    assert max(step["completed"] for step in steps if step["step"] == "fetching") == len(WEIGHTS)
+
+
+def test_a_refusal_is_one_line_and_tells_no_secret(hub: Hub, tmp_path: Path) -> None:
+    """With exit code 1; the token is nowhere."""
+    hub.repos[REPO].gated = True
+    refused = run(hub, tmp_path, "pull", REPO, HF_TOKEN="hf_verysecret")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"rockchipllama: {hub.url}/{REPO} is gated")
+    assert len(refused.stderr.splitlines()) == 1
+    assert "verysecret" not in refused.stdout + refused.stderr
+    assert run(hub, tmp_path, "pull", REPO, HF_TOKEN="yes").returncode == 0
+
+
+def test_another_chip_is_fetched_for_when_asked(hub: Hub, tmp_path: Path) -> None:
+    """For a stick to carry to a board; a chip that does not exist is told as wrong usage."""
+    hub.repos["maker/X-1B"] = Repo({"X-1B-w8a8-rk3576.rkllm": b"x", "X-1B-w8a8-rk3588.rkllm": b"x"})
+    refused = run(hub, tmp_path, "pull", "maker/X-1B")
+    assert refused.returncode == 1 and "no NPU we know" in refused.stderr
+    assert run(hub, tmp_path, "pull", "maker/X-1B", "--soc", "rk3576").returncode == 0
+    assert (tmp_path / "x-1b" / "X-1B-w8a8-rk3576.rkllm").is_file()
+    assert run(hub, tmp_path, "pull", "maker/X-1B", "--soc", "rk1").returncode == 2
