@@ -20,7 +20,7 @@ class AlreadyServed(TasksError):
         self.pid = pid
         super().__init__(
             f"Another process (pid {pid or 'unknown'}) on this board already serves '{model}'. "
-            "Stop it first, or give this one a data_dir of its own."
+            "Stop it first, or give this one a data_dir and a board_name of its own."
         )
 
 

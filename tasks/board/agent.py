@@ -18,6 +18,7 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import read_memory
 from npu.model import Model
 from tasks import keys, lifeline, logs, roster, worker_lock
+from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
@@ -288,12 +289,13 @@ class Agent:
 
 
 def main() -> int:
-    """Run the agent until SIGTERM."""
+    """Run the agent until SIGTERM. Raises `BoardRefused`."""
     settings = TaskSettings()
     logs.configure(settings.log_level, settings.log_format)
-    agent = Agent(settings, BoardSettings())
-    signal.signal(signal.SIGTERM, lambda *_: agent.leave())
-    signal.signal(signal.SIGINT, lambda *_: agent.leave())
-    lifeline.watch(agent.leave)
-    log.info("board %s starting", settings.board_name, extra={"models": str(settings.models_dir)})
-    return agent.run()
+    with only_agent(settings.data_dir, settings.board_name, redis_url(settings)):
+        agent = Agent(settings, BoardSettings())
+        signal.signal(signal.SIGTERM, lambda *_: agent.leave())
+        signal.signal(signal.SIGINT, lambda *_: agent.leave())
+        lifeline.watch(agent.leave)
+        log.info("board %s starting", settings.board_name, extra={"models": str(settings.models_dir)})
+        return agent.run()
