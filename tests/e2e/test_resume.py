@@ -21,7 +21,9 @@ LETTERS = "".join(f"{place} " for place in range(60))
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0) as stack:
+    stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0)
+    stack.add_model("caller", {"tokens_per_second": 200}, 'tool_format = "hermes"\nthinking_format = "think"')
+    with stack:
         yield stack
 
 
@@ -229,6 +231,50 @@ def test_a_response_is_gone_on_with_on_another_process(stack: Stack, second: str
         with pytest.raises(openai.NotFoundError):
             client_of(url).responses.retrieve(id)
     assert client_of(stack.url).responses.retrieve(reply.id).status == "completed"
+
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+CITY = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"
+CALLING = (
+    f"<think>{LETTERS}</think>Let me see. "
+    f'<tool_call>{{"name": "weather", "arguments": {{"city": "{CITY}"}}}}</tool_call>'
+)
+"""What is asked for is what the model says, so it thinks, speaks and calls."""
+
+
+def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack) -> None:
+    """In mid-thought and in the middle of the call; its result is then told in a response of its own."""
+    client = client_of(stack.url)
+    for kills in (0, 2):
+        stream = client.responses.create(model="caller", input=CALLING, tools=[WEATHER], stream=True)
+        events = []
+        for event in stream:
+            events.append(event)
+            kinds = [each.type for each in events]
+            if kills == 2 and kinds.count("response.reasoning_text.delta") == 20:
+                stack.child("caller").kill()
+                kills = 1
+            elif kills == 1 and kinds.count("response.function_call_arguments.delta") == 5:
+                stack.child("caller").kill()
+                kills = 0
+        assert kills == 0
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        last = events[-1]
+        assert last.type == "response.completed"
+        thought, said, call = last.response.output
+        assert thought.content[0].text == LETTERS.strip()  # type: ignore[union-attr]
+        assert said.content[0].text == "Let me see."  # type: ignore[union-attr]
+        assert json.loads(call.arguments) == {"city": CITY}  # type: ignore[union-attr]
+    assert view(stack, last.response.id.removeprefix("resp_"))["attempts"] == 3
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}  # type: ignore[union-attr]
+    then = client.responses.create(
+        model="caller", input=[result], previous_response_id=last.response.id, tools=[WEATHER]
+    )
+    assert "Rain." in then.output_text
 
 
 def test_a_response_in_the_background_outlives_its_process(stack: Stack, second: str) -> None:
