@@ -26,6 +26,7 @@ NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     "assistants": ("Assistants", _AGENTS),
     "threads": ("Threads", _AGENTS),
     "conversations": ("Conversations", _AGENTS),
+    "responses/compact": ("Compaction", "send fewer items, or let `truncation` leave out the oldest"),
     "vector_stores": ("Vector stores", "make vectors at /v1/embeddings, and keep them where you like"),
     "containers": ("Containers", "nothing is run here but models"),
     "uploads": ("Uploads in parts", "a file goes up in one piece"),

@@ -220,10 +220,13 @@ def test_a_response_is_gone_on_with_on_another_process(stack: Stack, second: str
     assert list(client_of(stack.url).responses.retrieve(id, stream=True)) == events
     assert view(stack, id.removeprefix("resp_"))["attempts"] == 1
 
+    counted = client_of(second).responses.input_tokens.count(model="steady", input=LETTERS)
+    assert whole.usage is not None
+    assert counted.input_tokens == whole.usage.input_tokens
     reply = client_of(second).responses.create(model="steady", input="And then?", previous_response_id=id)
     items = client_of(stack.url).responses.input_items.list(reply.id, order="asc").data
     assert [item.content[0].text for item in items] == [LETTERS, LETTERS, "And then?"]  # type: ignore[union-attr]
-    assert whole.usage is not None and reply.usage is not None
+    assert reply.usage is not None
     assert reply.usage.input_tokens > 2 * whole.usage.input_tokens - 20
 
     client_of(second).responses.delete(id)

@@ -104,9 +104,10 @@ def response(
 
 def usage(counts: Usage) -> dict[str, Any]:
     """Tokens as this endpoint counts them."""
+    details = {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0}
     return {
         "input_tokens": counts.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": details | ({"left_out_tokens": counts.left_out} if counts.left_out else {}),
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,

@@ -37,6 +37,8 @@ from api.openai.responses.stored import (
 )
 from api.openai.responses.tools import offer
 from api.openai.responses.writer import ResponseWriter, response_of
+from api.texts import ask_board
+from tasks.commands import Count
 from tasks.errors import JobNotFound
 from tasks.events import Queued, Unreadable
 from tasks.jobs import Kept, Lane, Rendering, is_job_id
@@ -172,6 +174,18 @@ async def _asked(http: Request, response: str) -> Stored:
         return await _stored(http, job_of(response))
     except JobNotFound:
         raise missing(response) from None
+
+
+@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post(
+    "/v1/responses/input_tokens", summary="Count what a response would read", openapi_extra=takes(ResponseBody)
+)
+async def count_input_tokens(http: Request) -> Response:
+    """How many tokens the model would read for the same body; a board counts them, whatever is being generated."""
+    body, items, _ = await _read(http)
+    request = to_request(body, items, offer(body.tools))
+    _, count = await ask_board(http, body.model, lambda model: Count(model, request), int)
+    return _json({"object": "response.input_tokens", "input_tokens": count})
 
 
 @router.get("/responses/{response}", include_in_schema=False)

@@ -9,6 +9,7 @@ import openai
 import pydantic
 import pytest
 
+from tasks.commands import Count
 from tasks.errors import JobFailed, QueueFull
 from tasks.events import (
     ChoiceEnded,
@@ -24,6 +25,7 @@ from tasks.events import (
     TokenLogprob,
     ToolCallDelta,
     ToolCallStarted,
+    Usage,
 )
 from tasks.jobs import JobState, Lane
 from tasks.requests import ChatRequest, JsonSchema, Message, Tool, ToolCall, ToolChoice
@@ -241,6 +243,15 @@ def test_an_answer_that_was_cut_off_is_incomplete(client: openai.OpenAI, place: 
     assert events[-1].type == "response.incomplete"
 
 
+def test_what_was_left_out_is_told(client: openai.OpenAI, place: Site) -> None:
+    """Of a conversation that did not fit, to who allowed it."""
+    place.relay.play(TextDelta("Hel"), Finished(FinishReason.STOP, Usage(12, 3, left_out=40), TIMINGS))
+    reply = client.responses.create(model="tiny", input="Hi", truncation="auto")
+    assert reply.usage is not None
+    assert reply.usage.input_tokens_details.model_extra == {"left_out_tokens": 40}
+    assert asked(place).overflow == "truncate"
+
+
 def test_a_failure_in_mid_stream(client: openai.OpenAI, place: Site) -> None:
     """Is the last event, and has what was said."""
     place.relay.play(Started("w", "b"), TextDelta("Hel"), Failed(FailureCode.ENGINE_LOST, "The worker died."))
@@ -356,6 +367,23 @@ def test_a_conversation_goes_on(client: openai.OpenAI, place: Site) -> None:
     newest = client.responses.input_items.list(f"resp_{JOB}", limit=1)
     assert (newest.data[0].type, newest.has_more) == ("function_call_output", True)
     assert len({item.id for item in items}) == 5
+
+
+def test_input_tokens_are_counted(client: openai.OpenAI, place: Site) -> None:
+    """By a board, of the request as it would be queued; what went before is counted, too."""
+    place.relay.play(*CALLS)
+    first = client.responses.create(model="tiny", input="Weather?", tools=[WEATHER])
+    kept(place)
+    place.world.texts.said = 321
+    counted = client.responses.input_tokens.count(
+        model="tiny", input="And?", previous_response_id=first.id, instructions="Be brief.", tools=[WEATHER]
+    )
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", 321)
+    place.relay.play(*hello())
+    client.responses.create(
+        model="tiny", input="And?", previous_response_id=first.id, instructions="Be brief.", tools=[WEATHER]
+    )
+    assert place.world.texts.asked == [Count("tiny", asked(place))]
 
 
 def test_items_by_reference(client: openai.OpenAI, place: Site) -> None:
