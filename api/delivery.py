@@ -15,12 +15,13 @@ from api.drain import close
 from api.durations import read_duration
 from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, room_headers, unsupported
 from api.framing import GRACE, waiting_headers
+from api.known_clients import clock_last, is_side_request
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
 from tasks.events import Event, Failed, Finished, FinishReason, Reply, fold
 from tasks.jobs import Kept, Lane, Rendering
-from tasks.requests import Request
+from tasks.requests import ChatRequest, Request
 from tasks.roster import ModelStatus
 
 Result = TypeVar("Result")
@@ -82,6 +83,10 @@ async def begin(
 ) -> Answer:
     """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
     require(http, Scope.INFERENCE)
+    if isinstance(request, ChatRequest):
+        request = as_read(http, request)
+    if lane is Lane.INTERACTIVE and settings_of(http).side_requests and is_side_request(request):
+        lane = Lane.BACKGROUND
     start = services_of(http)["relay"].start(
         model,
         request,
@@ -95,6 +100,11 @@ async def begin(
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)
+
+
+def as_read(http: HttpRequest, request: ChatRequest) -> ChatRequest:
+    """The chat as it will be read: with the clock last, if the settings say so."""
+    return clock_last(request) if settings_of(http).clock_last else request
 
 
 def _grace(http: HttpRequest, stream: bool) -> float:

@@ -108,6 +108,8 @@ class Relay:
         status = await self._roster.find(model)
         request = _adapted(status, request)
         self._check(status, request)
+        if status.background and lane is Lane.INTERACTIVE:
+            lane = Lane.BACKGROUND
         if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         name = status.card.id

@@ -91,6 +91,15 @@ class ApiSettings(Settings):
         description="The model that answers where a client of Anthropic's API asks for a `claude-…` that is not there. "
         "Unset: the default model.",
     )
+    side_requests: bool = Field(
+        True,
+        description="Whether Open WebUI's requests for titles, tags and follow-ups go behind chats (docs/open-webui.md).",
+    )
+    clock_last: bool = Field(
+        True,
+        description="Whether a system message that begins with the clock, as Home Assistant's may, is read with the clock at "
+        "its end (docs/home-assistant.md).",
+    )
     drain: float = Field(
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )

@@ -25,6 +25,8 @@ log = logging.getLogger("rockchipllama.roster")
 
 BREATH = 2.0
 """Seconds between two breaths of a worker or board."""
+BEHIND = "@background"
+"""Ends a model's name where its jobs are to go behind interactive ones; for clients that can choose a model and nothing else."""
 ALIVE = 7.0
 """Seconds without a breath after which it counts as gone."""
 
@@ -63,6 +65,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Living boards that have it."""
     adapter: str | None = None
     """The one of its adapters that was asked for with it."""
+    background: bool = False
+    """It was asked for with `BEHIND`: its jobs go behind interactive ones."""
 
     @property
     def name(self) -> str:
@@ -275,9 +279,16 @@ class Roster:
         return self.resolve(name)
 
     def _lookup(self, name: str | None) -> ModelStatus | None:
+        base, behind, tag = (name or "").lower().rpartition(BEHIND)
+        if not behind or tag not in ("", ":latest"):
+            return self._named(name)
+        found = self._named(base)
+        return msgspec.structs.replace(found, background=True) if found is not None else None
+
+    def _named(self, name: str | None) -> ModelStatus | None:
         if not name:
             # A default that is not there is told by the board; the next best model answers, as it is the one that is loaded.
-            if self._default is not None and (found := self._lookup(self._default)) is not None:
+            if self._default is not None and (found := self._named(self._default)) is not None:
                 return found
             return min(
                 self._snapshot.models,

@@ -18,7 +18,7 @@ from api.anthropic.translate.answer import MESSAGE_ID, Head, Thoughts, whole
 from api.anthropic.translate.kept import keep, writer_of
 from api.anthropic.translate.prompt import to_request
 from api.body import read_body
-from api.delivery import begin, headers_of
+from api.delivery import as_read, begin, headers_of
 from api.delivery import whole as read_whole
 from api.docs_page import takes
 from api.drain import close
@@ -28,7 +28,7 @@ from api.texts import ask_board
 from tasks.commands import Count
 from tasks.errors import UnknownModel
 from tasks.jobs import Rendering
-from tasks.roster import ModelStatus
+from tasks.roster import BEHIND, ModelStatus
 
 router = APIRouter(tags=["Anthropic"])
 shared = APIRouter(route_class=SharedRoute, include_in_schema=False)
@@ -59,7 +59,7 @@ async def messages(http: Request) -> Response:
 async def count_tokens(http: Request) -> Response:
     """How many tokens a conversation has, as the model would read it; it waits for nothing that is being generated."""
     body = await read_body(http, CountBody)
-    request = to_request(body)
+    request = as_read(http, to_request(body))
     _, tokens = await ask_board(http, _meant(http, body.model), lambda model: Count(model, request), int)
     return _json({"input_tokens": tokens})
 
@@ -85,9 +85,11 @@ def _meant(http: Request, name: str | None) -> str | None:
     if name is None or not name.lower().startswith("claude"):
         return name
     try:
-        return services_of(http)["roster"].resolve(name).name
+        services_of(http)["roster"].resolve(name)
     except UnknownModel:
-        return settings_of(http).claude_model
+        behind = BEHIND if name.lower().endswith(BEHIND) else ""
+        return (settings_of(http).claude_model or "") + behind
+    return name
 
 
 @shared.get("/models")

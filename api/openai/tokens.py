@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import Wire, check, parse, read_body, read_bytes
+from api.delivery import as_read
 from api.docs_page import takes
 from api.errors import invalid
 from api.needs import settings_of
@@ -59,7 +60,7 @@ async def tokenize(http: Request) -> Response:
     data = parse(await read_bytes(http, settings))
     body = check(data, TokenizeBody, settings)
     if body.messages is not None:
-        request = chat.to_request(check(data, ChatCompletionBody, settings))
+        request = as_read(http, chat.to_request(check(data, ChatCompletionBody, settings)))
         status, tokens = await ask_board(http, body.model, lambda model: Encode(model, request), list[int])
         return await _counted(http, body, status, tokens)
     if body.prompt is not None:
@@ -97,7 +98,7 @@ async def detokenize(http: Request) -> Response:
 async def apply_template(http: Request) -> Response:
     """The text that the model would read of a chat."""
     body = await read_body(http, ChatCompletionBody)
-    request = chat.to_request(body)
+    request = as_read(http, chat.to_request(body))
     _, prompt = await ask_board(http, body.model, lambda model: Render(model, request), str)
     return _json({"prompt": prompt})
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from api.answer import Waiting
 from tasks.errors import QueueFull, UnknownModel
 from tasks.events import (
@@ -25,7 +27,7 @@ from tasks.events import (
     ToolCallStarted,
     Usage,
 )
-from tests.api.scripted import Site, Step, site
+from tests.api.scripted import CARD, TINY, Site, Step, site
 
 HEADERS = (
     *("content-type", "retry-after", "x-should-retry", "x-queue-position", "x-job-id", "allow"),
@@ -71,6 +73,9 @@ def play(place: Site, exchange: dict[str, Any]) -> dict[str, Any]:
         place.relay.refuse(steps[0])
     else:
         place.relay.play(*steps, waiting=Waiting(*exchange["waiting"]) if "waiting" in exchange else None)
+    if "card" in exchange:
+        card = msgspec.structs.replace(CARD, **exchange["card"])
+        place.world.roster.known = [msgspec.structs.replace(TINY, card=card)]
     asked = exchange["request"]
     reply = place.http.request(asked["method"], asked["path"], json=asked.get("body"), headers=asked.get("headers"))
     response: dict[str, Any] = {

@@ -61,6 +61,15 @@ def test_an_answer_that_chats_pause_is_one_unbroken_stream(stack: Stack) -> None
     assert found["prompt_tokens_again"] > 0
 
 
+def test_a_models_name_sends_a_request_behind_chats(stack: Stack) -> None:
+    """For clients that can choose a model and nothing else; it is the same model, by the name it was called."""
+    asked = json.loads(body("echo@background", "hi", stream=False))
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT)
+    assert reply.json()["model"] == "echo@background"
+    found = view(stack, reply.headers["x-job-id"])
+    assert (found["model"], found["lane"]) == ("echo", "background")
+
+
 def test_a_client_that_leaves_a_paused_job_cancels_it(stack: Stack) -> None:
     """It ends where it waits, and the chat that paused it goes on."""
     before = jobs_of(stack, "steady")

@@ -131,6 +131,20 @@ async def test_names_with_an_adapter(
     assert [status.name for status in made.resolve("mine").adapted()] == ["qwen3-0.6b:poet", "qwen3-0.6b:bard"]
 
 
+async def test_a_name_may_say_that_it_is_for_the_background(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """Any name of a model, and the default one's; it is the same model."""
+    announce(client, card("qwen3-0.6b", "qwen3:0.6b", adapters=("poet",)))
+    made = await read(aclient, {"fast": "qwen3:0.6b"}, "fast")
+    for name in ("qwen3-0.6b", "QWEN3:0.6b", "fast", "qwen3:0.6b:poet", ""):
+        behind, itself = made.resolve(f"{name}@Background"), made.resolve(name)
+        assert made.resolve(f"{name}@background:latest") == behind
+        assert (behind.background, itself.background) == (True, False)
+        assert (behind.name, behind.card) == (itself.name, itself.card)
+    for unknown in ("other@background", "qwen3-0.6b@nowhere", "fast@background@background" + "@background" * 5000):
+        with pytest.raises(UnknownModel):
+            made.resolve(unknown)
+
+
 async def test_the_default_model(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
     """The one that is set; unset, one that is served now, else the first."""
     with pytest.raises(UnknownModel):

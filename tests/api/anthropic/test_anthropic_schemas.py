@@ -212,7 +212,7 @@ def test_what_a_coding_agent_sends_is_read_whole(place: Site) -> None:
     assert asked.messages[3] == Message("tool", "1\tHello", name="Read", tool_call_id="call_a")
     assert [tool.name for tool in asked.tools] == ["Read", "Bash"]
     assert (asked.thinking_budget, asked.max_tokens) == (31999, 32000)
-    assert place.relay.calls[-1].model is None  # the default model stands for Anthropic's own
+    assert not place.relay.calls[-1].model  # the default model stands for Anthropic's own
 
 
 @pytest.mark.parametrize("setting", ["tiny", None])
@@ -222,6 +222,8 @@ def test_a_model_of_anthropics_own_is_the_one_that_the_settings_name(
     """Another name that is not there stays unknown, and one that is there is itself."""
     settings = place.app.state.settings.model_copy(update={"claude_model": setting})
     monkeypatch.setitem(place.app.state._state, "settings", settings)
-    for asked, meant in (("claude-opus-9", setting), ("tiny", "tiny"), ("gpt-9", "gpt-9")):
+    own = setting or ""  # no name is the default model's
+    meant_by = {"claude-opus-9": own, "Claude-haiku@background": f"{own}@background", "tiny": "tiny", "gpt-9": "gpt-9"}
+    for asked, meant in meant_by.items():
         place.http.post("/v1/messages", json={"model": asked, "max_tokens": 5, "messages": [USER]})
         assert place.relay.calls[-1].model == meant
