@@ -14,6 +14,7 @@ from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
 from api.openai.translate import chat, completions, embeddings
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
+from api.openai.translate.tools import legacy
 from tasks.events import Event, Finished, Reply, fold
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
@@ -43,6 +44,7 @@ def head_of(kind: Kind, body: SamplingBody, choices: int, job: str, status: Mode
         tier=tier,
         choices=choices,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        functions=isinstance(body, ChatCompletionBody) and legacy(body),
     )
 
 

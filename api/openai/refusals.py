@@ -6,17 +6,13 @@ from collections.abc import Mapping
 
 from api.refusals import Refusal
 
-_TOOLS = "Models are not given tools yet; leave {field} out, or send an empty list."
+_TOOLS = "Only a chat can be given tools: send it to /v1/chat/completions."
 _FORMAT = "Output cannot be constrained yet; leave {field} out and ask for the format in the prompt."
 _SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
 _LOGPROBS = "Log probabilities are not computed yet; leave {field} out."
 _NO_AUDIO = "The models here answer in text only."
 
 REFUSED: Mapping[str, Refusal] = {
-    "tools": (([],), _TOOLS),
-    "tool_choice": (("none", "auto"), _TOOLS),
-    "functions": (([],), _TOOLS),
-    "function_call": (("none", "auto"), _TOOLS),
     "response_format": (({"type": "text"},), _FORMAT),
     "json_schema": (({},), _FORMAT),
     "grammar": (("",), _FORMAT),
@@ -46,7 +42,6 @@ REFUSED: Mapping[str, Refusal] = {
         "The last message is never continued; the model always begins a turn of its own.",
     ),
     "add_generation_prompt": ((True,), "The prompt always ends where the model's own turn begins."),
-    "thinking_budget_tokens": ((-1,), "Thinking has no budget of tokens; use 'reasoning_effort'."),
     "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
 }
 """Fields that would change the answer and cannot be honoured; true in every body of this front."""
@@ -56,6 +51,11 @@ REFUSED_IN_CHAT: Mapping[str, Refusal] = {
     "best_of": ((1,), _SAMPLER),
 }
 REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
+    "tools": (([],), _TOOLS),
+    "tool_choice": (("none", "auto"), _TOOLS),
+    "functions": (([],), _TOOLS),
+    "function_call": (("none", "auto"), _TOOLS),
+    "thinking_budget_tokens": ((-1,), "A text is continued without a template, so nobody knows what is thought in it."),
     # Here 0 is a real request: the log probability of each chosen token.
     "logprobs": ((False,), _LOGPROBS),
     "suffix": (

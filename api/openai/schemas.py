@@ -19,6 +19,15 @@ from typing_extensions import TypeAliasType
 
 from api.body import Whole, Wire, bounded
 from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
+from api.openai.tool_schemas import (
+    MAX_TOOLS,
+    Choice,
+    EarlierCall,
+    FunctionCall,
+    FunctionChoice,
+    FunctionOffer,
+    ToolOffer,
+)
 from api.refusals import refuse, refused
 
 MAX_TOKEN_IDS = 262_144
@@ -132,6 +141,7 @@ class Reasoning(Wire):
     """How much the model should think before it answers."""
 
     effort: Effort | None = None
+    max_tokens: Whole | None = Field(None, ge=0, lt=2**63)
 
 
 class Part(Wire):
@@ -181,8 +191,11 @@ class ChatMessage(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content
     name: str | None = None
-    tool_calls: list[Any] | None = None
-    function_call: dict[str, Any] | None = None
+    tool_calls: Annotated[list[EarlierCall], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
+    tool_call_id: str | None = Field(None, max_length=256)
+    function_call: FunctionCall | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     audio: dict[str, Any] | None = None
 
     @model_validator(mode="before")
@@ -199,11 +212,11 @@ class ChatMessage(Wire):
 
     @model_validator(mode="after")
     def _plain(self) -> ChatMessage:
-        for field in ("tool_calls", "function_call", "audio"):
-            if getattr(self, field):
-                raise refused(
-                    f"'{field}' in a message is not supported yet: models are not given tools or audio.", field
-                )
+        if self.audio:
+            raise refused("'audio' in a message is not supported: the models here read text only.", "audio")
+        if (self.tool_calls or self.function_call) and self.role != "assistant":
+            field = "tool_calls" if self.tool_calls else "function_call"
+            raise refused(f"'{field}' should stand in a message of the assistant.", field, "invalid_value")
         return self
 
     def text(self) -> str:
@@ -257,6 +270,12 @@ class ChatCompletionBody(SamplingBody):
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
     think: bool | None = None
+    thinking_budget_tokens: Whole | None = Field(None, ge=-1, lt=2**63)
+    tools: Annotated[list[ToolOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
+    functions: Annotated[list[FunctionOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
+    function_call: FunctionChoice | None = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, PlainValidator(_template_options), _shape({"type": "object"})
     ] = None

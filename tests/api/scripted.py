@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,7 @@ class ScriptedRelay(Relay):
 
     def __init__(self) -> None:
         self.script: list[Step] = hello()
+        self.speaker: Callable[[Request], Iterable[Event]] | None = None
         self.refusal: Exception | None = None
         self.waiting: Waiting | None = None
         self.rendering: Rendering | None = None
@@ -178,6 +179,7 @@ class ScriptedRelay(Relay):
     def play(self, *script: Step, waiting: Waiting | None = None) -> None:
         """Answer with this script from now on."""
         self.script = list(script)
+        self.speaker = None
         self.refusal = None
         self.waiting = waiting
         self.calls.clear()
@@ -186,6 +188,11 @@ class ScriptedRelay(Relay):
         self.answered = threading.Semaphore(0)
         self.holding.clear()
         self.start_cancelled.clear()
+
+    def speak(self, speaker: Callable[[Request], Iterable[Event]]) -> None:
+        """Answer each request with what `speaker` makes of it from now on."""
+        self.play()
+        self.speaker = speaker
 
     def refuse(self, error: Exception) -> None:
         """Refuse with this error from now on."""
@@ -220,7 +227,10 @@ class ScriptedRelay(Relay):
                 await asyncio.Event().wait()
             finally:
                 self.start_cancelled.set()
-        answer = ScriptedAnswer("tiny", list(self.script), self.waiting)
+        script: list[Step] = list(self.script)
+        if self.speaker is not None:
+            script = [*await asyncio.to_thread(list, self.speaker(request))]
+        answer = ScriptedAnswer("tiny", script, self.waiting)
         answer.grace = grace
         if rendering is not None:
             answer.rendering = self.rendering = rendering(JOB, TINY)

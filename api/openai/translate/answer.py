@@ -26,7 +26,8 @@ FINISH: dict[FinishReason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is the same in every chunk of an answer. `choices` is how many there will be."""
+    """What is the same in every chunk of an answer. `choices` is how many there will be; `functions` says that its client
+    speaks of functions, and not of tools."""
 
     id: str
     created: int
@@ -35,6 +36,7 @@ class Head:
     tier: str
     choices: int
     include_usage: bool
+    functions: bool = False
 
     def fields(self, kind: str) -> dict[str, Any]:
         """The leading fields of an object of that kind."""

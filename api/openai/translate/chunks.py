@@ -7,7 +7,7 @@ from typing import Any, ClassVar, assert_never
 from api.answer import Waiting
 from api.errors import Problem
 from api.framing import comment, text_json
-from api.openai.translate.answer import DONE, FINISH, Head, error_frame, frame, timings, usage
+from api.openai.translate.answer import DONE, Head, error_frame, frame, timings, usage
 from tasks.events import (
     ChoiceEnded,
     Embedded,
@@ -87,7 +87,7 @@ class ChunkWriter:
         """The frame for the beginning or more of a call; none where this kind of answer has no calls."""
         return b""
 
-    def closing(self, choice: int, reason: str) -> dict[str, Any]:
+    def closing(self, choice: int, reason: FinishReason) -> dict[str, Any]:
         """The choice as it stands in its finish chunk."""
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class ChunkWriter:
     def _end(self, choice: int, reason: FinishReason) -> bytes:
         begin = self._begin(choice)
         self._ended.add(choice)
-        self._held = self.chunk(self.closing(choice, FINISH[reason]))
+        self._held = self.chunk(self.closing(choice, reason))
         return begin
 
     def _release(self) -> bytes:

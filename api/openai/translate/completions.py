@@ -8,7 +8,7 @@ from api.openai.schemas import CompletionBody
 from api.openai.translate.answer import FINISH, MARK, Head, around, timings, usage
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.sampling import at_most, to_sampling
-from tasks.events import Choice, Finished, Reply
+from tasks.events import Choice, Finished, FinishReason, Reply
 from tasks.requests import CompletionRequest
 
 
@@ -47,5 +47,5 @@ class CompletionWriter(ChunkWriter):
     def around_delta(self, choice: int, thought: bool) -> list[bytes]:
         return around(self.chunk({"index": choice, "text": MARK, "logprobs": None, "finish_reason": None}))
 
-    def closing(self, choice: int, reason: str) -> dict[str, Any]:
-        return {"index": choice, "text": "", "logprobs": None, "finish_reason": reason}
+    def closing(self, choice: int, reason: FinishReason) -> dict[str, Any]:
+        return {"index": choice, "text": "", "logprobs": None, "finish_reason": FINISH[reason]}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tasks.errors import ModelDown, QueueFull, UnknownModel
 from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Queued, ReasoningDelta, Started, TextDelta
+from tasks.requests import ChatRequest
 from tests.api.scripted import CANCELLED, END, Hold, Site, hello, site
+from tests.api.speaker import Speaker
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -217,3 +221,108 @@ def test_a_wrong_key_is_an_authentication_error() -> None:
         assert caught.value.code == "invalid_api_key"
         with openai.OpenAI(base_url=place.url + "/v1", api_key="right", max_retries=0) as client:
             assert client.models.list().data
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    days: int
+
+
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "parameters": Weather.model_json_schema()}},
+    {"type": "function", "function": {"name": "time", "description": "Tells the time."}},
+]
+THOUGHT = "<think>\nTwo things.\n</think>\n\n"
+BOTH = (
+    THOUGHT + "Let me see.\n"
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln", "days": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+
+
+def test_a_loop_with_two_tools(client: openai.OpenAI, place: Site) -> None:
+    """What the model calls goes to the client, and what that answers back to the model, by the calls' ids."""
+    speaker = Speaker(BOTH, "<think>Good.</think>It rains at noon.")
+    place.relay.speak(speaker)
+    messages = list(MESSAGES)
+    first = client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS).choices[0]
+    assert first.finish_reason == "tool_calls"
+    assert first.message.content == "Let me see."
+    assert first.message.reasoning_content == "Two things."  # type: ignore[attr-defined]
+    calls = first.message.tool_calls or []
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in calls if call.type == "function"] == [
+        ("weather", {"city": "Köln", "days": 2}),
+        ("time", {}),
+    ]
+    messages.append(first.message)
+    messages += [{"role": "tool", "tool_call_id": call.id, "content": f"result {call.id}"} for call in calls]
+    last = client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
+    assert (last.choices[0].message.content, last.choices[0].finish_reason) == ("It rains at noon.", "stop")
+    read = speaker.prompts[-1]
+    assert "Tells the time." in read
+    assert (
+        f'assistant: Let me see. {calls[0].id} {{"name": "weather", "arguments": {{"city": "Köln", "days": 2}}}}'
+        in read
+    )
+    assert f"tool: result {calls[1].id} for {calls[1].id} of time" in read
+    assert last.usage is not None
+    assert last.usage.completion_tokens_details.reasoning_tokens == -(-len("<think>Good.</think>") // 3)  # type: ignore[union-attr]
+
+
+def test_calls_are_streamed(client: openai.OpenAI, place: Site) -> None:
+    """Thought, text, then each call: id and name first, arguments in parts. The client puts them together."""
+    place.relay.speak(Speaker(BOTH, size=1))
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, tools=TOOLS) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0]
+    assert kinds.count("tool_calls.function.arguments.delta") > 20
+    assert kinds.count("tool_calls.function.arguments.done") == 2
+    calls = final.message.tool_calls or []
+    assert [(call.function.name, call.function.arguments) for call in calls] == [
+        ("weather", '{"city": "Köln", "days": 2}'),
+        ("time", "{}"),
+    ]
+    assert (final.message.content, final.finish_reason) == ("Let me see.", "tool_calls")
+
+
+def test_tools_of_a_schema_are_parsed(client: openai.OpenAI, place: Site) -> None:
+    """The client's own way to tools of pydantic: strict ones."""
+    place.relay.speak(Speaker(BOTH))
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    reply = client.chat.completions.parse(model="tiny", messages=MESSAGES, tools=[tool], parallel_tool_calls=False)
+    [call] = reply.choices[0].message.tool_calls or []
+    assert call.function.parsed_arguments == Weather(city="Köln", days=2)
+    [asked] = place.relay.calls
+    assert isinstance(asked.request, ChatRequest)
+    assert asked.request.tools[0].strict
+
+
+def test_a_model_that_may_not_call(client: openai.OpenAI, place: Site) -> None:
+    """Does not see the tools, and what looks like a call is text."""
+    speaker = Speaker(BOTH)
+    place.relay.speak(speaker)
+    reply = client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="none").choices[0]
+    assert (reply.message.tool_calls, reply.finish_reason) == (None, "stop")
+    assert "<tool_call>" in (reply.message.content or "")
+    assert "weather" not in speaker.prompts[0]
+
+
+def test_a_model_that_knows_no_tools(client: openai.OpenAI, place: Site) -> None:
+    """Is not given any, and the client is told so."""
+    place.relay.speak(Speaker("Hi", template="{{ messages[0].content }}"))
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_a_budget_of_thought(client: openai.OpenAI, place: Site) -> None:
+    """Ends the thought; what the model says behind it is the answer."""
+    place.relay.speak(Speaker("<think>" + "hm " * 50, size=1))
+    reply = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, extra_body={"thinking_budget_tokens": 20}, max_tokens=60
+    )
+    assert reply.choices[0].message.reasoning_content == "hm hm hm hm h"  # type: ignore[attr-defined]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 29  # type: ignore[union-attr]
