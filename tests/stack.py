@@ -162,8 +162,11 @@ class Stack:
 
     def start(self, part: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start a part of the service by its command; with settings of its own, if any."""
-        command = [sys.executable, "-m", "ops.cli.main", part, *arguments]
-        return self._spawn(" ".join((part, *arguments)), command, settings)
+        return self.spawn(" ".join((part, *arguments)), part, *arguments, **settings)
+
+    def spawn(self, name: str, part: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """The same under a name of its own, where there are several of a part."""
+        return self._spawn(name, [sys.executable, "-m", "ops.cli.main", part, *arguments], settings)
 
     def _spawn(self, name: str, command: list[str], settings: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
         self.logs[name] = self.folder / f"{name}.log"

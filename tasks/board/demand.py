@@ -1,4 +1,4 @@
-"""Loads what jobs wait for and nobody serves: their model was unloaded, or the board that had it is gone."""
+"""Loads what jobs wait for: because nobody serves it, its model unloaded or its board gone, or because many do."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from tasks.standing import Gate
 
 log = logging.getLogger("rockchipllama.board")
 
+MANY = 4
+"""Jobs that wait for each worker of a model, for two looks, before one more board loads it."""
+
 
 class Demand:
     """Looks for such jobs. `meet` is called every few seconds, by one thread.
 
     Boards that have the model take turns, one more with each look, so that not all of them load it at once. When the last
-    in line cannot load it either, the jobs fail with its reason: that is what a new request would be told.
+    in line cannot load what nobody serves either, the jobs fail with its reason: that is what a new request would be told.
     """
 
     def __init__(
@@ -42,23 +45,41 @@ class Demand:
         self._has_worker = has_worker
         self._load = load
         self._looks: dict[str, int] = {}
-        """How many looks in a row have found jobs of a model that nobody serves."""
+        """How many looks in a row have found jobs of a model that nobody serves, or too few."""
+        self._no_room: set[str] = set()
+        """Models that could not be loaded when the last look wanted to help with them."""
 
     def meet(self) -> None:
         """Load what is wanted. Raises what the client raises."""
         snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
         wanted = {
-            status.card.id: status.boards
+            status.card.id: status
             for status in snapshot.models
-            if status.waiting and not status.served and self._board in status.boards and status.gate is not Gate.PAUSED
+            if self._board in status.boards
+            and status.gate is not Gate.PAUSED
+            and status.waiting > MANY * sum(worker.model == status.card.id for worker in snapshot.workers)
         }
         self._looks = {model: self._looks.get(model, 0) + 1 for model in wanted}
-        for model_id, boards in wanted.items():
-            if self._looks[model_id] <= boards.index(self._board) or self._has_worker(model_id):
+        self._no_room &= wanted.keys()
+        for model_id, status in wanted.items():
+            place = status.boards.index(self._board) + status.served
+            if self._looks[model_id] <= place or self._has_worker(model_id):
                 continue
             model = self._catalog().find(model_id)
-            if model is not None:
-                self._serve(model, last=boards[-1] == self._board)
+            if model is not None and status.served:
+                self._help(model)
+            elif model is not None:
+                self._serve(model, last=status.boards[-1] == self._board)
+
+    def _help(self, model: Model) -> None:
+        """Load it beside others that serve it; where that cannot be, they go on alone."""
+        try:
+            self._load(model)
+            log.info("many jobs wait for %s: it is loaded here as well", model.id)
+        except (ModelRefused, OSError) as error:
+            if model.id not in self._no_room:
+                log.info("many jobs wait for %s, but this board cannot load it beside what it has: %s", model.id, error)
+            self._no_room.add(model.id)
 
     def _serve(self, model: Model, *, last: bool) -> None:
         try:

@@ -89,6 +89,23 @@ def test_one_board_loads_what_jobs_wait_for(client: redis.Redis, valkey_url: str
     assert [rack.look() for _ in range(3)] == [[], [], []]
 
 
+def test_boards_help_where_many_jobs_wait(client: redis.Redis, valkey_url: str) -> None:
+    """One more with each look from the second on, for as long as there are too many for those that serve; one that has no
+    room lets the others go on."""
+    rack = Rack(client, valkey_url, "a", "b", "c")
+    roster.breathe(client, Presence(name="echo@a", board="a", model="echo", state="busy"))
+    rack.workers.add("a")
+    for _ in range(4):
+        rack.accept()
+    assert [rack.look() for _ in range(4)] == [[], [], [], []]
+    job = rack.accept()
+    rack.trouble["b"] = OutOfMemory("no room")
+    assert [rack.look() for _ in range(4)] == [[], [], ["b"], ["b", "c"]]
+    roster.breathe(client, Presence(name="echo@c", board="c", model="echo", state="loading"))
+    assert [rack.look() for _ in range(3)] == [[], [], []]
+    assert rack.view(job).state is JobState.QUEUED
+
+
 def test_another_board_loads_it_when_the_first_cannot(client: redis.Redis, valkey_url: str) -> None:
     """By turns, each after the one before it had its chance; its clients never know."""
     rack = Rack(client, valkey_url, "a", "b", "c")
