@@ -54,6 +54,8 @@ class Claim:
     prompts: tuple[tuple[int, ...], ...] = ()
     """The prompts as they saw them, as token ids of `language`."""
     language: str = ""
+    prefix: str = ""
+    """What the prompt begins with, as a digest; '' where that is not of interest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,10 @@ def claim_next(
     lease: float,
     attempt: int | None = None,
     ageing: Ageing = Ageing(),  # noqa: B008 - it is a constant
+    prefix: str = "",
 ) -> Claim | Later | None:
-    """Claim the job of `model` that is next; None when none waits. `lease` is in seconds.
+    """Claim the job of `model` that is next; None when none waits. `lease` is in seconds, `prefix` that of the job that the
+    worker served last.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
@@ -112,6 +116,7 @@ def claim_next(
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
             attempt or new_attempt(),
             *(int(seconds * 1000) for seconds in ageing),
+            prefix,
         ),
     )
     if reply is None:
@@ -132,6 +137,7 @@ def claim_next(
         sent="sent" in record,
         prompts=_prompts(record),
         language=record.get("language", b"").decode(),
+        prefix=record.get("prefix", b"").decode(),
     )
 
 

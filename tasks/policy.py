@@ -14,6 +14,9 @@ when no chat has run for as long as its prefill took, because that is what the n
 to nothing in this way ages: when none of its jobs has ended for some minutes, and the next one has waited as long, that one
 goes before everything else, and is not paused. So a chat waits for one such job in that time at most, and every lane ends.
 
+Of the batch items of one owner, those go next to each other that begin with the same words as what the worker served last: the
+engine has those in its cache. A worker looks for them among the next `ALIKE` items, and nobody else loses a turn by it.
+
 `RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left:
 
   turns   zset   LANE:OWNER -> the owner's last turn; forgotten once that turn is over
@@ -25,6 +28,7 @@ and these fields of a record:
   prefill        ms of its longest prefill before a pause
   paused         1 while it waits because of a pause
   pausing        1 once its worker was told to pause it
+  prefix         what its prompt begins with, as a digest
   through        1 while it runs because its lane was starved, and is not to be paused
 
 Times are milliseconds by Redis' clock. Where it jumps, a wait is taken for a long one in either direction: something runs
@@ -48,6 +52,8 @@ million, which matters once, and only between different owners."""
 
 MOST_QUIET = 60.0
 """Seconds without a chat after which any paused job goes on."""
+ALIKE = 64
+"""Batch items among which a worker looks for one like the last."""
 
 
 class Ageing(NamedTuple):
@@ -63,7 +69,7 @@ def rank(lane: Lane) -> int:
 
 
 RULES = f"""
-local LANE, TURN, MOST_QUIET = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}
+local LANE, TURN, MOST_QUIET, ALIKE = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}, {ALIKE}
 -- The score of one more job of an owner, the `count`-th that was accepted.
 local function line_up(turns, lanes, rank, owner, count)
   local turn = tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE)
@@ -131,6 +137,16 @@ local function choose(waiting, lanes, t, background, batch)
     soonest = math.min(soonest or left, left)
     place = place + 1
   end
+end
+-- Instead of this batch item one of the same owner that begins like what the worker served last, if there is one.
+local function like_the_last(waiting, id, prefix)
+  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'order', 'owner', 'prefix')
+  if prefix == '' or tonumber(kept[1]) < 2 * LANE or kept[3] == prefix then return id end
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', waiting, 2 * LANE, '+inf', 'LIMIT', 0, ALIKE)) do
+    local its = redis.call('HMGET', 'rl:{{' .. other .. '}}', 'owner', 'prefix', 'paused')
+    if its[1] == kept[2] and its[2] == prefix and not its[3] then return other end
+  end
+  return id
 end
 -- Whether an administrator lets none of these jobs begin.
 local function queue_paused(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal, TypeAlias, assert_never
 
 import msgspec
@@ -203,6 +204,18 @@ def ability_of(request: Request) -> Ability:
 def adapter_of(request: Request) -> str | None:
     """The LoRA adapter that is to answer; None is the model alone, which embeds and reranks."""
     return request.adapter if isinstance(request, ChatRequest | CompletionRequest) else None
+
+
+def prefix_of(request: Request) -> str | None:
+    """A digest of what its prompt begins with, the same for requests with the same instructions and tools; None where those
+    are none."""
+    if not isinstance(request, ChatRequest):
+        return None
+    first = [message for message in request.messages if message.role == "system"]
+    if not first and not request.tools:
+        return None
+    data = msgspec.json.encode((first, request.tools, request.adapter))
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 _encoder = msgspec.json.Encoder()

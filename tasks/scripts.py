@@ -5,6 +5,7 @@ Written down together because they share the record's fields:
   model kind lane owner created deadline ttl   set by `ACCEPT`, never changed, but for the ttl of what is to be forgotten
   order     the score in the waiting set, which `tasks/policy.py` explains
   adapter   likewise: the adapter that answers, where one does
+  prefix    likewise: a digest of what its prompt begins with, of batch items
   front head   likewise: how the answer is said, where it may be said again
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
   readers   PROCESS/STREAM of whoever reads the answer, with spaces between. A job that nobody was to read has none, ever
@@ -236,7 +237,7 @@ return answer(1)
 CLAIM = Script(
     """
 -- KEYS waiting running turns lanes
--- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms
+-- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix
 -- -> {id, seq, field, value, ...} of the job now held, or nil; where only paused jobs wait, after how many ms one may go on.
 -- Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
@@ -255,12 +256,14 @@ if queue_paused(KEYS[1]) then return nil end
 while true do
   local id, through, left = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10])
   if not id then return left end
+  local turn = redis.call('ZSCORE', KEYS[1], id)
+  if not through then id = like_the_last(KEYS[1], id, ARGV[11]) end
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
   local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since')
   if kept[1] == 'queued' then
-    take_turn(KEYS[3], KEYS[4], kept[3])
+    take_turn(KEYS[3], KEYS[4], tonumber(turn))
     if tonumber(kept[2]) < now() then
       tell(job, events, ARGV[7])
       finish(job, events, 'failed', ARGV[7])

@@ -30,7 +30,7 @@ from tasks.feed import LiveFeed
 from tasks.jobs import ENDED, JobState, JobView, Kept, Lane, Phase, Rendering, Room, is_job_id
 from tasks.policy import rank
 from tasks.queue import call
-from tasks.requests import Request, adapter_of, encode_request, kind_of
+from tasks.requests import Request, adapter_of, encode_request, kind_of, prefix_of
 from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE, PLACE, VIEW
 from tasks.standing import Standing, read_standing
 from tasks.stream import numbered
@@ -139,6 +139,7 @@ class JobStore:
         limit = deadline or self._deadline
         if lane is not Lane.BATCH:
             limit = min(limit, self._deadline)
+        prefix = prefix_of(request) if lane is Lane.BATCH else None
         with unavailable_as_refusal():
             reply = cast(
                 list[Any],
@@ -172,6 +173,7 @@ class JobStore:
                     *(("readers", reader) if reader is not None else ()),
                     *(("grace", int(grace * 1000)) if grace else ()),
                     *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
+                    *(("prefix", prefix) if prefix is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )

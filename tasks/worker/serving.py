@@ -82,6 +82,8 @@ class Serving:
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
         self._look_again: threading.Timer | None = None
+        self._prefix = ""
+        """Of the job that was served last: the engine has it in its cache."""
         """Where only paused jobs wait: until the first of them may go on."""
         self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
@@ -158,6 +160,7 @@ class Serving:
                     lease=self._lease,
                     attempt=attempt,
                     ageing=Ageing(self._settings.background_wait, self._settings.batch_wait),
+                    prefix=self._prefix,
                 )
             except UNREACHABLE as error:
                 self._redis.lost(error)
@@ -167,6 +170,7 @@ class Serving:
                 if isinstance(found, Later):
                     self._call_in(found.seconds)
                     return None
+                self._prefix = found.prefix if found is not None else self._prefix
                 return found
         return None
 

@@ -140,13 +140,15 @@ def test_ten_thousand_items_beside_eight_people(stack: Stack, capsys: pytest.Cap
     assert not users.broken
     assert {line["served"]["board"] for line in found.values()} == {"test-board", "board-2", "board-3"}
     quarter = len(memory) // 4
+    figures = (
+        f"{ITEMS} items in {took:.0f} s, {ITEMS / took:.0f} a second",
+        f"memory of the API {memory[quarter] / 1e6:.0f} MB after a quarter, {max(memory[quarter:]) / 1e6:.0f} MB at most",
+        f"Redis {stack.redis.info('memory')['used_memory'] / 1e6:.1f} MB",
+        f"first token of {len(users.firsts)} chats p50 {statistics.median(users.firsts) * 1000:.0f} ms",
+        f"and {statistics.median(idle.firsts) * 1000:.0f} ms before",
+    )
     with capsys.disabled():
-        print(
-            f"\n{ITEMS} items in {took:.0f} s, {ITEMS / took:.0f} a second; memory of the API "
-            f"{memory[quarter] / 1e6:.0f} MB after a quarter, {max(memory[quarter:]) / 1e6:.0f} MB at most; "
-            f"Redis {stack.redis.info('memory')['used_memory'] / 1e6:.1f} MB; first token of chats p50 {statistics.median(users.firsts) * 1000:.0f} ms "
-            f"(before {statistics.median(idle.firsts) * 1000:.0f} ms) of {len(users.firsts)}"
-        )
+        print("", *figures, sep="\n")
 
 
 def test_ten_thousand_items_while_parts_are_killed(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:

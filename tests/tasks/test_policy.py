@@ -248,6 +248,34 @@ async def test_an_owner_whose_turns_are_over_is_forgotten(queue: Queue, client: 
     assert client.zcard(keys.turns("echo")) <= 4
 
 
+async def test_batch_items_that_begin_alike_go_next_to_each_other(queue: Queue) -> None:
+    """Of one owner, who loses no turn by it; not before a chat, and not before another owner whose turn it is."""
+
+    async def item(owner: str, instructions: str, lane: Lane = Lane.BATCH) -> str:
+        job = new_job_id()
+        request = ChatRequest(messages=(Message("system", instructions), Message("user", job)))
+        await queue.store.accept(job, "echo", request, lane=lane, owner=owner)
+        return job
+
+    def serve(prefix: str) -> Claim:
+        claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
+        assert isinstance(claim, Claim)
+        queue.end(claim)
+        return claim
+
+    a1, b1, a2 = [await item("ann", words) for words in ("A", "B", "A")]
+    first = serve("")
+    assert first.job == a1
+    assert first.prefix
+    other = await item("bob", "A")
+    chat = await item("ann", "A", Lane.INTERACTIVE)
+    assert serve(first.prefix).job == chat
+    assert serve("something else").job == other  # whose turn it is
+    assert serve(first.prefix).job == a2
+    assert serve(first.prefix).job == b1
+    assert queue.look() is None
+
+
 @pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BACKGROUND])
 async def test_an_owner_who_leaves_unserved_is_forgotten(queue: Queue, client: redis.Redis, lane: Lane) -> None:
     """However many come and go while somebody else's job waits, also before the lane had its first turn."""
