@@ -14,7 +14,7 @@ import redis.asyncio
 
 from api.answer import Answer, Waiting
 from tasks import keys
-from tasks.commands import Commander, Load, Prepare, Unload
+from tasks.commands import Commander, Keep, Load, Prepare, Unload
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,
@@ -216,6 +216,17 @@ class Relay:
         """Have every board that has a worker of the model stop it. Raises `CommandFailed`, `QueueUnavailable`."""
         boards = {worker.board for worker in self._roster.workers(model)}
         await asyncio.gather(*(self._commander.ask(board, Unload(model), UNLOAD_PATIENCE) for board in boards))
+
+    def keep(self, status: ModelStatus, seconds: float) -> None:
+        """Have the boards that have the model let it stay loaded so long after its last job, soon; below 0 is for ever."""
+        for board in status.boards:
+            self.in_background(self._keep(board, Keep(status.card.id, seconds)))
+
+    async def _keep(self, board: str, command: Keep) -> None:
+        try:
+            await self._commander.ask(board, command, LOAD_PATIENCE)
+        except (CommandFailed, QueueUnavailable) as error:
+            log.warning("a board was not told how long %s is to stay: %s", command.model, error)
 
     def _new_reader(self) -> str:
         """A name for one more that reads in this process."""

@@ -46,6 +46,13 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
     model: str
 
 
+class Keep(msgspec.Struct, frozen=True, tag="keep"):
+    """Let the model stay loaded for so many seconds after its last job; below 0 for ever. It holds until it is unloaded."""
+
+    model: str
+    seconds: float
+
+
 class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
     """The token ids of a text. With `parse_special` control tokens in it are read as such."""
 
@@ -145,7 +152,7 @@ class Create(msgspec.Struct, frozen=True, tag="create"):
 Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
 """What changes which models a board has, and what tells of it."""
 
-Command: TypeAlias = Load | Unload | Tokenize | Detokenize | Render | Encode | Count | Prepare | Shelving
+Command: TypeAlias = Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Prepare | Shelving
 
 
 class CommandCode(StrEnum):

@@ -46,6 +46,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Calls to serve that a worker has answered; none while it answers one."""
     refused: dict[str, str] = {}
     """Of a board: what it would call a model whose files cannot be used, and why, for those who ask for it all the same."""
+    stays: dict[str, float] = {}
+    """Of a board: for how many seconds a loaded model will stay if nobody asks for it. Those that stay for ever are left out."""
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""
@@ -63,6 +65,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     gate: Gate = Gate.OPEN
     boards: tuple[str, ...] = ()
     """Living boards that have it."""
+    stays: float | None = None
+    """For how many seconds it will stay loaded if nobody asks for it; None is for ever, or that it is not loaded."""
     adapter: str | None = None
     """The one of its adapters that was asked for with it."""
     background: bool = False
@@ -152,6 +156,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
     """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped, and named."""
     now, cards, breaths, waiting, kept = reply
     alive: list[Presence] = []
+    ages: dict[str, float] = {}
     unreadable: list[str] = []
     for name, raw in _pairs(breaths):
         if name.startswith("api:"):
@@ -160,6 +165,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
         if now - int(seen) <= ALIVE * 1000:
             try:
                 alive.append(_presence_decoder.decode(payload))
+                ages[name] = (now - int(seen)) / 1000
             except msgspec.DecodeError as error:
                 unreadable.append(f"the presence of {name} cannot be read: {error}")
     boards = tuple(sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None))
@@ -192,11 +198,21 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 waiting=counts.get(model, 0),
                 gate=gates.get(model, Gate.OPEN),
                 boards=here,
+                stays=_stays(model, alive, ages),
             )
         )
     workers = tuple(breath for breath in alive if breath.model is not None)
     refusals = tuple(breath for breath in alive if breath.refused)
     return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable))
+
+
+def _stays(model: str, alive: list[Presence], ages: dict[str, float]) -> float | None:
+    """Of the boards that have it loaded, the one where it stays longest counts."""
+    loaded = {breath.board for breath in alive if breath.model == model and breath.state in ("loaded", "busy")}
+    boards = [breath for breath in alive if breath.model is None and breath.board in loaded]
+    if not boards or any(model not in breath.stays for breath in boards):
+        return None
+    return max(0.0, *(breath.stays[model] - ages[breath.name] for breath in boards))
 
 
 class Roster:

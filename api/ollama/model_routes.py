@@ -45,9 +45,10 @@ async def tags(http: Request) -> Response:
 
 @router.get("/api/ps", summary="List the loaded models")
 async def ps(http: Request) -> Response:
-    """Every model that is loaded."""
+    """Every model that is loaded, the one that stays longest first."""
     loaded = [each for each in services_of(http)["roster"].models() if each.loaded]
-    return json_response({"models": [models.running(each, None) for each in loaded]})
+    longest = sorted(loaded, key=lambda each: float("inf") if each.stays is None else each.stays, reverse=True)
+    return json_response({"models": [models.running(each) for each in longest]})
 
 
 @router.post("/api/show", summary="Show a model", openapi_extra=takes(ShowBody))

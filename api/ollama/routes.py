@@ -54,7 +54,7 @@ async def answer_chat(http: Request) -> Response:
         raise unsupported("tools", f'"{body.model}" does not support tools')
     if any(message.images for message in body.messages):
         raise _no_images(body.model)
-    return await _answer(http, body, chat.to_request(body), head, chat.ChatWriter)
+    return await _answer(http, status, body, chat.to_request(body), head, chat.ChatWriter)
 
 
 @router.post("/api/generate", summary="Answer a prompt", openapi_extra=takes(GenerateBody))
@@ -73,26 +73,26 @@ async def answer_prompt(http: Request) -> Response:
     if body.template:
         raise unsupported("template", "template is not supported: the model's own chat template is used")
     if body.raw:
-        return await _answer(http, body, generate.to_completion(body), head, generate.GenerateWriter)
+        return await _answer(http, status, body, generate.to_completion(body), head, generate.GenerateWriter)
     if not status.card.chat:
         if body.system or body.context:
             raise unsupported(
                 "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'
             )
-        return await _answer(http, body, generate.to_completion(body), head, generate.GenerateWriter)
+        return await _answer(http, status, body, generate.to_completion(body), head, generate.GenerateWriter)
     before = generate.turns(body)
     head = Head(head.model, head.created, before)
-    return await _answer(http, body, generate.to_chat(body, before), head, generate.GenerateWriter)
+    return await _answer(http, status, body, generate.to_chat(body, before), head, generate.GenerateWriter)
 
 
 @router.post("/api/embed", summary="Embed texts", openapi_extra=takes(EmbedBody))
 async def embed(http: Request) -> Response:
     """The vectors of texts."""
     body = await read_body(http, EmbedBody)
-    await named(http, body.model)
+    status = await named(http, body.model)
     if not body.input:
         return json_response({"model": body.model, "embeddings": []})
-    answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
+    answer, reply, end = await _read(http, status, body, embeddings.to_request(body))
     return json_response(embeddings.whole(body, reply, end), headers_of(answer))
 
 
@@ -100,10 +100,10 @@ async def embed(http: Request) -> Response:
 async def embed_one(http: Request) -> Response:
     """The vector of one text."""
     body = await read_body(http, EmbeddingsBody)
-    await named(http, body.model)
+    status = await named(http, body.model)
     if not body.prompt:
         return json_response({"embedding": []})
-    answer, reply, _ = await _read(http, body.model, EmbedRequest((body.prompt,), overflow="truncate"))
+    answer, reply, _ = await _read(http, status, body, EmbedRequest((body.prompt,), overflow="truncate"))
     return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
 
 
@@ -130,13 +130,23 @@ async def _load_or_unload(http: Request, status: ModelStatus, keep_alive: float 
         await while_connected(http, relay.unload(status.card.id))
         return "unload"
     await while_connected(http, relay.load(status))
+    _keep(http, status, keep_alive)
     return "load"
 
 
-async def _read(http: Request, model: str, request: JobRequest) -> tuple[Answer, Reply, Finished]:
+def _keep(http: Request, status: ModelStatus, keep_alive: float | None) -> None:
+    """Have it stay for so long, where that was said. Behind an accepted job: 0 is as soon as that has ended."""
+    if keep_alive is not None:
+        services_of(http)["relay"].keep(status, keep_alive)
+
+
+async def _read(
+    http: Request, model: ModelStatus, body: EmbedBody | EmbeddingsBody, request: JobRequest
+) -> tuple[Answer, Reply, Finished]:
     """Have a model read something, and wait for what comes of it."""
-    answer = await begin(http, model, request, stream=False)
+    answer = await begin(http, body.model, request, stream=False)
     try:
+        _keep(http, model, body.keep_alive)
         return answer, *await whole(http, answer)
     except BaseException:
         await close(answer)
@@ -144,12 +154,18 @@ async def _read(http: Request, model: str, request: JobRequest) -> tuple[Answer,
 
 
 async def _answer(
-    http: Request, body: GenerationBody, request: JobRequest, head: Head, writer: type[LineWriter]
+    http: Request,
+    model: ModelStatus,
+    body: GenerationBody,
+    request: JobRequest,
+    head: Head,
+    writer: type[LineWriter],
 ) -> Response:
     answer = await begin(
         http, body.model, request, stream=body.stream, rendering=lambda job, status: keep(writer, head)
     )
     try:
+        _keep(http, model, body.keep_alive)
         return await _deliver(http, answer, stream=body.stream)
     except BaseException:
         # Until a response has taken it over, the answer is ours to close.

@@ -22,6 +22,7 @@ from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
+from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
@@ -38,6 +39,8 @@ log = logging.getLogger("rockchipllama.board")
 
 LOOK = 10.0
 """Seconds between two looks into the models folder."""
+REST = 2.0
+"""Seconds between two looks for models that nobody asks for any more."""
 WATCH = 5.0
 """Seconds between two looks at the workers' breaths."""
 MOST_REFUSED, LONGEST_REFUSAL = 50, 500
@@ -68,6 +71,7 @@ class Agent:
         self._watchdog = Watchdog(self._client, self._board, self._workers)
         self._losses = Losses(self._client, self._board, settings.lease)
         self._demand = Demand(self._client, self._board, lambda: self._catalog, self._workers.has, self.load)
+        self._keeping = Keeping(self._client, self._board, board_settings.keep_alive)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -88,13 +92,16 @@ class Agent:
         while not self._leaving.is_set() and not self._reaches_redis():
             self._leaving.wait(1.0)
         self._try(self._look)
-        self._desk = Desk(self._client, self._settings, lambda: self._catalog, self.load, self.unload)
+        self._desk = Desk(
+            self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._keeping.ask
+        )
         pauses = {
             self._breathe: roster.BREATH,
             self._look: LOOK,
             self._sweep: SWEEP,
             self._watchdog.look: WATCH,
             self._demand.meet: WATCH,
+            self._rest: REST,
         }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
@@ -126,6 +133,13 @@ class Agent:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
         self._to_load.discard(model.id)
         self._workers.stop(model.id, GRACE)
+        self._keeping.forget(model.id)
+
+    def _rest(self) -> None:
+        """Unload what nobody has asked for in its time."""
+        for model_id in self._keeping.over(self._workers.living()):
+            log.info("nobody asks for %s any more: it is unloaded", model_id)
+            self._dismiss(model_id)
 
     def _tell_to_load(self) -> None:
         for model in tuple(self._to_load):
@@ -150,6 +164,7 @@ class Agent:
         models = {model.id: model for model in self._catalog.models}
         for model_id in worker_lock.held(self._settings.data_dir):
             if model_id not in models:
+                log.info("the model %s is gone", model_id)
                 self._dismiss(model_id)
             elif self._workers.adopt(models[model_id], self._memory_of(models[model_id])):
                 self._to_load.add(model_id)
@@ -161,7 +176,7 @@ class Agent:
             return 0  # what is wrong with its files was told; its worker holds it all the same
 
     def _dismiss(self, model_id: str) -> None:
-        log.info("the model %s is gone", model_id)
+        self._keeping.forget(model_id)
         # Its last job gets the worker's grace, for which this loop must not wait.
         threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
 
@@ -204,6 +219,7 @@ class Agent:
         for model_id in sorted(announced - self._announced):
             log.info("found the model %s", model_id)
         for model_id in sorted(self._announced - announced):
+            log.info("the model %s is gone", model_id)
             self._dismiss(model_id)
         self._announced = announced
         self._chats = {card.id for card in found.values() if card is not None and card.chats}
@@ -250,7 +266,11 @@ class Agent:
 
     def _breathe(self) -> None:
         breath = roster.Presence(
-            name=f"board:{self._board}", board=self._board, refused=self._refused, started=self._started
+            name=f"board:{self._board}",
+            board=self._board,
+            refused=self._refused,
+            stays=self._keeping.stays(),
+            started=self._started,
         )
         roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything

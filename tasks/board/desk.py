@@ -37,7 +37,7 @@ AGAIN = 0.25
 
 
 class Desk:
-    """Listens on the board's command channel. `load` and `unload` are the agent's; the rest is answered here."""
+    """Listens on the board's command channel. `load`, `unload` and `keep` are the agent's; the rest is answered here."""
 
     def __init__(
         self,
@@ -46,12 +46,14 @@ class Desk:
         catalog: Callable[[], Catalog],
         load: Callable[[Model], None],
         unload: Callable[[Model], None],
+        keep: Callable[[str, float], None],
     ) -> None:
         self._client = client
         self._settings = settings
         self._catalog = catalog
         self._load = load
         self._unload = unload
+        self._keep = keep
         self._setup = setup_of(settings)
         self._preparers: dict[str, tuple[tuple[object, ...], Preparer]] = {}
         """Each with what it was made from."""
@@ -138,6 +140,9 @@ class Desk:
             case commands.Unload():
                 self._unload(model)
                 return None
+            case commands.Keep(seconds=seconds):
+                self._keep(model.id, seconds)
+                return None
             case commands.Tokenize(text=text, add_special=add_special, parse_special=parse_special):
                 return self._preparer(model).tokenize(text, add_special=add_special, parse_special=parse_special)
             case commands.Detokenize(tokens=tokens):
@@ -194,7 +199,7 @@ class Desk:
 def _kind(command: commands.Command) -> str:
     """What is quick must not wait behind what is slow; loading and unloading one model keep their order."""
     match command:
-        case commands.Load() | commands.Unload():
+        case commands.Load() | commands.Unload() | commands.Keep():
             return "worker"
         case commands.Tokenize() | commands.Detokenize() | commands.Render() | commands.Encode() | commands.Count():
             return "text"

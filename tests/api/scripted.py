@@ -241,6 +241,9 @@ class ScriptedRelay(Relay):
     async def load(self, status: ModelStatus) -> None:
         self.told.append(("load", status.card.id))
 
+    def keep(self, status: ModelStatus, seconds: float) -> None:
+        self.told.append(("keep", status.card.id, seconds))
+
     async def unload(self, model: str) -> None:
         self.told.append(("unload", model))
 

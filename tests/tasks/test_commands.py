@@ -26,6 +26,7 @@ from tasks.commands import (
     Count,
     Detokenize,
     Encode,
+    Keep,
     Load,
     NotUnderstood,
     Prepare,
@@ -57,12 +58,13 @@ class Office:
     def __init__(self, client: redis.Redis, folder: Path) -> None:
         self.loaded: list[str] = []
         self.unloaded: list[str] = []
+        self.kept: list[tuple[str, float]] = []
         self.trouble: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
         model = Model(id="echo", engine="echo", folder=folder, names=("echo:small",))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, context_length=128)
-        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload)
+        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep)
 
     def _load(self, model: Model) -> None:
         self.gate.wait(LIMIT)
@@ -72,6 +74,9 @@ class Office:
 
     def _unload(self, model: Model) -> None:
         self.unloaded.append(model.id)
+
+    def _keep(self, model: str, seconds: float) -> None:
+        self.kept.append((model, seconds))
 
 
 def listeners(client: redis.Redis) -> int:
@@ -131,6 +136,8 @@ async def test_each_command_has_its_reply(commander: Commander, office: Office) 
     assert await ask(commander, Count("echo", chat)) == 5
     assert await ask(commander, Load("echo")) is None
     assert await ask(commander, Unload("echo:small")) is None
+    assert await ask(commander, Keep("echo:small", 30.0)) is None
+    assert office.kept == [("echo", 30.0)]
     assert (office.loaded, office.unloaded) == (["echo"], ["echo"])
 
 

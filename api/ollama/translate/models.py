@@ -68,9 +68,9 @@ def listed(status: ModelStatus) -> dict[str, Any]:
     }
 
 
-def running(status: ModelStatus, stays: float | None) -> dict[str, Any]:
-    """One model of `/api/ps`. `stays` is for how many seconds it will, if nobody asks for it; None is for ever."""
-    card = status.card
+def running(status: ModelStatus) -> dict[str, Any]:
+    """One model of `/api/ps`."""
+    card, stays = status.card, status.stays
     return {
         "name": name(status),
         "model": name(status),

@@ -49,7 +49,9 @@ class Office:
         self._replies = client.pubsub(ignore_subscribe_messages=True)
         self._replies.subscribe(keys.replies(self.name))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, rkllm_library="simulator")
-        self.desk = Desk(client, settings, lambda: Catalog(self.models), self._load, self._unload)
+        self.desk = Desk(
+            client, settings, lambda: Catalog(self.models), self._load, self._unload, lambda model, seconds: None
+        )
         eventually(self._listens, what="a listening desk")
 
     def _listens(self) -> bool:

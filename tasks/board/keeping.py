@@ -1,0 +1,98 @@
+"""How long loaded models stay that nobody asks for: for ever, or until their time is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from tasks import keys
+from tasks.roster import Presence, read_roster
+from tasks.scripts import ROSTER
+
+
+@dataclass
+class _Rest:
+    """Since when a model has had nothing to do, in seconds of the clock, and how many calls had been answered by then."""
+
+    since: float
+    answered: int | None
+
+
+class Keeping:
+    """Knows what is asked of each model of one board. `over` is called every few seconds, by one thread; the rest by any.
+
+    A model that is unloaded though a job has just come for it loses nothing: the worker hands back what it cannot end, and
+    jobs that nobody serves have their model loaded again (`tasks/board/demand.py`).
+    """
+
+    def __init__(
+        self, client: redis.Redis, board: str, default: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`default` is in seconds, as is what is asked; below 0 is for ever."""
+        self._client = client
+        self._board = board
+        self._default = default
+        self._clock = clock
+        self._asked: dict[str, float] = {}
+        self._rests: dict[str, _Rest] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, model: str, seconds: float) -> None:
+        """From now on the model stays so long after its last job."""
+        with self._lock:
+            self._asked[model] = seconds
+
+    def forget(self, model: str) -> None:
+        """It is unloaded: what was asked of it was asked until then."""
+        with self._lock:
+            self._asked.pop(model, None)
+            self._rests.pop(model, None)
+
+    def stays(self) -> dict[str, float]:
+        """For how many seconds each model will stay if nobody asks for it; those that stay for ever are left out."""
+        now = self._clock()
+        with self._lock:
+            return {
+                model: max(0.0, rest.since + self._limit(model) - now)
+                for model, rest in self._rests.items()
+                if self._limit(model) >= 0
+            }
+
+    def over(self, models: Collection[str]) -> list[str]:
+        """Those of `models`, which have a worker here, whose time is over. Raises what the client raises."""
+        workers, waited_for = self._roster()
+        found = []
+        for model in models:
+            worker = workers.get(model)
+            busy = (
+                worker is None
+                or worker.state != "loaded"
+                or model in waited_for
+                or bool(self._client.zcard(keys.running(model)))
+            )
+            with self._lock:
+                rest = self._rests.get(model)
+                answered = worker.answered if worker is not None else None
+                if rest is None or busy or rest.answered != answered:
+                    self._rests[model] = _Rest(self._clock(), answered)
+                    busy = busy or self._limit(model) > 0
+                if not busy and 0 <= self._limit(model) <= self._clock() - self._rests[model].since:
+                    found.append(model)
+        with self._lock:
+            for model in self._rests.keys() - set(models):
+                del self._rests[model]
+        return found
+
+    def _limit(self, model: str) -> float:
+        return self._asked.get(model, self._default)
+
+    def _roster(self) -> tuple[dict[str, Presence], set[str]]:
+        """The workers of this board by their models, and the models that jobs wait for."""
+        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+        workers = {breath.model: breath for breath in snapshot.workers if breath.board == self._board and breath.model}
+        return workers, {status.card.id for status in snapshot.models if status.waiting}

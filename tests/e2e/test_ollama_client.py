@@ -1,0 +1,94 @@
+"""Ollama's own client against the whole service: real processes, a real queue, models that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+
+from tests.stack import Stack, eventually
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """An echo to chat with, and one that embeds; they stay ten minutes."""
+    stack = Stack({"echo": {}}, default_model="echo", keep_alive=600)
+    stack.add_model("reader", {}, 'abilities = ["embedding"]')
+    with stack:
+        yield stack
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[ollama.Client]:
+    with ollama.Client(host=stack.url, timeout=60) as client:
+        yield client
+
+
+def ask(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+def running(client: ollama.Client, model: str) -> Any:
+    return next((each for each in client.ps().models if each.model == f"{model}:latest"), None)
+
+
+def test_an_answer_streamed_and_whole(client: ollama.Client) -> None:
+    """The same words, and figures that add up."""
+    parts = list(client.chat("echo", ask("one two three"), stream=True))
+    whole = client.chat("echo:latest", ask("one two three"))
+    said = "".join(part.message.content or "" for part in parts)
+    assert said == whole.message.content and "one two three" in said
+    last: Any = parts[-1]
+    assert last.done_reason == "stop"
+    assert last.total_duration >= last.load_duration + last.prompt_eval_duration + last.eval_duration
+    assert last.eval_count == whole.eval_count > 0
+
+
+def test_limits(client: ollama.Client) -> None:
+    """Of the answer, and of the context."""
+    reply = client.generate("echo", "one two three", options={"num_predict": 3})
+    assert (reply.eval_count, reply.done_reason) == (3, "length")
+    reply = client.generate("echo", "x" * 40, options={"num_ctx": 60})
+    assert (reply.prompt_eval_count or 0) + (reply.eval_count or 0) <= 60
+
+
+def test_a_conversation_that_does_not_fit(stack: Stack) -> None:
+    """Loses its oldest turns, unless it would rather be refused."""
+    turns = [
+        turn for number in range(20) for turn in (ask(f"{number:02}" * 10)[0], {"role": "assistant", "content": "y"})
+    ]
+    body = {"model": "echo", "messages": [*turns, *ask("the last")], "stream": False, "options": {"num_ctx": 200}}
+    reply = httpx.post(stack.url + "/api/chat", json=body, timeout=60).json()
+    assert "the last" in reply["message"]["content"]
+    assert reply["prompt_truncated_count"] > 100
+    assert reply["prompt_eval_count"] <= 200
+    refused = httpx.post(stack.url + "/api/chat", json=body | {"truncate": False}, timeout=60)
+    assert refused.status_code == 400
+    assert "200" in refused.json()["error"]
+
+
+def test_vectors_of_texts_too_long(client: ollama.Client) -> None:
+    """Their end is left out, unless they would rather be refused."""
+    [vector] = client.embed("reader", "x" * 10_000).embeddings
+    assert sum(number * number for number in vector) == pytest.approx(1.0)
+    with pytest.raises(ollama.ResponseError, match="8192") as caught:
+        client.embed("reader", "x" * 10_000, truncate=False)
+    assert caught.value.status_code == 400
+    assert len(client.embeddings("reader", "x").embedding) == len(vector)
+
+
+def test_a_model_stays_as_long_as_was_asked(client: ollama.Client) -> None:
+    """`/api/ps` says when it goes, and when nobody asks for it, it goes then. Nothing is lost by that."""
+    left = eventually(lambda: running(client, "echo"), what="a loaded model")
+    assert 0 < (left.expires_at - datetime.now(UTC)).total_seconds() <= 600
+    client.chat("echo", ask("hi"), keep_alive=-1)
+    eventually(lambda: running(client, "echo").expires_at.year > 2200, what="a model that stays")
+    assert "hi" in (client.chat("echo", ask("hi"), keep_alive=0).message.content or "")
+    eventually(lambda: running(client, "echo") is None, what="its end after its job")
+    assert client.generate("echo").done_reason == "load"
+    assert running(client, "echo") is not None
+    assert client.generate("echo", keep_alive=0).done_reason == "unload"
