@@ -36,6 +36,7 @@ EXPOSED = (
         "x-should-retry",
     ),
     *("openai-version", "openai-processing-ms", "x-stream-grace"),
+    *("request-id", "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
 )
 """Headers of an answer that pages may read."""

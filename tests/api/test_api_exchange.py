@@ -214,6 +214,8 @@ def test_a_page_reads_what_its_client_goes_by(place: Site) -> None:
     reply = place.http.post("/v1/chat/completions", json=CHAT, headers=origin)
     named = set(reply.headers["access-control-expose-headers"].split(", "))
     assert {name for name in reply.headers if name.startswith(("x-", "retry-", "openai-"))} <= named
+    other = place.http.post("/v1/messages", json=CHAT | {"max_tokens": 5}, headers=origin)
+    assert {name for name in other.headers if name.startswith(("x-", "retry-", "anthropic-", "request-"))} <= named
     assert {"x-should-retry", "x-job-id", "x-queue-position", "x-queue-wait", "x-stream-grace"} <= named
 
 

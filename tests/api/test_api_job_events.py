@@ -15,9 +15,12 @@ from tasks.events import (
     FinishReason,
     Mark,
     Queued,
+    ReasoningDelta,
     Started,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
+    ToolCallStarted,
     Usage,
 )
 from tasks.jobs import Rendering
@@ -28,11 +31,18 @@ TWO: list[Step] = [
     *(Queued(), Started("w", "b"), TextDelta("Hel", 0), TextDelta("lo", 0), ChoiceEnded(0, FinishReason.STOP)),
     *(Started("v", "b"), TextDelta("Bye", 1), ChoiceEnded(1, FinishReason.LENGTH)),
 ]
+MESSAGE: dict[str, Any] = CHAT | {"max_tokens": 9, "thinking": {"type": "adaptive"}}
+CALL: list[Step] = [
+    *(Queued(), Started("w", "b"), ReasoningDelta("Hm"), ReasoningDelta("."), TextDelta("Let me see.")),
+    *(ToolCallStarted(0, "call_a", "weather"), ToolCallDelta(0, "{}"), ChoiceEnded(0, FinishReason.TOOL_CALLS)),
+]
 STREAMS: dict[str, tuple[str, dict[str, Any], list[Step]]] = {
     "chat": ("/v1/chat/completions", CHAT | {"n": 2}, [*TWO, END]),
     "usage": ("/v1/chat/completions", CHAT | {"n": 2, "stream_options": {"include_usage": True}}, [*TWO, END]),
     "completion": ("/v1/completions", {"prompt": "Hi", "n": 2, "stream": True}, [*TWO, END]),
     "failed": ("/v1/chat/completions", CHAT | {"n": 2}, [*TWO, Failed(FailureCode.ENGINE_LOST, "Gone.")]),
+    "message": ("/v1/messages", MESSAGE, [*CALL, END]),
+    "failed message": ("/v1/messages", MESSAGE, [*CALL, Failed(FailureCode.ENGINE_LOST, "Gone.")]),
     "cancelled": ("/v1/chat/completions", CHAT | {"n": 2}, [*TWO, CANCELLED]),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -278,6 +279,52 @@ def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack) -> None:
         model="caller", input=[result], previous_response_id=last.response.id, tools=[WEATHER]
     )
     assert "Rain." in then.output_text
+
+
+def test_a_message_goes_on_where_its_engine_died(stack: Stack) -> None:
+    """In mid-thought and in the middle of a call, in Anthropic's dialect: each event comes once, and the tool is called."""
+    client = anthropic.Anthropic(base_url=stack.url, api_key="unused", max_retries=0, timeout=LIMIT)
+    tool: Any = {"name": "weather", "input_schema": WEATHER["parameters"]}
+    turns: Any = [{"role": "user", "content": CALLING}]
+    deltas: list[str] = []
+    with client.messages.stream(
+        model="caller", max_tokens=2000, messages=turns, tools=[tool], thinking={"type": "adaptive"}
+    ) as stream:
+        for event in stream:
+            if event.type == "content_block_delta":
+                deltas.append(event.delta.type)
+                if (deltas[-1], deltas.count(deltas[-1])) in (("thinking_delta", 20), ("input_json_delta", 5)):
+                    stack.child("caller").kill()
+        said = stream.get_final_message()
+    thought, text, call = said.content
+    assert thought.type == "thinking" and thought.thinking == LETTERS.strip()
+    assert text.type == "text" and text.text == "Let me see."
+    assert call.type == "tool_use" and call.input == {"city": CITY}
+    assert said.stop_reason == "tool_use"
+    assert said.usage.output_tokens_details is not None and said.usage.output_tokens_details.thinking_tokens > 0
+    assert view(stack, said.id.removeprefix("msg_"))["attempts"] == 3
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "Rain."}
+    turns += [{"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+    then = client.messages.create(model="caller", max_tokens=200, messages=turns, tools=[tool])
+    assert any(block.type == "text" and "Rain." in block.text for block in then.content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"name": "t", "input_schema": {"type": "object"}}]}, "tools"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+            "output_config.format",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_by_name(stack: Stack, fields: dict[str, Any], param: str) -> None:
+    """Of a message, by the name that its dialect has for it."""
+    body = {"model": "steady", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]} | fields
+    reply = httpx.post(f"{stack.url}/v1/messages", json=body, timeout=LIMIT)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert reply.json()["error"]["message"].startswith((f"{param}:", f"'{param}'"))
 
 
 def test_a_response_in_the_background_outlives_its_process(stack: Stack, second: str) -> None:
