@@ -192,13 +192,16 @@ class Answer:
                         continue
                     if self._stopping:
                         raise Stopped
-                    found = await self._relay.store.place(self.job, self._queue)
+                    try:
+                        found = await self._relay.store.place(self.job, self._queue)
+                    except JobNotFound:
+                        continue  # the reader knows whether that is the end
                     place = None if found is None else found[0]
                     if place != self._place or loop.time() - told >= self._relay.keep_alive:
                         self._place, told = place, loop.time()
                         yield Waiting.behind(*found) if found else Waiting(None)
                 return
-            except (Forgotten, JobNotFound) as error:
+            except Forgotten as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})
                 # Not the job's own end: closing this answer cancels what is left of it. Others may read what somebody has come
                 # back to, so that is left to them, and to its grace.

@@ -17,6 +17,9 @@ CONFIRM = 30.0
 CATCH_UP = 5.0
 """Seconds without an event after which a reader looks into the record: the bell may have been lost."""
 
+LATE = 1.0
+"""Seconds that messages of a record that is gone may still be on their way, to a process that was held up."""
+
 BELL = b"0:"
 """What the channel says when the job changed without an event."""
 
@@ -100,10 +103,15 @@ class Reader:
             pipe.hmget(keys.job(self._job), "state", "claim")
             pipe.xrange(keys.events(self._job), min=f"{self._seen + 1}-0")
             holding, (state, claim), unread = await pipe.execute()
+        if state is None:
+            # It may have expired, as all that has ended does when the clock of Redis jumps forwards; what was said is said.
+            if await self._subscription.wait(LATE):
+                return []
+            raise Forgotten("Redis does not know the job any more")
         # Numbers have no holes, so the first entry that does not end before the mark is the one that holds it.
         if self._mark.seq == 0 or (holding and Mark.of(holding[0][0]).attempt == self._mark.attempt):
             return [(entry_id, fields[b"e"]) for entry_id, fields in unread]
-        if state is not None and not self._said:
+        if not self._said:
             self._seen, self._mark = 0, _NOTHING
             return await self._read()
         if state == b"running" and int(claim.rpartition(b"-")[2]) == self._mark.attempt:

@@ -22,7 +22,7 @@ from tests.faults.judge import judged
 from tests.faults.load import Asked, Load
 from tests.faults.service import Service
 
-ROUND = 30
+ROUND = 60
 """Faults after which everybody rests, and all that was answered is looked at."""
 
 
@@ -40,10 +40,10 @@ def kept_logs(service: Service) -> Path:
 
 
 def soak(minutes: float, seed: int) -> list[str]:
-    """Everything that went wrong, in words; prints what happens. A sixth of the time, and two minutes at least, is for what
+    """Everything that went wrong, in words; prints what happens. A tenth of the time, and two minutes at least, is for what
     grows."""
     began = time.monotonic()
-    calm = max(120.0, 10 * minutes)
+    calm = max(120.0, 6 * minutes)
     over = began + max(30.0, 60 * minutes - calm)
     wrong: list[str] = []
     everything: list[Asked] = []
@@ -59,7 +59,7 @@ def soak(minutes: float, seed: int) -> list[str]:
             chance = random.Random(name)
             with Load(service, name, longest=40) as load:
                 while len(hurts.done) < before + ROUND and time.monotonic() < over and not load.crashes:
-                    time.sleep(chance.choice([0.0, 0.3, 1.0]) * chance.random())
+                    time.sleep(chance.choice([0.0, 0.1, 0.5]) * chance.random())
                     hurts.another(chance)
             new = judged(service, load.asked, hurts)
             if new:

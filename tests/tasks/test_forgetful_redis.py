@@ -294,6 +294,24 @@ async def test_a_job_that_redis_forgot_is_not_waited_for(stack: Stack, place: Pl
         await anext(reading)
 
 
+async def test_what_was_said_of_a_job_that_is_gone_is_read(place: Place) -> None:
+    """Its record expired with a jump of the clock before its reader, who was held up, had taken what had come."""
+    held = place.claim()
+    async with place.feed.subscribe(keys.live(place.job)) as subscription, asyncio.timeout(LIMIT):
+        reading = Reader(place.aclient, subscription, place.job).follow(LIMIT)
+        seen = [await anext(reading), await anext(reading)]
+        subscription.put(None)  # reason to look into the record
+        with place.writer(held) as writer:
+            say(writer, "ab")
+            end(writer)
+        arrived = lambda: b"finished" in (subscription._messages[-1] or b"")  # noqa: E731
+        await asyncio.to_thread(eventually, arrived, what="the last message")
+        place.client.delete(keys.job(place.job), keys.events(place.job))
+        seen += [item async for item in reading]
+    events = [item.event for item in seen if item is not None]
+    assert events[-1] == DONE and fold(events).choices[0].text == "ab"
+
+
 async def test_what_redis_refuses_is_no_append(place: Place) -> None:
     """An error in the step is the writer's, who would else believe that it was written."""
     held = place.claim()
