@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.api_keys import ApiKey
 from tasks.batch import BatchBook
-from tasks.commands import Command
+from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
 from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
@@ -88,6 +88,16 @@ class TextBook(Protocol):
         """
 
 
+class ModelShelf(Protocol):
+    """Which models boards have, changed. Each raises `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
+
+    def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing."""
+
+    async def change(self, model: str, command: Create | Copy | Delete) -> None:
+        """Have every board that has the model `model` do this. Raises `UnknownModel` as well."""
+
+
 class KeyBook(Protocol):
     """The API keys that were made."""
 
@@ -115,6 +125,7 @@ class Services(TypedDict):
     batches: BatchBook
     feeding: Attendant
     texts: TextBook
+    shelf: ModelShelf
     ping: Callable[[], Awaitable[None]]
 
 

@@ -10,6 +10,7 @@ from api.openai.feeding import Feeding
 from api.presence import breathing
 from api.relay import Relay
 from api.settings import ApiSettings
+from api.shelf import Shelf
 from api.storage import LocalStorage
 from api.sweeping import sweeping
 from api.texts import Texts
@@ -80,5 +81,6 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "batches": batches,
             "feeding": feeding,
             "texts": Texts(roster, commander),
+            "shelf": Shelf(roster, commander, feed),
             "ping": ping,
         }

@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from api.body import read_body
 from api.errors import HttpProblem, Problem
+from api.json_response import json_response
 from api.needs import services_of
 from api.ollama.problems import named
-from api.ollama.routes import json_response, takes
+from api.ollama.routes import takes
 from api.ollama.schemas import ShowBody
 from api.ollama.translate import models
 from api.version import VERSION

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 from starlette.requests import Request
 
-from api.errors import HttpProblem, Problem
+from api.errors import HttpProblem, Problem, of_error
 from api.needs import services_of
-from tasks.errors import UnknownModel
+from tasks.commands import CommandCode
+from tasks.errors import CommandFailed, UnknownModel
 from tasks.roster import ModelStatus
 
 NAMES = {
@@ -20,6 +21,21 @@ NAMES = {
     "max_tokens": "options.num_predict",
 }
 """Fields that the shared vocabulary names otherwise."""
+
+SHELF: dict[str, int] = {
+    CommandCode.MODEL_MISSING: 404,
+    CommandCode.NAME_REFUSED: 400,
+    CommandCode.MODEL_IN_USE: 409,
+    CommandCode.NOT_POSSIBLE: 400,
+    CommandCode.SOURCE_MISSING: 404,
+    CommandCode.SOURCE_FORBIDDEN: 403,
+    CommandCode.DOES_NOT_FIT: 400,
+    CommandCode.NO_SPACE: 507,
+    CommandCode.DAMAGED: 502,
+    CommandCode.NETWORK: 502,
+    CommandCode.PULL_FORGOTTEN: 502,
+}
+"""The status of each reason for which a board does not change its models."""
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 """What Ollama says of a full queue, and clients look for."""
@@ -35,12 +51,23 @@ def render(problem: Problem) -> bytes:
     return msgspec.json.encode({"error": message})
 
 
-async def named(http: Request, name: str) -> ModelStatus:
+def of_shelf(error: CommandFailed) -> Problem:
+    """Why a board could not fetch, make or remove a model. What is no such reason keeps the status that it has everywhere."""
+    status = SHELF.get(error.code)
+    if status is None:
+        return of_error(error)
+    message = str(error)
+    if error.code == CommandCode.SOURCE_MISSING:
+        message = f"pull model manifest: file does not exist: {message}"
+    return Problem(status, error.code, message)
+
+
+async def named(http: Request, name: str, quote: str = "'") -> ModelStatus:
     """The model of that name. Raises `HttpProblem` with the sentence by which Ollama's clients know that there is none."""
     try:
         return await services_of(http)["roster"].find(name)
     except UnknownModel as error:
-        message = f"model '{name[:100]}' not found"
+        message = f"model {quote}{name[:100]}{quote} not found"
         if error.refused is not None:
             message += f": the board '{error.refused[0]}' has its files, but they cannot be used: {error.refused[1]}"
         elif error.nearest is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from api.delivery import begin, headers_of, while_connected, whole
 from api.drain import close
 from api.errors import invalid, unsupported
 from api.framing import AnswerStream
+from api.json_response import json_response
 from api.needs import drain_of, services_of, settings_of
 from api.ollama.problems import named
 from api.ollama.schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
@@ -105,11 +105,6 @@ async def embed_one(http: Request) -> Response:
         return json_response({"embedding": []})
     answer, reply, _ = await _read(http, status, body, EmbedRequest((body.prompt,), overflow="truncate"))
     return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
-
-
-def json_response(value: Any, headers: dict[str, str] | None = None) -> Response:
-    """A whole answer."""
-    return Response(msgspec.json.encode(value), headers=headers, media_type="application/json")
 
 
 def _check(status: ModelStatus, body: GenerationBody) -> None:

@@ -199,20 +199,25 @@ class EmbeddingsBody(ModelBody):
     keep_alive: KeepAlive = None
 
 
-class ShowBody(Wire):
-    """The body of `POST /api/show`."""
+class NamedBody(Wire):
+    """A body that names a model, under the field of now or the older one."""
 
     model: str = Field("", max_length=512)
     name: str = Field("", max_length=512)
-    verbose: bool = False
 
     @model_validator(mode="after")
-    def _named(self) -> ShowBody:
+    def _named(self) -> NamedBody:
         if not self.called:
             raise refused("model is required", "model", "missing_required_parameter")
         return self
 
     @property
     def called(self) -> str:
-        """The model's name, under the field of now or the older one."""
+        """The model's name."""
         return self.model or self.name
+
+
+class ShowBody(NamedBody):
+    """The body of `POST /api/show`."""
+
+    verbose: bool = False

@@ -13,6 +13,7 @@ from tests.api.scripted import (
     ScriptedKeys,
     ScriptedQueues,
     ScriptedRoster,
+    ScriptedShelf,
     ScriptedTexts,
     Site,
     hello,
@@ -35,6 +36,7 @@ def place(_running: Site) -> Site:
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.queues.__dict__.update(ScriptedQueues().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
+    _running.world.shelf.__dict__.update(ScriptedShelf().__dict__)
     _running.world.texts.__dict__.update(ScriptedTexts().__dict__)
     _running.world.redis_down = False
     return _running

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, Scope, digest_of
 from tasks.batch import BatchBook
 from tasks.card import Card
-from tasks.commands import Command
+from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
 from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
@@ -366,6 +366,26 @@ class ScriptedQueues:
         return len(self.jobs)
 
 
+class ScriptedShelf:
+    """A board that fetches as a test says, and does what it is told."""
+
+    def __init__(self) -> None:
+        self.progress: list[PullProgress | Exception] = []
+        self.told: list[Command] = []
+        self.refusal: Exception | None = None
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        for step in self.progress:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    async def change(self, model: str, command: Create | Copy | Delete) -> None:
+        self.told.append(command)
+        if self.refusal is not None:
+            raise self.refusal
+
+
 class ScriptedKeys:
     """Keys as if somebody had made them."""
 
@@ -436,6 +456,7 @@ class World:
         self.batches = BatchBook(connect_async("unix:///nowhere"))
         self.feeding = Nobody()
         self.texts = ScriptedTexts()
+        self.shelf = ScriptedShelf()
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -458,6 +479,7 @@ class World:
                 "batches": self.batches,
                 "feeding": self.feeding,
                 "texts": self.texts,
+                "shelf": self.shelf,
                 "ping": self.ping,
             }
 

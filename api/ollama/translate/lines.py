@@ -35,6 +35,11 @@ WARM = b" "
 """Before a value stands as much white space as there is: every reader of JSON skips it, while an empty line is an error."""
 
 
+def line(value: dict[str, Any]) -> bytes:
+    """An object as a line. For the few lines of an answer, not for each of its tokens."""
+    return unbroken(msgspec.json.encode(value)) + b"\n"
+
+
 class LineWriter:
     """Writes the lines of one answer; what differs between endpoints is in the methods below `broken`.
 
@@ -112,7 +117,7 @@ class LineWriter:
         return self.said("")
 
     def _line(self, fields: dict[str, Any]) -> bytes:
-        return unbroken(msgspec.json.encode(self.head.fields() | {"done": False} | fields)) + b"\n"
+        return line(self.head.fields() | {"done": False} | fields)
 
     def _around(self, fields: dict[str, Any]) -> list[bytes]:
         # From the right: the model's name stands before the text, and a client chose it.

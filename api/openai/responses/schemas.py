@@ -163,7 +163,7 @@ class ReasoningOptions(Wire):
     generate_summary: str | None = None
 
 
-class ToolOffer(Wire):
+class ItemToolOffer(Wire):
     """A tool as a client offers it; `tools` are those of a namespace."""
 
     type: str
@@ -172,10 +172,10 @@ class ToolOffer(Wire):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: dict[str, Any] | None = None
-    tools: Annotated[list[ToolOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
+    tools: Annotated[list[ItemToolOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
 
     @model_validator(mode="after")
-    def _has_name(self) -> ToolOffer:
+    def _has_name(self) -> ItemToolOffer:
         if self.type in ("function", "custom", "namespace") and not self.name:
             raise refused(f"A tool of type '{self.type}' should have 'name'.", "name", "missing_required_parameter")
         return self
@@ -216,7 +216,7 @@ class ResponseBody(SamplingBody):
     background: bool = False
     max_output_tokens: Whole | None = Field(None, ge=1, lt=2**63)
     max_tool_calls: Whole | None = None
-    tools: Annotated[list[ToolOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
+    tools: Annotated[list[ItemToolOffer], FailFast(), Field(max_length=MAX_TOOLS, default_factory=list)]
     tool_choice: Annotated[
         dict[str, Any],
         PlainValidator(_choice),

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from api.errors import invalid
-from api.openai.responses.schemas import ToolOffer
+from api.openai.responses.schemas import ItemToolOffer
 from tasks.requests import Tool, ToolChoice
 
 FREE_INPUT: dict[str, Any] = {
@@ -43,7 +43,7 @@ def seen_name(name: str, namespace: str | None) -> str:
     return f"{namespace}__{name}" if namespace else name
 
 
-def offer(tools: Sequence[ToolOffer]) -> Offer:
+def offer(tools: Sequence[ItemToolOffer]) -> Offer:
     """What can be offered of these. Tools that a server would run itself are left out. Raises `HttpProblem`."""
     offered: list[Tool] = []
     callers: dict[str, Caller] = {}
@@ -71,7 +71,7 @@ def offer(tools: Sequence[ToolOffer]) -> Offer:
     return Offer(tuple(offered), callers, shown)
 
 
-def _tool(tool: ToolOffer, name: str) -> Tool:
+def _tool(tool: ItemToolOffer, name: str) -> Tool:
     if tool.type == "function":
         return Tool(name, tool.description, tool.parameters, strict=bool(tool.strict))
     description = tool.description
@@ -82,7 +82,7 @@ def _tool(tool: ToolOffer, name: str) -> Tool:
     return Tool(name, description.strip(), FREE_INPUT)
 
 
-def _shown(tool: ToolOffer) -> dict[str, Any]:
+def _shown(tool: ItemToolOffer) -> dict[str, Any]:
     fields: dict[str, Any] = {"type": tool.type, "name": tool.name, "description": tool.description or None}
     if tool.type == "function":
         return fields | {"parameters": tool.parameters, "strict": bool(tool.strict)}

@@ -1,0 +1,132 @@
+"""The routes of the Ollama front that change which models there are. They need the scope `admin`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.auth import require
+from api.body import read_body
+from api.delivery import while_connected
+from api.errors import HttpProblem, Problem, of_error
+from api.framing import LINES
+from api.json_response import json_response
+from api.needs import services_of
+from api.ollama.problems import named, of_shelf, render
+from api.ollama.routes import takes
+from api.ollama.shelf_schemas import CopyBody, CreateBody, DeleteBody, PullBody
+from api.ollama.translate.lines import line
+from api.ollama.translate.shelf import create, progress_line
+from tasks.api_keys import Scope
+from tasks.commands import Copy, Delete, PullProgress
+from tasks.errors import CommandFailed, TasksError
+
+router = APIRouter(tags=["Ollama"])
+SHAPES = (PullBody, CreateBody, CopyBody, DeleteBody)
+
+SUCCESS = {"status": "success"}
+
+
+@router.post("/api/pull", summary="Fetch a model", openapi_extra=takes(PullBody))
+async def pull(http: Request) -> Response:
+    """Have a board fetch a model, and tell how far it is. A pull goes on when its client has left."""
+    require(http, Scope.ADMIN)
+    body = await read_body(http, PullBody)
+    told = services_of(http)["shelf"].pull(body.called)
+    try:
+        # What can be said at once is a status; the rest is a line.
+        first = await while_connected(http, _next(told))
+        if body.stream:
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            return StreamingResponse(_lines(told, first), headers=headers, media_type=LINES)
+        await while_connected(http, _all(told))
+    except CommandFailed as error:
+        raise HttpProblem(of_shelf(error)) from None
+    return json_response(SUCCESS)
+
+
+async def _next(told: AsyncGenerator[PullProgress, None]) -> PullProgress:
+    return await anext(told)
+
+
+async def _all(told: AsyncGenerator[PullProgress, None]) -> None:
+    async for _ in told:
+        pass
+
+
+async def _lines(told: AsyncGenerator[PullProgress, None], first: PullProgress) -> AsyncGenerator[bytes, None]:
+    last: dict[str, Any] = {}
+    try:
+        progress = first
+        while True:
+            said = progress_line(progress)
+            if said != last:
+                yield line(said)
+            last = said
+            progress = await anext(told)
+    except StopAsyncIteration:
+        return
+    except CommandFailed as error:
+        yield render(of_shelf(error)) + b"\n"
+    except TasksError as error:
+        yield render(of_error(error)) + b"\n"
+    finally:
+        await told.aclose()
+
+
+@router.post("/api/create", summary="Make a model of another", openapi_extra=takes(CreateBody))
+async def make(http: Request) -> Response:
+    """A model like another, with a system prompt, a template, parameters or an adapter of its own."""
+    require(http, Scope.ADMIN)
+    body = await read_body(http, CreateBody)
+    base = await named(http, body.base)
+    await _change(http, base.card.id, create(body, base))
+    return (
+        Response(line({"status": "writing manifest"}) + line(SUCCESS), media_type=LINES)
+        if body.stream
+        else (json_response(SUCCESS))
+    )
+
+
+@router.post("/api/copy", summary="Copy a model", openapi_extra=takes(CopyBody))
+async def copy(http: Request) -> Response:
+    """The same model under one more name, without a second copy of its weights."""
+    require(http, Scope.ADMIN)
+    body = await read_body(http, CopyBody)
+    source = await named(http, body.source, '"')
+    await _change(http, source.card.id, Copy(source.card.id, body.destination))
+    return Response()
+
+
+@router.delete("/api/delete", summary="Remove a model", openapi_extra=takes(DeleteBody))
+async def delete(http: Request) -> Response:
+    """Unload a model and remove its files, on every board that has it."""
+    require(http, Scope.ADMIN)
+    body = await read_body(http, DeleteBody)
+    model = await named(http, body.called)
+    await _change(http, model.card.id, Delete(model.card.id))
+    return Response()
+
+
+async def _change(http: Request, model: str, command: Any) -> None:
+    try:
+        await while_connected(http, services_of(http)["shelf"].change(model, command))
+    except CommandFailed as error:
+        raise HttpProblem(of_shelf(error)) from None
+
+
+@router.get("/api/blobs/{digest}", include_in_schema=False)
+async def blob(http: Request, digest: str) -> Response:
+    """There are none."""
+    return Response(status_code=404)
+
+
+@router.post("/api/blobs/{digest}", include_in_schema=False)
+async def send_blob(http: Request, digest: str) -> Response:
+    """Files come onto boards in other ways."""
+    message = "files are not taken over this way: put them into the models folder of a board, or pull the model"
+    raise HttpProblem(Problem(501, "not_offered", message, close=True))

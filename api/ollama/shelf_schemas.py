@@ -1,0 +1,89 @@
+"""The bodies of requests that change which models there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from api.body import Wire
+from api.ollama.options import OllamaOptions
+from api.ollama.schemas import NamedBody
+from api.refusals import Refusal, refuse, refused
+
+GO = re.compile(r"\{\{-?\s*(?:\.|\$|(?:if|else|end|range|with|template|block|define|break|continue)\b)")
+"""What a template of Go's has, in which Ollama's are written."""
+
+REFUSED: Mapping[str, Refusal] = {
+    "files": (
+        ({},),
+        "Files are not taken over this way: put them into the models folder of a board, or pull the model.",
+    ),
+    "adapters": (({},), 'Name the adapter behind the model it belongs to: "from": "model:adapter".'),
+    "messages": (([],), "A model has no turns of its own to begin with; leave {field} out."),
+    "quantize": (("",), "Weights are used as they are; leave {field} out."),
+}
+"""Fields of a new model that cannot be honoured."""
+
+REFUSED_PARAMETERS: Mapping[str, str] = {
+    "seed": "A seed belongs to a request.",
+    "num_predict": "A limit of tokens belongs to a request.",
+}
+
+
+def jinja(template: str) -> str:
+    """The same template. Raises for one that is written for Ollama."""
+    if GO.search(template):
+        raise refused(
+            "template is written in Go's language, as Ollama's are; here a template is Jinja, as models bring it along. Leave "
+            "template out to use the model's own",
+            "template",
+        )
+    return template
+
+
+class PullBody(NamedBody):
+    """The body of `POST /api/pull`."""
+
+    stream: bool = True
+
+
+class DeleteBody(NamedBody):
+    """The body of `DELETE /api/delete`."""
+
+
+class CopyBody(Wire):
+    """The body of `POST /api/copy`."""
+
+    source: str = Field(min_length=1, max_length=512)
+    destination: str = Field(min_length=1, max_length=512)
+
+
+class CreateBody(NamedBody):
+    """The body of `POST /api/create`."""
+
+    base: str = Field("", alias="from", max_length=512)
+    system: str | None = Field(None, max_length=1_000_000)
+    template: str | None = Field(None, max_length=1_000_000)
+    parameters: OllamaOptions = OllamaOptions()
+    stream: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        refuse(data, REFUSED)
+        parameters = data.get("parameters") if isinstance(data, dict) else None
+        for field, value in parameters.items() if isinstance(parameters, dict) else ():
+            if value is not None and field in REFUSED_PARAMETERS:
+                raise refused(f"parameter '{field}' is not supported: {REFUSED_PARAMETERS[field]}", "parameters")
+        return data
+
+    @model_validator(mode="after")
+    def _made_of_something(self) -> CreateBody:
+        if not self.base:
+            raise refused("neither 'from' or 'files' was specified", "from", "missing_required_parameter")
+        if self.template is not None:
+            jinja(self.template)
+        return self

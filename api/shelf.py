@@ -1,0 +1,49 @@
+"""Which models boards have, changed: fetched, made, copied, removed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from tasks.commands import Commander, Copy, Create, Delete, PullProgress
+from tasks.errors import ModelDown
+from tasks.feed import LiveFeed
+from tasks.pulls import follow_pull
+from tasks.roster import Roster
+
+PATIENCE = 120.0
+"""Seconds a board may take to change what lies on its disk, and to let a job end before that."""
+
+
+class Shelf:
+    """Has boards do it."""
+
+    def __init__(self, roster: Roster, commander: Commander, feed: LiveFeed) -> None:
+        self._roster = roster
+        self._commander = commander
+        self._feed = feed
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing. With several boards it is the first
+        by name. Raises `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
+        await self._roster.refresh()
+        boards = self._roster.snapshot.boards
+        if not boards:
+            raise ModelDown(name, "no board is there to fetch it.")
+        async for progress in follow_pull(self._commander, self._feed, boards[0], name):
+            yield progress
+        await self._roster.refresh()
+
+    async def change(self, model: str, command: Create | Copy | Delete) -> None:
+        """Have every board that has the model `model` do this. Raises `UnknownModel`, `CommandFailed`, `ModelDown` and
+        `QueueUnavailable`."""
+        status = await self._roster.find(model)
+        if not status.boards:
+            raise ModelDown(status.card.id, f"the board '{status.card.board}' that has it is not there.")
+        done = await asyncio.gather(
+            *(self._commander.ask(board, command, PATIENCE) for board in status.boards), return_exceptions=True
+        )
+        await self._roster.refresh()
+        for outcome in done:
+            if isinstance(outcome, BaseException):
+                raise outcome
