@@ -16,6 +16,7 @@ from api.openai.schemas import (
     CompletionBody,
     SamplingBody,
 )
+from api.openai.tokens import DetokenizeBody, TokenizeBody
 
 PAGE = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
 
@@ -51,6 +52,13 @@ def test_every_refusal_has_its_row() -> None:
     assert "suffix" in rows("Completions")
     assert rows("Rerank") == {*RerankBody.model_fields, *REFUSED_IN_RERANK}
     assert all(f"`{field}`" in PAGE for field in RerankTextsBody.model_fields)
+
+
+def test_every_field_of_texts_is_named() -> None:
+    """In the table of the routes that answer without a model."""
+    section = PAGE.split("## Tokens\n", 1)[1].split("\n## ", 1)[0]
+    for field in {*TokenizeBody.model_fields, *DetokenizeBody.model_fields}:
+        assert f"`{field}`" in section
 
 
 def test_every_code_has_its_row() -> None:

@@ -14,6 +14,9 @@ from tasks.requests import ChatRequest, JsonSchema, Message, SamplingOptions, To
 CALL_ID = "toolu_"
 """Begins the id of every call on this wire. The rest is the call's own id, which a model's template may care about."""
 
+BILLING = "x-anthropic-billing-header:"
+"""Begins a block of the system prompt that Claude Code sends for its maker's accounts."""
+
 MOST_TOKENS = 2**31 - 1
 """More than any context holds; a larger wish is the same wish."""
 
@@ -87,14 +90,24 @@ def _tool_choice(body: CountBody, tools: tuple[Tool, ...]) -> ToolChoice:
 
 def _messages(body: CountBody) -> tuple[Message, ...]:
     messages: list[Message] = []
-    system = text_of(body.system)
+    system = text_of(_without_billing(body.system))
     if system:
         messages.append(Message("system", system))
     names: dict[str, str] = {}
     for turn in body.messages:
         for message in _said(turn, names):
+            if message.role == "system" and messages and messages[-1].role != "system":
+                # Templates take a system message at the beginning only.
+                message = Message("user", message.content)
             _add(messages, message)
     return tuple(messages)
+
+
+def _without_billing(system: str | list[Block]) -> str | list[Block]:
+    """The same without the block that is meant for the bill: it differs each time, so nothing behind it would be reused."""
+    if isinstance(system, str):
+        return system
+    return [block for block in system if not (block.text or "").startswith(BILLING)]
 
 
 def _add(messages: list[Message], message: Message) -> None:

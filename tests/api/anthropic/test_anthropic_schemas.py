@@ -147,6 +147,16 @@ def test_turns_of_one_role_are_one_turn() -> None:
     )
 
 
+def test_a_turn_of_the_system_in_mid_conversation_is_the_users() -> None:
+    """Templates refuse it elsewhere; at the beginning it belongs to the system prompt."""
+    system = {"role": "system", "content": "Be brief."}
+    assert request(system="a", messages=[system, USER, system, USER]).messages == (
+        Message("system", "a\nBe brief."),
+        Message("user", "Hi\nBe brief.\nHi"),
+    )
+    assert turns(system, USER)[0] == Message("system", "Be brief.")
+
+
 def test_an_answer_that_was_begun_is_gone_on_with() -> None:
     """Only where it stands last."""
     begun = {"role": "assistant", "content": "{"}
@@ -207,6 +217,7 @@ def test_what_a_coding_agent_sends_is_read_whole(place: Site) -> None:
     asked = place.relay.calls[-1].request
     assert isinstance(asked, ChatRequest)
     assert [message.role for message in asked.messages] == ["system", "user", "assistant", "tool", "user"]
+    assert "billing" in exchange["body"]["system"][0]["text"]  # it is not for the model
     assert asked.messages[0].content.startswith("You are a coding agent.\n# Tools\n")
     assert asked.messages[2].reasoning == "I should read it."
     assert asked.messages[3] == Message("tool", "1\tHello", name="Read", tool_call_id="call_a")
