@@ -90,6 +90,12 @@ class Count(msgspec.Struct, frozen=True, tag="count"):
     request: ChatRequest
 
 
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """What a model's files say that its card does not: a `Description`."""
+
+    model: str
+
+
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """Render, tokenize and check a waiting job now, and fail it at once if it can never run."""
 
@@ -152,7 +158,19 @@ class Create(msgspec.Struct, frozen=True, tag="create"):
 Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
 """What changes which models a board has, and what tells of it."""
 
-Command: TypeAlias = Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Prepare | Shelving
+Command: TypeAlias = (
+    Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Describe | Prepare | Shelving
+)
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is asked where a request does not say."""
+
+    template: str = ""
+    """Its chat template, in Jinja; empty for a base model."""
+    sampling: dict[str, float | int | bool] = {}
+    """By the names of a manifest's `[sampling]`."""
+    stop: tuple[str, ...] = ()
 
 
 class CommandCode(StrEnum):

@@ -113,6 +113,8 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
     stop: tuple[str, ...] = ()
     n: int = 1
     template_options: dict[str, Any] = {}
+    template: str | None = None
+    """A chat template, in Jinja, instead of the model's own."""
     adapter: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()

@@ -14,7 +14,9 @@ from api.ollama.problems import named
 from api.ollama.routes import takes
 from api.ollama.schemas import ShowBody
 from api.ollama.translate import models
+from api.texts import ask_board
 from api.version import VERSION
+from tasks.commands import Describe, Description
 
 router = APIRouter(tags=["Ollama"])
 
@@ -56,7 +58,9 @@ async def ps(http: Request) -> Response:
 async def show(http: Request) -> Response:
     """What is known of one model."""
     body = await read_body(http, ShowBody)
-    return json_response(models.shown(await named(http, body.called)))
+    status = await named(http, body.called)
+    _, said = await ask_board(http, status.card.id, Describe, Description)
+    return json_response(models.shown(status, said, body.called))
 
 
 @router.post("/api/push", include_in_schema=False)

@@ -70,11 +70,9 @@ async def answer_prompt(http: Request) -> Response:
         raise unsupported("suffix", f'"{body.model}" does not support insert')
     if body.images:
         raise _no_images(body.model)
-    if body.template:
-        raise unsupported("template", "template is not supported: the model's own chat template is used")
     if body.raw:
         return await _answer(http, status, body, generate.to_completion(body), head, generate.GenerateWriter)
-    if not status.card.chat:
+    if not status.card.chat and not body.template:
         if body.system or body.context:
             raise unsupported(
                 "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'

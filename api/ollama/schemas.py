@@ -15,6 +15,9 @@ from api.refusals import refused
 
 LEVELS = ("low", "medium", "high", "max")
 
+GO = re.compile(r"\{\{-?\s*(?:\.|\$|(?:if|else|end|range|with|template|block|define|break|continue)\b)")
+"""What a template of Go's has, in which Ollama's are written."""
+
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -61,6 +64,16 @@ Format = Annotated[
     PlainValidator(_format),
     WithJsonSchema({"anyOf": [{"type": "string", "enum": ["", "json"]}, {"type": "object"}]}),
 ]
+
+
+def check_template(template: str) -> None:
+    """Refuse one that is written for Ollama."""
+    if GO.search(template):
+        raise refused(
+            "template is written in Go's language, as Ollama's are; here a template is Jinja, as models bring it along. Leave "
+            "template out to use the model's own",
+            "template",
+        )
 
 
 class ModelBody(Wire):
@@ -165,6 +178,7 @@ class GenerateBody(GenerationBody):
     def _plain(self) -> GenerateBody:
         if self.raw and (self.template or self.system or self.context):
             raise refused("raw mode does not support template, system, or context", "raw")
+        check_template(self.template)
         return self
 
 

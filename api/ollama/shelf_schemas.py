@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +9,8 @@ from pydantic import Field, model_validator
 
 from api.body import Wire
 from api.ollama.options import OllamaOptions
-from api.ollama.schemas import NamedBody
+from api.ollama.schemas import NamedBody, check_template
 from api.refusals import Refusal, refuse, refused
-
-GO = re.compile(r"\{\{-?\s*(?:\.|\$|(?:if|else|end|range|with|template|block|define|break|continue)\b)")
-"""What a template of Go's has, in which Ollama's are written."""
 
 REFUSED: Mapping[str, Refusal] = {
     "files": (
@@ -31,17 +27,6 @@ REFUSED_PARAMETERS: Mapping[str, str] = {
     "seed": "A seed belongs to a request.",
     "num_predict": "A limit of tokens belongs to a request.",
 }
-
-
-def jinja(template: str) -> str:
-    """The same template. Raises for one that is written for Ollama."""
-    if GO.search(template):
-        raise refused(
-            "template is written in Go's language, as Ollama's are; here a template is Jinja, as models bring it along. Leave "
-            "template out to use the model's own",
-            "template",
-        )
-    return template
 
 
 class PullBody(NamedBody):
@@ -85,5 +70,5 @@ class CreateBody(NamedBody):
         if not self.base:
             raise refused("neither 'from' or 'files' was specified", "from", "missing_required_parameter")
         if self.template is not None:
-            jinja(self.template)
+            check_template(self.template)
         return self

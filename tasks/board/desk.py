@@ -153,6 +153,13 @@ class Desk:
                 return self._preparer(model).tokens_of(request)
             case commands.Count(request=request):
                 return len(self._preparer(model).tokens_of(request))
+            case commands.Describe():
+                template = chat_template(model)
+                return commands.Description(
+                    template=template.source if template is not None else "",
+                    sampling=dict(model.sampling_defaults),
+                    stop=model.stop,
+                )
             case commands.Prepare(job=job):
                 return self._prepare(model, job, since)
 
@@ -201,7 +208,14 @@ def _kind(command: commands.Command) -> str:
     match command:
         case commands.Load() | commands.Unload() | commands.Keep():
             return "worker"
-        case commands.Tokenize() | commands.Detokenize() | commands.Render() | commands.Encode() | commands.Count():
+        case (
+            commands.Tokenize()
+            | commands.Detokenize()
+            | commands.Render()
+            | commands.Encode()
+            | commands.Count()
+            | commands.Describe()
+        ):
             return "text"
         case commands.Prepare():
             return "prepare"

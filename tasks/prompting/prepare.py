@@ -105,6 +105,8 @@ class Preparer:
             # The front has looked at the card, but its manifest may have changed since.
             raise PromptRefused(str(AbilityMissing(self._model.id, ability_of(request), sorted(self._model.abilities))))
         match request:
+            case ChatRequest(template=str()):
+                return self._with_template(request).prepare(msgspec.structs.replace(request, template=None), prompts)
             case ChatRequest() | CompletionRequest():
                 return self._generation(request, prompts)
             case EmbedRequest():
@@ -115,6 +117,13 @@ class Preparer:
                 return self._questions(request)
             case _:
                 assert_never(request)
+
+    def _with_template(self, request: ChatRequest) -> Preparer:
+        """One that goes by the request's own template."""
+        if isinstance(self._tokenizer, HiddenTokenizer):
+            raise self._tokenizer.refusal("be asked with a template of yours")
+        template = replace(self._template or ChatTemplate(""), source=request.template or "")
+        return Preparer(self._model, self._tokenizer, template, self._context_length)
 
     def _generation(self, request: GenerateRequest, known: Sequence[Sequence[int]]) -> Prepared:
         if request.adapter is not None and request.adapter not in (its.name for its in self._model.adapters):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ import redis.asyncio
 
 from npu.catalog import Catalog
 from npu.errors import OutOfMemory
-from npu.model import Model
+from npu.model import SAMPLING_DEFAULTS, Model
 from tasks import keys
 from tasks.board.desk import Desk
 from tasks.claims import claim_next
@@ -24,6 +25,7 @@ from tasks.commands import (
     Command,
     Commander,
     Count,
+    Describe,
     Detokenize,
     Encode,
     Keep,
@@ -130,6 +132,8 @@ async def test_each_command_has_its_reply(commander: Commander, office: Office) 
     assert await ask(commander, Tokenize("ECHO:small", "<|user|>", add_special=False)) == [259]
     assert await ask(commander, Tokenize("echo", "<|end|>", add_special=False, parse_special=False)) == list(b"<|end|>")
     assert await ask(commander, Detokenize("echo", (256, 104, 105))) == ["", "aA==", "aQ=="]
+    said: Any = await ask(commander, Describe("echo"))
+    assert "messages" in said["template"] and said["sampling"] == dict(SAMPLING_DEFAULTS)
     chat = ChatRequest((Message("user", "hi"),), template_options={"add_generation_prompt": False})
     assert await ask(commander, Render("echo", chat)) == "<|user|>hi<|end|>"
     assert await ask(commander, Encode("echo", chat)) == [256, 259, 104, 105, 261]

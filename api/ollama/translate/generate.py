@@ -28,6 +28,7 @@ def to_chat(body: GenerateBody, before: tuple[context.Turn, ...]) -> ChatRequest
         sampling=sampling(body.options),
         stop=body.options.stop,
         template_options=template_options(body.think),
+        template=body.template or None,
         output=output(body.format),
         **limits(body),
     )

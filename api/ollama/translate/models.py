@@ -7,7 +7,10 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from api.ollama.translate.answer import moment
+from tasks.commands import Description
 from tasks.roster import ModelStatus
 
 FORMATS = {"llamacpp": "gguf", "rkllm": "rkllm"}
@@ -84,13 +87,17 @@ def running(status: ModelStatus) -> dict[str, Any]:
     }
 
 
-def shown(status: ModelStatus) -> dict[str, Any]:
-    """The facts of `/api/show` that a card holds."""
+def shown(status: ModelStatus, said: Description, called: str) -> dict[str, Any]:
+    """What `/api/show` tells, of what a card holds and a board has `said`."""
+    settled = [*said.sampling.items(), *(("stop", stop) for stop in said.stop)]
+    parameters = [f"{key} {msgspec.json.encode(value).decode()}" for key, value in settled]
     return {
         "license": "",
-        "modelfile": f"FROM {name(status)}\n",
-        "parameters": "",
-        "template": "",
+        "modelfile": "".join(
+            [f"# {called}\n", f"FROM {name(status)}\n", *(f"PARAMETER {each}\n" for each in parameters)]
+        ),
+        "parameters": "\n".join(parameters),
+        "template": said.template,
         "details": details(status),
         "model_info": _facts(status),
         "capabilities": capabilities(status),

@@ -11,6 +11,7 @@ import ollama
 import pytest
 
 from api.answer import Waiting
+from tasks.commands import Describe
 from tasks.errors import QueueFull
 from tasks.events import (
     ChoiceEnded,
@@ -148,7 +149,7 @@ def test_a_raw_prompt_goes_as_it_is(client: ollama.Client, place: Site) -> None:
     assert (request.prompts, reply.context) == (("<s>Hi",), None)
 
 
-def test_the_models(client: ollama.Client) -> None:
+def test_the_models(client: ollama.Client, place: Site) -> None:
     """Listed, running and shown, with what clients read of them."""
     [model] = client.list().models
     assert (model.model, model.size, model.digest and len(model.digest)) == ("tiny:latest", 1000, 64)
@@ -156,9 +157,22 @@ def test_the_models(client: ollama.Client) -> None:
     [running] = client.ps().models
     assert running.context_length == 2048
     assert running.expires_at is not None and running.expires_at.year > 2200
+    place.world.texts.said = {"template": "{{ tools }}", "sampling": {"top_k": 20}, "stop": ["</s>"]}
     shown = client.show("tiny:latest")
+    assert place.world.texts.asked == [Describe("tiny")]
+    assert (shown.template, shown.parameters) == ("{{ tools }}", 'top_k 20\nstop "</s>"')
+    assert "PARAMETER top_k 20\n" in (shown.modelfile or "")
     assert shown.capabilities == ["completion"]
     assert (shown.modelinfo or {})["echo.context_length"] == 2048
+
+
+def test_a_template_of_the_request(client: ollama.Client, place: Site) -> None:
+    """Goes to the board, which renders it; one of Ollama's is refused."""
+    client.generate("tiny", "Hi", template="{{ messages[0].content }}")
+    request = place.relay.calls[-1].request
+    assert isinstance(request, ChatRequest) and request.template == "{{ messages[0].content }}"
+    with pytest.raises(ollama.ResponseError, match="Go's language"):
+        client.generate("tiny", "Hi", template="{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}")
 
 
 def test_vectors(client: ollama.Client, place: Site) -> None:

@@ -16,7 +16,7 @@ from npu.engines.echo import BOS, EOS, TEMPLATE, EchoTokenizer
 from npu.errors import AdapterMissing, ContextTooLong, PromptRefused, TemplateFailed
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model
-from tasks.prompting.prepare import QUESTION, PreparedQuestions, PreparedTexts, Preparer, Ready
+from tasks.prompting.prepare import QUESTION, Prepared, PreparedQuestions, PreparedTexts, Preparer, Ready
 from tasks.requests import (
     ChatRequest,
     CompletionRequest,
@@ -377,3 +377,18 @@ def test_an_answer_begun_by_the_client_is_held_to_no_format() -> None:
     """What was begun is not the model's, and a format that begins in its middle cannot be said."""
     with pytest.raises(PromptRefused, match="format"):
         preparer().prepare(chat("hi", output=JsonObject(), continue_last=True))
+
+
+def test_a_request_may_bring_a_template() -> None:
+    """It is rendered as the model's own would be, with its tokens, also for a model that has none."""
+    for source in (PLAIN, None):
+        [prompt] = ready(preparer(source), chat("hi", template="<{{ messages[0].content }}>")).prompts
+        assert EchoTokenizer().decode(list(prompt.tokens)).decode().endswith("<hi>")
+    with pytest.raises(TemplateFailed):
+        preparer().prepare(chat("hi", template="{% for %}"))
+
+
+def ready(made: Preparer, request: ChatRequest) -> Prepared:
+    prepared = made.prepare(request)
+    assert isinstance(prepared, Prepared)
+    return prepared
