@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from npu.engine import Abortable, End, Generation, Piece, Stats, TextEngine
+from npu.engine import Abortable, End, Generation, Stats, TextEngine
 from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
@@ -109,6 +109,7 @@ class _Answer:
         self._echo = prepared.echoes[index].decode("utf-8", "replace") if prepared.echoes is not None else ""
         self._reading = prepared.reading
         self._budget = prepared.reading.budget if prepared.reading is not None else None
+        self._may_stop = bool(prepared.stop) or prepared.reading is not None
         self._parser = answer_parser(job, self.choice, prepared.stop, prepared.reading)
         self._first = turn == 0
         self._said = [piece.token for piece in begun.pieces]
@@ -181,7 +182,8 @@ class _Answer:
             tokens = [token for token, _ in closing]
             done = max(count for count in range(len(tokens)) if self._said[len(self._said) - count :] == tokens[:count])
             token, data = closing[done]
-            self._take(Piece(token, data), sink)
+            self._said.append(token)
+            sink.write(self._parser.feed(token, data), RecordedPiece(self.choice, token, data))
 
     def _generation(self, engine: TextEngine, sink: Sink) -> Generation:
         if self._said and self._prompt.turn is not None:
@@ -222,19 +224,16 @@ class _Answer:
         totals.read_again += again
 
     def _read(self, generation: Generation, sink: Sink) -> None:
-        enough = False
+        parser, enough = self._parser, False
         for piece in generation:
             if enough or sink.cancelled:
                 continue  # the abort is on its way; what the engine still says is not part of the answer
-            self._take(piece, sink)
-            if self._parser.stopped or self._overthought:
+            self._said.append(piece.token)
+            events = parser.feed(piece.token, piece.data)
+            sink.write(events, RecordedPiece(self.choice, piece.token, piece.data))
+            if self._may_stop and (parser.stopped or self._overthought):
                 enough = True
                 generation.abort()
-
-    def _take(self, piece: Piece, sink: Sink) -> None:
-        self._said.append(piece.token)
-        events = self._parser.feed(piece.token, piece.data)
-        sink.write(events, RecordedPiece(self.choice, piece.token, piece.data))
 
     def _end(self, end: End) -> _Last:
         held, parser = self._parser.finish(), self._parser

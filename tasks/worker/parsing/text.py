@@ -53,21 +53,23 @@ class TextParser:
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = StopFinder(stop)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._stop = StopFinder(stop) if any(stop) else None
 
     @property
     def stopped_by(self) -> str | None:
         """The stop sequence that ended the answer."""
-        return self._stop.stopped_by
+        return self._stop.stopped_by if self._stop is not None else None
 
     def feed(self, data: bytes) -> str:
         """The text that is certain after `data`. Nothing after a stop sequence was met."""
-        return self._stop.feed(self._decoder.decode(data))
+        text = self._decode(data)
+        return text if self._stop is None else self._stop.feed(text)
 
     def finish(self) -> str:
         """What was held back, now that nothing follows."""
-        return self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.finish()
+        text = self._decode(b"", True)
+        return text if self._stop is None else self._stop.feed(text) + self._stop.finish()
 
 
 def overlap(text: str, sequence: str) -> int:
