@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from npu.constraint import Calls
 from npu.engine import Abortable, End, Generation, Stats, TextEngine
+from npu.errors import FieldRefused, SamplingRefused
 from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
@@ -200,7 +202,14 @@ class _Answer:
             self._prefilled = tokens
             sink.prefilled(tokens)
 
-        return engine.generate(prompt, self._sampling, prefilled)
+        try:
+            return engine.generate(prompt, self._sampling, prefilled)
+        except SamplingRefused as refused:
+            held = self._sampling.constraint
+            if refused.field == "constraint" and held is not None and isinstance(held.form, Calls):
+                # In the words of who asked for it.
+                raise FieldRefused("tool_choice" if held.form.required else "strict", refused.why) from refused
+            raise
 
     def _count(self, totals: Totals) -> None:
         """Add what it cost; where the engine has no account of it, as far as is known."""

@@ -281,6 +281,32 @@ def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack) -> None:
     assert "Rain." in then.output_text
 
 
+def test_a_chat_goes_on_where_its_engine_died(stack: Stack) -> None:
+    """In mid-thought and in the middle of a call: each is read once and whole, and counted as if nothing had been."""
+    client = client_of(stack.url)
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
+    asked: Any = {"model": "caller", "messages": [{"role": "user", "content": CALLING}], "tools": tools}
+    whole = client.chat.completions.create(**asked)
+    thoughts, arguments = 0, 0
+    with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
+        for event in stream:
+            if event.type == "tool_calls.function.arguments.delta":
+                arguments += 1
+            elif event.type == "chunk" and event.chunk.choices:
+                thoughts += "reasoning" in (event.chunk.choices[0].delta.model_extra or {})
+            if thoughts == 20 or arguments == 5:
+                stack.child("caller").kill()
+                thoughts, arguments = thoughts + 1000 * (thoughts == 20), arguments + 1000 * (arguments == 5)
+        said = stream.get_final_completion()
+    [call] = said.choices[0].message.tool_calls or []
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": CITY})
+    assert (said.choices[0].finish_reason, said.choices[0].message.content) == ("tool_calls", "Let me see.")
+    assert said.usage is not None and whole.usage is not None
+    assert said.usage.completion_tokens_details == whole.usage.completion_tokens_details
+    assert said.usage.completion_tokens == whole.usage.completion_tokens
+    assert view(stack, said.id.removeprefix("chatcmpl-"))["attempts"] == 3
+
+
 def test_a_message_goes_on_where_its_engine_died(stack: Stack) -> None:
     """In mid-thought and in the middle of a call, in Anthropic's dialect: each event comes once, and the tool is called."""
     client = anthropic.Anthropic(base_url=stack.url, api_key="unused", max_retries=0, timeout=LIMIT)

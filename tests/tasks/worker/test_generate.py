@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from npu.answer_format import ThinkingFormat, ToolFormat
+from npu.constraint import Call, Calls, Constraint, JsonObject
 from npu.engine import End, Piece, Prompt, Sampling, TextEngine
 from npu.engines.echo import EchoTokenizer
-from npu.errors import EngineFailed, PromptRefused
+from npu.errors import EngineFailed, FieldRefused, PromptRefused, SamplingRefused
 from tasks.events import ChoiceEnded, FinishReason, TextDelta, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.prompting.reading import Reading
@@ -418,3 +419,19 @@ def test_a_call_cut_short_ends_with_length() -> None:
     transcript, _ = go(engine, request)
     assert transcript[-1] == ChoiceEnded(0, FinishReason.LENGTH)
     assert transcript.reply.choice(0).tool_calls[0].arguments == "{"
+
+
+@pytest.mark.parametrize(("required", "field"), [(True, "tool_choice"), (False, "strict")])
+def test_calls_that_an_engine_cannot_be_held_to(required: bool, field: str) -> None:
+    """Are refused in the words of who asked for them."""
+
+    class Free(ScriptedEngine):
+        def generate(
+            self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
+        ) -> ScriptedGeneration:
+            raise SamplingRefused("constraint", "it has no logits.")
+
+    form = Calls((Call("{", "{", JsonObject()),), required)
+    with pytest.raises(FieldRefused, match="it has no logits") as refused:
+        go(Free(lambda _: iter(())), prepared(sampling=Sampling(constraint=Constraint(form))))
+    assert refused.value.field == field
