@@ -12,6 +12,7 @@ from tasks.errors import JobNotFound
 from tasks.events import Finished, FinishReason, Queued, Started, TextDelta, Timings, Usage
 from tasks.jobs import JobState, Kept, Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, Message
+from tasks.scripts import EXPIRE_AGAIN
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 
@@ -114,3 +115,13 @@ async def test_an_ended_job_is_forgotten(store: JobStore, client: redis.Redis) -
     assert max(expiries(client, job)) <= 2
     with pytest.raises(JobNotFound):
         await store.forget(new_job_id())
+
+
+async def test_a_clock_that_went_back_keeps_nothing_longer(store: JobStore, client: redis.Redis) -> None:
+    """What is kept goes with its record."""
+    job = await accept(store, Kept(b"data", 900))
+    answer(client, claim(client))
+    for key in (keys.job(job), keys.events(job), keys.kept(job)):
+        client.expire(key, 10_000)
+    EXPIRE_AGAIN.run(client, [keys.job(job)])
+    assert all(880 < left <= 900 for left in expiries(client, job))

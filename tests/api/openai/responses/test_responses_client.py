@@ -386,6 +386,52 @@ def test_input_tokens_are_counted(client: openai.OpenAI, place: Site) -> None:
     assert place.world.texts.asked == [Count("tiny", asked(place))]
 
 
+def test_a_conversation_may_be_too_long() -> None:
+    """With what went before it has more items, or more bytes, than a request may."""
+    small = site(max_messages=4, max_body=2000, drain=0)
+    with small as place, openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0) as client:
+        user: Any = {"role": "user", "content": "Hi"}
+        client.responses.create(model="tiny", input=[user, user])
+        kept(place)
+        go_on: Any = {"model": "tiny", "previous_response_id": f"resp_{JOB}"}
+        with pytest.raises(openai.BadRequestError) as many:
+            client.responses.create(input=[user, user], **go_on)
+        assert (many.value.param, "5 items" in many.value.message) == ("input", True)
+        with pytest.raises(openai.APIStatusError) as large:
+            client.responses.create(input="x" * 1700, **go_on)
+        assert (large.value.status_code, large.value.code) == (413, "request_too_large")
+        assert len(place.relay.calls) == 1
+        client.responses.create(input="x" * 100, **go_on)
+
+
+def test_a_call_that_was_cut_off_is_not_gone_on_from(client: openai.OpenAI, place: Site) -> None:
+    """No tool could answer it; the words before it are."""
+    place.relay.play(
+        TextDelta("Let me see."),
+        ToolCallStarted(0, "call_a", "weather"),
+        ToolCallDelta(0, '{"ci'),
+        ChoiceEnded(0, FinishReason.LENGTH),
+        Finished(FinishReason.LENGTH, USAGE, TIMINGS),
+    )
+    client.responses.create(model="tiny", input="Weather?")
+    kept(place)
+    client.responses.create(model="tiny", input="Well?", previous_response_id=f"resp_{JOB}")
+    assert asked(place).messages[1:] == (Message("assistant", "Let me see."), Message("user", "Well?"))
+
+
+def test_a_thought_begins_a_turn(client: openai.OpenAI, place: Site) -> None:
+    """Behind words or calls, as words do behind words; what is left alone is a turn as well."""
+    thought: Any = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    said: Any = {"role": "assistant", "content": "So."}
+    client.responses.create(model="tiny", input=[thought, said, thought, said, said, thought])
+    assert asked(place).messages == (
+        Message("assistant", "So.", reasoning="Hm."),
+        Message("assistant", "So.", reasoning="Hm."),
+        Message("assistant", "So."),
+        Message("assistant", "", reasoning="Hm."),
+    )
+
+
 def test_items_by_reference(client: openai.OpenAI, place: Site) -> None:
     """As some clients send back what they were sent: the id alone."""
     place.relay.play(*CALLS)

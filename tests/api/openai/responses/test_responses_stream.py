@@ -189,6 +189,16 @@ def test_a_stream_goes_on_behind_any_number(place: Site, after: int) -> None:
     assert place.relay.answers[-1].closed.wait(5)
 
 
+def test_a_stream_is_gone_on_with_as_any_other(place: Site) -> None:
+    """By the ids of its frames, at its job."""
+    first = place.http.post("/v1/responses", json={"input": "Hi", "stream": True})
+    frames = [part for part in first.text.split("\n\n") if part]
+    for place_in, frame in enumerate(frames[:-1]):
+        read_to = frame.split("\n")[0].removeprefix("id: ")
+        again = place.http.get(f"/v1/jobs/{JOB}/events", headers={"last-event-id": read_to})
+        assert [part for part in again.text.split("\n\n") if part] == frames[place_in + 1 :]
+
+
 def keep_it(place: Site) -> None:
     """From now on the last response can be asked for, with all that was said."""
     asked = place.relay.calls[-1]
