@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npu.engines import ENGINES
 from npu.errors import ModelRefused
-from npu.manifest import FILE_NAME, is_adapter, is_weights, read_manifest
+from npu.manifest import FILE_NAME, has_base, is_adapter, is_weights, read_manifest
 from npu.model import Model
 from npu.model_name import SUFFIXES, parse_model_name
 
@@ -32,15 +32,17 @@ class Catalog:
     def find(self, name: str) -> Model | None:
         """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
         wanted = name.lower()
-        found = self._named(wanted)
+        found = self.named(wanted)
         if found is None:
             base, _, adapter = wanted.rpartition(":")
-            found = self._named(base)
+            found = self.named(base)
             if found is not None and adapter not in (its.name for its in found.adapters):
                 return None
         return found
 
-    def _named(self, wanted: str) -> Model | None:
+    def named(self, name: str) -> Model | None:
+        """The model with this id or name itself."""
+        wanted = name.lower()
         for model in self.models:
             if model.id == wanted:
                 return model
@@ -50,7 +52,9 @@ class Catalog:
 def find_models(models_dir: Path) -> Catalog:
     """Look through the folder. Whatever is wrong with one model is a sentence in the catalogue and hides no other."""
     problems: list[_Problem] = []
-    found = list(_walk(models_dir, 0, problems, frozenset()))
+    derived: list[Path] = []
+    found = list(_walk(models_dir, 0, problems, derived, frozenset()))
+    found += _derive(found, derived, problems)
     models, clashes = _settle(found)
     return Catalog(
         tuple(sorted(models, key=lambda model: model.id)),
@@ -76,8 +80,30 @@ def _names_of(path: Path) -> Iterator[str]:
     yield from map(str.lower, name.tags)
 
 
-def _walk(folder: Path, depth: int, problems: list[_Problem], taken: frozenset[Path]) -> Iterator[Model]:
-    """The models in a folder and below. Files in `taken` belong to the manifest of a folder above."""
+def _derive(found: list[Model], derived: list[Path], problems: list[_Problem]) -> list[Model]:
+    """The models that are made from others; these may be made from others in turn."""
+    made: list[Model] = []
+    left = derived
+    while left:
+        catalog, waiting, refused = Catalog((*found, *made)), [], []
+        for manifest in left:
+            try:
+                made.append(read_manifest(manifest, catalog.named))
+            except (ModelRefused, OSError) as error:
+                waiting.append(manifest)
+                refused.append((manifest, str(error)))
+        if len(waiting) == len(left):
+            problems += refused
+            break
+        left = waiting
+    return made
+
+
+def _walk(
+    folder: Path, depth: int, problems: list[_Problem], derived: list[Path], taken: frozenset[Path]
+) -> Iterator[Model]:
+    """The models in a folder and below. Files in `taken` belong to the manifest of a folder above. What is made from
+    another model is put into `derived`."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -86,7 +112,9 @@ def _walk(folder: Path, depth: int, problems: list[_Problem], taken: frozenset[P
         return
     manifest = folder / FILE_NAME
     model: Model | None = None
-    if manifest.is_file():
+    if manifest.is_file() and has_base(manifest):
+        derived.append(manifest)
+    elif manifest.is_file():
         try:
             model = read_manifest(manifest)
             taken = taken | {adapter.path for adapter in model.adapters} | ({model.path} if model.path else set())
@@ -106,7 +134,7 @@ def _walk(folder: Path, depth: int, problems: list[_Problem], taken: frozenset[P
                 why = f"{entry} is a link to a folder, and those are not followed. Link the weight file instead."
                 problems.append((entry, why))
             elif depth < MAX_DEPTH:
-                yield from _walk(entry, depth + 1, problems, taken)
+                yield from _walk(entry, depth + 1, problems, derived, taken)
         elif entry in taken:
             continue
         elif is_adapter(entry):
@@ -185,4 +213,4 @@ def _settle(found: list[Model]) -> tuple[list[Model], list[str]]:
 
 
 def _place(model: Model) -> Path:
-    return model.path or model.folder / FILE_NAME
+    return model.manifest if model.manifest is not None and model.base else model.path or model.folder / FILE_NAME

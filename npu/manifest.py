@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,18 @@ KEYS: Mapping[str, tuple[type, str]] = {
         + ", or `none`; told by its template when absent, see below",
     ),
     "engine_options": (dict, "settings of the engine, see below"),
+    "base": (str, "the name of another model, whose weights it takes, and whatever it does not say itself"),
+    "system": (str, "the system message of chats that have none"),
+    "adapter": (str, "the one of the adapters that answers when a request names none"),
     "adapters": (dict, "LoRA adapters by name, each a file in the manifest's folder, see below"),
 }
 """Every key a manifest may have, with its TOML type and meaning."""
+
+OF_WEIGHTS = (
+    *("engine", "file", "family", "parameters", "quantization", "soc", "abilities", "pooling", "adapters"),
+    "cached_system_prompt",
+)
+"""What a model that has a base cannot say differently."""
 
 SAMPLING_KEYS = tuple(
     field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias", "constraint", "logprobs")
@@ -83,18 +92,34 @@ _NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
 _WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table"}
 
 
-def read_manifest(path: Path) -> Model:
-    """The model a manifest describes. Raises `ModelRefused` with the file, the key and the line to mend."""
+def read_manifest(path: Path, find_base: Callable[[str], Model | None] | None = None) -> Model:
+    """The model a manifest describes. Raises `ModelRefused` with the file, the key and the line to mend.
+
+    `find_base` finds the model that it may be made from.
+    """
+    text, table = _read(path)
+    manifest = _Manifest(path, text, table)
+    return manifest.derived(find_base) if "base" in table else manifest.model()
+
+
+def has_base(path: Path) -> bool:
+    """Whether a manifest describes a model that is made from another. False for one that cannot be read."""
+    try:
+        return "base" in _read(path)[1]
+    except ModelRefused:
+        return False
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelRefused(f"{path} is larger than {MAX_FILE_BYTES >> 20} MB; this is no manifest.")
         text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        return text, tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ModelRefused(f"{path} cannot be read: {error}.") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ModelRefused(f"{path} is not TOML: {error}.") from error
-    return _Manifest(path, text, table).model()
 
 
 class _Manifest:
@@ -105,19 +130,13 @@ class _Manifest:
         self._table = table
 
     def model(self) -> Model:
-        for key in self._table:
-            if key not in KEYS:
-                raise self._refuse(key, f"is not a key of a manifest. There are: {', '.join(KEYS)}")
-            self._check_type(key, KEYS[key][0])
+        self._check_keys()
         weights, engine = self._weights_and_engine()
         name = parse_model_name(weights.stem if weights is not None else self._folder.name)
-        model_id = self._table.get("id", name.id)
-        if not is_model_id(model_id):
-            raise self._refuse("id", f"is {model_id!r}: only lower-case letters, digits, `.`, `_` and `-` may be in it")
+        model_id = self._id(name.id)
         stat = (weights or self._path).stat()
-        context = self._table.get("context_length", name.context_length)
-        if context is not None and not 1 <= context <= MAX_CONTEXT_LENGTH:
-            raise self._refuse("context_length", f"is {context}: it must be between 1 and {MAX_CONTEXT_LENGTH}")
+        context = self._context(name.context_length)
+        adapters = self._adapters(engine)
         soc = self._table.get("soc", name.soc)
         if soc is not None and soc not in SOCS:
             raise self._refuse("soc", f"is {soc!r}: the chips known here are {', '.join(SOCS)}")
@@ -143,11 +162,71 @@ class _Manifest:
             tool_format=self._format("tool_format", tuple(ToolFormat)),
             thinking_format=self._format("thinking_format", tuple(ThinkingFormat)),
             engine_options=self._engine_options(engine),
-            adapters=self._adapters(engine),
+            adapters=adapters,
+            system=self._table.get("system"),
+            adapter=self._adapter(adapters),
+            manifest=self._path,
             abilities=self._abilities(engine),
             pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
             notes=tuple(self._table.get("notes", ())),
         )
+
+    def derived(self, find: Callable[[str], Model | None] | None) -> Model:
+        """The model that has a base: what it does not say is the base's."""
+        self._check_keys()
+        for key in OF_WEIGHTS:
+            if key in self._table:
+                raise self._refuse(key, "belongs to the weights, which are those of the base. Leave it out")
+        base = find(self._table["base"]) if find is not None else None
+        if base is None:
+            raise self._refuse("base", f"is {self._table['base']!r}, and there is no such model here")
+        name = parse_model_name(self._folder.name)
+        model_id = self._id(name.id)
+        return replace(
+            base,
+            id=model_id,
+            names=self._names(model_id, name.tags, ""),
+            context_length=self._context(base.context_length),
+            created=int(self._path.stat().st_mtime),
+            sampling_defaults=self._sampling(base.sampling_defaults),
+            stop=tuple(self._table.get("stop", base.stop)),
+            template=self._template("chat_template") or base.template,
+            rerank_template=self._template("rerank_template") or base.rerank_template,
+            template_options={**base.template_options, **self._values("template_options")},
+            tool_format=self._format("tool_format", tuple(ToolFormat)) or base.tool_format,
+            thinking_format=self._format("thinking_format", tuple(ThinkingFormat)) or base.thinking_format,
+            engine_options={**base.engine_options, **self._engine_options(base.engine)},
+            notes=(*base.notes, *self._table.get("notes", ())),
+            system=self._table.get("system", base.system),
+            adapter=self._adapter(base.adapters) or base.adapter,
+            base=base.id,
+            manifest=self._path,
+        )
+
+    def _check_keys(self) -> None:
+        for key in self._table:
+            if key not in KEYS:
+                raise self._refuse(key, f"is not a key of a manifest. There are: {', '.join(KEYS)}")
+            self._check_type(key, KEYS[key][0])
+
+    def _id(self, default: str) -> str:
+        model_id = self._table.get("id", default)
+        if not is_model_id(model_id):
+            raise self._refuse("id", f"is {model_id!r}: only lower-case letters, digits, `.`, `_` and `-` may be in it")
+        return str(model_id)
+
+    def _context(self, default: int | None) -> int | None:
+        context: int | None = self._table.get("context_length", default)
+        if context is not None and not 1 <= context <= MAX_CONTEXT_LENGTH:
+            raise self._refuse("context_length", f"is {context}: it must be between 1 and {MAX_CONTEXT_LENGTH}")
+        return context
+
+    def _adapter(self, adapters: tuple[LoraAdapter, ...]) -> str | None:
+        name: str | None = self._table.get("adapter")
+        known = [adapter.name for adapter in adapters]
+        if name is not None and name not in known:
+            raise self._refuse("adapter", f"is {name!r}, and the model's adapters are: {', '.join(known) or 'none'}")
+        return name
 
     def _weights_and_engine(self) -> tuple[Path | None, str]:
         engine = self._table.get("engine")
@@ -233,7 +312,9 @@ class _Manifest:
         names = [*(given or tags), stem]
         return tuple(name for name in dict.fromkeys(names) if name and name != model_id)
 
-    def _sampling(self) -> dict[str, float | int | bool]:
+    def _sampling(
+        self, defaults: Mapping[str, float | int | bool] = SAMPLING_DEFAULTS
+    ) -> dict[str, float | int | bool]:
         given = self._table.get("sampling", {})
         neutral = Sampling()
         for key, value in given.items():
@@ -242,7 +323,7 @@ class _Manifest:
             expected = type(getattr(neutral, key))
             if type(value) is not expected and not (expected is float and type(value) is int):
                 raise self._refuse(key, f"is {value!r}: it must be a {expected.__name__}", "sampling")
-        settled = {**SAMPLING_DEFAULTS, **given}
+        settled = {**defaults, **given}
         try:
             check_sampling(Sampling(**settled), 0)
         except SamplingRefused as refused:

@@ -87,6 +87,14 @@ class Model:
     """The text of a template for `query` and `document`, instead of a chat that asks whether they belong together."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
+    system: str | None = None
+    """The system message of chats that have none."""
+    adapter: str | None = None
+    """The one of its adapters that answers when a request names none."""
+    base: str = ""
+    """The id of the model it was made from; empty for one with weights of its own."""
+    manifest: Path | None = None
+    """What describes it; None for a bare file."""
 
     def sampling(self, **chosen: object) -> Sampling:
         """The model's sampling with the `chosen` fields instead of its defaults. Raises `TypeError` on an unknown field."""

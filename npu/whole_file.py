@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def put_in_place(draft: Path, path: Path) -> None:
     sync(draft)
     draft.replace(path)
     sync(path.parent)
+
+
+def put_folder_in_place(draft: Path, folder: Path) -> None:
+    """Give a whole folder its name; what had it is removed. Whoever has files of that open keeps them. Raises `OSError`.
+
+    The two lie on one disk, and nobody looks into the folder that `draft` lies in.
+    """
+    sync(draft)
+    old = draft.with_name(f"{draft.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -69,6 +69,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Numbers in each of its vectors, where that is known."""
     adapters: tuple[str, ...] = ()
     """Its LoRA adapters: `id:adapter` is the two together."""
+    base: str = ""
+    """The id of the model it was made from; empty for one with weights of its own."""
     refuses: dict[str, str] = {}
     """Fields of a request it cannot honour, each with the reason."""
     notes: tuple[str, ...] = ()

@@ -83,7 +83,7 @@ def list_models(
     catalog = find_models(load(TaskSettings).models_dir)
     rows = []
     for model in catalog.models:
-        record = read_record(model.folder)
+        record = read_record(model.folder) if not model.base else None
         rows.append(
             {
                 "id": model.id,
@@ -93,6 +93,7 @@ def list_models(
                 "quantization": model.quantization,
                 "bytes": model.size_bytes,
                 "path": str(model.path or model.folder),
+                "base": model.base or None,
                 "source": record.source if record is not None else None,
             }
         )
@@ -125,6 +126,9 @@ def rm(
         gone = remove(folder, model)
     except OSError as error:
         raise CommandFailed("disk", f"The files of '{model}' in {folder} cannot be removed: {error}.") from error
+    if gone.base:
+        print(f"Removed {gone.id}, which was made from {gone.base}.")
+        return
     size = f", {gone.size_bytes / 1e6:,.0f} MB" if gone.size_bytes else ""
     print(f"Removed {gone.id} ({gone.path or gone.folder}{size}).")
 

@@ -22,8 +22,11 @@ from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
+from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
+from tasks.board.pull.shelf import shelf_of
+from tasks.board.pulls import Pulls
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
@@ -81,6 +84,12 @@ class Agent:
         """It has taken over what an earlier agent left, and loaded the default model."""
         self._started = time.time()
         self._leaving = threading.Event()
+        self._looked = threading.Condition()
+        self._looks_asked = self._looks_done = 0
+        pulls = Pulls(
+            self._client, self._board, lambda wait: shelf_of(settings, board_settings, wait=wait), self.look_again
+        )
+        self._inventory = Inventory(settings.models_dir, pulls, self.look_again)
         self._desk: Desk | None = None
 
     def leave(self) -> None:
@@ -93,7 +102,13 @@ class Agent:
             self._leaving.wait(1.0)
         self._try(self._look)
         self._desk = Desk(
-            self._client, self._settings, lambda: self._catalog, self.load, self.unload, self._keeping.ask
+            self._client,
+            self._settings,
+            lambda: self._catalog,
+            self.load,
+            self.unload,
+            self._keeping.ask,
+            self._inventory.obey,
         )
         pauses = {
             self._breathe: roster.BREATH,
@@ -109,16 +124,26 @@ class Agent:
             self._losses.note(self._workers.ended())
             self._try(self._losses.report)
             self._try(self._tell_to_load)
+            if self._looks_asked > self._looks_done:
+                due[self._look] = 0.0
             for task, at in due.items():
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
                     self._try(task)
+        self._inventory.close()
         self._desk.close()
         self._survive(lambda: self._workers.stop_all(GRACE))
         self._losses.note(self._workers.ended())
         self._try(self._losses.report)
         self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
         return 0
+
+    def look_again(self) -> None:
+        """Have the models folder read now. Returns once what is there was announced, or soon when that cannot be done."""
+        with self._looked:
+            self._looks_asked += 1
+            mine = self._looks_asked
+            self._looked.wait_for(lambda: self._looks_done >= mine, timeout=LOOK)
 
     def load(self, model: Model) -> None:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
@@ -204,6 +229,15 @@ class Agent:
 
     def _look(self) -> None:
         """Read the models folder, and announce what is there."""
+        asked = self._looks_asked
+        try:
+            self._announce()
+        finally:
+            with self._looked:
+                self._looks_done = asked
+                self._looked.notify_all()
+
+    def _announce(self) -> None:
         problems: list[str] = []
         found = self._read_models(problems)
         for problem in problems:

@@ -18,8 +18,9 @@ from tasks import commands, keys
 from tasks.board.defects import Defects
 from tasks.board.lanes import Lanes
 from tasks.connection import UNREACHABLE, Outages
+from tasks.errors import CommandFailed
 from tasks.events import FailureCode, encode_events
-from tasks.prompting.failures import failure
+from tasks.prompting.failures import failure, without_folders
 from tasks.prompting.prepare import Preparer
 from tasks.prompting.setup import setup_of
 from tasks.requests import Unreadable, decode_request
@@ -37,7 +38,8 @@ AGAIN = 0.25
 
 
 class Desk:
-    """Listens on the board's command channel. `load`, `unload` and `keep` are the agent's; the rest is answered here."""
+    """Listens on the board's command channel. `load`, `unload`, `keep` and `shelve` are the agent's; the rest is answered
+    here."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Desk:
         load: Callable[[Model], None],
         unload: Callable[[Model], None],
         keep: Callable[[str, float], None],
+        shelve: Callable[[commands.Shelving], object],
     ) -> None:
         self._client = client
         self._settings = settings
@@ -54,6 +57,7 @@ class Desk:
         self._load = load
         self._unload = unload
         self._keep = keep
+        self._shelve = shelve
         self._setup = setup_of(settings)
         self._preparers: dict[str, tuple[tuple[object, ...], Preparer]] = {}
         """Each with what it was made from."""
@@ -106,6 +110,8 @@ class Desk:
         """Obey, and reply whatever comes of it: somebody waits."""
         try:
             result = self._obey(envelope.command, since)
+        except CommandFailed as error:
+            self._reply(envelope, code=error.code, error=without_folders(str(error)))
         except OSError as error:
             log.error("a command failed, the files of %s cannot be read: %s", envelope.command.model, error)
             why = f"The files of '{envelope.command.model}' cannot be read on this board ({error.strerror or error})."
@@ -129,7 +135,7 @@ class Desk:
 
     def _obey(self, command: commands.Command, since: float) -> object:
         if isinstance(command, commands.Shelving):
-            raise ModelRefused("This board cannot fetch, make or remove models by command yet.")
+            return self._shelve(command)
         model = self._catalog().find(command.model)
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")

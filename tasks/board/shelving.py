@@ -1,18 +1,27 @@
-"""Models taken off the shelf: which files go, and which must not."""
+"""Models made from others, and models taken off the shelf: which files come, which go, and which must not."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any, Final
 
 from npu.catalog import Catalog, find_models
-from npu.manifest import FILE_NAME
-from npu.model import Model
-from npu.whole_file import sync
-from tasks.commands import CommandCode
+from npu.chat_template import ChatTemplate
+from npu.errors import ModelRefused, TemplateFailed
+from npu.manifest import FILE_NAME, read_manifest
+from npu.model import Model, is_model_id
+from npu.whole_file import put_folder_in_place, sync, write_whole
+from tasks.commands import CommandCode, Create
 from tasks.errors import CommandFailed
 
+PARTIAL: Final = ".partial"
+TEMPLATE: Final = "chat_template.jinja"
+
+_WORD = r"[a-z0-9][a-z0-9._-]*"
+_NAME = re.compile(rf"(?:{_WORD}/)*{_WORD}(?::{_WORD})?")
 _SHARD = re.compile(r"-00001-of-(\d{5})$")
 
 
@@ -22,36 +31,138 @@ def remove(models_dir: Path, name: str) -> Model:
     A model with a manifest is its folder; a bare file is that file, with its further parts.
     """
     catalog = find_models(models_dir)
-    model = catalog.find(name)
-    if model is None:
-        raise missing(name, catalog)
-    manifest = model.folder / FILE_NAME
-    if model.folder == models_dir or not manifest.is_file():
-        for file in [*_weights(model), *([manifest] if manifest.is_file() else [])]:
+    model = _present(name, catalog)
+    made = [other.id for other in catalog.models if other.base == model.id]
+    if made:
+        raise CommandFailed(
+            CommandCode.MODEL_IN_USE, f"'{model.id}' is what {', '.join(made)} is made from. Remove that first."
+        )
+    home = model.manifest.parent if model.manifest is not None else None
+    if home is None or home == models_dir:
+        for file in [*([] if model.base else _weights(model)), *([model.manifest] if model.manifest else [])]:
             file.unlink(missing_ok=True)
         sync(model.folder)
         return model
-    inside = [other.id for other in catalog.models if other is not model and other.folder.is_relative_to(model.folder)]
+    inside = [other.id for other in catalog.models if other.id != model.id and _home(other).is_relative_to(home)]
     if inside:
         raise CommandFailed(
             CommandCode.MODEL_IN_USE,
             f"The folder of '{model.id}' has other models in it: {', '.join(inside)}. Remove those first.",
         )
     # Renamed first: a folder that is being removed would still be read as a model, and be half of one.
-    partial = models_dir / ".partial"
-    partial.mkdir(exist_ok=True)
-    gone = partial / f"{model.id}.gone"
+    gone = _partial(models_dir) / f"{model.id}.gone"
     shutil.rmtree(gone, ignore_errors=True)
-    model.folder.rename(gone)
-    sync(model.folder.parent)
+    home.rename(gone)
+    sync(home.parent)
     shutil.rmtree(gone)
     return model
 
 
-def missing(name: str, catalog: Catalog) -> CommandFailed:
-    """There is no such model."""
-    known = ", ".join(model.id for model in catalog.models[:20]) or "none"
-    return CommandFailed(CommandCode.MODEL_MISSING, f"This board has no model '{name[:100]}'. It has {known}.")
+def copy(models_dir: Path, name: str, to: str) -> Model:
+    """A model like another, under another name. Raises `CommandFailed` and `OSError`."""
+    return create(models_dir, Create(model=to, base=name))
+
+
+def create(models_dir: Path, wanted: Create) -> Model:
+    """Make a model out of one that is there: a manifest that names it as its base. Raises `CommandFailed` and `OSError`."""
+    model_id, names = _named(wanted.model)
+    catalog = find_models(models_dir)
+    base = _present(wanted.base, catalog)
+    folder = models_dir / model_id
+    for name in (model_id, *names):
+        owner = catalog.named(name)
+        if owner is not None and not (owner.base and owner.id == model_id and owner.manifest == folder / FILE_NAME):
+            raise _taken(wanted.model, f"'{owner.id}' has it")
+    if folder.exists() and catalog.named(model_id) is None:
+        raise _taken(wanted.model, f"the folder {folder} has something else in it")
+    if base.id == model_id or _comes_from(base, model_id, catalog):
+        raise CommandFailed(
+            CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made from itself. Give it another name."
+        )
+    stage = _partial(models_dir) / f"{model_id}.new"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        if wanted.template is not None:
+            ChatTemplate(wanted.template).check()
+            write_whole(stage / TEMPLATE, wanted.template.encode())
+        write_whole(stage / FILE_NAME, _manifest(model_id, names, base, wanted).encode())
+        made = read_manifest(stage / FILE_NAME, catalog.named)
+    except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise CommandFailed(CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made so: {error}") from error
+    put_folder_in_place(stage, folder)
+    return made
+
+
+def _present(name: str, catalog: Catalog) -> Model:
+    model = catalog.named(name.removesuffix(":latest")) or catalog.named(name)
+    if model is None:
+        known = ", ".join(each.id for each in catalog.models[:20]) or "none"
+        raise CommandFailed(CommandCode.MODEL_MISSING, f"This board has no model '{name[:100]}'. It has {known}.")
+    return model
+
+
+def _named(name: str) -> tuple[str, tuple[str, ...]]:
+    """The id and the further names of a model that is to be called so. Raises `CommandFailed`."""
+    bare = name.strip().lower().removesuffix(":latest")
+    model_id = re.sub(r"[:/]", "-", bare)
+    if _NAME.fullmatch(bare) is None or not is_model_id(model_id):
+        raise CommandFailed(
+            CommandCode.NAME_REFUSED,
+            f"'{name[:100]}' cannot name a model: it has letters, digits, `.`, `_`, `-`, and a colon before a tag, at most 100.",
+        )
+    return model_id, (bare,) if bare != model_id else ()
+
+
+def _taken(name: str, why: str) -> CommandFailed:
+    return CommandFailed(
+        CommandCode.NAME_REFUSED, f"The name '{name}' is taken: {why}. Choose another, or delete that first."
+    )
+
+
+def _comes_from(model: Model, base: str, catalog: Catalog) -> bool:
+    seen: set[str] = set()
+    while model.base and model.base not in seen:
+        if model.base == base:
+            return True
+        seen.add(model.base)
+        found = catalog.named(model.base)
+        if found is None:
+            return False
+        model = found
+    return False
+
+
+def _manifest(model_id: str, names: tuple[str, ...], base: Model, wanted: Create) -> str:
+    keys: dict[str, Any] = {"id": model_id, "names": list(names), "base": base.id}
+    given = {
+        "system": wanted.system,
+        "stop": list(wanted.stop) if wanted.stop is not None else None,
+        "context_length": wanted.context_length,
+        "adapter": wanted.adapter,
+        "chat_template": TEMPLATE if wanted.template is not None else None,
+    }
+    keys |= {key: value for key, value in given.items() if value is not None}
+    lines = [f"{key} = {_toml(value)}" for key, value in keys.items()]
+    if wanted.sampling:
+        lines += ["", "[sampling]", *(f"{_toml(key)} = {_toml(value)}" for key, value in wanted.sampling.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    # The strings of JSON are strings of TOML, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _home(model: Model) -> Path:
+    return model.manifest.parent if model.manifest is not None else model.folder
+
+
+def _partial(models_dir: Path) -> Path:
+    folder = models_dir / PARTIAL
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _weights(model: Model) -> list[Path]:

@@ -36,6 +36,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         abilities=tuple(sorted(model.abilities)),
         embedding_length=facts.embedding_length,
         adapters=tuple(adapter.name for adapter in model.adapters),
+        base=model.base,
         refuses=dict(facts.refuses),
         notes=tuple(map(without_folders, facts.notes)),
         last_load=LastLoad(**asdict(facts.last_load)) if facts.last_load is not None else None,

@@ -229,6 +229,8 @@ class Preparer:
             raise PromptRefused(
                 f"chat_template_kwargs may not hold '{min(reserved)}': it is set from the request itself."
             )
+        if self._model.system and not any(message.role in ("system", "developer") for message in messages):
+            messages = (Message("system", self._model.system), *messages)
         made = self._conversation.variables(messages, tools, self._calls)
         return self._template.render(**{**template_options, **made})
 
@@ -290,7 +292,7 @@ class Preparer:
             raise hidden.refusal("be given tools")
         if request.thinking_budget is not None:
             raise hidden.refusal("be held to a budget of thought")
-        if [message.role for message in request.messages] != ["user"]:
+        if self._model.system or [message.role for message in request.messages] != ["user"]:
             raise hidden.refusal("take a system message, or a conversation of several turns")
         options = {**self._model.template_options, **request.template_options}
         unknown = options.keys() - {
@@ -301,7 +303,12 @@ class Preparer:
             raise hidden.refusal(f"be told '{min(unknown)}', a variable of a chat template")
         turn = Turn(request.messages[0].content, thinking=options.get("enable_thinking", True) is not False)
         most = self._context_length
-        return Prompt((), most if request.max_tokens is None else min(request.max_tokens, most), request.adapter, turn)
+        return Prompt(
+            (), most if request.max_tokens is None else min(request.max_tokens, most), self._adapter(request), turn
+        )
+
+    def _adapter(self, request: GenerateRequest) -> str | None:
+        return request.adapter or self._model.adapter
 
     def _prompt(self, tokens: Sequence[int], request: GenerateRequest) -> Prompt:
         max_tokens = request.max_tokens
@@ -312,7 +319,7 @@ class Preparer:
         if room < 1:
             raise ContextTooLong(len(tokens), max_tokens, context)
         most = min(max_tokens, room) if max_tokens is not None else room
-        return Prompt(tokens=tokens, max_tokens=most, adapter=request.adapter)
+        return Prompt(tokens=tokens, max_tokens=most, adapter=self._adapter(request))
 
 
 def _given(options: SamplingOptions) -> dict[str, Any]:

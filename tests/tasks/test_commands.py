@@ -33,6 +33,7 @@ from tasks.commands import (
     NotUnderstood,
     Prepare,
     Render,
+    Shelving,
     Tokenize,
     Unload,
     decode_envelope,
@@ -66,13 +67,18 @@ class Office:
         self.gate.set()
         model = Model(id="echo", engine="echo", folder=folder, names=("echo:small",))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, context_length=128)
-        self.desk = Desk(client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep)
+        self.desk = Desk(
+            client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep, self._shelve
+        )
 
     def _load(self, model: Model) -> None:
         self.gate.wait(LIMIT)
         if self.trouble is not None:
             raise self.trouble
         self.loaded.append(model.id)
+
+    def _shelve(self, command: Shelving) -> object:
+        raise CommandFailed("played", f"{command.model} is in /srv/models/x.")
 
     def _unload(self, model: Model) -> None:
         self.unloaded.append(model.id)

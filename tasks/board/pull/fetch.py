@@ -21,7 +21,7 @@ import msgspec
 from npu.catalog import find_models
 from npu.errors import ModelRefused
 from npu.manifest import FILE_NAME, read_manifest
-from npu.whole_file import sync, write_whole
+from npu.whole_file import put_folder_in_place, sync, write_whole
 from tasks.board.pull.asked import parse
 from tasks.board.pull.beside import PlannedFile
 from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, transfers
@@ -88,7 +88,7 @@ class _Pull:
                 return
             yield from self._gather(plan)
             yield self._say(PullStep.PLACING, id=plan.id)
-            self._place(plan)
+            put_folder_in_place(self._partial / plan.id, self._shelf.models_dir / plan.id)
         yield self._say(PullStep.DONE, id=plan.id)
 
     def _say(self, step: PullStep, **known: object) -> PullProgress:
@@ -226,17 +226,6 @@ class _Pull:
             )
         yield self._say(PullStep.VERIFYING, file=file.name, digest=f"sha256:{found}", completed=size, total=size)
         return found
-
-    def _place(self, plan: Plan) -> None:
-        folder, stage = self._shelf.models_dir / plan.id, self._partial / plan.id
-        sync(stage)
-        old = self._partial / f"{plan.id}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():  # an older pull of it: a worker that has it loaded keeps its files
-            folder.rename(old)
-        stage.rename(folder)
-        sync(self._shelf.models_dir)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _copied(source: Path, target: Path) -> Iterator[tuple[int, int | None, float]]:

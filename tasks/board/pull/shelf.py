@@ -31,11 +31,18 @@ class Shelf:
     """Seconds to wait after the first attempt that brought nothing."""
 
 
-def shelf_of(settings: TaskSettings, board: BoardSettings, soc: str | None = None) -> Shelf:
+def shelf_of(
+    settings: TaskSettings,
+    board: BoardSettings,
+    soc: str | None = None,
+    *,
+    wait: Callable[[float], object] = time.sleep,
+) -> Shelf:
     """The shelf of this machine. With `soc`, models for that chip are fetched instead of those for its own."""
     token = board.hf_token.get_secret_value() if board.hf_token is not None else None
     return Shelf(
         settings.models_dir,
         partial(read_machine, setup_of(settings), board.memory_reserve, soc),
-        Hub(opener(), board.hf_endpoint, token),
+        Hub(opener(), board.hf_endpoint, token, wait=wait),
+        wait=wait,
     )

@@ -21,7 +21,8 @@ from npu.simulator import SimulatedModel, write_model
 from tasks import commands, keys
 from tasks.board import desk as module
 from tasks.board.desk import WAITING, Desk
-from tasks.commands import BUSY, Command, CommandReply, Envelope, Load, Prepare, Tokenize, Unload
+from tasks.commands import BUSY, Command, CommandReply, Delete, Envelope, Load, Prepare, Shelving, Tokenize, Unload
+from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.jobs import new_job_id
 from tasks.requests import ChatRequest, Message, encode_request
@@ -50,7 +51,13 @@ class Office:
         self._replies.subscribe(keys.replies(self.name))
         settings = TaskSettings(data_dir=folder, models_dir=folder, board_name=BOARD, rkllm_library="simulator")
         self.desk = Desk(
-            client, settings, lambda: Catalog(self.models), self._load, self._unload, lambda model, seconds: None
+            client,
+            settings,
+            lambda: Catalog(self.models),
+            self._load,
+            self._unload,
+            lambda model, seconds: None,
+            self._shelve,
         )
         eventually(self._listens, what="a listening desk")
 
@@ -61,6 +68,9 @@ class Office:
         if self.trouble is not None:
             raise self.trouble
         self.done.append(f"load {model.id}")
+
+    def _shelve(self, command: Shelving) -> object:
+        raise CommandFailed("played", f"{command.model} is in /srv/models/x.")
 
     def _unload(self, model: Model) -> None:
         self.unloading.set()
@@ -261,3 +271,10 @@ def test_a_tokenizer_that_is_put_beside_a_model_is_seen(office: Office, tmp_path
     kept.rename(file)
     office.send("2", Tokenize("simulated", "ab"))
     assert office.reply().result == msgspec.Raw(b"[97,98]")
+
+
+def test_what_changes_the_inventory_is_asked_of_the_agent(office: Office) -> None:
+    """Also for a model that is not there yet; its refusal reaches whoever asked, without the board's folders."""
+    office.send("delete", Delete("new"))
+    answer = office.reply()
+    assert (answer.code, answer.error) == ("played", "new is in …/x.")

@@ -304,6 +304,26 @@ def test_a_question_leaves_room_for_its_answer() -> None:
         questions("b", context_length=length)
 
 
+def test_a_models_own_system_message_speaks_when_the_chat_has_none() -> None:
+    """Also in counts and texts; a chat that has one is left as it is, and a runtime that can take none refuses."""
+    source = "{% for m in messages %}[{{ m.role }} {{ m.content }}]{% endfor %}"
+    made = Preparer(replace(MODEL, system="Be Mario."), EchoTokenizer(), template(source), 100)
+    assert made.text_of(chat("hi")) == "[system Be Mario.][user hi]"
+    own = ChatRequest((Message("system", "Be Luigi."), Message("user", "hi")))
+    assert made.text_of(own) == "[system Be Luigi.][user hi]"
+    hidden = Preparer(replace(MODEL, system="Be Mario."), HiddenTokenizer("m"), None, 100)
+    with pytest.raises(PromptRefused, match="system message"):
+        hidden.prepare(chat("hi"))
+
+
+def test_a_models_own_adapter_answers_when_none_is_named() -> None:
+    """And a request may name another of them."""
+    adapters = tuple(LoraAdapter(name, Path("/nowhere")) for name in ("poet", "bard"))
+    made = preparer(model=replace(MODEL, adapters=adapters, adapter="poet"))
+    assert [prompt.adapter for prompt in made.prepare(CompletionRequest(("a",))).prompts] == ["poet"]
+    assert only(made.prepare(chat("hi", adapter="bard")).prompts).adapter == "bard"
+
+
 def test_an_adapter_is_the_models_own() -> None:
     """It goes with each prompt; one the model does not have is refused by name, before the engine is asked."""
     made = preparer(model=replace(MODEL, adapters=(LoraAdapter("poet", Path("/nowhere/poet")),)))
