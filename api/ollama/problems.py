@@ -46,8 +46,9 @@ def render(problem: Problem) -> bytes:
     message = problem.message
     if problem.code == "rate_limit_exceeded":
         message = f"{BUSY}. {message}"
-    elif problem.param in NAMES:
-        message = message.replace(problem.param, NAMES[problem.param], 1)
+    elif (field := NAMES.get(problem.param or "")) is not None and field not in message:
+        # There is nothing but the sentence here to name a field, so it has to.
+        message = f"{field}: {message}"
     return msgspec.json.encode({"error": message})
 
 

@@ -15,8 +15,9 @@ from tests.stack import Stack, eventually
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """An echo to chat with, and one that embeds; they stay ten minutes."""
+    """An echo to chat with, one that thinks and calls tools, and one that embeds; they stay ten minutes."""
     stack = Stack({"echo": {}}, default_model="echo", keep_alive=600)
+    stack.add_model("caller", {}, 'tool_format = "hermes"\nthinking_format = "think"')
     stack.add_model("reader", {}, 'abilities = ["embedding"]')
     with stack:
         yield stack
@@ -69,6 +70,47 @@ def test_a_conversation_that_does_not_fit(stack: Stack) -> None:
     refused = httpx.post(stack.url + "/api/chat", json=body | {"truncate": False}, timeout=60)
     assert refused.status_code == 400
     assert "200" in refused.json()["error"]
+
+
+CALL = '<think>Hm.</think>Let me see.<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
+
+
+def weather(city: str) -> str:
+    """Tell the weather.
+
+    Args:
+      city: Where.
+    """
+    return f"rain in {city}"
+
+
+def test_tools_and_thoughts(client: ollama.Client) -> None:
+    """A function of Python is a tool; its call comes whole, apart from text and thoughts, and its result goes back."""
+    assert set(client.show("caller").capabilities or []) >= {"completion", "tools", "thinking"}
+    turns: Any = ask(CALL)
+    whole = client.chat("caller", turns, tools=[weather], think=True).message
+    assert (whole.thinking, whole.content) == ("Hm.", "Let me see.")
+    [call] = whole.tool_calls or []
+    assert weather(**call.function.arguments) == "rain in Köln"
+    parts = [part.message for part in client.chat("caller", turns, tools=[weather], stream=True)]
+    assert "".join(part.thinking or "" for part in parts) == "Hm."
+    assert "".join(part.content or "" for part in parts) == "Let me see."
+    assert [each.function for part in parts for each in part.tool_calls or []] == [call.function]
+    turns += [whole, {"role": "tool", "content": "rain", "tool_name": "weather"}]
+    assert "rain" in (client.chat("caller", turns, tools=[weather]).message.content or "")
+    with pytest.raises(ollama.ResponseError, match='"echo" does not support tools'):
+        client.chat("echo", turns, tools=[weather])
+    with pytest.raises(ollama.ResponseError, match='"echo" does not support thinking'):
+        client.chat("echo", turns, think="high")
+
+
+def test_a_template_of_the_request(client: ollama.Client) -> None:
+    """Is rendered in place of the model's own."""
+    reply = client.generate("echo", "hi", template="<|user|>{{ messages[-1].content }} there<|end|><|assistant|>")
+    assert "hi there" in (reply.response or "")
+    with pytest.raises(ollama.ResponseError, match="template") as caught:
+        client.generate("echo", "hi", template="{% for %}")
+    assert caught.value.status_code == 400
 
 
 def test_vectors_of_texts_too_long(client: ollama.Client) -> None:

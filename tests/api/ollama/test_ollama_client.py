@@ -217,6 +217,24 @@ def test_an_error_in_mid_stream_is_raised(client: ollama.Client, place: Site) ->
     assert seen == ["Hel"]
 
 
+@pytest.mark.parametrize(
+    ("param", "message", "says"),
+    [
+        ("output", "This engine cannot do it.", "format: This engine cannot do it."),
+        ("prompts", "'prompt' is empty.", "'prompt' is empty."),
+        (None, "It broke.", "It broke."),
+    ],
+)
+def test_a_field_is_named_in_the_sentence(
+    client: ollama.Client, place: Site, param: Any, message: str, says: str
+) -> None:
+    """As there is no other place for it, by the name it has on this wire."""
+    place.relay.play(Failed(FailureCode.UNSUPPORTED, message, param))
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.chat("tiny", MESSAGES)
+    assert (caught.value.error, caught.value.status_code) == (says, 400)
+
+
 def test_results_of_tools_find_their_calls(client: ollama.Client, place: Site) -> None:
     """Some clients name neither the tool nor the call of a result."""
     calls = [{"function": {"name": name, "arguments": {}}} for name in ("weather", "time")]
