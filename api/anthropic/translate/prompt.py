@@ -84,7 +84,10 @@ def _tool_choice(body: CountBody, tools: tuple[Tool, ...]) -> ToolChoice:
         return ToolChoice("none")
     known = {tool.name for tool in tools}
     if not known or (choice.name is not None and choice.name not in known):
-        raise invalid("The tool that should be called is none of 'tools'.", "tool_choice")
+        raise invalid(
+            "The tool that should be called is none of 'tools'; those that Anthropic's own servers run are not offered here.",
+            "tool_choice",
+        )
     return ToolChoice("required", (choice.name,) if choice.type == "tool" and choice.name else ())
 
 

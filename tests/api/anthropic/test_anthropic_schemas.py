@@ -66,6 +66,7 @@ def turns(*said: dict[str, Any]) -> tuple[Message, ...]:
         ("tools", [{"input_schema": {}}], "tools.0.name"),
         ("tools", [{"type": "computer_20250124", "name": "computer"}], "tools"),
         ("tool_choice", {"type": "any"}, "tool_choice"),
+        ("tool_choice", {"type": "tool", "name": "web_search"}, "tool_choice"),
         ("tool_choice", {"type": "tool"}, "tool_choice"),
         ("tool_choice", {"type": "sometimes"}, "tool_choice.type"),
         ("thinking", {"type": "enabled", "budget_tokens": 0}, "thinking.budget_tokens"),
