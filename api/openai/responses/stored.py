@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -122,12 +123,19 @@ class Stored:
                 "previous_response_id",
                 "previous_response_not_ended",
             )
-        return self.input + [item for item in self.body["output"] if _said_something(item)]
+        return self.input + [_bare(item) for item in self.body["output"] if _said_something(item)]
 
 
 def _said_something(item: dict[str, object]) -> bool:
     # A call that was cut off is nothing that a tool could answer.
     return item["status"] == "completed" or item["type"] in ("message", "reasoning")
+
+
+def _bare(item: dict[str, Any]) -> dict[str, Any]:
+    """The item without its log probabilities, which are many times its text."""
+    if item["type"] != "message":
+        return item
+    return item | {"content": [part | {"logprobs": []} for part in item["content"]]}
 
 
 def _prefix(item: dict[str, object]) -> str:

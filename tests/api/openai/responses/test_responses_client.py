@@ -224,6 +224,12 @@ def test_log_probabilities(client: openai.OpenAI, place: Site) -> None:
     one = {"token": "é", "bytes": [195, 169], "logprob": -0.5}
     assert told == [one | {"top_logprobs": [one]}]
     assert asked(place).logprobs == 1
+    kept(place)
+    assert client.responses.retrieve(reply.id).output == reply.output
+    client.responses.create(model="tiny", input="And?", previous_response_id=reply.id)
+    kept(place)
+    before = client.responses.input_items.list(reply.id).data[1].to_dict()
+    assert before["content"] == [{"type": "output_text", "text": "é", "annotations": [], "logprobs": []}]
 
 
 def test_an_answer_that_was_cut_off_is_incomplete(client: openai.OpenAI, place: Site) -> None:
