@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from api.needs import Services
 from api.openai.feeding import Feeding
@@ -11,7 +12,7 @@ from api.presence import breathing
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.shelf import Shelf
-from api.storage import LocalStorage
+from api.storage import LocalStorage, Storage
 from api.sweeping import sweeping
 from api.texts import Texts
 from tasks.api_keys import ApiKeys
@@ -25,6 +26,16 @@ from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
 from tasks.store import JobBook, JobStore
+
+
+def storage_of(settings: ApiSettings, data_dir: Path) -> Storage:
+    """Where files lie, as the settings say. Raises `OSError` when that names no object store."""
+    if settings.files_url is None:
+        return LocalStorage(data_dir / "files")
+    # Few need it, and it is larger than the rest of the API.
+    from api.object_storage import ObjectStorage
+
+    return ObjectStorage(settings.files_url)
 
 
 @asynccontextmanager
@@ -62,7 +73,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         stack.push_async_callback(relay.finish)
 
         files, batches = FileBook(client), BatchBook(client, waits_for)
-        storage = LocalStorage(tasks_settings.data_dir / "files")
+        storage = storage_of(settings, tasks_settings.data_dir)
         feeding = Feeding(batches, files, storage, relay, roster, settings, tasks_settings.lease)
         await stack.enter_async_context(feeding.running())
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from tasks.settings import CommaList, Settings, split_commas
+
+STORES = ("s3", "gs", "az", "https", "file")
+"""Beginnings of the URLs of object stores."""
 
 
 class ApiSettings(Settings):
@@ -78,6 +83,11 @@ class ApiSettings(Settings):
     )
     max_body: int = Field(10_000_000, ge=1_000, description="Bytes of the largest request body.")
     max_file: int = Field(512_000_000, ge=1_000, description="Bytes of the largest file that may be uploaded.")
+    files_url: str | None = Field(
+        None,
+        description="The object store for files of batches: `s3://BUCKET/PREFIX`, `gs://`, `az://`, or `file:///PATH` for a "
+        "share that every API machine mounts. Unset: the folder `files` of the data directory.",
+    )
     max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
     max_prompts: int = Field(
         128, ge=1, description="Answers one completion request may ask for: its prompts times `n`."
@@ -117,6 +127,15 @@ class ApiSettings(Settings):
             # A header cannot carry anything else, so such a key would lock everybody out.
             if not plain or not all("!" <= char <= "~" for char in plain):
                 raise ValueError("an API key must be visible ASCII characters without spaces")
+        return value
+
+    @field_validator("files_url")
+    @classmethod
+    def _object_store(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in STORES:
+            raise ValueError(f"it should begin with one of {', '.join(f'{scheme}://' for scheme in STORES)}")
+        if value is not None and find_spec("obstore") is None:
+            raise ValueError("its client is not installed: `.venv/bin/pip install obstore` does that")
         return value
 
     @field_validator("allowed_hosts")

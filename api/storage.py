@@ -1,4 +1,4 @@
-"""Where files lie: what people upload, and what batches write. One small interface; here on a disk of the API's machine."""
+"""Where files lie: what people upload, and what batches write. One small interface, and a folder of this machine behind it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ class Storage(Protocol):
 
         So whoever knows how far a file is good goes on there, whatever a process that died has written behind it.
         """
+
+    async def seal(self, name: str) -> None:
+        """Nothing more will be appended. Twice is safe."""
 
     async def delete(self, name: str) -> None:
         """Forget the file; nothing happens when there is none."""
@@ -72,6 +75,9 @@ class LocalStorage:
 
     async def append(self, name: str, at: int, data: bytes) -> None:
         await asyncio.to_thread(self._append, self._folder / name, at, data)
+
+    async def seal(self, name: str) -> None:
+        pass
 
     async def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)

@@ -277,6 +277,7 @@ class Feeder:
             (self._order.error_file, "error", self._refused),
         ):
             if size:
+                await self._storage.seal(file_id)
                 await self._files.add(
                     StoredFile(
                         id=file_id,

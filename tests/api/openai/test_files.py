@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -14,7 +14,8 @@ import openai
 import pytest
 import redis
 
-from api.storage import NEW, LocalStorage
+from api.object_storage import ObjectStorage
+from api.storage import NEW, LocalStorage, Storage
 from tasks import api_keys, keys
 from tasks.api_keys import Scope
 from tasks.settings import TaskSettings
@@ -172,16 +173,69 @@ def test_files_belong_to_the_key_that_made_them(client: openai.OpenAI, valkey_ur
             none.files.list()
 
 
+def storages(folder: Path) -> dict[str, Callable[[], Storage]]:
+    """Every kind of storage over an empty folder, as often as it is opened."""
+    (folder / "objects").mkdir()
+    return {
+        "local": lambda: LocalStorage(folder / "files"),
+        "objects": lambda: ObjectStorage((folder / "objects").as_uri()),
+    }
+
+
+async def read(storage: Storage, name: str, start: int = 0) -> bytes:
+    """The bytes of a file."""
+    return b"".join([chunk async for chunk in storage.read(name, start)])
+
+
 @pytest.mark.anyio
-async def test_storage_goes_on_behind_what_is_known_to_be_good(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "objects"])
+async def test_a_storage_keeps_files(tmp_path: Path, kind: str) -> None:
+    """Whole or not at all, read from any place, until they are deleted."""
+    storage = storages(tmp_path)[kind]()
+
+    async def chunks(*parts: bytes | Exception) -> AsyncIterator[bytes]:
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    big = bytes(range(256)) * 4096
+    assert await storage.create("f", chunks(b"he", b"", b"llo", big)) == 5 + len(big)
+    assert await read(storage, "f") == b"hello" + big
+    assert await read(storage, "f", 3) == b"lo" + big
+    assert await read(storage, "f", 5 + len(big)) == b""
+    with pytest.raises(ZeroDivisionError):
+        await storage.create("g", chunks(b"half", ZeroDivisionError()))
+    for missing in ("g", "h"):
+        with pytest.raises(FileNotFoundError):
+            await read(storage, missing)
+    await storage.delete("f")
+    await storage.delete("f")
+    with pytest.raises(FileNotFoundError):
+        await read(storage, "f")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["local", "objects"])
+async def test_storage_goes_on_behind_what_is_known_to_be_good(tmp_path: Path, kind: str) -> None:
     """What a process that died wrote behind it is dropped; a hole is never made."""
-    storage = LocalStorage(tmp_path / "files")
+    opened = storages(tmp_path)[kind]
+    storage = opened()
     await storage.append("f", 0, b"one\n")
     await storage.append("f", 4, b"two, but not committed\n")
+    await storage.append("f", 27, b"nor this\n")
+    storage = opened()
     await storage.append("f", 4, b"two\n")
-    assert b"".join([chunk async for chunk in storage.read("f")]) == b"one\ntwo\n"
-    assert b"".join([chunk async for chunk in storage.read("f", 4)]) == b"two\n"
-    with pytest.raises(OSError, match="fewer than"):
+    await storage.append("f", 8, b"three\n")
+    for _ in range(3):
+        assert await read(storage, "f") == b"one\ntwo\nthree\n"
+        assert await read(storage, "f", 6) == b"o\nthree\n"
+        await storage.seal("f")
+    await storage.delete("f")
+    storage = opened()
+    await storage.append("f", 0, b"one\n")
+    await storage.append("f", 4, b"two\n")
+    with pytest.raises(OSError, match="bytes"):
         await storage.append("f", 9, b"x")
 
 

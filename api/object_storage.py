@@ -1,0 +1,134 @@
+"""Files in an object store, by its URL: `s3://bucket/prefix`, `gs://`, `az://`, or `file://` for a share that several machines
+mount. What is appended lies in parts until the file is whole, since an object cannot grow.
+
+The store's client is used from threads: its own asynchronous calls now and then abort the process when that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from api.storage import CHUNK, NEW
+
+log = logging.getLogger("rockchipllama.api")
+
+Result = TypeVar("Result")
+
+_PARTS = ".parts/"
+_DIGITS = 15
+
+
+class ObjectStorage:
+    """Files as objects of one store."""
+
+    def __init__(self, url: str) -> None:
+        """Credentials come from the environment, as the store's own tools take them. Raises `OSError` when the URL is none."""
+        with _as_os_error():
+            self._store = from_url(url)
+        self._ends: dict[str, int] = {}
+        """How far this process has appended to files, by their names: nothing lies behind that."""
+
+    async def create(self, name: str, chunks: AsyncIterable[bytes]) -> int:
+        with _as_os_error():
+            writer = await asyncio.to_thread(obstore.open_writer, self._store, name)
+        size = 0
+        async for chunk in chunks:
+            await _in_thread(writer.write, chunk)
+            size += len(chunk)
+        await _in_thread(writer.close)  # without it there is no object
+        return size
+
+    async def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+        for path, size in await self._objects(name):
+            if start < size:
+                async for chunk in self._read(path, start):
+                    yield chunk
+            start = max(0, start - size)
+
+    async def append(self, name: str, at: int, data: bytes) -> None:
+        if self._ends.get(name) != at:
+            parts = await self._parts(name)
+            for path, _ in (part for part in parts if _place(part[0]) >= at):
+                await _in_thread(obstore.delete, self._store, path)
+            good = sum(size for path, size in parts if _place(path) < at)
+            if good != at:
+                raise OSError(f"{name} has {good} bytes, and {at} were written to it")
+        await _in_thread(obstore.put, self._store, f"{name}{_PARTS}{at:0{_DIGITS}}", data)
+        self._ends[name] = at + len(data)
+
+    async def seal(self, name: str) -> None:
+        parts = await self._parts(name)
+        if parts and not await self._is_whole(name):
+            await self.create(name, self.read(name))
+        for path, _ in parts:
+            await _in_thread(obstore.delete, self._store, path)
+        self._ends.pop(name, None)
+
+    async def delete(self, name: str) -> None:
+        for path in [name] if await self._is_whole(name) else []:
+            await _in_thread(obstore.delete, self._store, path)
+        for path, _ in await self._parts(name):
+            await _in_thread(obstore.delete, self._store, path)
+
+    async def tidy(self, known: Collection[str]) -> None:
+        for path, _, changed in await _in_thread(self._listed, ""):
+            name = path.split(_PARTS)[0]
+            if name not in known and (datetime.now(UTC) - changed).total_seconds() > NEW:
+                log.warning("an object that nobody knows is dropped: %s", path)
+                await _in_thread(obstore.delete, self._store, path)
+
+    async def _objects(self, name: str) -> list[tuple[str, int]]:
+        """The objects that make up a file, in order, and their sizes. Raises `FileNotFoundError`."""
+        parts = await self._parts(name)
+        if parts and not await self._is_whole(name):
+            return parts
+        found: Any = await _in_thread(obstore.head, self._store, name)
+        return [(name, found["size"])]
+
+    async def _is_whole(self, name: str) -> bool:
+        try:
+            await _in_thread(obstore.head, self._store, name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def _parts(self, name: str) -> list[tuple[str, int]]:
+        found = await _in_thread(self._listed, name + _PARTS.rstrip("/"))
+        return sorted((path, size) for path, size, _ in found)
+
+    def _listed(self, prefix: str) -> list[tuple[str, int, datetime]]:
+        pages = obstore.list(self._store, prefix=prefix or None)
+        return [(each["path"], each["size"], each["last_modified"]) for page in pages for each in page]
+
+    async def _read(self, path: str, start: int) -> AsyncIterator[bytes]:
+        found: Any = await _in_thread(lambda: obstore.get(self._store, path, options={"range": {"offset": start}}))
+        chunks = iter(found.stream(min_chunk_size=CHUNK))
+        while (chunk := await _in_thread(lambda: next(chunks, None))) is not None:
+            yield bytes(chunk)
+
+
+def _place(part: str) -> int:
+    return int(part[-_DIGITS:])
+
+
+async def _in_thread(call: Callable[..., Result], *arguments: Any) -> Result:
+    with _as_os_error():
+        return await asyncio.to_thread(call, *arguments)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        # The first line says it; what follows is for those who mend the client.
+        raise OSError(str(error).splitlines()[0]) from error
