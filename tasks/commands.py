@@ -171,6 +171,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     sampling: dict[str, float | int | bool] = {}
     """By the names of a manifest's `[sampling]`."""
     stop: tuple[str, ...] = ()
+    system: str | None = None
+    """The system message of chats that have none."""
 
 
 class CommandCode(StrEnum):

@@ -165,6 +165,7 @@ class Desk:
                     template=template.source if template is not None else "",
                     sampling=dict(model.sampling_defaults),
                     stop=model.stop,
+                    system=model.system,
                 )
             case commands.Prepare(job=job):
                 return self._prepare(model, job, since)

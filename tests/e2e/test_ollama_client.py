@@ -113,6 +113,35 @@ def test_a_template_of_the_request(client: ollama.Client) -> None:
     assert caught.value.status_code == 400
 
 
+def test_models_are_made_copied_and_removed(client: ollama.Client, stack: Stack) -> None:
+    """The new ones answer at once, and a base stays as long as something is made of it."""
+
+    def names() -> set[str | None]:
+        return {model.model for model in client.list().models}
+
+    steps = [step.status for step in client.create("brief", from_="echo", parameters={"stop": "x"}, stream=True)]
+    assert steps[-1] == "success" and "brief:latest" in names()
+    reply = client.chat("brief", ask("one x two"))
+    assert (reply.message.content, reply.done_reason) == ("one ", "stop")
+    assert 'stop "x"' in (client.show("brief").parameters or "")
+    client.copy("brief", "short")
+    assert "short:latest" in names()
+    with pytest.raises(ollama.ResponseError, match="made from") as caught:
+        client.delete("echo")
+    assert caught.value.status_code == 409
+    client.delete("short")
+    client.delete("brief")
+    assert not names() & {"brief:latest", "short:latest"}
+    with pytest.raises(ollama.ResponseError, match="model 'brief' not found"):
+        client.chat("brief", ask("hi"))
+
+
+def test_a_pull_of_nothing_says_so(client: ollama.Client) -> None:
+    """Before anything is fetched."""
+    with pytest.raises(ollama.ResponseError):
+        list(client.pull("no such model", stream=True))
+
+
 def test_vectors_of_texts_too_long(client: ollama.Client) -> None:
     """Their end is left out, unless they would rather be refused."""
     [vector] = client.embed("reader", "x" * 10_000).embeddings

@@ -91,13 +91,15 @@ def shown(status: ModelStatus, said: Description, called: str) -> dict[str, Any]
     """What `/api/show` tells, of what a card holds and a board has `said`."""
     settled = [*said.sampling.items(), *(("stop", stop) for stop in said.stop)]
     parameters = [f"{key} {msgspec.json.encode(value).decode()}" for key, value in settled]
+    system = [f"SYSTEM {msgspec.json.encode(said.system).decode()}\n"] if said.system else []
     return {
         "license": "",
         "modelfile": "".join(
-            [f"# {called}\n", f"FROM {name(status)}\n", *(f"PARAMETER {each}\n" for each in parameters)]
+            [f"# {called}\n", f"FROM {name(status)}\n", *(f"PARAMETER {each}\n" for each in parameters), *system]
         ),
         "parameters": "\n".join(parameters),
         "template": said.template,
+        "system": said.system or "",
         "details": details(status),
         "model_info": _facts(status),
         "capabilities": capabilities(status),
