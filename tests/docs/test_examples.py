@@ -25,7 +25,7 @@ ADDRESS = "http://127.0.0.1:8080"
 DEMO = "smollm2-135m-instruct"
 TYPED = (
     *("README.md", "docs/getting-started.md", "docs/jobs.md"),
-    *("docs/openai.md", "docs/responses.md", "docs/batch.md", "docs/anthropic.md"),
+    *("docs/openai.md", "docs/responses.md", "docs/batch.md", "docs/anthropic.md", "docs/ollama.md"),
 )
 """The pages whose examples are run."""
 JOURNEY = "docs/getting-started.md"
