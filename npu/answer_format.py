@@ -19,6 +19,8 @@ class ToolFormat(StrEnum):
     """`[TOOL_CALLS]` and a list of objects, or `[TOOL_CALLS]name[ARGS]{…}`: Mistral, old and new."""
     GEMMA = "gemma"
     """`<start_function_call>call:name{key:<escape>…<escape>}<end_function_call>`: FunctionGemma."""
+    GEMMA4 = "gemma4"
+    """`<|tool_call>call:name{key:<|"|>…<|"|>}<tool_call|>`: Gemma 4."""
     DEEPSEEK = "deepseek"
     """`<｜tool▁call▁begin｜>` and the like: DeepSeek V3 and R1."""
     JSON = "json"
@@ -35,16 +37,31 @@ class ThinkingFormat(StrEnum):
     SEED = "seed"
     """`<seed:think>…</seed:think>`: Seed-OSS."""
 
+    CHANNEL = "channel"
+    """`<|channel>thought…<channel|>`: Gemma 4."""
+
     @property
     def opening(self) -> str:
         """What a thought begins with."""
-        return {"think": "<think>", "brackets": "[THINK]", "seed": "<seed:think>"}[self]
+        return _THOUGHTS[self][0]
 
     @property
     def closing(self) -> str:
         """What a thought ends with."""
-        return {"think": "</think>", "brackets": "[/THINK]", "seed": "</seed:think>"}[self]
+        return _THOUGHTS[self][1]
 
+    @property
+    def markers(self) -> tuple[str, str]:
+        """What may be a control token in these two."""
+        return self.opening.removesuffix("thought"), self.closing
+
+
+_THOUGHTS = {
+    ThinkingFormat.THINK: ("<think>", "</think>"),
+    ThinkingFormat.BRACKETS: ("[THINK]", "[/THINK]"),
+    ThinkingFormat.SEED: ("<seed:think>", "</seed:think>"),
+    ThinkingFormat.CHANNEL: ("<|channel>thought", "<channel|>"),
+}
 
 NONE = "none"
 """What a manifest says of a model that calls no tools, or does not think, whatever its template holds."""
@@ -58,6 +75,7 @@ MARKERS: dict[ToolFormat, tuple[str, ...]] = {
     ToolFormat.LLAMA: ("<|python_tag|>",),
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
     ToolFormat.GEMMA: ("<start_function_call>", "<end_function_call>", "<escape>", "<start_function_response>"),
+    ToolFormat.GEMMA4: ("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>"),
     ToolFormat.DEEPSEEK: (
         "<｜tool▁calls▁begin｜>",
         "<｜tool▁calls▁end｜>",
@@ -76,6 +94,7 @@ _SIGNS: tuple[tuple[str, ToolFormat | None], ...] = (
     ("<tool_call>", ToolFormat.HERMES),
     ("[TOOL_CALLS]", ToolFormat.MISTRAL),
     ("<start_function_call>", ToolFormat.GEMMA),
+    ("<|tool_call>", ToolFormat.GEMMA4),
     ("<｜tool▁call", ToolFormat.DEEPSEEK),
     ("<|python_tag|>", ToolFormat.LLAMA),
     ('"parameters": dictionary', ToolFormat.LLAMA),
@@ -87,14 +106,20 @@ def tool_format(named: str | None, template: str) -> ToolFormat | None:
     that is unknown here."""
     if named is not None:
         return None if named == NONE else ToolFormat(named)
-    if not knows_tools(template):
+    if not knows_tools(template) and not knows_calls(template):
         return None
-    return next((form for sign, form in _SIGNS if sign in template), ToolFormat.JSON)
+    fallback = ToolFormat.JSON if knows_tools(template) else None
+    return next((form for sign, form in _SIGNS if sign in template), fallback)
 
 
 def knows_tools(template: str) -> bool:
-    """Whether a template does anything with `tools`."""
+    """Whether a template tells its model of `tools`."""
     return re.search(r"\btools\b", template) is not None
+
+
+def knows_calls(template: str) -> bool:
+    """Whether a template writes the calls of earlier turns; some do that and leave it to others to tell of the tools."""
+    return "tool_calls" in template
 
 
 def thinking_format(named: str | None, template: str) -> ThinkingFormat | None:

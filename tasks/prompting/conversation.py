@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from npu.answer_format import ToolFormat, knows_tools, tool_format
+from msgspec import structs
+
+from npu.answer_format import ToolFormat, knows_calls, knows_tools, tool_format
 from npu.chat_template import ChatTemplate
 from npu.errors import TemplateFailed
 from npu.model import Model
@@ -21,6 +23,10 @@ _SHORT_IDS = re.compile(r"length\s*(!=|==)\s*9\b")
 _EXAMPLES = {
     ToolFormat.JSON: '{"name": "the tool\'s name", "arguments": {"an argument": "its value"}}',
     ToolFormat.HERMES: '<tool_call>{"name": "the tool\'s name", "arguments": {"an argument": "its value"}}</tool_call>',
+    ToolFormat.DEEPSEEK: (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>the tool's name\n```json\n"
+        '{"an argument": "its value"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    ),
 }
 """The formats that can be taught in a system message."""
 
@@ -37,28 +43,36 @@ class Conversation:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._knows_tools = knows_tools(template.source)
+        self._knows_calls = knows_calls(template.source)
         self._short_ids = _SHORT_IDS.search(template.source) is not None
 
     def variables(self, messages: Sequence[Message], tools: Sequence[Tool], form: ToolFormat | None) -> dict[str, Any]:
         """`messages` and `tools` for the template."""
-        if self._knows_tools:
-            return {
-                "messages": [self._message(message, _name(messages, place)) for place, message in enumerate(messages)],
-                "tools": [_tool(tool) for tool in tools] or None,
-            }
-        return {"messages": [_plain(message) for message in _taught(messages, tools, form)], "tools": None}
+        turns = _named(messages)
+        if not self._knows_calls:
+            turns = [_as_text(message, form) for message in turns]
+        if not self._knows_tools and tools and form is not None:
+            turns = _taught(turns, tools, form)
+        return {
+            "messages": [self._message(message, form) for message in turns],
+            "tools": [_tool(tool) for tool in tools] if tools and self._knows_tools else None,
+        }
 
     @cached_property
     def _text_arguments(self) -> bool:
         """It wants the arguments of a call as JSON text, and not as an object; found out by rendering one."""
         return _wants_text(self._template)
 
-    def _message(self, message: Message, name: str | None) -> dict[str, Any]:
-        out = _plain(message)
-        if name is not None:
-            out["name"] = name
+    def _message(self, message: Message, form: ToolFormat | None) -> dict[str, Any]:
+        out: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name is not None:
+            out["name"] = message.name
+        if message.reasoning is not None:
+            out["reasoning_content"] = message.reasoning
         if message.tool_calls:
             out["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            if form is ToolFormat.DEEPSEEK and not message.content:
+                out["content"] = None  # an empty text would be a turn of its own
         if message.tool_call_id is not None:
             out["tool_call_id"] = self._id(message.tool_call_id)
         return out
@@ -101,25 +115,35 @@ def _wants_text(template: ChatTemplate) -> bool:
     return True
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        out["name"] = message.name
-    if message.reasoning is not None:
-        out["reasoning_content"] = message.reasoning
+def _named(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with an id for each call, and for each result its call's id and its tool's name.
+
+    Who leaves an id out means the next call that has no result yet.
+    """
+    out: list[Message] = []
+    open_: list[ToolCall] = []
+    count = 0
+    for message in messages:
+        if message.tool_calls:
+            calls = []
+            for call in message.tool_calls:
+                calls.append(call if call.id else structs.replace(call, id=f"call{count:05d}"))
+                count += 1
+            open_ = [*calls]
+            message = structs.replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool":
+            fits = [
+                call
+                for call in open_
+                if message.tool_call_id in (None, "", call.id)
+                and (message.tool_call_id or message.name in (None, call.name))
+            ]
+            if fits:
+                name = message.name if message.name is not None else fits[0].name
+                message = structs.replace(message, tool_call_id=fits[0].id, name=name)
+                open_.remove(fits[0])
+        out.append(message)
     return out
-
-
-def _name(messages: Sequence[Message], place: int) -> str | None:
-    """The tool that a result is of, where the message itself does not say."""
-    message = messages[place]
-    if message.role != "tool" or message.name is not None:
-        return None
-    for before in reversed(messages[:place]):
-        for call in before.tool_calls:
-            if message.tool_call_id in (None, call.id):
-                return call.name
-    return None
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -137,20 +161,18 @@ def _object(arguments: str) -> Any:
         return arguments  # what the model once said, and may read again
 
 
-def _taught(messages: Sequence[Message], tools: Sequence[Tool], form: ToolFormat | None) -> Sequence[Message]:
-    """The conversation for a template that knows no tools: they stand in the system message, calls and results in turns."""
-    out: list[Message] = []
-    for place, message in enumerate(messages):
-        if message.role == "tool":
-            name = message.name or _name(messages, place) or "the tool"
-            out.append(Message("user", f"The result of {name}:\n{message.content}"))
-        elif message.tool_calls:
-            said = "\n".join(_written(call, form) for call in message.tool_calls)
-            out.append(Message("assistant", f"{message.content}\n{said}" if message.content else said))
-        else:
-            out.append(message)
-    if not tools or form is None:
-        return out
+def _as_text(message: Message, form: ToolFormat | None) -> Message:
+    """For a template that knows no calls: they, and their results, are turns like others."""
+    if message.role == "tool":
+        return Message("user", f"The result of {message.name or 'the tool'}:\n{message.content}")
+    if not message.tool_calls:
+        return message
+    said = "\n".join(_written(call, form) for call in message.tool_calls)
+    return structs.replace(message, content=f"{message.content}\n{said}" if message.content else said, tool_calls=())
+
+
+def _taught(messages: Sequence[Message], tools: Sequence[Tool], form: ToolFormat) -> list[Message]:
+    """For a template that tells of no tools: they stand in the system message."""
     lines = "\n".join(json.dumps(_tool(tool)["function"], ensure_ascii=False) for tool in tools)
     lesson = (
         "You can call these tools, each described by a JSON object:\n"
@@ -158,9 +180,9 @@ def _taught(messages: Sequence[Message], tools: Sequence[Tool], form: ToolFormat
         f"To call one, answer with nothing but\n{_EXAMPLES[form]}\n"
         "Its result will then be told to you. Where no tool is needed, answer in words."
     )
-    if out and out[0].role == "system":
-        return [Message("system", f"{out[0].content}\n\n{lesson}"), *out[1:]]
-    return [Message("system", lesson), *out]
+    if messages and messages[0].role == "system":
+        return [structs.replace(messages[0], content=f"{messages[0].content}\n\n{lesson}"), *messages[1:]]
+    return [Message("system", lesson), *messages]
 
 
 def _written(call: ToolCall, form: ToolFormat | None) -> str:

@@ -92,7 +92,7 @@ def _call(form: ToolFormat, tool: Tool, required: bool, template: str) -> Call:
                     outer, f"{outer}{inner}function<｜tool▁sep｜>{tool.name}\n```json\n", arguments, f"\n```{end}"
                 )
             return Call(outer, f"{outer}{inner}{tool.name}<｜tool▁sep｜>", arguments, end)
-        case ToolFormat.XML | ToolFormat.GEMMA:
+        case ToolFormat.XML | ToolFormat.GEMMA | ToolFormat.GEMMA4:
             raise FieldRefused(
                 "tool_choice" if required else "strict",
                 f"this model writes calls in the format '{form}', which is not JSON, and cannot be held to it. Leave it out.",

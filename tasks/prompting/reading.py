@@ -82,7 +82,7 @@ def control_markers(
 ) -> dict[int, bytes]:
     """The marks of these formats that are control tokens in this vocabulary, by their ids."""
     marks = [*(MARKERS[calls] if calls is not None else ())]
-    marks += [thinking.opening, thinking.closing] if thinking is not None else []
+    marks += thinking.markers if thinking is not None else ()
     found: dict[int, bytes] = {}
     for mark in marks:
         tokens = tokenizer.encode(mark)

@@ -112,18 +112,21 @@ class Gemma(MarkedFormat):
     """
 
     markers = ("<start_function_call>", "<start_function_response>")
+    closing = "<end_function_call>"
+    quote = "<escape>"
 
     def _call(self) -> Steps[None]:
-        if self._calls and (yield from self._has("<start_function_response>")):
+        opening, response = self.markers
+        if self._calls and (yield from self._has(response)):
             yield from self._close()
-        yield from self._expect("<start_function_call>")
+        yield from self._expect(opening)
         yield from self._blanks()
         yield from self._expect("call:")
         name, _ = yield from self._upto("{", within=MOST_NAME)
         self._begin(name.strip())
         yield from self._object(DEEPEST)
         yield from self._blanks()
-        yield from self._expect("<end_function_call>")
+        yield from self._expect(self.closing)
         yield from self._end()
 
     def _object(self, deep: int) -> Steps[None]:
@@ -136,7 +139,7 @@ class Gemma(MarkedFormat):
             if before == ", ":
                 yield from self._expect(",")
             key, _ = yield from self._upto(":", within=MOST_NAME)
-            self._argue(f"{before}{_quoted(key.replace('<escape>', '').strip())}: ")
+            self._argue(f"{before}{_quoted(key.replace(self.quote, '').strip())}: ")
             before = ", "
             yield from self._item(deep)
 
@@ -161,14 +164,22 @@ class Gemma(MarkedFormat):
             yield from self._object(deep - 1)
         elif (yield from self._has("[")):
             yield from self._list(deep - 1)
-        elif (yield from self._has("<escape>")):
+        elif (yield from self._has(self.quote)):
             self._argue('"')
-            yield from self._pass_upto(("<escape>",), lambda text: self._argue(_quoted(text)[1:-1]))
+            yield from self._pass_upto((self.quote,), lambda text: self._argue(_quoted(text)[1:-1]))
             self._argue('"')
         else:
             parts: list[str] = []
             yield from self._json(parts.append)
             self._argue(_value("".join(parts), frozenset()))
+
+
+class Gemma4(Gemma):
+    """The same between `<|tool_call>` and `<tool_call|>`."""
+
+    markers = ("<|tool_call>", "<|tool_response>")
+    closing = "<tool_call|>"
+    quote = '<|"|>'
 
 
 class DeepSeek(MarkedFormat):
@@ -310,6 +321,7 @@ _READERS: dict[ToolFormat, type[Format]] = {
     ToolFormat.LLAMA: Llama,
     ToolFormat.MISTRAL: Mistral,
     ToolFormat.GEMMA: Gemma,
+    ToolFormat.GEMMA4: Gemma4,
     ToolFormat.DEEPSEEK: DeepSeek,
     ToolFormat.JSON: Json,
 }

@@ -16,7 +16,7 @@ from npu.constraint import Call, Calls, Constraint, JsonSchema, Thought
 from npu.constraint import JsonObject as AnyObject
 from npu.engine import Prompt
 from npu.engines import Setup
-from npu.engines.echo import TEMPLATE, EchoTokenizer
+from npu.engines.echo import END, TEMPLATE, EchoTokenizer
 from npu.errors import FieldRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
@@ -109,6 +109,32 @@ def test_a_result_has_the_name_of_its_tool() -> None:
     assert "[tool] 12:00 of mine" in text(AS_OBJECT, ask(*TURNS[:2], Message("tool", "12:00", name="mine")))
 
 
+def test_calls_and_results_without_ids_belong_together_in_order() -> None:
+    """Or by name; a template may demand ids."""
+    calls = (ToolCall("", "time", "{}"), ToolCall("", "rain", "{}"), ToolCall("", "time", "{}"))
+    results = (Message("tool", "1", name="rain"), Message("tool", "2"), Message("tool", "3"), Message("tool", "4"))
+    said = text(AS_OBJECT, ask(TURNS[0], Message("assistant", "", tool_calls=calls), *results))
+    assert re.findall(r"\[tool\] (\d) of (\w*) (\w*)", said) == [
+        ("1", "rain", "call00001"),
+        ("2", "time", "call00000"),
+        ("3", "time", "call00002"),
+        ("4", "", ""),
+    ]
+
+
+def test_a_template_that_writes_calls_may_tell_of_no_tools() -> None:
+    """Then they stand in the system message, and calls are written as the template does. An empty text is none."""
+    source = (
+        "{% for message in messages %}[{{ message.role }}] {{ 'nothing' if message.content is none else message.content }}"
+        "{% for call in message.tool_calls or [] %}<｜tool▁calls▁begin｜>{{ call.function.name + call.function.arguments }}"
+        "{% endfor %}{% endfor %}"
+    )
+    said = text(source, ask(*TURNS, tools=(TIME,)))
+    assert said.startswith("[system] You can call these tools")
+    assert said.count("function<｜tool▁sep｜>the tool's name") == 1
+    assert '[assistant] nothing<｜tool▁calls▁begin｜>time{"zone": "CET"}[tool] 12:00' in said
+
+
 def test_thoughts_of_earlier_turns_are_left_to_the_template() -> None:
     """It knows which of them its model wants to read again."""
     assert "thought Hm." in text(AS_OBJECT, ask(*TURNS))
@@ -197,6 +223,25 @@ def test_marks_that_are_control_tokens_are_known_by_their_ids() -> None:
     assert made.thought_begun
 
 
+def test_a_mark_of_which_a_part_is_a_control_token() -> None:
+    """That part is looked up, and the rest is text."""
+
+    class Channels(EchoTokenizer):
+        def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+            text = text.replace("<|channel>", "<|eos|>").replace("<channel|>", "<|end|>")
+            return super().encode(text, parse_special=parse_special)
+
+    source = ChatTemplate("{{ messages[0].content }}{# <channel|> #}<|channel>thought\n")
+    prepared = Preparer(MODEL, Channels(), source, 4000).prepare(ask())
+    assert isinstance(prepared, Prepared)
+    assert prepared.reading is not None
+    assert prepared.reading.thought_begun
+    parser = answer_parser("job", 0, (), prepared.reading)
+    events = [*parser.feed(72, b"Hm"), *parser.feed(END, b""), *parser.feed(72, b"So"), *parser.finish()]
+    choice = fold(events).choice(0)
+    assert (choice.reasoning, choice.text) == ("Hm", "So")
+
+
 def test_an_answer_that_a_client_began_with_a_thought() -> None:
     """Goes on inside it."""
     source = "{% for message in messages %}{{ message.content }}{% endfor %}{# </think> #}"
@@ -255,7 +300,7 @@ def test_what_is_thought_before_is_held_to_nothing() -> None:
         assert made.thought == Thought("<think>", "</think>", opened=True)
 
 
-@pytest.mark.parametrize("form", [form for form in ToolFormat if form not in (ToolFormat.XML, ToolFormat.GEMMA)])
+@pytest.mark.parametrize("form", sorted(set(ToolFormat) - {ToolFormat.XML, ToolFormat.GEMMA, ToolFormat.GEMMA4}))
 @pytest.mark.parametrize("hint", ["", "[ARGS]", "```json"])
 def test_what_calls_are_held_to_is_what_is_read(form: ToolFormat, hint: str) -> None:
     """Each format is written as its reader takes it."""

@@ -74,6 +74,7 @@ Paris
 </parameter>
 </function>
 </tool_call>"""
+GEMMA4 = '<|tool_call>call:weather{city:<|"|>Paris<|"|>,<|"|>days<|"|>:3}<tool_call|>'
 GEMMA = "<start_function_call>call:weather{city:<escape>Paris<escape>,days:3}<end_function_call>"
 BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 V3 = f'{BEGIN}function{SEP}weather\n```json\n{{"city": "Paris", "days": 3}}\n```{END}'
@@ -105,6 +106,7 @@ ONE: dict[str, tuple[ToolFormat, str]] = {
     "mistral-id": (ToolFormat.MISTRAL, '[TOOL_CALLS]weather[CALL_ID]abc123def[ARGS]{"city": "Paris", "days": 3}'),
     "mistral-plain": (ToolFormat.MISTRAL, '[TOOL_CALLS]weather{"city": "Paris", "days": 3}'),
     "gemma": (ToolFormat.GEMMA, f"{GEMMA}<start_function_response>made up"),
+    "gemma4": (ToolFormat.GEMMA4, f"{GEMMA4}<|tool_response>made up"),
     "deepseek-v3": (ToolFormat.DEEPSEEK, f"<｜tool▁calls▁begin｜>{V3}<｜tool▁calls▁end｜>"),
     "deepseek-v3.1": (ToolFormat.DEEPSEEK, f"<｜tool▁calls▁begin｜>{V31}<｜tool▁calls▁end｜>"),
     "json": (ToolFormat.JSON, OBJECT),
@@ -118,6 +120,7 @@ TWO: dict[str, tuple[ToolFormat, str]] = {
     "mistral-list": (ToolFormat.MISTRAL, f"[TOOL_CALLS][{OBJECT}, {TIME}]"),
     "mistral-name": (ToolFormat.MISTRAL, ONE["mistral-name"][1] + "[TOOL_CALLS]time[ARGS]{}"),
     "gemma": (ToolFormat.GEMMA, f"{GEMMA}<start_function_call>call:time{{}}<end_function_call>"),
+    "gemma4": (ToolFormat.GEMMA4, f"{GEMMA4}<|tool_call>call:time{{}}<tool_call|>"),
     "deepseek-v3": (
         ToolFormat.DEEPSEEK,
         f"<｜tool▁calls▁begin｜>{V3}\n{BEGIN}function{SEP}time\n```json\n{{}}\n```{END}<｜tool▁calls▁end｜>",
