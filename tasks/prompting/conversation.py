@@ -20,6 +20,9 @@ from tasks.requests import Message, Tool, ToolCall
 _SHORT_IDS = re.compile(r"length\s*(!=|==)\s*9\b")
 """How templates of Mistral demand ids of nine characters."""
 
+_ONE_CALL = "single tool-call"
+"""What templates of Llama say when they refuse several calls in a turn."""
+
 _EXAMPLES = {
     ToolFormat.JSON: '{"name": "the tool\'s name", "arguments": {"an argument": "its value"}}',
     ToolFormat.HERMES: '<tool_call>{"name": "the tool\'s name", "arguments": {"an argument": "its value"}}</tool_call>',
@@ -49,6 +52,8 @@ class Conversation:
     def variables(self, messages: Sequence[Message], tools: Sequence[Tool], form: ToolFormat | None) -> dict[str, Any]:
         """`messages` and `tools` for the template."""
         turns = _named(messages)
+        if _ONE_CALL in self._template.source:
+            turns = _singly(turns)
         if not self._knows_calls:
             turns = [_as_text(message, form) for message in turns]
         if not self._knows_tools and tools and form is not None:
@@ -143,6 +148,28 @@ def _named(messages: Sequence[Message]) -> list[Message]:
                 message = structs.replace(message, tool_call_id=fits[0].id, name=name)
                 open_.remove(fits[0])
         out.append(message)
+    return out
+
+
+def _singly(messages: Sequence[Message]) -> list[Message]:
+    """The same with one call in a turn, and its result behind it."""
+    out: list[Message] = []
+    moved: set[int] = set()
+    for place, message in enumerate(messages):
+        if place in moved:
+            continue
+        if len(message.tool_calls) < 2:
+            out.append(message)
+            continue
+        said = message
+        for call in message.tool_calls:
+            out.append(structs.replace(said, tool_calls=(call,)))
+            said = Message("assistant", "")
+            for later in range(place + 1, len(messages)):
+                if messages[later].role == "tool" and messages[later].tool_call_id == call.id:
+                    out.append(messages[later])
+                    moved.add(later)
+                    break
     return out
 
 

@@ -122,6 +122,24 @@ def test_calls_and_results_without_ids_belong_together_in_order() -> None:
     ]
 
 
+def test_a_template_may_take_one_call_in_a_turn() -> None:
+    """What the model has called at once is then told one after another, each with its result."""
+    single = "{% if message.tool_calls and message.tool_calls | length != 1 %}{{ raise_exception('only single tool-calls') }}"
+    source = AS_OBJECT.replace("[{{ message.role }}]", single + "{% endif %}[{{ message.role }}]")
+    calls = (ToolCall("a", "time", "{}"), ToolCall("b", "rain", "{}"))
+    results = (Message("tool", "2", tool_call_id="b"), Message("tool", "1", tool_call_id="a"))
+    said = text(
+        source, ask(TURNS[0], Message("assistant", "Well.", tool_calls=calls), *results, Message("user", "So?"))
+    )
+    assert [turn.strip() for turn in said.split("[")[2:]] == [
+        "assistant] Well. a time {}",
+        "tool] 1 of time a",
+        "assistant]  b rain {}",
+        "tool] 2 of rain b",
+        "user] So?",
+    ]
+
+
 def test_a_template_that_writes_calls_may_tell_of_no_tools() -> None:
     """Then they stand in the system message, and calls are written as the template does. An empty text is none."""
     source = (
