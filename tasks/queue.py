@@ -66,7 +66,8 @@ def call(model: str, lane: str, job: str) -> bytes:
                 "delivery_info": {"exchange": "", "routing_key": keys.call_queue(model)},
                 "priority": 0,
                 "body_encoding": "base64",
-                "delivery_tag": str(uuid.uuid4()),
+                # Under this name Celery keeps a call while it is served: the step that ends a dead worker's claim finds it so.
+                "delivery_tag": call_id,
             },
         }
     )

@@ -341,7 +341,7 @@ HAND_BACK = Script(
 -- [ms that the prefill took, of a job that is paused]
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
-  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read')
+  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -356,6 +356,9 @@ local failures = 0
 if ARGV[4] == '1' then
   failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
   redis.call('HSET', KEYS[1], 'history', (kept[7] or '') .. ARGV[11] .. '\\n')
+  -- Who is dead acknowledges nothing: Celery would keep its call for an hour and then send it again.
+  redis.call('HDEL', 'rl:unacked', kept[11] or '')
+  redis.call('ZREM', 'rl:unacked_index', kept[11] or '')
 end
 if ARGV[12] ~= '0' then redis.call('HINCRBY', KEYS[1], 'again', ARGV[12]) end
 local payload

@@ -123,6 +123,7 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     until_state(stack, second, "finished")
     leave(held)
     leave(waiting)
+    eventually(lambda: not stack.redis.exists("rl:unacked", "rl:unacked_index"), what="no call of the dead worker")
 
 
 def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack) -> None:

@@ -9,7 +9,7 @@ import redis
 import redis.asyncio
 
 from tasks import keys
-from tasks.claims import Claim, Renewal, claim_next, renew
+from tasks.claims import Claim, Renewal, claim_next, hand_back, renew
 from tasks.connection import connect
 from tasks.events import FailureCode, TextDelta
 from tasks.jobs import JobState, Lane, new_job_id
@@ -74,6 +74,21 @@ async def test_a_job_whose_worker_vanished_waits_again(store: JobStore, client: 
     assert client.zcard(keys.running("echo")) == 0
     assert claim(client).token != held.token
     assert (await store.view(job)).attempts == 2
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+async def test_the_call_of_a_dead_worker_goes_with_its_claim(
+    store: JobStore, client: redis.Redis, crashed: bool
+) -> None:
+    """Celery would send it again an hour later. A worker that lives acknowledges its own, and other calls are others'."""
+    job = await accept(store)
+    held = claim(client)
+    for name in ("c", "another"):
+        client.hset("rl:unacked", name, "a call")
+        client.zadd("rl:unacked_index", {name: 1})
+    hand_back(client, "echo", job, held.token, "it is gone", crashed=crashed)
+    left = [b"another"] if crashed else [b"another", b"c"]
+    assert sorted(client.hkeys("rl:unacked")) == sorted(client.zrange("rl:unacked_index", 0, -1)) == left
 
 
 async def test_a_job_whose_answer_was_begun_waits_again(store: JobStore, client: redis.Redis) -> None:
