@@ -52,6 +52,12 @@ PAGE = 20
 LONGEST_PAGE = 100
 
 
+def _query(**fields: dict[str, Any]) -> dict[str, Any]:
+    """What the OpenAPI page says of a route whose query has these fields, which it reads itself."""
+    listed = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+    return {"parameters": listed}
+
+
 @router.post("/responses", include_in_schema=False)
 @router.post("/v1/responses", summary="Make a response", openapi_extra=takes(ResponseBody))
 async def create_response(http: Request) -> Response:
@@ -189,7 +195,11 @@ async def count_input_tokens(http: Request) -> Response:
 
 
 @router.get("/responses/{response}", include_in_schema=False)
-@router.get("/v1/responses/{response}", summary="Show a response")
+@router.get(
+    "/v1/responses/{response}",
+    summary="Show a response",
+    openapi_extra=_query(stream={"type": "boolean"}, starting_after={"type": "integer", "minimum": 0}),
+)
 async def show_response(http: Request, response: str) -> Response:
     """A stored response as it stands; with `stream=true` its events, behind number `starting_after` where that is given."""
     query = http.query_params
@@ -254,7 +264,15 @@ async def cancel_response(http: Request, response: str) -> Response:
 
 
 @router.get("/responses/{response}/input_items", include_in_schema=False)
-@router.get("/v1/responses/{response}/input_items", summary="List what a response was given")
+@router.get(
+    "/v1/responses/{response}/input_items",
+    summary="List what a response was given",
+    openapi_extra=_query(
+        limit={"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE},
+        order={"enum": ["asc", "desc"]},
+        after={"type": "string"},
+    ),
+)
 async def input_items(http: Request, response: str) -> Response:
     """The items of its conversation before it, the last one first unless `order=asc` is asked for."""
     query = http.query_params

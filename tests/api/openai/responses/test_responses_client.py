@@ -438,6 +438,30 @@ def test_a_thought_begins_a_turn(client: openai.OpenAI, place: Site) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("?stream=maybe", "stream"),
+        ("?starting_after=1", "starting_after"),
+        ("?stream=true&starting_after=-1", "starting_after"),
+        ("?stream=true&starting_after=x", "starting_after"),
+        ("/input_items?limit=0", "limit"),
+        ("/input_items?limit=101", "limit"),
+        ("/input_items?order=up", "order"),
+        ("/input_items?after=msg_1", "after"),
+    ],
+)
+def test_a_wrong_query_is_refused_by_name(place: Site, query: str, param: str) -> None:
+    """As a field of a body would be; the page on the API lists them."""
+    place.http.post("/v1/responses", json={"input": "Hi", "background": True, "stream": True})
+    kept(place)
+    error = place.http.get(f"/v1/responses/resp_{JOB}{query}").json()["error"]
+    assert (error["param"], error["code"]) == (param, "invalid_value")
+    path = "/v1/responses/{response}" + query.split("?")[0]
+    listed = place.http.get("/openapi.json").json()["paths"][path]["get"]["parameters"]
+    assert param in [each["name"] for each in listed]
+
+
 def test_items_by_reference(client: openai.OpenAI, place: Site) -> None:
     """As some clients send back what they were sent: the id alone."""
     place.relay.play(*CALLS)
