@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 from api.fronts import Front
 from api.openai.problems import render
+from api.openai.responses import stored_routes
 from api.openai.responses.routes import SHAPES, router
 from api.openai.responses.stored import NAME, writer_of
 
@@ -25,6 +26,8 @@ def _owns(scope: Scope) -> bool:
     path = scope["path"].removeprefix("/v1")
     return bool(path == "/responses" or path.startswith("/responses/"))
 
+
+router.include_router(stored_routes.router)
 
 FRONT = Front(
     name=NAME,
