@@ -302,7 +302,7 @@ class Preparer:
         if unknown:
             raise hidden.refusal(f"be told '{min(unknown)}', a variable of a chat template")
         turn = Turn(request.messages[0].content, thinking=options.get("enable_thinking", True) is not False)
-        most = self._context_length
+        most = self._context(request)
         return Prompt(
             (), most if request.max_tokens is None else min(request.max_tokens, most), self._adapter(request), turn
         )

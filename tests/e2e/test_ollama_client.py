@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -163,3 +164,18 @@ def test_a_model_stays_as_long_as_was_asked(client: ollama.Client) -> None:
     assert client.generate("echo").done_reason == "load"
     assert running(client, "echo") is not None
     assert client.generate("echo", keep_alive=0).done_reason == "unload"
+
+
+@pytest.mark.full
+def test_a_model_that_goes_whenever_it_can_loses_nobody(stack: Stack) -> None:
+    """Each request has it unloaded as soon as it may be, and others come at that very moment."""
+
+    def chats(number: int) -> list[str]:
+        with ollama.Client(host=stack.url, timeout=120) as client:
+            said = [client.chat("echo", ask(f"{number}-{turn}"), keep_alive=0) for turn in range(4)]
+            return [reply.message.content or "" for reply in said]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(chats, range(4)))
+    assert answers == [[f"{number}-{turn}" for turn in range(4)] for number in range(4)]
+    assert stack.logs["board"].read_text().count("nobody asks for echo any more") >= 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import ollama
 import openai
 import pytest
 
@@ -383,3 +384,23 @@ def test_a_response_is_cancelled_on_another_process(stack: Stack, second: str) -
 def stack_forgot(stack: Stack, response: str) -> bool:
     """Whether nothing is left of the job behind a response."""
     return httpx.get(f"{stack.url}/v1/jobs/{response.removeprefix('resp_')}", timeout=LIMIT).status_code == 404
+
+
+def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
+    """In mid-thought, in Ollama's dialect: thoughts, text and call come once and whole, and one last line with their count."""
+    client = ollama.Client(host=stack.url, timeout=LIMIT)
+    asked: Any = {"model": "caller", "messages": [{"role": "user", "content": CALLING}]}
+    asked["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
+    whole = client.chat(**asked)
+    parts: list[Any] = []
+    for part in client.chat(**asked, stream=True):
+        parts.append(part)
+        if len(parts) == 20:
+            stack.child("caller").kill()
+    messages = [part.message for part in parts]
+    assert "".join(message.thinking or "" for message in messages) == LETTERS.strip() == whole.message.thinking
+    assert "".join(message.content or "" for message in messages) == "Let me see."
+    [call] = [call for message in messages for call in message.tool_calls or []]
+    assert (call.function.name, call.function.arguments) == ("weather", {"city": CITY})
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert parts[-1].eval_count == whole.eval_count
