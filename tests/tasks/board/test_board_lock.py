@@ -13,8 +13,6 @@ import pytest
 
 from tasks.board.board_lock import BoardRefused, only_agent
 from tasks.settings import ROOT
-from tests.e2e.test_up import Up
-from tests.e2e.test_up import folder as folder
 from tests.stack import LIMIT
 
 URL = "redis://:secret@127.0.0.1:1/0"
@@ -109,12 +107,10 @@ def test_a_data_directory_that_is_of_no_use_is_told(tmp_path: Path, name: str) -
         pass
 
 
-def test_the_command_and_up_stop_with_the_sentence(folder: Path) -> None:
-    """And at once: waiting would not help."""
-    with only_agent(folder / "data", f"held-{os.getpid()}", URL):
-        command = [sys.executable, "-m", "ops.cli.main", "board", "--data-dir", str(folder / "data")]
+def test_the_command_ends_with_the_sentence(tmp_path: Path, name: str) -> None:
+    """And with the code at which `up` gives up at once: waiting would not help."""
+    with only_agent(tmp_path, name, URL):
+        command = [sys.executable, "-m", "ops.cli.main", "board", "--data-dir", str(tmp_path)]
         refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=LIMIT)
         assert (refused.returncode, "already uses the data directory" in refused.stderr) == (2, True)
-        up = Up(folder)
-        assert up.ended() == 2
-        assert "already uses the data directory" in up.said and "Traceback" not in up.said
+        assert "Traceback" not in refused.stderr
