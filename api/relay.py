@@ -323,5 +323,6 @@ def _check(status: ModelStatus, request: Request) -> None:
     if not isinstance(request, ChatRequest | CompletionRequest):
         return
     for field, why in status.card.refuses.items():
-        if getattr(request.sampling, field, None) is not None:
+        asked = request.sampling if hasattr(request.sampling, field) else request
+        if getattr(asked, field, None) is not None:
             raise FieldRefused(field, why)

@@ -94,7 +94,8 @@ class SamplingRefused(NpuError):
     def __init__(self, field: str, why: str) -> None:
         self.field = field
         self.why = why
-        super().__init__(f"{field} cannot be honoured: {why}")
+        name = "The format of the output" if field == "constraint" else field
+        super().__init__(f"{name} cannot be honoured: {why}")
 
 
 class EngineFailed(NpuError):

@@ -7,6 +7,9 @@ from math import isfinite
 from npu.engine import Sampling
 from npu.errors import SamplingRefused
 
+MAX_LOGPROBS = 20
+"""How many of the likeliest tokens may be asked for at each place."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_k": (0, 2**31 - 1),
@@ -29,9 +32,8 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
         value = getattr(sampling, name)
         if not isfinite(value) or not low <= value <= high:
             raise SamplingRefused(name, f"{value} is not between {low} and {high}")
-    for name in ("constraint", "logprobs"):
-        if getattr(sampling, name) is not None:
-            raise SamplingRefused(name, "this engine cannot do it yet")
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
+        raise SamplingRefused("logprobs", f"{sampling.logprobs} is not between 0 and {MAX_LOGPROBS}")
     for token, bias in sampling.logit_bias.items():
         if not 0 <= token < vocabulary_size:
             raise SamplingRefused(

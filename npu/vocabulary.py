@@ -111,6 +111,11 @@ class Vocabulary:
         return digest.hexdigest()
 
     @cached_property
+    def letter(self) -> int:
+        """A token that is one whole character."""
+        return next(token for token in range(len(self)) if self.bytes_of(token).isalnum())
+
+    @cached_property
     def longest(self) -> int:
         """Bytes of the longest token, markers as they are written: no token stands for more of a text."""
         lengths = self._strings.lengths

@@ -13,6 +13,7 @@ from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused
+from npu.matcher import Matcher, Matchers
 from npu.model import Model
 from npu.model_files import find_template
 from npu.one_run import OneRun
@@ -43,6 +44,9 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
 """
+
+_SOONEST = (EOS, *b'"}]:,0')
+"""What brings a text that is held to a form nearest to its end, in this order; else the last byte that may come next."""
 
 _PREFILL_SLICE = 64
 """Tokens between two reports of prefill progress."""
@@ -84,8 +88,21 @@ class EchoTokenizer:
         return "echo"
 
 
+class EchoWords:
+    """What the echo's tokens stand for."""
+
+    end_tokens = frozenset({EOS})
+
+    def __len__(self) -> int:
+        return VOCABULARY_SIZE
+
+    def bytes_of(self, token: int) -> bytes:
+        """What `token` adds to a text."""
+        return bytes((token,)) if token < 256 else b""
+
+
 class EchoEngine:
-    """The echo. Sampling is checked, and changes nothing."""
+    """The echo. Sampling is checked, and changes nothing but the end (`ignore_eos`), the form and the log probabilities."""
 
     ABILITIES = frozenset(Ability)
     ADAPTERS = False
@@ -103,6 +120,7 @@ class EchoEngine:
         self.version = VERSION
         self.embedding_length = EMBEDDING_LENGTH
         self.tokenizer = EchoTokenizer()
+        self._matchers = Matchers(EchoWords(), self.tokenizer)
         self._remembered: tuple[int, ...] = ()
         self._closed = False
         time.sleep(option(model, self.OPTIONS, "load_seconds"))
@@ -146,7 +164,10 @@ class EchoEngine:
         self._check(prompt.tokens, prompt.max_tokens)
         if prompt.adapter is not None:
             raise AdapterMissing(self._model.id, prompt.adapter)
-        return EchoGeneration(self, prompt, sampling.ignore_eos, on_prefill)
+        matcher = None
+        if sampling.constraint is not None:
+            matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
+        return EchoGeneration(self, prompt, sampling, matcher, on_prefill)
 
     def embed(self, tokens: Sequence[int]) -> EchoEmbedding:
         """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
@@ -193,13 +214,19 @@ class EchoGeneration(OneRun):
     """One run of the echo, paced against the clock's deadlines so that many short waits do not add up."""
 
     def __init__(
-        self, engine: EchoEngine, prompt: Prompt, ignore_eos: bool, on_prefill: Callable[[int], None] | None
+        self,
+        engine: EchoEngine,
+        prompt: Prompt,
+        sampling: Sampling,
+        matcher: Matcher | None,
+        on_prefill: Callable[[int], None] | None,
     ) -> None:
         super().__init__()
         self._engine = engine
         self._prompt = tuple(prompt.tokens)
         self._max_tokens = prompt.max_tokens
-        self._ignore_eos = ignore_eos
+        self._sampling = sampling
+        self._matcher = matcher
         self._on_prefill = on_prefill
         self._aborted = threading.Event()
 
@@ -215,7 +242,7 @@ class EchoGeneration(OneRun):
         cached = self._engine.reuse(self._prompt)
         read = self._prefill(cached, begin)
         prefilled = time.monotonic()
-        said = 0
+        said: list[int] = []
         if read < len(self._prompt):
             self._engine.remember(self._prompt[:read])
             self._finish(End.ABORTED, cached, begin, prefilled, 0)
@@ -225,7 +252,7 @@ class EchoGeneration(OneRun):
             rate, jitter = self._engine.setting("tokens_per_second"), self._engine.setting("jitter")
             chance = random.Random(0)
             due = prefilled
-            for byte in self._answer():
+            for byte in self._fitting(self._answer()):
                 if rate:
                     due += (1 + jitter * chance.uniform(-1, 1)) / rate
                 if self._wait_until(due if rate else 0):
@@ -233,14 +260,14 @@ class EchoGeneration(OneRun):
                 if byte == EOS:
                     end = End.EOS
                     return
-                said += 1
-                yield Piece(byte, bytes((byte,)))
-                if said == self._max_tokens:
+                said.append(byte)
+                yield self._piece(byte)
+                if len(said) == self._max_tokens:
                     end = End.LENGTH
                     return
         finally:
-            self._engine.remember((*self._prompt, *self._said(said)))
-            self._finish(end, cached, begin, prefilled, said)
+            self._engine.remember((*self._prompt, *said))
+            self._finish(end, cached, begin, prefilled, len(said))
 
     def _prefill(self, cached: int, begin: float) -> int:
         """Read the prompt in slices; give how much of it was read before an abort."""
@@ -280,7 +307,7 @@ class EchoGeneration(OneRun):
     def _answer(self) -> Iterator[int]:
         turn, said = self._last_turn(), self._continued()
         yield from turn[said:]
-        while self._ignore_eos:
+        while self._sampling.ignore_eos:
             # An answer that had come round already goes on in the middle of a round.
             endless = turn or (ord(" "),)
             at = max(0, said - len(turn)) % len(endless)
@@ -288,9 +315,30 @@ class EchoGeneration(OneRun):
             yield from endless[at:]
         yield EOS
 
-    def _said(self, count: int) -> tuple[int, ...]:
-        answer = self._answer()
-        return tuple(next(answer) for _ in range(count))
+    def _fitting(self, answer: Iterator[int]) -> Iterator[int]:
+        """The answer, as far as it fits what it is held to; from there on whatever ends it soonest."""
+        matcher = self._matcher
+        if matcher is None:
+            yield from answer
+            return
+        while not matcher.is_complete:
+            allowed = matcher.allowed()
+            byte = next(answer, EOS)
+            if not allowed[byte]:
+                answer = iter(())
+                byte = next((byte for byte in _SOONEST if allowed[byte]), int(allowed.nonzero()[0][-1]))
+            if byte == EOS:
+                break
+            matcher.follow(byte)
+            yield byte
+        yield EOS
+
+    def _piece(self, byte: int) -> Piece:
+        """Nothing else could have been said, so its chance is 1."""
+        top = self._sampling.logprobs
+        if top is None:
+            return Piece(byte, bytes((byte,)))
+        return Piece(byte, bytes((byte,)), 0.0, ((byte, 0.0),)[:top])
 
     def _finish(self, end: End, cached: int, begin: float, prefilled: float, said: int) -> None:
         self._stats = Stats(

@@ -21,6 +21,7 @@ from npu.engines.llamacpp_tokenizer import ServerTokenizer
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import Gguf, read_gguf
 from npu.hardware import read_big_cores, read_memory
+from npu.matcher import Matchers
 from npu.model import Model
 from npu.model_files import find_template
 from npu.sampling import check_sampling
@@ -66,6 +67,7 @@ class LlamaCppEngine:
         self._address: Address
         self._server: ServerProcess | None = None
         self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary, self)
+        self._matchers = Matchers(self._vocabulary, self.tokenizer)
         try:
             self._start()
         except BaseException:
@@ -109,8 +111,11 @@ class LlamaCppEngine:
         if prompt.adapter is not None:
             raise AdapterMissing(self._model.id, prompt.adapter)
         self.revive()
+        matcher = None
+        if sampling.constraint is not None:
+            matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
         return LlamaCppGeneration(
-            self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill, self.last_words
+            self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill, self.last_words, matcher
         )
 
     def close(self) -> None:

@@ -13,20 +13,27 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines.llamacpp_server import Address, Call
 from npu.errors import EngineFailed
+from npu.grammar import write_choice
+from npu.matcher import Matcher
 from npu.one_run import OneRun
 from npu.vocabulary import Vocabulary
 
 _SAMPLERS = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
 
-_FIELDS = ("content", "tokens", "stop", "stop_type", "tokens_predicted", "timings")
+_FIELDS = ("content", "tokens", "stop", "stop_type", "tokens_predicted", "timings", "completion_probabilities")
 """What of the last event is of use; the rest would carry the whole prompt back."""
+
+_CHANCES = 200
+"""How many of the likeliest tokens are looked through for one before all are."""
+_FORCED = 1e4
+"""What is added to the logit of a token that is to win."""
 
 
 class LlamaCppGeneration(OneRun):
@@ -41,14 +48,21 @@ class LlamaCppGeneration(OneRun):
         sampling: Sampling,
         on_prefill: Callable[[int], None] | None,
         last_words: Callable[[], str | None] = lambda: None,
+        matcher: Matcher | None = None,
     ) -> None:
-        """`last_words` says how the server ended, or None while it runs."""
+        """`last_words` says how the server ended, or None while it runs. `matcher` follows what the answer is held to."""
         super().__init__()
         self._address = address
         self._vocabulary = vocabulary
         self._prompt = list(prompt.tokens)
         self._max_tokens = prompt.max_tokens
         self._settings = _settings(sampling, context_length)
+        self._logprobs = sampling.logprobs
+        self._matcher = matcher
+        self._may_begin = matcher is not None and not prompt.said and matcher.grammar.startswith("%llguidance")
+        """Whether llama.cpp can be given the grammar, while nothing was said."""
+        self._misfit = False
+        """Whether the token last seen did not fit, so that the next one is drawn from those that do."""
         self._seed = random.getrandbits(31) if sampling.seed is None else sampling.seed
         self._on_prefill = on_prefill
         self._last_words = last_words
@@ -93,7 +107,9 @@ class LlamaCppGeneration(OneRun):
         call = self._request(self._max_tokens - len(self._said), stream=True)
         clock = self._clock = _Clock()
         seen = 0
-        silent: list[int] = []  # Tokens without text: the one that ends the answer may be among them, and is no piece.
+        silent: list[
+            Piece
+        ] = []  # Tokens without text: the one that ends the answer may be among them, and is no piece.
         for event in call.events():
             if "prompt_progress" in event:
                 self._progress(event["prompt_progress"])
@@ -104,49 +120,111 @@ class LlamaCppGeneration(OneRun):
                 if count > seen:
                     break  # It ended inside a character.
                 ended = event["stop_type"] == "eos"
-                yield from self._pieces(silent[:-1] if ended else silent)
-                return End.EOS if ended else End.LENGTH
+                if not (yield from self._pieces(silent[:-1] if ended else silent)):
+                    return None
+                if ended and self._matcher is not None and not self._matcher.may_end:
+                    self._misfit = True
+                    return None
+                return End.EOS if ended or self._is_complete else End.LENGTH
             clock.token()
             token = event["tokens"][-1]
-            if count == seen + 1:
-                new: tuple[int, ...] | None = (token,)
-            else:
-                new = self._held_back(event["content"], token, count - seen - 1)
+            new: tuple[Piece, ...] | None = None
+            if count == seen + 1 and (self._logprobs is None or "completion_probabilities" in event):
+                new = (self._piece(token, event),)
+            elif self._logprobs is None and (ids := self._held_back(event["content"], token, count - seen - 1)):
+                new = tuple(map(self._piece, ids))
             if new is None:
                 self._account(None)
                 break
             seen = count
             silent.extend(new)
             if self._vocabulary.bytes_of(token) and token not in self._vocabulary.end_tokens:
-                yield from self._pieces(silent)
+                fits = yield from self._pieces(silent)
                 silent = []
+                if not fits or self._is_complete:
+                    self._account(None)
+                    break
         else:
             raise EngineFailed("llama.cpp ended its answer without saying why.")
         call.cancel()
         call.close()
         yield from self._pieces(silent)
-        return None
+        return End.EOS if self._is_complete else None
 
     def _singly(self) -> Generator[Piece, None, End | None]:
         """Take token by token until the text ends with a whole character. Returns the end, or None to go on streaming."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while len(self._said) < self._max_tokens:
-            self._clock = _Clock()
-            answer = self._request(1, stream=False).result()
-            self._account(answer.get("timings"))
-            if answer["stop_type"] == "eos":
+            piece = self._next()
+            if piece is None:
                 return End.EOS
-            token = answer["tokens"][0]
-            yield from self._pieces([token])
-            decoder.decode(self._vocabulary.bytes_of(token))
+            if not (yield from self._pieces([piece])):
+                continue
+            if self._is_complete:
+                return End.EOS
+            decoder.decode(piece.data)
             if not decoder.getstate()[0]:
                 return None
         return End.LENGTH
 
-    def _pieces(self, tokens: list[int]) -> Iterator[Piece]:
-        for token in tokens:
-            self._said.append(token)
-            yield Piece(token, self._vocabulary.bytes_of(token))
+    def _next(self) -> Piece | None:
+        """Draw one token, from those that fit where the last one did not; None is the end."""
+        settings: dict[str, Any] = {}
+        if (chosen := self._misfit) and self._matcher is not None:
+            tokens = self._matcher.allowed().nonzero()[0].tolist()
+            settings["grammar"] = write_choice(tokens)
+        self._misfit = False
+        self._clock = _Clock()
+        answer = self._request(1, stream=False, settings=settings).result()
+        self._account(answer.get("timings"))
+        if answer["stop_type"] != "eos":
+            piece = self._piece(answer["tokens"][0], answer)
+            if chosen and piece.token not in tokens:
+                raise EngineFailed(f"llama.cpp drew the token {piece.token}, which it was told not to draw.")
+            return piece
+        if self._matcher is None or self._matcher.may_end:
+            return None
+        if chosen:
+            raise EngineFailed("llama.cpp ended an answer where it was told not to end it.")
+        self._misfit = True
+        return self._next()
+
+    def _pieces(self, pieces: list[Piece]) -> Generator[Piece, None, bool]:
+        """Hand over what fits; whether all did."""
+        for piece in pieces:
+            if self._matcher is not None and not self._matcher.accept(piece.token):
+                self._misfit = True
+                return False
+            self._said.append(piece.token)
+            yield piece
+        return True
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._matcher is not None and self._matcher.is_complete
+
+    def _piece(self, token: int, answer: dict[str, Any] | None = None) -> Piece:
+        data = self._vocabulary.bytes_of(token)
+        if self._logprobs is None or answer is None:
+            return Piece(token, data)
+        told = (answer.get("completion_probabilities") or [None])[-1]
+        logprob, top = (told["logprob"], told["top_logprobs"]) if told is not None else self._chances_of(token)
+        return Piece(token, data, logprob, tuple((each["id"], each["logprob"]) for each in islice(top, self._logprobs)))
+
+    def _chances_of(self, token: int) -> tuple[float, list[dict[str, Any]]]:
+        """The log probability of what may come next: of `token`, and of all that are likelier and some more.
+
+        The server does not tell it of a token that ends inside a character, but of the place it stands at: any other token
+        that is made to stand there brings it.
+        """
+        for count in (_CHANCES, len(self._vocabulary)):
+            forced = {"logit_bias": [[self._vocabulary.letter, _FORCED]], "n_probs": count, "temperature": 0.0}
+            answer = self._request(1, stream=False, settings=forced).result()
+            top = answer["completion_probabilities"][0]["top_logprobs"]
+            found = next((each["logprob"] for each in top if each["id"] == token), None)
+            if found is not None:
+                return found, top
+        raise EngineFailed(f"llama.cpp does not tell the chance of token {token}.")
 
     def _held_back(self, content: str, token: int, count: int) -> tuple[int, ...] | None:
         """The `count` tokens held back and `token` after them, when `content` leaves one way only."""
@@ -156,8 +234,8 @@ class LlamaCppGeneration(OneRun):
         ways = list(islice(self._vocabulary.ways(data[: -len(last)], count), 2))
         return (*ways[0], token) if len(ways) == 1 else None
 
-    def _request(self, max_tokens: int, *, stream: bool) -> Call:
-        body = {
+    def _request(self, max_tokens: int, *, stream: bool, settings: Mapping[str, Any] | None = None) -> Call:
+        body: dict[str, Any] = {
             **self._settings,
             "prompt": self._prompt + self._said,
             "n_predict": max_tokens,
@@ -167,7 +245,10 @@ class LlamaCppGeneration(OneRun):
             "stream": stream,
             "return_progress": stream,
             "response_fields": _FIELDS,
+            **(settings or {}),
         }
+        if settings is None and self._may_begin and not self._said and self._matcher is not None:
+            body["grammar"] = self._matcher.grammar
         call = Call(self._address, "/completion", body)
         with self._lock:
             self._call = call
@@ -250,7 +331,8 @@ def _settings(sampling: Sampling, context_length: int) -> dict[str, Any]:
         "dry_multiplier": 0.0,
         "adaptive_target": -1.0,
         "min_keep": 0,
-        "n_probs": 0,
+        "n_probs": 0 if sampling.logprobs is None else max(1, sampling.logprobs),
+        "post_sampling_probs": False,
         "n_keep": 0,
         "n_indent": 0,
         "n_cache_reuse": 0,

@@ -29,13 +29,14 @@ from npu.engines.rkllm_options import (
     without_logits,
 )
 from npu.engines.rkllm_prompt_cache import open_prompt_cache, read_kept
-from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
+from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
 from npu.engines.rkllm_self_test import SECONDS, SelfTester
 from npu.engines.rkllm_text import RkllmTextEngine, describe_text, has_tokenizer
 from npu.engines.rkllm_together import RkllmSlot, RkllmTogether
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
+from npu.matcher import Matchers
 from npu.model import Model
 from npu.model_files import find_template
 from npu.rkllm.abi import Abi
@@ -60,6 +61,7 @@ class RkllmEngine:
     def __init__(self, model: Model, setup: Setup) -> None:
         self._model = model
         self.vocabulary = self.tokenizer = tokenizer_of(model)
+        self._matchers = Matchers(self.vocabulary, self.tokenizer)
         identity = library_of(setup)
         self.family: Abi = identity.family
         check_options(model, identity)
@@ -126,7 +128,7 @@ class RkllmEngine:
                 "continue text but not chat."
             )
         why = why_no_host_sampling(model, named(identity), can.logits, loaded)
-        refused = dict.fromkeys(("seed", "min_p", "typical_p", "logit_bias", "ignore_eos"), why) if why else {}
+        refused = dict.fromkeys(OURS_ALONE, why) if why else {}
         slots = slots_of(model)
         if slots > 1:
             notes.append(
@@ -179,7 +181,10 @@ class RkllmEngine:
             raise refuse(field, self.version, f"cannot sample by it, and {without_logits(self.slots)}")
         if not self.samples_on_host:
             raise refuse(field, self.version, f"cannot sample by it, and {LOGITS_SUSPECT}")
-        return RkllmGeneration(self, prompt, sampling, None, on_prefill)
+        matcher = None
+        if sampling.constraint is not None:
+            matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
+        return RkllmGeneration(self, prompt, sampling, None, on_prefill, matcher)
 
     def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[RkllmSlot]:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`, `PromptRefused`; `EngineFailed` once

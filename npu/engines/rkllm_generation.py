@@ -16,6 +16,7 @@ from npu.rkllm.handle import Call, Take
 
 if TYPE_CHECKING:
     from npu.engines.rkllm import RkllmEngine
+    from npu.matcher import Matcher
 
 SLICE_SECONDS = 1.5
 """The longest a prefill should run without looking up: nothing can abort it."""
@@ -45,9 +46,12 @@ class RkllmGeneration(OneRun):
         sampling: Sampling,
         native: NativeSampling | None,
         on_prefill: Callable[[int], None] | None,
+        matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
         self._engine = engine
+        self._matcher = matcher
+        """Follows what the answer is held to."""
         self._prompt = prompt
         self._sampling = sampling
         self._native = native
@@ -145,16 +149,25 @@ class RkllmGeneration(OneRun):
         from npu.sampler import Sampler  # numpy, for those who need it
 
         engine, prompt = self._engine, self._prompt
-        sampler = Sampler(self._sampling, len(engine.vocabulary), prompt.tokens, engine.vocabulary.end_tokens)
+        sampling = self._sampling
+        sampler = Sampler(sampling, len(engine.vocabulary), prompt.tokens, engine.vocabulary.end_tokens)
         runs, logits = self._logits_of_prompt()
         self._on_prefill(len(prompt.tokens))
         while logits is not None and not self._aborted:
             begun = time.monotonic()
-            token = sampler.next(logits)
+            token = sampler.next(logits, self._matcher.allowed() if self._matcher is not None else None)
             if token in engine.vocabulary.end_tokens:
                 self._end = End.EOS
                 return
-            yield self._say(token)
+            piece = self._say(token)
+            if sampling.logprobs is not None:
+                logprob, top = sampler.logprobs(logits, sampling.logprobs)
+                piece = replace(piece, logprob=logprob, top=tuple(top))
+            complete = self._matcher is not None and self._matcher.follow(token)
+            yield piece
+            if complete:
+                self._end = End.EOS
+                return
             if len(self._said) >= prompt.max_tokens:
                 self._end = End.LENGTH
                 return

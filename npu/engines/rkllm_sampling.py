@@ -9,7 +9,9 @@ from npu.errors import SamplingRefused
 from npu.rkllm.abi import Capabilities, NativeSampling
 
 _NEUTRAL = Sampling()
-_OURS_ONLY = ("seed", "min_p", "typical_p", "logit_bias", "ignore_eos", "repeat_last_n", "constraint", "logprobs")
+OURS_ALONE = ("seed", "min_p", "typical_p", "logit_bias", "ignore_eos", "constraint", "logprobs")
+"""What only we can do, from the runtime's logits."""
+_NOT_TOLD = (*OURS_ALONE, "repeat_last_n")
 """What the runtime has no number for, a look-back window other than its own among it."""
 _PENALTY = 2.0
 """The runtime's own bound for frequency and presence penalties, in both directions."""
@@ -36,7 +38,7 @@ def beyond_native(sampling: Sampling, defaults: Sampling, can: Capabilities, voc
 
     Without sampling per run it must be what `init` was given: the model's defaults.
     """
-    for name in _OURS_ONLY:
+    for name in _NOT_TOLD:
         if getattr(sampling, name) != getattr(_NEUTRAL, name):
             return name
     for name in ("frequency_penalty", "presence_penalty"):
@@ -51,4 +53,5 @@ def beyond_native(sampling: Sampling, defaults: Sampling, can: Capabilities, voc
 
 def refuse(field: str, version: str, why: str) -> SamplingRefused:
     """What to say when neither the runtime nor we can honour a field."""
-    return SamplingRefused(field, f"{version} {why}. Leave it out to get the model's own value")
+    mend = "Leave it out" if field in ("constraint", "logprobs") else "Leave it out to get the model's own value"
+    return SamplingRefused(field, f"{version} {why}. {mend}")

@@ -10,7 +10,7 @@ from npu.engines.rkllm_facts import read_loaded, write_loaded
 from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_load import context_length, load_adapters, load_model, loaded_facts, memory_bytes
 from npu.engines.rkllm_options import OPTIONS, slots_of
-from npu.engines.rkllm_sampling import beyond_native, refuse, to_native
+from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm_text_generation import RkllmTextGeneration
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
@@ -121,7 +121,7 @@ def describe_text(model: Model, setup: Setup) -> Facts:
         family=model.family,
         parameters=model.parameters,
         quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
-        refuses=dict.fromkeys(("seed", "min_p", "typical_p", "logit_bias", "ignore_eos"), NO_LOGITS),
+        refuses=dict.fromkeys(OURS_ALONE, NO_LOGITS),
         notes=(*model.notes, HIDDEN, *(loaded.story() if loaded is not None else ())),
         last_load=loaded.last_load() if loaded is not None else None,
     )

@@ -9,7 +9,7 @@ from npu.engines import Setup, describe
 from npu.model import Model
 from tasks.card import Card, LastLoad, SelfTest
 from tasks.prompting.conversation import calls_tools
-from tasks.prompting.failures import without_folders
+from tasks.prompting.failures import PARAMS, without_folders
 
 
 def card_of(model: Model, board: str, setup: Setup) -> Card:
@@ -37,7 +37,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         embedding_length=facts.embedding_length,
         adapters=tuple(adapter.name for adapter in model.adapters),
         base=model.base,
-        refuses=dict(facts.refuses),
+        refuses={PARAMS.get(field, field): why for field, why in facts.refuses.items()},
         notes=tuple(map(without_folders, facts.notes)),
         last_load=LastLoad(**asdict(facts.last_load)) if facts.last_load is not None else None,
         self_test=SelfTest(**asdict(facts.self_test)) if facts.self_test is not None else None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from npu.constraint import Call, Calls, Constraint, Form, Gbnf, JsonSchema, Lark, Regex
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import chat_template, describe, open_tokenizer
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused, SamplingRefused
@@ -241,6 +244,114 @@ class TestRefusals:
 )
 def test_every_sampling_parameter_is_accepted(opened: Opened, sampling: Sampling) -> None:
     assert run(opened, prompt(opened, "Hello there", 3), sampling)[0]
+
+
+class TestForm:
+    """What an answer is held to, which every engine that is tested here can do."""
+
+    SCHEMA = JsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 12},
+                "age": {"type": "integer", "minimum": 0, "maximum": 150},
+                "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+            },
+            "required": ["name", "age", "tags"],
+            "additionalProperties": False,
+        }
+    )
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_an_answer_fits_its_schema(self, opened: Opened, temperature: float) -> None:
+        sampling = Sampling(temperature=temperature, seed=2, constraint=Constraint(self.SCHEMA))
+        pieces, end, stats = run(opened, prompt(opened, "Describe Ann, 31 years old.", 200), sampling)
+        answer = json.loads(text(pieces))
+        assert (sorted(answer), end, stats.generated_tokens) == (["age", "name", "tags"], End.EOS, len(pieces))
+        assert 0 <= answer["age"] <= 150
+        assert len(answer["tags"]) <= 3
+
+    def test_it_goes_on_in_the_middle(self, opened: Opened) -> None:
+        """As a claim does whose predecessor died. What was said may be cut inside a word, or inside a character."""
+        asked = prompt(opened, "Describe Ann, 31 years old.", 200)
+        sampling = Sampling(temperature=0.0, constraint=Constraint(self.SCHEMA))
+        whole = [piece.token for piece in run(opened, asked, sampling)[0]]
+        for cut in (len(whole) // 2, len(whole) - 1):
+            said = whole[:cut]
+            rest, end, _ = run(opened, Prompt([*asked.tokens, *said], 200, said=cut), sampling)
+            answer = json.loads(opened.engine.tokenizer.decode(said) + text(rest))
+            assert (sorted(answer), end) == (["age", "name", "tags"], End.EOS)
+
+    @pytest.mark.parametrize(
+        ("form", "pattern"),
+        [
+            (Regex("[0-9]{3}-[xyz]{2}"), r"[0-9]{3}-[xyz]{2}"),
+            (Regex("[а-я]{4}[.]"), "[а-я]{4}[.]"),
+            (Gbnf('root ::= "yes" | "no"'), "yes|no"),
+            (Lark('start: ("ab" | "cd")~2'), "(ab|cd){2}"),
+            (
+                Calls((Call("<t>", "<t>", JsonSchema({"enum": [1, "a"]}), "</t>"),), required=True, several=False),
+                r"\s*<t>(1|\"a\")</t>\s*",
+            ),
+        ],
+        ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+    )
+    def test_an_answer_fits_other_forms(self, opened: Opened, form: Form, pattern: str) -> None:
+        sampling = Sampling(temperature=1.0, seed=4, constraint=Constraint(form))
+        pieces, end, _ = run(opened, prompt(opened, "Say something.", 200), sampling)
+        assert (bool(re.fullmatch(pattern, text(pieces).decode())), end) == (True, End.EOS)
+
+    def test_an_end_by_length_may_break_it(self, opened: Opened) -> None:
+        sampling = Sampling(temperature=0.0, constraint=Constraint(self.SCHEMA))
+        pieces, end, _ = run(opened, prompt(opened, "Describe Ann.", 3), sampling)
+        assert (len(pieces), end) == (3, End.LENGTH)
+
+    def test_a_form_that_cannot_be_followed_is_refused(self, opened: Opened) -> None:
+        """Before the run, and by name."""
+        with pytest.raises(SamplingRefused, match="uniqueItems") as refused:
+            opened.engine.generate(Prompt([40], 1), Sampling(constraint=Constraint(JsonSchema({"uniqueItems": True}))))
+        assert refused.value.field == "constraint"
+
+    def test_the_next_answer_is_free_again(self, opened: Opened) -> None:
+        asked = prompt(opened, "Tell me of the sea.", 8)
+        free = run(opened, asked)[0]
+        run(opened, asked, Sampling(temperature=0.0, constraint=Constraint(Regex("[0-9]{5}"))))
+        assert run(opened, asked)[0] == free
+
+
+class TestLogprobs:
+    def test_each_piece_has_its_own(self, opened: Opened) -> None:
+        """And those of the likeliest at its place, which greedily taken is the first of them."""
+        pieces, _, _ = run(opened, prompt(opened, "Say hello 😀 世界", 12), Sampling(temperature=0.0, logprobs=3))
+        assert pieces
+        for piece in pieces:
+            assert piece.logprob is not None
+            assert piece.logprob <= 1e-6
+            assert piece.top[0] == pytest.approx((piece.token, piece.logprob), abs=1e-4)
+            assert [logprob for _, logprob in piece.top] == sorted((logprob for _, logprob in piece.top), reverse=True)
+            assert sum(math.exp(logprob) for _, logprob in piece.top) <= 1.0001
+
+    def test_they_are_the_models_own(self, opened: Opened) -> None:
+        """Whatever the sampling does to them: what was chosen against the odds has a small one."""
+        asked = prompt(opened, "Say hello", 3)
+        greedy = run(opened, asked, Sampling(temperature=0.0, logprobs=1))[0]
+        hot = run(opened, asked, Sampling(temperature=1.5, top_k=1, repeat_penalty=1.0, logprobs=1, seed=1))[0]
+        assert [piece.logprob for piece in hot] == pytest.approx([piece.logprob for piece in greedy], abs=1e-3)
+
+    def test_none_but_the_chosen(self, opened: Opened) -> None:
+        pieces = run(opened, prompt(opened, "Hi", 2), Sampling(temperature=0.0, logprobs=0))[0]
+        assert all(piece.logprob is not None and piece.top == () for piece in pieces)
+
+    def test_they_come_with_a_form(self, opened: Opened) -> None:
+        sampling = Sampling(temperature=0.0, logprobs=2, constraint=Constraint(Regex("[0-9]{4}[.]")))
+        pieces = run(opened, prompt(opened, "Hi", 9), sampling)[0]
+        assert re.fullmatch(rb"[0-9]{4}[.]", text(pieces))
+        assert all(piece.logprob is not None for piece in pieces)
+
+    def test_more_than_anybody_may_ask_for(self, opened: Opened) -> None:
+        with pytest.raises(SamplingRefused) as refused:
+            opened.engine.generate(Prompt([40], 1), Sampling(logprobs=21))
+        assert refused.value.field == "logprobs"
 
 
 class TestTokenizer:

@@ -1,0 +1,176 @@
+"""A constraint written as a grammar that llguidance reads: Lark with its additions, or several in a JSON object.
+
+What it cannot express it refuses by name, and so do we: no keyword of a schema is read over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, assert_never
+
+from npu.constraint import Calls, Constraint, Form, Gbnf, JsonObject, JsonSchema, Lark, Regex, Thought
+from npu.errors import SamplingRefused
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+MAX_BYTES = 256 << 10
+"""Of one schema or grammar. Reading so much takes some tenths of a second."""
+
+MAX_LEXER_STATES = 20_000
+"""What a grammar may come to while it is followed: at 1 to 2 KB each, 40 MB."""
+
+Written = Callable[[str], str]
+"""How a grammar writes a text that is to stand in the answer word by word; markers of the model are tokens in it."""
+
+_HEAD = '%llguidance {"no_forcing": true}\n'
+"""Else what must follow is worked out by a tokenizer that reads text, which a matcher does not have."""
+_OPTIONS = re.compile(r"^[ \t]*%llguidance\b.*$", re.MULTILINE)
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON comes on one line: blanks cost a slow board a token each, and small models go on with them for as long as they are let."""
+_ANYTHING = r"/(.|\n)*/"
+_SPACE = r"/[ \t\r\n]{0,20}/"
+
+
+def write_grammar(constraint: Constraint, written: Written = json.dumps) -> str:
+    """The grammar. Raises `SamplingRefused` on a form that is too large or cannot be written."""
+    grammars = [*_grammars(constraint, written)]
+    size = sum(len(text) for _, text in grammars)
+    if size > MAX_BYTES:
+        raise refuse(f"it has {size} bytes, and at most {MAX_BYTES} are read")
+    if len(grammars) == 1:
+        return grammars[0][1]
+    return json.dumps({"grammars": [{"name": name, "lark_grammar": text} for name, text in grammars]})
+
+
+def write_choice(tokens: Sequence[int]) -> str:
+    """A grammar of one token: one of these, in ascending order."""
+    ends = [at for at in range(len(tokens)) if at + 1 == len(tokens) or tokens[at + 1] != tokens[at] + 1]
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    ranges = (f"{tokens[start]}-{tokens[end]}" for start, end in zip(starts, ends, strict=True))
+    return f"{_HEAD}start: <[{','.join(ranges)}]>"
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Whether it can be followed at all, by any model that gives its logits. Raises `SamplingRefused`."""
+    from llguidance import LLMatcher
+
+    if message := LLMatcher.validate_grammar(write_grammar(constraint), limits=limits()):
+        raise refuse(message)
+
+
+def refuse(message: str) -> SamplingRefused:
+    """What llguidance says of a grammar, as a refusal."""
+    # Behind the first line it shows the grammar, which may be long and is the client's own.
+    said = re.sub(r"^at \d+\(\d+\): |^failed to compile JSON schema: ", "", message.split("\n   1 | ")[0])
+    said = re.sub(r"^failed to compile JSON schema: ", "", said)
+    said = " ".join(said.removesuffix("<non-verbose/>").split())
+    return SamplingRefused("constraint", said[:500].rstrip("."))
+
+
+@cache
+def limits() -> LLParserLimits:
+    """What compiling and following a grammar may take; the rest of llguidance's own bounds is some hundredths of a second."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+
+
+def _grammars(constraint: Constraint, written: Written) -> Iterator[tuple[str, str]]:
+    """The grammars by name; the first is the whole."""
+    nested: dict[str, str] = {}
+    form, thought = constraint.form, constraint.thought
+    if thought is None and isinstance(form, Lark | Gbnf):
+        yield "whole", _HEAD + _own(form)
+        return
+    rules = _calls(form, written, nested) if isinstance(form, Calls) else f"answer: {_term(form, nested)}\n"
+    yield "whole", _HEAD + _start(thought, written) + rules
+    yield from nested.items()
+
+
+def _start(thought: Thought | None, written: Written) -> str:
+    if thought is None:
+        return "start: answer\n"
+    closing = written(thought.closing)
+    # The blanks between a thought and its answer are no part of either.
+    if thought.opened:
+        return f"start: thought {_SPACE} answer\n{_until('thought', closing)}"
+    opening = written(thought.opening)
+    return f"start: answer | {opening} thought {_SPACE} answer\n{_until('thought', closing)}"
+
+
+def _until(rule: str, end: str) -> str:
+    """A rule for anything up to and with `end`, where that comes first."""
+    if end.startswith("<["):  # a token of its own, which no text can hold
+        return f"{rule}: {_ANYTHING} {end}\n"
+    return f"{rule}[suffix={end}]: {_ANYTHING}\n"
+
+
+def _calls(form: Calls, written: Written, nested: dict[str, str]) -> str:
+    by_trigger: dict[str, list[str]] = {}
+    for call in form.calls:
+        begin = call.begin.removeprefix(call.trigger)
+        parts = (written(begin) if begin else "", _term(call.form, nested), written(call.end) if call.end else "")
+        by_trigger.setdefault(call.trigger, []).append(" ".join(filter(None, parts)))
+    bodies = [f"({' | '.join(bodies)})" for bodies in by_trigger.values()]
+    triggers = [written(trigger) for trigger in by_trigger]
+    whole = " | ".join(f"{trigger} {body}" for trigger, body in zip(triggers, bodies, strict=True))
+    more = f" ({_SPACE} call)* {_SPACE}" if form.several else f" {_SPACE}"
+    if form.required:
+        return f"answer: {_SPACE} call{more}\ncall: {whole}\n"
+    leads = [f"lead_{place} {body}" for place, body in enumerate(bodies)]
+    texts = "".join(_until(f"lead_{place}", trigger) for place, trigger in enumerate(triggers))
+    return f"answer: text | ({' | '.join(leads)}){more}\ntext: {_ANYTHING}\n{texts}call: {whole}\n"
+
+
+def _term(form: Form, nested: dict[str, str]) -> str:
+    match form:
+        case JsonObject():
+            return _json({"type": "object"})
+        case JsonSchema(schema):
+            return _json(schema)
+        case Regex(pattern):
+            return f"/{_pattern(pattern)}/"
+        case Lark() | Gbnf():
+            name = f"form_{len(nested)}"
+            nested[name] = _own(form)
+            return f"@{name}"
+        case Calls():
+            raise refuse("calls cannot stand inside of something else")
+        case _:
+            assert_never(form)
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    # A schema could choose how it is read by an entry of this name, leniently among others.
+    own = {key: value for key, value in schema.items() if key != "x-guidance"}
+    try:
+        return f"%json {json.dumps({**own, 'x-guidance': _JSON})}"
+    except (RecursionError, ValueError) as error:
+        raise refuse(f"the schema is nested too deep ({type(error).__name__})") from error
+
+
+def _pattern(pattern: str) -> str:
+    from llguidance import regex_to_lark
+
+    if not pattern:
+        raise refuse("the regular expression is empty")
+    try:
+        return str(regex_to_lark(pattern, "d"))
+    except ValueError as error:
+        raise refuse(f"the regular expression cannot be read: {error}") from error
+
+
+def _own(form: Lark | Gbnf) -> str:
+    if isinstance(form, Lark):
+        return _OPTIONS.sub("", form.text)
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        text = any_to_lark(form.text)
+    except Exception as error:  # it raises bare ones
+        raise refuse(f"the grammar cannot be read: {error}") from error
+    return _OPTIONS.sub("", text)
