@@ -164,7 +164,19 @@ class Agent:
         """Unload what nobody has asked for in its time."""
         for model_id in self._keeping.over(self._workers.living()):
             log.info("nobody asks for %s any more: it is unloaded", model_id)
-            self._dismiss(model_id)
+            threading.Thread(target=self._put_away, args=(model_id,), daemon=True).start()
+
+    def _put_away(self, model_id: str) -> None:
+        """Unload a model, and load it again at once when somebody has asked for it meanwhile: others would wait for that to be
+        noticed."""
+        model = self._catalog.find(model_id)
+        self._keeping.forget(model_id)
+        self._workers.stop(model_id, GRACE)
+        try:
+            if model is not None and self._client.zcard(keys.waiting(model_id)):
+                self.load(model)
+        except (*UNREACHABLE, ModelRefused, OSError) as error:
+            log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
 
     def _tell_to_load(self) -> None:
         for model in tuple(self._to_load):

@@ -331,6 +331,19 @@ def test_a_model_that_jobs_wait_for_is_loaded_again(board: Board, client: redis.
     eventually(lambda: board.agent._workers.has("first"), what="another worker")
 
 
+def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(board: Board, client: redis.Redis) -> None:
+    """Nobody need notice first that jobs wait for it."""
+    board.start()
+    before = eventually(board.agent._workers.living, what="a worker")
+    client.zadd(keys.waiting("first"), {"j": 1})
+    board.agent._put_away("first")
+    after = eventually(board.agent._workers.living, what="another worker")
+    assert before.keys() == after.keys() == {"first"} and before != after
+    client.delete(keys.waiting("first"))
+    board.agent._put_away("first")
+    assert not board.agent._workers.living()
+
+
 def test_what_a_dead_worker_held_is_handed_back(board: Board, client: redis.Redis) -> None:
     """Its lease would last for ever."""
     board.start()
