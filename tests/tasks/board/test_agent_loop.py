@@ -337,7 +337,7 @@ def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(board: Board, clie
     before = eventually(board.agent._workers.living, what="a worker")
     client.zadd(keys.waiting("first"), {"j": 1})
     board.agent._put_away("first")
-    after = eventually(board.agent._workers.living, what="another worker")
+    after = board.agent._workers.living()
     assert before.keys() == after.keys() == {"first"} and before != after
     client.delete(keys.waiting("first"))
     board.agent._put_away("first")
