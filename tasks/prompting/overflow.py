@@ -16,6 +16,8 @@ from tasks.requests import ChatRequest, Message
 
 MARKS = 12
 """Tokens that a template writes around a message, at most: a guess too low would cut anew with each turn."""
+REMEMBERED = 8192
+"""Sizes of texts that are kept in memory."""
 ANSWER = 512
 """Tokens that an answer gets where nobody said how long it may be."""
 
@@ -31,20 +33,40 @@ def fit(
     whole: Sequence[int],
     context: int,
     tokens_of: Callable[[ChatRequest], Sequence[int]],
-    tokenizer: Tokenizer,
+    size: Callable[[str], int],
 ) -> tuple[Sequence[int], int]:
     """The tokens of a chat without its oldest turns where they do not fit and it wants that, and how many were left out.
 
-    `whole` are all of them. What cannot be made to fit is not: whoever checks the prompt refuses it with the figures.
+    `whole` are all of them, `size` is that of a text in tokens. What cannot be made to fit is not: whoever checks the prompt
+    refuses it with the figures.
     """
     room = room_for_prompt(context, request.max_tokens)
     tokens = whole
     if request.overflow == "truncate" and len(whole) > room:
-        for messages in shortened(request.messages, room, lambda text: len(tokenizer.encode(text))):
+        for messages in shortened(request.messages, room, size):
             tokens = tokens_of(msgspec.structs.replace(request, messages=messages))
             if len(tokens) <= room:
                 break
     return tokens, len(whole) - len(tokens)
+
+
+class Sizes:
+    """How many tokens texts have, those lately asked for from memory: a conversation comes again with each turn, and some
+    tokenizers are slow to ask. Usable from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, int] = {}
+
+    def __call__(self, text: str) -> int:
+        key = hash(text)
+        size = self._known.get(key)
+        if size is None:
+            size = len(self._tokenizer.encode(text)) if text else 0
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = size
+        return size
 
 
 def shortened(messages: Sequence[Message], room: int, size: Callable[[str], int]) -> Iterator[tuple[Message, ...]]:

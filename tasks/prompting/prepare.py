@@ -89,6 +89,7 @@ class Preparer:
         self._tokenizer = tokenizer
         self._template = template
         self._context_length = context_length
+        self._sizes = overflow.Sizes(tokenizer)
         self._conversation = Conversation(template) if template is not None else None
         self._source = source = template.source if template is not None else ""
         self._calls = tool_format(model.tool_format, source) if template and calls_tools(model, template) else None
@@ -203,7 +204,7 @@ class Preparer:
         whole = self.tokens_of(request)
         if known:
             return known[0], max(0, len(whole) - len(known[0]))
-        return overflow.fit(request, whole, self._context(request), self.tokens_of, self._tokenizer)
+        return overflow.fit(request, whole, self._context(request), self.tokens_of, self._sizes)
 
     def _text_tokens(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> tuple[Sequence[int], int]:
         """A text's tokens, and how many of them were left out."""

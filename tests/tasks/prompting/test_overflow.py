@@ -178,3 +178,18 @@ def test_the_end_of_an_input_is_left_out() -> None:
     assert len(cut.inputs[0]) == 20
     with pytest.raises(ContextTooLong):
         preparer.prepare(EmbedRequest(("x" * 100,)))
+
+
+def test_texts_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation comes again with each turn."""
+    asked: list[str] = []
+
+    class Slow(EchoTokenizer):
+        def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+            asked.append(text)
+            return super().encode(text, add_special=add_special, parse_special=parse_special)
+
+    monkeypatch.setattr(overflow, "REMEMBERED", 3)
+    sizes = overflow.Sizes(Slow())
+    assert [sizes(text) for text in ("ab", "c", "ab", "", "d", "ab")] == [2, 1, 2, 0, 1, 2]
+    assert asked == ["ab", "c", "d", "ab"]
