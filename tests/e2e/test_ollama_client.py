@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -103,6 +104,24 @@ def test_tools_and_thoughts(client: ollama.Client) -> None:
         client.chat("echo", turns, tools=[weather])
     with pytest.raises(ollama.ResponseError, match='"echo" does not support thinking'):
         client.chat("echo", turns, think="high")
+
+
+def test_a_format_holds_the_answer(client: ollama.Client) -> None:
+    """To JSON, or to a schema, whatever the model would rather say."""
+    limit = {"num_predict": 200}
+    assert isinstance(
+        json.loads(client.chat("echo", ask('{"a": 1}'), format="json", options=limit).message.content or ""), dict
+    )
+    schema: Any = {
+        "type": "object",
+        "properties": {"age": {"enum": [7]}},
+        "required": ["age"],
+        "additionalProperties": False,
+    }
+    said = client.generate("echo", "no JSON at all", format=schema, options=limit)
+    assert json.loads(said.response or "") == {"age": 7}
+    parts = client.chat("echo", ask("nor here"), format=schema, options=limit, stream=True)
+    assert json.loads("".join(part.message.content or "" for part in parts)) == {"age": 7}
 
 
 def test_a_template_of_the_request(client: ollama.Client) -> None:
