@@ -121,7 +121,7 @@ class TaskSettings(Settings):
     durability: Literal["disk", "ram"] = Field(
         "disk",
         description="Where jobs and API keys are kept. `disk` survives a restart, and a request that nobody waits for is "
-        "accepted once it is on the disk, one to three seconds later. `ram` waits for nothing; the embedded Valkey then writes "
+        "accepted once it is on the disk, two to seven seconds later. `ram` waits for nothing; the embedded Valkey then writes "
         "nothing, and forgets all of it with each restart.",
     )
     lease: float = Field(

@@ -132,7 +132,7 @@ class JobStore:
         as their batch. The record stays for `ttl` seconds after the job's end, None being as the setting says.
         `reader` is who waits for the answer, as PROCESS/STREAM; once it has left, or its process does not breathe any more,
         the job is cancelled, unless somebody reads it within `grace` seconds. A job without a reader is on the disk when this
-        returns, which takes one to three seconds, unless `on_disk` is false: for one that would be accepted again if it were
+        returns, which takes two to seven seconds, unless `on_disk` is false: for one that would be accepted again if it were
         lost. Raises `NotOnDisk`; the job is cancelled then. `kept` is what its front will ask for.
         """
         ttl = kept.ttl if kept is not None else ttl or self._job_ttl

