@@ -78,6 +78,7 @@ class Stack:
             "ROCKCHIPLLAMA_DATA_DIR": str(self.folder / "data"),
             "ROCKCHIPLLAMA_PORT": str(self.port),
             "ROCKCHIPLLAMA_BOARD_NAME": "test-board",
+            "ROCKCHIPLLAMA_DURABILITY": "ram",  # seconds for each job that nobody reads; `tests/tasks/test_disk.py` waits
             **_variables(settings),
         }
 
