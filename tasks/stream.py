@@ -24,6 +24,7 @@ from tasks.events import (
     FinishReason,
     Mark,
     Numbered,
+    TokenLogprob,
     decode_events,
     encode_events,
     joined,
@@ -70,6 +71,8 @@ class RecordedPiece(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     token: int
     data: bytes
+    logprob: TokenLogprob | None = None
+    """Where the request asked for it."""
 
 
 class _Append(NamedTuple):

@@ -8,7 +8,7 @@ import msgspec
 
 from api.errors import Problem
 
-PARAMS = {"prompts": "prompt", "template_options": "chat_template_kwargs"}
+PARAMS = {"prompts": "prompt", "template_options": "chat_template_kwargs", "output": "response_format"}
 """Fields that the shared vocabulary names otherwise."""
 
 

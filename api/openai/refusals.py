@@ -7,26 +7,15 @@ from collections.abc import Mapping
 from api.refusals import Refusal
 
 _TOOLS = "Only a chat can be given tools: send it to /v1/chat/completions."
-_FORMAT = "Output cannot be constrained yet; leave {field} out and ask for the format in the prompt."
 _SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
-_LOGPROBS = "Log probabilities are not computed yet; leave {field} out."
 _NO_AUDIO = "The models here answer in text only."
 
 REFUSED: Mapping[str, Refusal] = {
-    "response_format": (({"type": "text"},), _FORMAT),
-    "json_schema": (({},), _FORMAT),
-    "grammar": (("",), _FORMAT),
-    "guided_json": (({}, ""), _FORMAT),
-    "guided_regex": (("",), _FORMAT),
-    "guided_choice": (([],), _FORMAT),
-    "guided_grammar": (("",), _FORMAT),
-    "structured_outputs": (({},), _FORMAT),
     "modalities": ((["text"], []), _NO_AUDIO),
     "audio": (({},), _NO_AUDIO),
     "web_search_options": ((), "The models here cannot search the web."),
-    "top_logprobs": ((0,), _LOGPROBS),
-    "n_probs": ((0,), _LOGPROBS),
-    "prompt_logprobs": ((0, False), _LOGPROBS),
+    "n_probs": ((0,), "Send 'logprobs' instead, and 'top_logprobs' in a chat."),
+    "prompt_logprobs": ((0, False), "The prompt's own log probabilities are not computed; leave {field} out."),
     "min_tokens": ((0,), "An answer has no least number of tokens."),
     "use_beam_search": ((False,), _SAMPLER),
     "length_penalty": ((1,), _SAMPLER),
@@ -47,7 +36,6 @@ REFUSED: Mapping[str, Refusal] = {
 """Fields that would change the answer and cannot be honoured; true in every body of this front."""
 
 REFUSED_IN_CHAT: Mapping[str, Refusal] = {
-    "logprobs": ((False,), _LOGPROBS),
     "best_of": ((1,), _SAMPLER),
 }
 REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
@@ -56,8 +44,7 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
     "functions": (([],), _TOOLS),
     "function_call": (("none", "auto"), _TOOLS),
     "thinking_budget_tokens": ((-1,), "A text is continued without a template, so nobody knows what is thought in it."),
-    # Here 0 is a real request: the log probability of each chosen token.
-    "logprobs": ((False,), _LOGPROBS),
+    "top_logprobs": ((0,), "Send the number as 'logprobs'."),
     "suffix": (
         ("",),
         "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",

@@ -18,6 +18,7 @@ from pydantic.types import FailFast
 from typing_extensions import TypeAliasType
 
 from api.body import Whole, Wire, bounded
+from api.openai.format_schemas import FormatFields
 from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
 from api.openai.tool_schemas import (
     MAX_TOOLS,
@@ -89,6 +90,11 @@ def _stop(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     bounded(len(value), info, "max_stop", "stop sequences")
     # An empty sequence would end every answer before it begins; clients send one to mean none.
     return tuple(word for word in value if word)
+
+
+def _count(value: Any) -> Any:
+    # Some clients send what chats take.
+    return {True: 0, False: None}[value] if isinstance(value, bool) else value
 
 
 Prompts: TypeAlias = tuple[str | tuple[int, ...], ...]
@@ -227,7 +233,7 @@ class ChatMessage(Wire):
 
 
 class SamplingBody(Wire):
-    """What both kinds of generation share."""
+    """What every way to have text made shares."""
 
     model: str | None = Field(None, max_length=512)
     stream: bool = False
@@ -261,7 +267,11 @@ class SamplingBody(Wire):
     service_tier: str | None = None
 
 
-class ChatCompletionBody(SamplingBody):
+class GenerationBody(SamplingBody, FormatFields):
+    """What both kinds of completion share."""
+
+
+class ChatCompletionBody(GenerationBody):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), BeforeValidator(_messages)]
@@ -279,6 +289,8 @@ class ChatCompletionBody(SamplingBody):
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, PlainValidator(_template_options), _shape({"type": "object"})
     ] = None
+    logprobs: bool = False
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
 
     @model_validator(mode="before")
     @classmethod
@@ -286,8 +298,14 @@ class ChatCompletionBody(SamplingBody):
         refuse(data, REFUSED, REFUSED_IN_CHAT)
         return data
 
+    @model_validator(mode="after")
+    def _with_logprobs(self) -> ChatCompletionBody:
+        if self.top_logprobs and not self.logprobs:
+            raise refused("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs", "invalid_value")
+        return self
 
-class CompletionBody(SamplingBody):
+
+class CompletionBody(GenerationBody):
     """The body of `POST /v1/completions`."""
 
     prompt: Annotated[
@@ -298,6 +316,7 @@ class CompletionBody(SamplingBody):
     max_tokens: Whole = Field(16, ge=1, lt=2**63)
     echo: bool = False
     best_of: Whole | None = Field(None, ge=1, le=20)
+    logprobs: Annotated[Whole | None, Field(ge=0, le=20), BeforeValidator(_count)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -311,6 +330,11 @@ class CompletionBody(SamplingBody):
             bounded(len(self.prompt) * self.n, info, "max_prompts", "answers (prompts times 'n')")
         except ValueError as error:
             raise refused(f"Invalid 'prompt': {error}.", "prompt", "invalid_value") from None
+        if self.echo and self.logprobs is not None:
+            raise refused(
+                "'echo' and 'logprobs' are not supported together: the prompt's own log probabilities are not computed.",
+                "logprobs",
+            )
         if self.best_of not in (None, 1, self.n):
             raise refused("'best_of' is not supported: leave it out, or make it equal to 'n'.", "best_of")
         return self

@@ -16,7 +16,8 @@ MAX_TOOLS = 512
 _NAME = re.compile(r"[\w.:/-]{1,256}")
 
 
-def _writable(schema: dict[str, Any]) -> dict[str, Any]:
+def writable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as it came. Raises `ValueError` on one that cannot be handed on."""
     # Who renders the prompt cannot hold larger ones.
     try:
         msgspec.msgpack.encode(schema)
@@ -46,7 +47,7 @@ class FunctionOffer(Wire):
 
     name: Annotated[str, AfterValidator(_name)]
     description: str = ""
-    parameters: Annotated[dict[str, Any] | None, AfterValidator(lambda schema: schema and _writable(schema))] = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(lambda schema: schema and writable(schema))] = None
     strict: bool = False
 
 
@@ -127,7 +128,7 @@ FunctionChoice: TypeAlias = Annotated[
 
 def _arguments(value: Any) -> str:
     if isinstance(value, dict):  # as other servers write them
-        return msgspec.json.encode(_writable(value)).decode()
+        return msgspec.json.encode(writable(value)).decode()
     if not isinstance(value, str):
         raise ValueError("they should be JSON text")
     return value

@@ -9,6 +9,7 @@ from npu import constraint
 from npu.answer_format import ToolFormat
 from npu.constraint import Call, Calls, Constraint, Form, Thought
 from npu.errors import FieldRefused, PromptRefused
+from npu.grammar import check_constraint
 from tasks import requests
 from tasks.prompting.reading import Reading
 from tasks.requests import ChatRequest, GenerateRequest, OutputFormat, Tool
@@ -17,7 +18,7 @@ from tasks.requests import ChatRequest, GenerateRequest, OutputFormat, Tool
 def constraint_of(request: GenerateRequest, reading: Reading | None, template: str) -> Constraint | None:
     """What the answers to a request are held to behind their thoughts; None nothing. `template` is the chat template's source.
 
-    Raises `PromptRefused`.
+    Raises `PromptRefused`, and `SamplingRefused` on a format that no engine could keep to.
     """
     form: Form | None = _calls(request, reading, template) if isinstance(request, ChatRequest) else None
     if request.output is not None:
@@ -26,6 +27,7 @@ def constraint_of(request: GenerateRequest, reading: Reading | None, template: s
                 "output", "an answer cannot be held to a format while it may call tools. Send one of the two."
             )
         form = _form(request.output)
+        check_constraint(Constraint(form))
     if form is None:
         return None
     if isinstance(request, ChatRequest) and request.continue_last:

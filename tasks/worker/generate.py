@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from npu.constraint import Calls
-from npu.engine import Abortable, End, Generation, Stats, TextEngine
+from npu.engine import Abortable, End, Generation, Stats, TextEngine, Tokenizer
 from npu.errors import FieldRefused, SamplingRefused
-from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, Usage
+from tasks.events import ChoiceEnded, Event, FinishReason, TextDelta, TokenLogprob, Usage
 from tasks.prompting.prepare import Prepared
 from tasks.stream import RecordedPiece
 from tasks.worker.begun import Begun, BegunChoice, CannotContinue
 from tasks.worker.parsing.answer import answer_parser
+from tasks.worker.token_logprobs import TokenLogprobs, logprob_of, rest_of
 from tasks.worker.unsent import unsent
 
 
@@ -113,6 +115,7 @@ class _Answer:
         self._budget = prepared.reading.budget if prepared.reading is not None else None
         self._may_stop = bool(prepared.stop) or prepared.reading is not None
         self._parser = answer_parser(job, self.choice, prepared.stop, prepared.reading)
+        self._logprobs = TokenLogprobs() if prepared.sampling.logprobs is not None else None
         self._first = turn == 0
         self._said = [piece.token for piece in begun.pieces]
         self._stats: Stats | None = None
@@ -124,7 +127,11 @@ class _Answer:
         """Say what is left of it, but for its last words; None once the job was cancelled."""
         said: list[Event] = [TextDelta(self._echo, self.choice)] if self._echo else []
         said.extend(self._replayed())
-        if rest := unsent(said, self.begun.sent):
+        rest: Sequence[Event] = unsent(said, self.begun.sent)
+        if self._logprobs is not None:
+            self._logprobs.owe(rest_of(said, self.begun.sent))
+            rest = self._logprobs.told(rest)
+        if rest:
             sink.write(tuple(rest))
         while True:
             self._end_thought(sink)
@@ -137,7 +144,7 @@ class _Answer:
                     self._count(totals)
                 return None
             try:
-                self._read(generation, sink)
+                self._read(generation, sink, engine.tokenizer)
             except BaseException:
                 # The engine's own account is there only after its end. A prompt that was answered has been read.
                 self._count(totals)
@@ -165,7 +172,14 @@ class _Answer:
         self._count(totals)
 
     def _replayed(self) -> list[Event]:
-        return [event for piece in self.begun.pieces for event in self._parser.feed(piece.token, piece.data)]
+        return [event for piece in self.begun.pieces for event in self._events(piece.token, piece.data, piece.logprob)]
+
+    def _events(self, token: int, data: bytes, logprob: TokenLogprob | None) -> tuple[Event, ...]:
+        events = self._parser.feed(token, data)
+        if self._logprobs is None:
+            return events
+        self._logprobs.heard(data, logprob)
+        return self._logprobs.told(events)
 
     @property
     def _left(self) -> int:
@@ -185,7 +199,7 @@ class _Answer:
             done = max(count for count in range(len(tokens)) if self._said[len(self._said) - count :] == tokens[:count])
             token, data = closing[done]
             self._said.append(token)
-            sink.write(self._parser.feed(token, data), RecordedPiece(self.choice, token, data))
+            sink.write(self._events(token, data, None), RecordedPiece(self.choice, token, data))
 
     def _generation(self, engine: TextEngine, sink: Sink) -> Generation:
         if self._said and self._prompt.turn is not None:
@@ -232,20 +246,28 @@ class _Answer:
         totals.reasoning_tokens += self._parser.thoughts
         totals.read_again += again
 
-    def _read(self, generation: Generation, sink: Sink) -> None:
-        parser, enough = self._parser, False
+    def _read(self, generation: Generation, sink: Sink, tokenizer: Tokenizer) -> None:
+        parser, logs, enough = self._parser, self._logprobs is not None, False
         for piece in generation:
             if enough or sink.cancelled:
                 continue  # the abort is on its way; what the engine still says is not part of the answer
             self._said.append(piece.token)
-            events = parser.feed(piece.token, piece.data)
-            sink.write(events, RecordedPiece(self.choice, piece.token, piece.data))
+            if logs:
+                logprob = logprob_of(piece, tokenizer)
+                events = self._events(piece.token, piece.data, logprob)
+                sink.write(events, RecordedPiece(self.choice, piece.token, piece.data, logprob))
+            else:
+                events = parser.feed(piece.token, piece.data)
+                sink.write(events, RecordedPiece(self.choice, piece.token, piece.data))
             if self._may_stop and (parser.stopped or self._overthought):
                 enough = True
                 generation.abort()
 
     def _end(self, end: End) -> _Last:
         held, parser = self._parser.finish(), self._parser
+        if self._logprobs is not None:
+            self._logprobs.ended()
+            held = self._logprobs.told(held)
         reason = FinishReason.TOOL_CALLS if parser.calls else FinishReason.STOP
         if end is End.LENGTH and not parser.stopped:
             reason = FinishReason.LENGTH

@@ -44,7 +44,7 @@ def step(line: list[Any]) -> Step:
         case "started":
             return Started("w", "b")
         case "text":
-            return TextDelta(*fields)
+            return msgspec.convert(["text", *fields], TextDelta)
         case "reasoning":
             return ReasoningDelta(*fields)
         case "call":

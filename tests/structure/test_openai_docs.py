@@ -14,7 +14,7 @@ from api.openai.schemas import (
     ChatCompletionBody,
     ChatMessage,
     CompletionBody,
-    SamplingBody,
+    GenerationBody,
 )
 from api.openai.tokens import DetokenizeBody, TokenizeBody
 
@@ -31,10 +31,10 @@ def rows(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "shape", "besides"),
     [
-        ("Chat completions", ChatCompletionBody, SamplingBody),
-        ("Completions", CompletionBody, SamplingBody),
+        ("Chat completions", ChatCompletionBody, GenerationBody),
+        ("Completions", CompletionBody, GenerationBody),
         ("Messages", ChatMessage, None),
-        ("Both kinds of completion", SamplingBody, None),
+        ("Both kinds of completion", GenerationBody, None),
         ("Embeddings", EmbeddingBody, None),
         ("Rerank", RerankBody, None),
     ],

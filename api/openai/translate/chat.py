@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from api.openai.format_schemas import output_of
 from api.openai.schemas import ChatCompletionBody, ChatMessage
 from api.openai.translate.answer import FINISH, MARK, Head, around, frame, timings, usage
 from api.openai.translate.chunks import ChunkWriter
+from api.openai.translate.logprobs import of_chat
 from api.openai.translate.sampling import at_most, to_sampling
 from api.openai.translate.tools import calls_of, choice_of, legacy, tools_of
-from tasks.events import Choice, Finished, FinishReason, Reply
+from tasks.events import Choice, Finished, FinishReason, Reply, TokenLogprob
 from tasks.requests import ChatRequest, Message
 
 ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
@@ -38,6 +40,8 @@ def to_request(body: ChatCompletionBody) -> ChatRequest:
         # Before there were tools, an answer had one call.
         parallel_tool_calls=not tools or (body.parallel_tool_calls and not legacy(body)),
         thinking_budget=_budget(body),
+        output=output_of(body),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
@@ -90,7 +94,7 @@ def _choice(index: int, choice: Choice, end: Finished, functions: bool) -> dict[
     if choice.reasoning:
         message |= {"reasoning_content": choice.reasoning, "reasoning": choice.reasoning}
     reason = finish(choice.reason or end.reason, functions)
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+    return {"index": index, "message": message, "logprobs": of_chat(choice.logprobs), "finish_reason": reason}
 
 
 def finish(reason: FinishReason, functions: bool) -> str:
@@ -111,6 +115,10 @@ class ChatWriter(ChunkWriter):
             # Some clients read the one name, some the other.
             return around(self._with(choice, {"reasoning_content": MARK, "reasoning": MARK}), texts=2)
         return around(self._with(choice, {"content": MARK}))
+
+    def logged(self, choice: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        delta = {"content": text}
+        return {"index": choice, "delta": delta, "logprobs": of_chat(logprobs), "finish_reason": None}
 
     def tool_call(self, choice: int, call: dict[str, Any]) -> bytes:
         delta = {"function_call": call["function"]} if self.head.functions else {"tool_calls": [call]}

@@ -20,6 +20,7 @@ from tasks.events import (
     Scored,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCallDelta,
     ToolCallStarted,
 )
@@ -45,6 +46,8 @@ class ChunkWriter:
     def event(self, event: Event) -> bytes:
         """The frames for one event."""
         match event:
+            case TextDelta(text, choice, logprobs) if logprobs:
+                return self._release() + self._begin(choice) + frame(self.chunk(self.logged(choice, text, logprobs)))
             case TextDelta(text, choice):
                 return self._delta(self._texts, choice, text, thought=False) if text else b""
             case ReasoningDelta(text, choice):
@@ -81,6 +84,10 @@ class ChunkWriter:
 
     def around_delta(self, choice: int, thought: bool) -> list[bytes]:
         """The frame for a delta of that choice, cut where its text belongs."""
+        raise NotImplementedError
+
+    def logged(self, choice: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        """The choice as it stands in a chunk with the log probabilities of its text."""
         raise NotImplementedError
 
     def tool_call(self, choice: int, call: dict[str, Any]) -> bytes:

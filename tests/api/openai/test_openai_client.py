@@ -142,6 +142,16 @@ def test_a_wrong_field_is_a_bad_request_error(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=3)
     assert (caught.value.code, caught.value.param) == ("invalid_value", "temperature")
     with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, modalities=["audio"])
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "modalities")
+
+
+def test_a_format_that_cannot_be_kept_is_named_as_the_client_wrote_it(client: openai.OpenAI, place: Site) -> None:
+    """Whoever finds that out."""
+    from tasks.errors import JobFailed
+
+    place.relay.refuse(JobFailed("j", Failed(FailureCode.UNSUPPORTED, "No.", "output")))
+    with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=MESSAGES, response_format={"type": "json_object"})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "response_format")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,7 +16,19 @@ from api.openai.schemas import (
 )
 from api.openai.translate import chat, completions
 from api.settings import ApiSettings
-from tasks.requests import ChatRequest, CompletionRequest, Message, SamplingOptions, Tool, ToolCall, ToolChoice
+from tasks.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Message,
+    Regex,
+    SamplingOptions,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from tests.api.scripted import Site
 
 USER = {"role": "user", "content": "Hi"}
@@ -195,9 +208,85 @@ def test_what_completions_cannot_do_is_refused_by_name(field: str) -> None:
     )
 
 
-def test_logprobs_zero_is_a_wish_in_completions_only() -> None:
-    """There it asks for the probability of each chosen token."""
-    assert refusal(CompletionBody, {"prompt": "x", "logprobs": 0})[0] == "logprobs"
+@pytest.mark.parametrize(("sent", "wish"), [(0, 0), (3, 3), (True, 0), (False, None), (None, None)])
+def test_logprobs_of_a_completion(sent: object, wish: int | None) -> None:
+    """Zero asks for the probability of each chosen token; some clients send what chats take."""
+    assert (
+        completions.to_request(check({"prompt": "x", "logprobs": sent}, CompletionBody, ApiSettings())).logprobs == wish
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "wish"),
+    [
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 5}, 5),
+        ({"logprobs": False}, None),
+        ({"top_logprobs": 0}, None),
+    ],
+)
+def test_logprobs_of_a_chat(fields: dict[str, Any], wish: int | None) -> None:
+    """Two fields there."""
+    body = check({"messages": [USER], **fields}, ChatCompletionBody, ApiSettings())
+    assert chat.to_request(body).logprobs == wish
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "output"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, JsonObject()),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, JsonSchema(SCHEMA)),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+            JsonSchema(SCHEMA),
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, JsonSchema({})),
+        ({"json_schema": SCHEMA}, JsonSchema(SCHEMA)),
+        ({"json_schema": {}}, None),
+        ({"grammar": 'root ::= "a"'}, Grammar('root ::= "a"', "gbnf")),
+        ({"grammar": ""}, None),
+        ({"guided_json": SCHEMA}, JsonSchema(SCHEMA)),
+        ({"guided_json": json.dumps(SCHEMA)}, JsonSchema(SCHEMA)),
+        ({"guided_regex": "[a-z]+"}, Regex("[a-z]+")),
+        ({"guided_choice": ["a.b", "c|d"]}, Regex(r"a\.b|c\|d")),
+        ({"guided_choice": []}, None),
+        ({"guided_grammar": 'start: "a"'}, Grammar('start: "a"', "lark")),
+        ({"guided_grammar": 'root ::= "a"'}, Grammar('root ::= "a"', "gbnf")),
+        ({"structured_outputs": {"json": SCHEMA}}, JsonSchema(SCHEMA)),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Regex("a|b")),
+        ({"structured_outputs": {"json_object": True}}, JsonObject()),
+        ({"structured_outputs": {}}, None),
+    ],
+    ids=str,
+)
+def test_what_the_answer_is_held_to(fields: dict[str, Any], output: object) -> None:
+    """In OpenAI's words, llama.cpp's and vLLM's, of chats and of plain completions."""
+    body = check({"messages": [USER], **fields}, ChatCompletionBody, ApiSettings())
+    assert chat.to_request(body).output == output
+    assert completions.to_request(check({"prompt": "x", **fields}, CompletionBody, ApiSettings())).output == output
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"json_schema": {"const": 2**70}}, "json_schema"),
+        ({"guided_choice": [""]}, "guided_choice.0"),
+        ({"grammar": 'root ::= "a"', "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"logprobs": 2, "echo": True}, "logprobs"),
+    ],
+    ids=str,
+)
+def test_a_format_that_says_nothing_or_two_things(fields: dict[str, Any], param: str) -> None:
+    """Is refused, and where it stands is told."""
+    assert refusal(CompletionBody, {"prompt": "x", **fields})[0] == param
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def request(
     max_tokens: int = 1000,
     echo: bool = False,
     reading: Reading | None = None,
-    **sampling: bool,
+    **sampling: bool | int,
 ) -> Prepared:
     tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
     return Prepared(
@@ -131,6 +131,8 @@ def check_every_interruption(prepared: Prepared) -> None:
         request(XML, reading=replace(CALLING, calls=ToolFormat.XML)),
         request("<think>" + "Hm, " * 9, reading=replace(CALLING, budget=15, closing=CLOSING), n=2),
         request("Hm, well.\n</think>\n\nSo.", reading=replace(CALLING, thought_begun=True)),
+        request(stop=(" 世界 STOPPED", "four!"), n=2, logprobs=1),
+        request(CALLS, reading=CALLING, stop=("d",), logprobs=0),
     ],
     ids=[
         "plain",
@@ -145,6 +147,8 @@ def check_every_interruption(prepared: Prepared) -> None:
         "xml",
         "budget",
         "thought",
+        "logprobs",
+        "logprobs-calls",
     ],
 )
 def test_interrupted_anywhere_it_is_the_same_answer(prepared: Prepared) -> None:
