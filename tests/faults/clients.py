@@ -57,7 +57,7 @@ class Answer:
 
 
 def _refused(answer: Answer, reply: httpx.Response) -> Answer:
-    answer.job = reply.headers.get("x-job-id", "")
+    answer.job = reply.headers.get("x-job-id", answer.job)
     answer.end = str(json.loads(reply.read())["error"]["code"])
     return answer
 
