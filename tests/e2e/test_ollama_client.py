@@ -124,6 +124,16 @@ def test_a_format_holds_the_answer(client: ollama.Client) -> None:
     assert json.loads("".join(part.message.content or "" for part in parts)) == {"age": 7}
 
 
+def test_log_probabilities(client: ollama.Client) -> None:
+    """One for each token, with the likeliest ones beside it, and together they spell the answer."""
+    whole = client.chat("echo", ask("hello"), logprobs=True, top_logprobs=2)
+    found = whole.logprobs or []
+    assert "".join(each.token for each in found) == whole.message.content == "hello"
+    assert all(each.logprob <= 0 and 1 <= len(each.top_logprobs or []) <= 2 for each in found)
+    parts = client.generate("echo", "hello", logprobs=True, stream=True)
+    assert "".join(each.token for part in parts for each in part.logprobs or []) == "hello"
+
+
 def test_a_template_of_the_request(client: ollama.Client) -> None:
     """Is rendered in place of the model's own."""
     reply = client.generate("echo", "hi", template="<|user|>{{ messages[-1].content }} there<|end|><|assistant|>")
