@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from api import anthropic, docs_page, errors, health, job_events, jobs, ollama, openai, props, queues
+from api import anthropic, async_jobs, docs_page, errors, health, job_events, jobs, ollama, openai, props, queues
 from api.auth import Auth
 from api.drain import Drain
 from api.errors import Renderer
@@ -69,10 +69,10 @@ def create_app(
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, props, jobs, job_events, queues, docs_page):
+    for part in (health, props, jobs, async_jobs, job_events, queues, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.
         app.include_router(each.router)
-    docs_page.describe(app, tuple(shape for each in FRONTS for shape in each.shapes))
+    docs_page.describe(app, (*async_jobs.SHAPES, *(shape for each in FRONTS for shape in each.shapes)))
     return app

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.types import Scope
 
 from api.errors import Renderer
 from api.framing import Writer
+from tasks.events import Event, Finished
+from tasks.jobs import Rendering
+from tasks.requests import Request as JobRequest
+from tasks.roster import ModelStatus
+
+
+class InOnePiece(Exception):
+    """Raised for an answer that no stream could say, such as vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the body of a request asks for: a model's answer to `request`, said as `rendering` makes it of the job's id and the
+    model."""
+
+    model: str | None
+    request: JobRequest
+    rendering: Callable[[str, ModelStatus], Rendering]
+
+
+Asking: TypeAlias = Callable[[Request, dict[str, Any]], Awaitable[Asked]]
+"""Reads the body of an endpoint that is asked for by another way than a request of its own. Raises `HttpProblem`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
     """One dialect over HTTP.
 
-    `writer` says an answer from what was kept of it (`Rendering.head`); it raises `Unreadable`.
+    `writer` says an answer from what was kept of it (`Rendering.head`); it raises `Unreadable` and `InOnePiece`. `whole` says
+    all of it at once, given its events and the last of them besides; it raises `Unreadable`. `askings` are by their paths the
+    endpoints that can also be asked for as jobs that nobody waits for.
 
     `owns` tells by its path or headers whether a request speaks this dialect, also when no route takes it. `shapes`
     are the request bodies that its part of the OpenAPI page refers to. `headers` go onto every answer, and `elapsed_header`
@@ -31,6 +57,8 @@ class Front:
     owns: Callable[[Scope], bool]
     render: Renderer
     writer: Callable[[bytes], Writer]
+    whole: Callable[[bytes, Sequence[Event], Finished], dict[str, Any]]
+    askings: Mapping[str, Asking] = field(default_factory=dict)
     shapes: tuple[type[BaseModel], ...] = ()
     headers: tuple[tuple[bytes, bytes], ...] = ()
     elapsed_header: bytes | None = None

@@ -14,6 +14,7 @@ from api.answer import Answer
 from api.drain import close
 from api.errors import HttpProblem, Problem, invalid
 from api.framing import BEGINNING, AnswerStream, Place
+from api.fronts import InOnePiece
 from api.jobs import checked_id
 from api.needs import drain_of, fronts_of, services_of, settings_of
 from tasks.events import Mark, Numbered, Unreadable
@@ -58,13 +59,12 @@ async def job_events(http: Request, job: str) -> Response:
 def _stream(http: Request, answer: Answer, after: Place) -> Response:
     rendering = answer.rendering
     if rendering is None:
-        message = (
-            f"The answer of the job '{answer.job}' comes in one piece, so it has no stream. Ask for application/json."
-        )
-        raise HttpProblem(Problem(400, "no_stream", message, job=answer.job))
+        raise _no_stream(answer.job)
     try:
         front = next(front for front in fronts_of(http) if front.name == rendering.front)
         writer = front.writer(rendering.head)
+    except InOnePiece:
+        raise _no_stream(answer.job) from None
     except (StopIteration, Unreadable) as error:
         message = str(error) or f"This version does not speak '{rendering.front}', in which the stream was begun."
         raise HttpProblem(Problem(500, "unreadable_record", message, retry=False, job=answer.job)) from error
@@ -73,6 +73,11 @@ def _stream(http: Request, answer: Answer, after: Place) -> Response:
     return AnswerStream(
         answer, writer, drain_of(http), headers=headers, stalled=stalled, after=after, lines=front.lines
     )
+
+
+def _no_stream(job: str) -> HttpProblem:
+    message = f"The answer of the job '{job}' comes in one piece, so it has no stream. Ask for application/json."
+    return HttpProblem(Problem(400, "no_stream", message, job=job))
 
 
 def _place(http: Request) -> tuple[Place, Mark | None]:

@@ -20,7 +20,7 @@ from tasks.jobs import JobView, Lane
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate
-from tasks.store import KeptJob, Page
+from tasks.store import JobAnswer, KeptJob, Page
 
 Result = TypeVar("Result")
 
@@ -59,6 +59,9 @@ class JobBook(Protocol):
 
     async def kept(self, job: str) -> KeptJob:
         """What its front keeps of it, and what was said; one of which none keeps anything is not found."""
+
+    async def answer(self, job: str) -> JobAnswer:
+        """All that it has said so far."""
 
     async def forget(self, job: str) -> None:
         """End it, and keep nothing of it."""

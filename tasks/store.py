@@ -69,6 +69,14 @@ class KeptJob(msgspec.Struct, frozen=True):
     events: tuple[Event, ...]
 
 
+class JobAnswer(msgspec.Struct, frozen=True):
+    """All that a job has said so far, and how its answer is said, where it can be."""
+
+    rendering: Rendering | None
+    state: JobState
+    events: tuple[Event, ...]
+
+
 FORGETTING = 2.0
 """Seconds for which a record that is to be forgotten may still be read, by whoever is at it."""
 PAGE = 1000
@@ -295,6 +303,19 @@ class JobStore:
         events = tuple(item.event for entry, found in entries for item in numbered(entry, found[b"e"]))
         return KeptJob(owner.decode(), data, Rendering(front.decode(), head), JobState(state.decode()), events)
 
+    async def answer(self, job: str) -> JobAnswer:
+        """All that a job has said so far. Raises `JobNotFound`, also when that has made room for others, and `Unreadable`."""
+        with unavailable_as_refusal():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hmget(keys.job(job), "state", "front", "head")
+                pipe.xrange(keys.events(job))
+                (state, front, head), entries = await pipe.execute()
+        if state is None or not entries:
+            raise JobNotFound(job)
+        events = tuple(item.event for entry, found in entries for item in numbered(entry, found[b"e"]))
+        rendering = Rendering(front.decode(), head) if front is not None else None
+        return JobAnswer(rendering, JobState(state.decode()), events)
+
     async def forget(self, job: str) -> None:
         """End the job, and keep nothing of it: what its front kept goes at once, its record in a moment. Raises `JobNotFound`."""
         with unavailable_as_refusal():
@@ -340,6 +361,10 @@ class JobBook:
     async def kept(self, job: str) -> KeptJob:
         """What its front keeps of a job, and what was said. Raises `JobNotFound`, also where none keeps any, and `Unreadable`."""
         return await self._store.kept(job)
+
+    async def answer(self, job: str) -> JobAnswer:
+        """All that a job has said so far. Raises `JobNotFound` and `Unreadable`."""
+        return await self._store.answer(job)
 
     async def forget(self, job: str) -> None:
         """End the job, and keep nothing of it. Raises `JobNotFound`."""

@@ -1,9 +1,9 @@
 """The Anthropic front."""
 
 from api.anthropic.problems import STATUSES, render
-from api.anthropic.routes import SHAPES, router
+from api.anthropic.routes import SHAPES, asked, router
 from api.anthropic.speech import speaks
-from api.anthropic.translate.kept import NAME, writer_of
+from api.anthropic.translate.kept import NAME, whole, writer_of
 from api.fronts import Front
 
 FRONT = Front(
@@ -12,6 +12,8 @@ FRONT = Front(
     owns=speaks,
     render=render,
     writer=writer_of,
+    whole=whole,
+    askings={"/v1/messages": asked},
     shapes=SHAPES,
     statuses=STATUSES,
     echoes={

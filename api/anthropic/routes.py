@@ -17,12 +17,13 @@ from api.anthropic.translate import models
 from api.anthropic.translate.answer import MESSAGE_ID, Head, Thoughts, whole
 from api.anthropic.translate.kept import keep, writer_of
 from api.anthropic.translate.prompt import to_request
-from api.body import read_body
+from api.body import check, read_body
 from api.delivery import as_read, begin, headers_of
 from api.delivery import whole as read_whole
 from api.docs_page import takes
 from api.drain import close
 from api.framing import AnswerStream
+from api.fronts import Asked
 from api.needs import drain_of, services_of, settings_of
 from api.texts import ask_board
 from tasks.commands import Count
@@ -40,18 +41,28 @@ SHAPES: tuple[type[BaseModel], ...] = (MessagesBody, CountBody)
 async def messages(http: Request) -> Response:
     """Answer a conversation, streamed or whole."""
     body = await read_body(http, MessagesBody)
-    request = to_request(body)
-
-    def rendering(job: str, status: ModelStatus) -> Rendering:
-        return keep(Head(MESSAGE_ID + job, status.name, request.stop, _thoughts(body)))
-
-    answer = await begin(http, _meant(http, body.model), request, stream=body.stream, rendering=rendering)
+    wanted = _asked(http, body)
+    answer = await begin(http, wanted.model, wanted.request, stream=body.stream, rendering=wanted.rendering)
     try:
         return await _deliver(http, answer, stream=body.stream)
     except BaseException:
         # Until a response has taken it over, the answer is ours to close.
         await close(answer)
         raise
+
+
+async def asked(http: Request, data: dict[str, Any]) -> Asked:
+    """What a body asks for that came in another request. Raises `HttpProblem`."""
+    return _asked(http, check(data, MessagesBody, settings_of(http)))
+
+
+def _asked(http: Request, body: MessagesBody) -> Asked:
+    request = to_request(body)
+
+    def rendering(job: str, status: ModelStatus) -> Rendering:
+        return keep(Head(MESSAGE_ID + job, status.name, request.stop, _thoughts(body)))
+
+    return Asked(_meant(http, body.model), request, rendering)
 
 
 @router.post("/messages/count_tokens", include_in_schema=False)

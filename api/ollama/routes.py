@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from api.answer import Answer
 from api.auth import require
-from api.body import read_body
+from api.body import check, read_body
 from api.delivery import begin, headers_of, while_connected, whole
 from api.drain import close
 from api.errors import invalid, unsupported
 from api.framing import AnswerStream
+from api.fronts import Asked, Asking
 from api.json_response import json_response
 from api.needs import drain_of, services_of, settings_of
 from api.ollama.problems import named
@@ -23,7 +24,6 @@ from api.ollama.schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
 from api.ollama.translate import chat, embeddings, generate
 from api.ollama.translate.answer import Head, now
 from api.ollama.translate.kept import keep, writer_of
-from api.ollama.translate.lines import LineWriter
 from api.ollama.translate.models import capabilities
 from tasks.api_keys import Scope
 from tasks.events import Finished, Reply
@@ -49,12 +49,7 @@ async def answer_chat(http: Request) -> Response:
     head = Head(body.model, now())
     if not body.messages:
         return json_response(chat.loaded(head, await _load_or_unload(http, status, body.keep_alive)))
-    _check(status, body)
-    if body.tools and "tools" not in capabilities(status):
-        raise unsupported("tools", f'"{body.model}" does not support tools')
-    if any(message.images for message in body.messages):
-        raise _no_images(body.model)
-    return await _answer(http, status, body, chat.to_request(body), head, chat.ChatWriter)
+    return await _answer(http, status, body, _chat(status, body, head))
 
 
 @router.post("/api/generate", summary="Answer a prompt", openapi_extra=takes(GenerateBody))
@@ -65,22 +60,7 @@ async def answer_prompt(http: Request) -> Response:
     head = Head(body.model, now())
     if not body.prompt and not body.suffix:
         return json_response(generate.loaded(head, await _load_or_unload(http, status, body.keep_alive)))
-    _check(status, body)
-    if body.suffix:
-        raise unsupported("suffix", f'"{body.model}" does not support insert')
-    if body.images:
-        raise _no_images(body.model)
-    if body.raw:
-        return await _answer(http, status, body, generate.to_completion(body), head, generate.GenerateWriter)
-    if not status.card.chat and not body.template:
-        if body.system or body.context:
-            raise unsupported(
-                "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'
-            )
-        return await _answer(http, status, body, generate.to_completion(body), head, generate.GenerateWriter)
-    before = generate.turns(body)
-    head = Head(head.model, head.created, before)
-    return await _answer(http, status, body, generate.to_chat(body, before), head, generate.GenerateWriter)
+    return await _answer(http, status, body, _generate(status, body, head))
 
 
 @router.post("/api/embed", summary="Embed texts", openapi_extra=takes(EmbedBody))
@@ -103,6 +83,60 @@ async def embed_one(http: Request) -> Response:
         return json_response({"embedding": []})
     answer, reply, _ = await _read(http, status, body, EmbedRequest((body.prompt,), overflow="truncate"))
     return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
+
+
+async def _chat_asked(http: Request, data: dict[str, Any]) -> Asked:
+    body = check(data, ChatBody, settings_of(http))
+    status = await named(http, body.model)
+    _check_asked(bool(body.messages), "messages", body)
+    return _chat(status, body, Head(body.model, now()))
+
+
+async def _generate_asked(http: Request, data: dict[str, Any]) -> Asked:
+    body = check(data, GenerateBody, settings_of(http))
+    status = await named(http, body.model)
+    _check_asked(bool(body.prompt or body.suffix), "prompt", body)
+    return _generate(status, body, Head(body.model, now()))
+
+
+ASKINGS: dict[str, Asking] = {"/api/chat": _chat_asked, "/api/generate": _generate_asked}
+"""What can also be asked for in another request."""
+
+
+def _check_asked(something: bool, field: str, body: GenerationBody) -> None:
+    if not something:
+        raise invalid(f"Without '{field}' there is nothing to answer; this way no model is loaded or unloaded.", field)
+    if body.keep_alive is not None:
+        raise unsupported("keep_alive", "'keep_alive' goes with a request of its own.")
+
+
+def _chat(status: ModelStatus, body: ChatBody, head: Head) -> Asked:
+    _check(status, body)
+    if body.tools and "tools" not in capabilities(status):
+        raise unsupported("tools", f'"{body.model}" does not support tools')
+    if any(message.images for message in body.messages):
+        raise _no_images(body.model)
+    return Asked(body.model, chat.to_request(body), lambda job, status: keep(chat.ChatWriter, head))
+
+
+def _generate(status: ModelStatus, body: GenerateBody, head: Head) -> Asked:
+    _check(status, body)
+    if body.suffix:
+        raise unsupported("suffix", f'"{body.model}" does not support insert')
+    if body.images:
+        raise _no_images(body.model)
+    request: JobRequest
+    if body.raw or (not status.card.chat and not body.template):
+        if not body.raw and (body.system or body.context):
+            raise unsupported(
+                "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'
+            )
+        request = generate.to_completion(body)
+    else:
+        before = generate.turns(body)
+        head = Head(head.model, head.created, before)
+        request = generate.to_chat(body, before)
+    return Asked(body.model, request, lambda job, status: keep(generate.GenerateWriter, head))
 
 
 def _check(status: ModelStatus, body: GenerationBody) -> None:
@@ -146,17 +180,8 @@ async def _read(
         raise
 
 
-async def _answer(
-    http: Request,
-    model: ModelStatus,
-    body: GenerationBody,
-    request: JobRequest,
-    head: Head,
-    writer: type[LineWriter],
-) -> Response:
-    answer = await begin(
-        http, body.model, request, stream=body.stream, rendering=lambda job, status: keep(writer, head)
-    )
+async def _answer(http: Request, model: ModelStatus, body: GenerationBody, asked: Asked) -> Response:
+    answer = await begin(http, asked.model, asked.request, stream=body.stream, rendering=asked.rendering)
     try:
         _keep(http, model, body.keep_alive)
         return await _deliver(http, answer, stream=body.stream)

@@ -2,9 +2,10 @@
 
 from api.fronts import Front
 from api.openai import batches, files, not_offered, tokens
+from api.openai.endpoints import ENDPOINTS
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
-from api.openai.translate.kept import NAME, writer_of
+from api.openai.translate.kept import NAME, whole, writer_of
 
 router.include_router(files.router)
 router.include_router(batches.router)
@@ -18,6 +19,8 @@ FRONT = Front(
     owns=lambda scope: False,
     render=render,
     writer=writer_of,
+    whole=whole,
+    askings={path: endpoint.asked for path, endpoint in ENDPOINTS.items()},
     shapes=(*SHAPES, batches.BatchBody, *tokens.SHAPES),
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",

@@ -1,4 +1,5 @@
-"""The endpoints whose whole answers may also be asked for in other ways than by a request of their own: in batches."""
+"""The endpoints whose whole answers may also be asked for in other ways than by a request of their own: in batches, and as
+jobs that nobody waits for."""
 
 from __future__ import annotations
 
@@ -7,15 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request as HttpRequest
+
+from api.body import check
+from api.fronts import Asked
+from api.needs import settings_of
 from api.openai.reading_schemas import EmbeddingBody
-from api.openai.responses import batched
-from api.openai.responses.batched import BatchedResponseBody
+from api.openai.responses import lone, stored
+from api.openai.responses.lone import LoneResponseBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
-from api.openai.translate import chat, completions, embeddings
+from api.openai.translate import chat, completions, embeddings, kept
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.tools import legacy
-from tasks.events import Event, Finished, Reply, fold
+from tasks.events import Event, Finished, Reply
+from tasks.jobs import Rendering
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
 
@@ -50,42 +57,37 @@ def head_of(kind: Kind, body: SamplingBody, choices: int, job: str, status: Mode
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One of them: the shape of its body, what that asks for, and the answer as the endpoint itself would give it."""
+    """One of them: the shape of its body, what that asks for, how the answer is said, and the answer as the endpoint itself
+    would give it, made of `Rendering.head`."""
 
     shape: type[Any]
     to_request: Callable[[Any], JobRequest]
-    whole: Callable[[Any, str, ModelStatus, Sequence[Event], Finished], dict[str, Any]]
+    rendering: Callable[[Any, str, ModelStatus], Rendering]
+    whole: Callable[[bytes, Sequence[Event], Finished], dict[str, Any]] = kept.whole
+
+    async def asked(self, http: HttpRequest, data: dict[str, Any]) -> Asked:
+        """What a body asks for that came in another request. Raises `HttpProblem`."""
+        body = check(data, self.shape, settings_of(http))
+        return Asked(body.model, self.to_request(body), lambda job, status: self.rendering(body, job, status))
 
 
-def _chat(
-    body: ChatCompletionBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
-) -> dict[str, Any]:
-    return chat.whole(head_of(CHAT, body, body.n, job, status, "default"), fold(events), end)
+def _chat(body: ChatCompletionBody, job: str, status: ModelStatus) -> Rendering:
+    return kept.keep(CHAT.writer.kind, head_of(CHAT, body, body.n, job, status, "default"))
 
 
-def _completion(
-    body: CompletionBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
-) -> dict[str, Any]:
-    head = head_of(COMPLETION, body, len(body.prompt) * body.n, job, status, "default")
-    return completions.whole(head, fold(events), end)
+def _completion(body: CompletionBody, job: str, status: ModelStatus) -> Rendering:
+    choices = len(body.prompt) * body.n
+    return kept.keep(COMPLETION.writer.kind, head_of(COMPLETION, body, choices, job, status, "default"))
 
 
-def _embedding(
-    body: EmbeddingBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
-) -> dict[str, Any]:
-    return embeddings.whole(body, body.model or status.name, fold(events), end)
-
-
-def _response(
-    body: BatchedResponseBody, job: str, status: ModelStatus, events: Sequence[Event], end: Finished
-) -> dict[str, Any]:
-    return batched.whole(body, job, status, events)
+def _embedding(body: EmbeddingBody, job: str, status: ModelStatus) -> Rendering:
+    return kept.keep(kept.VECTORS, embeddings.head_of(body, status.name))
 
 
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": Endpoint(ChatCompletionBody, chat.to_request, _chat),
     "/v1/completions": Endpoint(CompletionBody, completions.to_request, _completion),
     "/v1/embeddings": Endpoint(EmbeddingBody, embeddings.to_request, _embedding),
-    "/v1/responses": Endpoint(BatchedResponseBody, batched.to_request, _response),
+    "/v1/responses": Endpoint(LoneResponseBody, lone.to_request, lone.rendering, stored.whole),
 }
 """By their paths."""

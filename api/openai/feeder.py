@@ -340,7 +340,7 @@ class Feeder:
                     line, job, custom_id, Problem(409, "job_cancelled", "The job was cancelled.", job=job)
                 )
             case Finished() as end:
-                answer = self._endpoint.whole(body, job, status, events, end)
+                answer = self._endpoint.whole(self._endpoint.rendering(body, job, status).head, events, end)
             case Failed() as failed:
                 return self._refusal(line, job, custom_id, of_failed(failed, job))
             case None:

@@ -53,7 +53,7 @@ async def embed(http: Request) -> Response:
     """The vectors of texts or token ids."""
     body = await read_body(http, EmbeddingBody)
     answer, reply, end = await _read(http, body.model, embeddings.to_request(body))
-    return _json(embeddings.whole(body, body.model or answer.model, reply, end), headers_of(answer))
+    return _json(embeddings.whole(embeddings.head_of(body, answer.model), reply, end), headers_of(answer))
 
 
 @router.post("/rerank", include_in_schema=False)
@@ -90,7 +90,7 @@ async def _answer(http: Request, body: SamplingBody, request: JobRequest, choice
 
     def rendering(job: str, status: ModelStatus) -> Rendering:
         head = head_of(kind, body, choices, job, status, "flex" if flex else "default")
-        return keep(kind.writer, head)
+        return keep(kind.writer.kind, head)
 
     lane = Lane.BACKGROUND if flex else Lane.INTERACTIVE
     answer = await begin(http, body.model, request, stream=body.stream, lane=lane, rendering=rendering)

@@ -51,7 +51,7 @@ from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence
 from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
-from tasks.store import Attended, KeptJob, Page
+from tasks.store import Attended, JobAnswer, KeptJob, Page
 
 JOB = "abcdefghijklmnopqrstuv"
 USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
@@ -311,6 +311,7 @@ class ScriptedJobs:
     def __init__(self) -> None:
         self.job = view()
         self.said: tuple[Event, ...] = ()
+        self.rendering: Rendering | None = None
         self.next: JobView | None = None
         self.waits: list[float] = []
         self.stored: dict[str, KeptJob] = {}
@@ -320,6 +321,10 @@ class ScriptedJobs:
         if job not in self.stored:
             raise JobNotFound(job)
         return self.stored[job]
+
+    async def answer(self, job: str) -> JobAnswer:
+        await self.view(job)
+        return JobAnswer(self.rendering, self.job.state, self.said)
 
     async def forget(self, job: str) -> None:
         if self.stored.pop(job, None) is None:

@@ -404,3 +404,21 @@ def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
     assert (call.function.name, call.function.arguments) == ("weather", {"city": CITY})
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
     assert parts[-1].eval_count == whole.eval_count
+
+
+def test_a_job_that_nobody_waits_for_outlives_the_api_that_accepted_it(stack: Stack, second: str) -> None:
+    """Killed with no time to say anything; the whole answer is had from another process, like any other of that endpoint."""
+    port = free_port()
+    stack.spawn("brief api", "api", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    eventually(lambda: answers(url), what="a third API")
+    body = {"messages": [{"role": "user", "content": LETTERS}]}
+    made = httpx.post(f"{url}/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body}, timeout=LIMIT)
+    assert (made.status_code, made.json()["lane"]) == (202, "background")
+    stack.kill("brief api")
+    result = httpx.get(f"{second}{made.json()['links']['result']}?wait=60s", timeout=LIMIT + 10)
+    assert result.json()["choices"][0]["message"]["content"].split() == LETTERS.split()
+    assert view(stack, made.json()["id"])["attempts"] == 1
+    made = httpx.post(f"{second}/v1/jobs", json={"endpoint": "/v1/embeddings", "body": {"input": "a"}}, timeout=LIMIT)
+    result = httpx.get(f"{stack.url}{made.json()['links']['result']}?wait=60s", timeout=LIMIT + 10)
+    assert len(result.json()["data"][0]["embedding"]) > 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
+from api.anthropic.translate import answer
 from api.anthropic.translate.answer import Head
 from api.anthropic.translate.blocks import BlockWriter
-from tasks.events import Unreadable
+from tasks.events import Event, Finished, Unreadable, fold
 from tasks.jobs import Rendering
 
 NAME = "anthropic"
@@ -40,3 +44,8 @@ def writer_of(head: bytes) -> BlockWriter:
             f"reads up to {VERSION}). Upgrade this machine."
         )
     return BlockWriter(kept.head)
+
+
+def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
+    """The whole of the answer for which this was kept. Raises `Unreadable`."""
+    return answer.whole(writer_of(head).head, fold(events), end)

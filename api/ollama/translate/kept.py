@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
 from api.ollama.translate.answer import Head
 from api.ollama.translate.chat import ChatWriter
 from api.ollama.translate.generate import GenerateWriter
 from api.ollama.translate.lines import LineWriter
-from tasks.events import Unreadable
+from tasks.events import Event, Finished, Unreadable, fold
 from tasks.jobs import Rendering
 
 NAME = "ollama"
@@ -45,3 +48,8 @@ def writer_of(head: bytes) -> LineWriter:
             f"reads up to {VERSION}). Upgrade this machine."
         )
     return writer(kept.head)
+
+
+def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
+    """The whole of the answer for which this was kept. Raises `Unreadable`."""
+    return writer_of(head).whole(fold(events), end)

@@ -8,7 +8,7 @@ from api.fronts import Front
 from api.openai.problems import render
 from api.openai.responses import stored_routes
 from api.openai.responses.routes import SHAPES, router
-from api.openai.responses.stored import NAME, writer_of
+from api.openai.responses.stored import NAME, whole, writer_of
 
 PARAMS = {
     "messages": "input",
@@ -35,6 +35,7 @@ FRONT = Front(
     owns=_owns,
     render=partial(render, names=PARAMS),
     writer=writer_of,
+    whole=whole,
     shapes=SHAPES,
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",

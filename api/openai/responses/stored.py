@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from api.openai.responses.head import PREFIX, Head
 from api.openai.responses.items import Items
 from api.openai.responses.writer import ResponseWriter, response_of
 from tasks.errors import JobNotFound
-from tasks.events import Unreadable
+from tasks.events import Event, Finished, Unreadable
 from tasks.jobs import ENDED, JobState, Rendering
 from tasks.store import KeptJob
 
@@ -74,6 +75,11 @@ def writer_of(head: bytes) -> ResponseWriter:
     found = head_in(Rendering(NAME, head))
     assert found is not None
     return ResponseWriter(found)
+
+
+def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
+    """The whole of the response for which this was kept. Raises `Unreadable`."""
+    return response_of(writer_of(head).head, events)[0]
 
 
 def _check(version: int) -> None:

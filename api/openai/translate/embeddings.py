@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import base64
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from api.openai.reading_schemas import EmbeddingBody
 from tasks.events import Finished, Reply, Usage
@@ -17,14 +18,27 @@ def to_request(body: EmbeddingBody) -> EmbedRequest:
     return EmbedRequest(inputs=body.input, dimensions=body.dimensions)
 
 
-def whole(body: EmbeddingBody, model: str, reply: Reply, end: Finished) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How vectors are said: of which model, in which form, and how many of them."""
+
+    model: str
+    encoding: Literal["float", "base64"]
+    inputs: int
+
+
+def head_of(body: EmbeddingBody, model: str) -> Head:
+    """That of the answer to `body`, given by a model of that name."""
+    return Head(body.model or model, body.encoding_format, len(body.input))
+
+
+def whole(head: Head, reply: Reply, end: Finished) -> dict[str, Any]:
     """The answer: a vector for each input, in their order."""
-    say = _base64 if body.encoding_format == "base64" else _floats
+    say = _base64 if head.encoding == "base64" else _floats
     data = [
-        {"object": "embedding", "index": index, "embedding": say(reply.vectors[index])}
-        for index in range(len(body.input))
+        {"object": "embedding", "index": index, "embedding": say(reply.vectors[index])} for index in range(head.inputs)
     ]
-    return {"object": "list", "data": data, "model": model, "usage": reading_usage(end.usage)}
+    return {"object": "list", "data": data, "model": head.model, "usage": reading_usage(end.usage)}
 
 
 def reading_usage(counts: Usage) -> dict[str, int]:

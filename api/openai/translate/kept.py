@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
+from api.fronts import InOnePiece
+from api.openai.translate import chat, completions, embeddings
 from api.openai.translate.answer import Head
 from api.openai.translate.chat import ChatWriter
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.completions import CompletionWriter
-from tasks.events import Unreadable
+from tasks.events import Event, Finished, Unreadable, fold
 from tasks.jobs import Rendering
 
 NAME = "openai"
 """Of this front."""
 VERSION = 1
 WRITERS: dict[str, type[ChunkWriter]] = {writer.kind: writer for writer in (ChatWriter, CompletionWriter)}
+WHOLES = {ChatWriter.kind: chat.whole, CompletionWriter.kind: completions.whole}
+VECTORS = "embedding"
+"""The kind of an answer that is vectors."""
 
 
 class _Kept(msgspec.Struct, frozen=True):
     kind: str
-    head: Head
+    head: msgspec.Raw
     version: int = VERSION
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Kept)
+_heads = msgspec.json.Decoder(Head)
+_vectors = msgspec.json.Decoder(embeddings.Head)
 
 
-def keep(writer: type[ChunkWriter], head: Head) -> Rendering:
-    """What this front has to know of an answer to write its chunks anew."""
-    return Rendering(NAME, _encoder.encode(_Kept(writer.kind, head)))
+def keep(kind: str, head: Head | embeddings.Head) -> Rendering:
+    """What this front has to know of an answer to say it anew."""
+    return Rendering(NAME, _encoder.encode(_Kept(kind, msgspec.Raw(_encoder.encode(head)))))
 
 
 def writer_of(head: bytes) -> ChunkWriter:
-    """A writer of the answer for which this was kept. Raises `Unreadable`."""
+    """A writer of the answer for which this was kept. Raises `Unreadable` and `InOnePiece`."""
+    kind, known = _read(head)
+    if isinstance(known, embeddings.Head):
+        raise InOnePiece
+    return WRITERS[kind](known)
+
+
+def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
+    """The whole of the answer for which this was kept. Raises `Unreadable`."""
+    kind, known = _read(head)
+    if isinstance(known, embeddings.Head):
+        return embeddings.whole(known, fold(events), end)
+    return WHOLES[kind](known, fold(events), end)
+
+
+def _read(head: bytes) -> tuple[str, Head | embeddings.Head]:
     try:
         kept = _decoder.decode(head)
-        writer = WRITERS[kept.kind]
-    except (msgspec.DecodeError, KeyError) as error:
+        if kept.version > VERSION:
+            raise Unreadable(
+                f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
+                f"reads up to {VERSION}). Upgrade this machine."
+            )
+        if kept.kind not in (*WRITERS, VECTORS):
+            raise Unreadable(
+                f"How this answer is said was written by another version of rockchipllama: '{kept.kind}' is unknown."
+            )
+        return kept.kind, (_vectors if kept.kind == VECTORS else _heads).decode(kept.head)
+    except msgspec.DecodeError as error:
         raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
-    if kept.version > VERSION:
-        raise Unreadable(
-            f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
-            f"reads up to {VERSION}). Upgrade this machine."
-        )
-    return writer(kept.head)

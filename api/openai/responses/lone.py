@@ -1,10 +1,8 @@
-"""Responses in batches: each stands for itself, and is kept in the batch's output alone."""
+"""Responses in batches and as jobs that nobody waits for: each stands for itself, and is not stored."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
 
 from pydantic import model_validator
 
@@ -13,27 +11,28 @@ from api.openai.responses.head import head_of
 from api.openai.responses.items import with_types
 from api.openai.responses.request import to_request as to_request_with
 from api.openai.responses.schemas import ResponseBody
+from api.openai.responses.stored import keep
 from api.openai.responses.tools import offer
-from api.openai.responses.writer import response_of
 from api.refusals import refused
-from tasks.events import Event
+from tasks.jobs import Rendering
 from tasks.requests import ChatRequest
 from tasks.roster import ModelStatus
 
 
-class BatchedResponseBody(ResponseBody):
-    """The body of a response in a batch."""
+class LoneResponseBody(ResponseBody):
+    """The body of such a response."""
 
     @model_validator(mode="after")
-    def _alone(self) -> BatchedResponseBody:
+    def _alone(self) -> LoneResponseBody:
         if self.previous_response_id is not None:
             raise refused(
-                "A request in a batch cannot go on with a response; send all of 'input'.", "previous_response_id"
+                "A request in a batch or a job cannot go on with a response; send all of 'input'.",
+                "previous_response_id",
             )
         if self.background:
-            raise refused("A batch is in the background anyway; leave 'background' out.", "background")
+            raise refused("It is in the background anyway; leave 'background' out.", "background")
         if any(item.type == "item_reference" for item in self.input):
-            raise refused("A request in a batch cannot refer to items of responses; send them.", "input")
+            raise refused("A request in a batch or a job cannot refer to items of responses; send them.", "input")
         try:
             to_request(self)
         except HttpProblem as error:
@@ -42,13 +41,13 @@ class BatchedResponseBody(ResponseBody):
         return self
 
 
-def to_request(body: BatchedResponseBody) -> ChatRequest:
+def to_request(body: LoneResponseBody) -> ChatRequest:
     """What the body asks for, in the shared vocabulary."""
     items = with_types(item.model_dump(exclude_none=True) for item in body.input)
     return to_request_with(body, items, offer(body.tools))
 
 
-def whole(body: BatchedResponseBody, job: str, status: ModelStatus, events: Iterable[Event]) -> dict[str, Any]:
-    """The response, as its endpoint would give it, but that it is not stored."""
+def rendering(body: LoneResponseBody, job: str, status: ModelStatus) -> Rendering:
+    """How the response is said: as its endpoint would, but that it is not stored."""
     alone = body.model_copy(update={"store": False})
-    return response_of(head_of(alone, offer(body.tools), job, body.model or status.name, int(time.time())), events)[0]
+    return keep(head_of(alone, offer(body.tools), job, body.model or status.name, int(time.time())))
