@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
@@ -11,6 +11,7 @@ import msgspec
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, Field
 
 from tasks import keys
 from tasks.commands import Command, CommandReply, Envelope, Render, Tokenize
@@ -215,6 +216,66 @@ def test_a_begun_answer_is_gone_on_with(client: openai.OpenAI, stack: Stack) -> 
     same = client.completions.create(model=MODEL, prompt=prompt, max_tokens=12, temperature=0)
     assert message.content[0].text == same.choices[0].text  # type: ignore[union-attr]
     assert message.usage.output_tokens > 0
+
+
+class Person(BaseModel):
+    """What an answer is parsed as."""
+
+    name: str = Field(max_length=20)
+    age: int = Field(ge=0, le=150)
+    mood: Literal["gay", "grim"] | None
+    tags: list[str] = Field(max_length=2)
+
+
+ANN: Any = [{"role": "user", "content": "Describe Ann, who is 31 years old."}]
+
+
+def test_answers_are_parsed_as_models_of_pydantic(client: openai.OpenAI) -> None:
+    """Whole and streamed, hot and cold, though the model is too small to do it by itself."""
+    whole = client.chat.completions.parse(model=MODEL, messages=ANN, response_format=Person, temperature=0)
+    assert whole.choices[0].message.parsed is not None
+    assert whole.choices[0].finish_reason == "stop"
+    with client.chat.completions.stream(
+        model=MODEL, messages=ANN, response_format=Person, temperature=1.0, seed=3, max_tokens=200
+    ) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Person)
+
+
+def test_a_schema_that_cannot_be_kept_is_refused(client: openai.OpenAI) -> None:
+    """By the name of its keyword, and in the field it was sent in."""
+    odd: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as refused:
+        client.chat.completions.create(model=MODEL, messages=ANN, response_format=odd)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "response_format")
+
+
+def test_an_answer_in_a_format_goes_on_after_a_crash(client: openai.OpenAI, stack: Stack) -> None:
+    """In the middle of its JSON, and with the log probabilities of every token."""
+    schema = Person.model_json_schema()
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": ANN,
+        "temperature": 0,
+        "max_tokens": 150,
+        "logprobs": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+    }
+    before = client.chat.completions.create(**asked)
+    raw = client.chat.completions.with_raw_response.create(**asked, stream=True)
+    text, tokens = "", b""
+    for chunk in raw.parse():
+        choice = chunk.choices[0]
+        if choice.delta.content and not text:
+            stack.child(MODEL).kill()
+        text += choice.delta.content or ""
+        if choice.logprobs is not None:
+            tokens += b"".join(bytes(each.bytes or ()) for each in choice.logprobs.content or ())
+    assert text == said(before)
+    assert tokens.decode() == text
+    assert Person.model_validate_json(text)
+    assert view(stack, raw.headers["x-job-id"])["attempts"] == 2
 
 
 def test_cancelled_in_mid_answer(client: openai.OpenAI, stack: Stack) -> None:

@@ -120,6 +120,29 @@ def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[st
     assert view(paced, reply.headers["x-job-id"])["attempts"] == 2
 
 
+def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> None:
+    """In the middle of it, drawn as it would have been."""
+    schema = {"type": "array", "items": {"enum": ["sea", "land", 1]}, "minItems": 30, "maxItems": 40}
+    asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], "seed": 7, "temperature": 1.1}
+    asked |= {"max_tokens": 400, "guided_json": schema}
+    before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
+    text = ""
+    with httpx.stream(
+        "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
+    ) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                chunk = json.loads(line[6:])
+                assert "error" not in chunk
+                fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                if fresh and not text:
+                    paced.child("board").kill()
+                text += fresh
+    assert text == before["choices"][0]["message"]["content"]
+    assert set(json.loads(text)) <= {"sea", "land", 1}
+    assert view(paced, reply.headers["x-job-id"])["attempts"] == 2
+
+
 def test_thinking_is_switched_by_the_request(paced: Stack) -> None:
     """On is the model's own way; off, in any of a client's words, is the empty thought that the template writes for it."""
     oracle = Oracle(paced.folder / "models" / "thinking", SimulatedModel(thinking=True))
