@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import chat_template, describe, open_tokenizer
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused, SamplingRefused
 from tests.npu.demo import MODELS_DIR, Opened
+from tests.npu.engines.conftest import with_marks
 
 GREEDY = Sampling(temperature=0.0)
 ASK_LONG = "Tell me a very long story about a dragon, a bridge, a cat and the sea, with many words. " * 2
@@ -244,6 +246,46 @@ class TestRefusals:
 )
 def test_every_sampling_parameter_is_accepted(opened: Opened, sampling: Sampling) -> None:
     assert run(opened, prompt(opened, "Hello there", 3), sampling)[0]
+
+
+@pytest.mark.parametrize("opened", [with_marks("llamacpp"), "rkllm"], indirect=True, scope="module")
+class TestSamplingShows:
+    """Each field changes an answer in the way it is for. The echo has no choice and is left out."""
+
+    HOT = Sampling(temperature=2.0, seed=5)
+
+    def said(self, opened: Opened, sampling: Sampling, count: int = 12) -> list[int]:
+        asked = prompt(opened, "Tell me of the sea.", count)
+        return [piece.token for piece in run(opened, asked, replace(sampling, ignore_eos=True))[0]]
+
+    @pytest.mark.parametrize("field", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 0.0}], ids=str)
+    def test_a_filter_that_leaves_one_token_is_greedy(self, opened: Opened, field: dict[str, float]) -> None:
+        greedy = self.said(opened, GREEDY)
+        assert self.said(opened, self.HOT) != greedy
+        assert self.said(opened, replace(self.HOT, **field)) == greedy  # type: ignore[arg-type]
+
+    def test_typical_p(self, opened: Opened) -> None:
+        assert self.said(opened, replace(self.HOT, typical_p=0.01)) != self.said(opened, self.HOT)
+
+    def test_a_seed(self, opened: Opened) -> None:
+        assert self.said(opened, self.HOT) == self.said(opened, self.HOT)
+        assert self.said(opened, replace(self.HOT, seed=6)) != self.said(opened, self.HOT)
+
+    @pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty", "repeat_penalty"])
+    def test_a_penalty_keeps_from_repeating(self, opened: Opened, field: str) -> None:
+        """With one token made far likelier than the rest, which then comes once and not again."""
+        liked = replace(GREEDY, repeat_penalty=1.0, repeat_last_n=-1, logit_bias={70: 60.0})
+        assert self.said(opened, liked, 4) == [70] * 4
+        assert self.said(opened, replace(liked, **{field: 100.0}), 4).count(70) == 1
+
+    def test_a_bias_against_a_token(self, opened: Opened) -> None:
+        first = self.said(opened, GREEDY, 1)[0]
+        assert first not in self.said(opened, replace(GREEDY, logit_bias={first: -100.0}))
+
+    @pytest.mark.parametrize("mirostat", [1, 2])
+    def test_mirostat(self, opened: Opened, mirostat: int) -> None:
+        calm = replace(self.HOT, mirostat=mirostat, mirostat_tau=0.01, mirostat_eta=0.5)
+        assert self.said(opened, calm) != self.said(opened, self.HOT)
 
 
 class TestForm:
