@@ -23,8 +23,8 @@ from tasks.events import Failed, FailureCode
 
 
 def leaves(root: type) -> set[type]:
-    """The classes below `root` that have none below themselves."""
-    below = root.__subclasses__()
+    """The classes below `root` that have none below themselves. What boards raise to themselves never reaches an API."""
+    below = [each for each in root.__subclasses__() if not each.__module__.startswith("tasks.board")]
     return set().union(*(leaves(each) for each in below)) if below else {root}
 
 

@@ -150,8 +150,10 @@ def test_thinking_is_switched_by_the_request(paced: Stack) -> None:
     for more in ({}, {"reasoning_effort": "high"}, *off):
         answer, _, _ = oracle.ask("Hello", most=40, enable_thinking=more not in off)
         assert answer.startswith("<think>") == (more not in off)
-        reply = chat(paced, "thinking", "Hello", max_tokens=40, **more).json()
-        assert reply["choices"][0]["message"]["content"] == answer, more
+        message = chat(paced, "thinking", "Hello", max_tokens=40, **more).json()["choices"][0]["message"]
+        thought, _, said = answer.removeprefix("<think>").rpartition("</think>")
+        assert message["content"] == (said.lstrip() if thought else said), more
+        assert message.get("reasoning_content", "").strip() == thought.strip(), more
 
 
 def test_a_model_without_a_tokenizer_answers_one_message(paced: Stack) -> None:
@@ -183,7 +185,7 @@ def test_a_model_without_a_tokenizer_answers_one_message(paced: Stack) -> None:
         refused = httpx.post(f"{paced.url}/v1/{path}", json={"model": "hidden", **more}, timeout=LIMIT)
         assert (refused.status_code, "tokenizer.json" in refused.text) == (400, True), more
     card = httpx.get(f"{paced.url}/v1/models/hidden", timeout=LIMIT).json()
-    assert card["capabilities"] == ["chat"]
+    assert card["capabilities"] == ["chat", "thinking"]
 
 
 def test_a_prefill_nobody_can_abort_is_left_within_a_slice(paced: Stack) -> None:
