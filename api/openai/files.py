@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ log = logging.getLogger("rockchipllama.api")
 router = APIRouter(tags=["Files and batches"])
 
 PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+_REST = re.compile(r"bytes=([0-9]{1,15})-")
 MONTH = 30 * 24 * 3600
 SHORTEST, LONGEST = 3600, MONTH
 """Seconds after which a file may be asked to go."""
@@ -167,9 +169,12 @@ async def show_file(http: Request, file_id: str) -> Response:
 @router.get("/files/{file_id}/content", include_in_schema=False)
 @router.get("/v1/files/{file_id}/content", summary="Download a file")
 async def download_file(http: Request, file_id: str) -> Response:
-    """Its bytes, as they were uploaded or written."""
+    """Its bytes, as they were uploaded or written; with `Range: bytes=N-` those from there on."""
     file = await find(http, file_id)
-    chunks = services_of(http)["storage"].read(file.id)
+    start = _start(http)
+    if start and start >= file.size:
+        return Response(status_code=416, headers={"content-range": f"bytes */{file.size}"})
+    chunks = services_of(http)["storage"].read(file.id, start)
     try:
         first = await anext(chunks, b"")
     except OSError as error:
@@ -183,9 +188,17 @@ async def download_file(http: Request, file_id: str) -> Response:
 
     return StreamingResponse(
         every(),
-        headers={"content-length": str(file.size)},
+        206 if start else 200,
+        headers={"content-length": str(file.size - start), "accept-ranges": "bytes"}
+        | ({"content-range": f"bytes {start}-{file.size - 1}/{file.size}"} if start else {}),
         media_type="application/jsonl" if file.purpose.startswith("batch") else "application/octet-stream",
     )
+
+
+def _start(http: Request) -> int:
+    """From which byte on; other ranges than those to the end are answered with the whole, as HTTP allows."""
+    found = _REST.fullmatch(http.headers.get("range", ""))
+    return int(found[1]) if found else 0
 
 
 @router.delete("/files/{file_id}", include_in_schema=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, backup, bench, board, doctor, keys, models, settings, up, worker
+from ops.cli import api, backup, batch, bench, board, doctor, keys, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -23,6 +23,8 @@ _USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
 _FOR_THE_USER = _USAGE | {
     "ops.up.errors:UpError",
     "ops.demo_model:FetchError",
+    "ops.batch.service:ServiceError",
+    "ops.batch.prompts:InputError",
     "tasks.api_keys:KeyRefused",
     "tasks.errors:TasksError",
     "npu.errors:NpuError",
@@ -57,6 +59,7 @@ app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,0 +1,121 @@
+"""The service as a client sees it: files and batches over HTTP."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import httpx
+
+OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+"""The states in which nothing more happens to a batch."""
+PATIENCE = httpx.Timeout(60.0, read=300.0)
+
+
+class ServiceError(Exception):
+    """Raised when the service refuses something; the message is for the user."""
+
+
+class ServiceAway(ServiceError):
+    """Raised when it does not answer, or cannot now: the same may work a moment later."""
+
+
+class Service:
+    """A running service. Its methods raise `ServiceError` and `ServiceAway`."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=PATIENCE)
+
+    def upload(self, name: str, data: BinaryIO) -> str:
+        """Keep the rest of `data` there as the input of a batch; the id of the file."""
+        return str(self._ask("POST", "/v1/files", data={"purpose": "batch"}, files={"file": (name, data)})["id"])
+
+    def create(self, file: str, endpoint: str, window: str) -> dict[str, Any]:
+        """Start a batch over an uploaded file."""
+        body = {"input_file_id": file, "endpoint": endpoint, "completion_window": window}
+        return self._ask("POST", "/v1/batches", json=body, headers={"idempotency-key": secrets.token_hex(16)})
+
+    def batch(self, batch: str) -> dict[str, Any]:
+        """How far it is."""
+        return self._ask("GET", f"/v1/batches/{_part(batch)}")
+
+    def cancel(self, batch: str) -> dict[str, Any]:
+        """Run no more of it."""
+        return self._ask("POST", f"/v1/batches/{_part(batch)}/cancel")
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """All of them, the newest first."""
+        query = {"limit": "100"}
+        while True:
+            page = self._ask("GET", "/v1/batches", params=query)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            query["after"] = page["last_id"]
+
+    def boards(self) -> dict[str, float]:
+        """The boards that are at work now, each with the tokens it has lately said per second."""
+        found: dict[str, float] = {}
+        for queue in self._ask("GET", "/v1/queue")["data"]:
+            for board in queue["boards"]:
+                if board["state"] == "busy":
+                    found[board["name"]] = found.get(board["name"], 0.0) + (board.get("decode_tps") or 0.0)
+        return found
+
+    def size(self, file: str) -> int:
+        """The bytes of a file."""
+        return int(self._ask("GET", f"/v1/files/{_part(file)}")["bytes"])
+
+    @contextmanager
+    def content(self, file: str, start: int = 0) -> Iterator[Iterator[bytes]]:
+        """Its bytes from `start` on."""
+        headers = {"range": f"bytes={start}-"} if start else {}
+        try:
+            with self._http.stream("GET", f"/v1/files/{_part(file)}/content", headers=headers) as reply:
+                if reply.status_code >= 400:
+                    reply.read()
+                    raise _refusal(reply)
+                if start and reply.status_code != 206:
+                    raise ServiceError("The service cannot go on in the middle of a file; it is of an older version.")
+                yield reply.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._away(error) from error
+
+    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        try:
+            reply = self._http.request(method, path, **more)
+            if reply.status_code >= 400:
+                raise _refusal(reply)
+            found: dict[str, Any] = reply.json()
+            return found
+        except httpx.TransportError as error:
+            raise self._away(error) from error
+        except ValueError as error:
+            raise ServiceError(f"What answers at {self._url} is not this service: it sent no JSON.") from error
+
+    def _away(self, error: Exception) -> ServiceAway:
+        said = str(error) or type(error).__name__
+        return ServiceAway(
+            f"The service does not answer at {self._url} ({said}). Start it with `ops/run`, or name another with --url."
+        )
+
+
+def _part(name: str) -> str:
+    """An id as one part of a path, whatever somebody typed."""
+    return quote(name, safe="")
+
+
+def _refusal(reply: httpx.Response) -> ServiceError:
+    try:
+        message = str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"The service answered with the status {reply.status_code}."
+    if reply.status_code == 401:
+        message += " The commands take it from ROCKCHIPLLAMA_SERVICE_KEY."
+    again = reply.status_code >= 500 or reply.status_code == 429
+    return ServiceAway(message) if again else ServiceError(message)

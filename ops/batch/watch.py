@@ -1,0 +1,171 @@
+"""How far a batch is: on a terminal, in a log, or for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from ops.batch.service import OVER, Service, ServiceAway
+
+LOOK = 1.0
+"""Seconds between two looks."""
+LATELY = 60.0
+"""Seconds whose progress is the pace."""
+
+Show: TypeAlias = Callable[[dict[str, Any], "Pace", dict[str, float]], None]
+
+
+class Pace:
+    """How fast it goes: by what was done and said in the last minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+        self._left = 0
+
+    def look(self, batch: dict[str, Any], now: float) -> None:
+        """See the batch as it is at this second."""
+        counts = batch["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        self._left = counts["total"] - done
+        self._seen.append((now, done, batch["usage"]["output_tokens"]))
+        while len(self._seen) > 2 and now - self._seen[0][0] > LATELY:
+            self._seen.popleft()
+
+    @property
+    def tokens(self) -> float | None:
+        """Said per second; None while nobody can tell."""
+        return self._rate(2)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is done, at this pace; None while nobody can tell."""
+        rate = self._rate(1)
+        return self._left / rate if rate else None
+
+    def _rate(self, part: int) -> float | None:
+        first, last = self._seen[0], self._seen[-1]
+        return (last[part] - first[part]) / (last[0] - first[0]) if last[0] > first[0] else None
+
+
+def watch(service: Service, batch: str, *, as_json: bool = False) -> dict[str, Any]:
+    """Look at it until it is over, through times in which the service is away; the batch then. Raises `ServiceError`."""
+    pace = Pace()
+    away = False
+    found = service.batch(batch)
+    with _shown(as_json) as show:
+        while True:
+            try:
+                pace.look(found, time.monotonic())
+                boards = service.boards() if found["status"] == "in_progress" else {}
+                show(found, pace, boards)
+                away = False
+                if found["status"] in OVER:
+                    return found
+                time.sleep(LOOK)
+                found = service.batch(batch)
+            except ServiceAway as error:
+                if not away:
+                    print(f"{error} Waiting for it.", file=sys.stderr, flush=True)
+                away = True
+                time.sleep(LOOK)
+
+
+def told(batch: dict[str, Any]) -> str:
+    """A batch that is over, in words."""
+    counts, usage = batch["request_counts"], batch["usage"]
+    words = f"{batch['id']} {batch['status']}: {counts['completed']} of {counts['total']} answered"
+    if counts["failed"]:
+        words += f", {counts['failed']} not"
+    began, ended = batch["in_progress_at"], batch.get(f"{batch['status']}_at")
+    if began and ended:
+        words += f", in {duration(ended - began)}"
+    words += f"; {usage['input_tokens']:,} tokens read, {usage['output_tokens']:,} said."
+    for problem in (batch["errors"] or {"data": []})["data"]:
+        line = f"line {problem['line']}: " if problem["line"] else ""
+        words += f"\n  {line}{problem['message']}"
+    return words
+
+
+def went_well(batch: dict[str, Any]) -> bool:
+    """Whether every request was answered."""
+    return bool(batch["status"] == "completed" and not batch["request_counts"]["failed"])
+
+
+def duration(seconds: float) -> str:
+    """Such as 12 s, 3:07 or 5:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+@contextmanager
+def _shown(as_json: bool) -> Iterator[Show]:
+    if as_json:
+        yield _Lines(_print_json)
+    elif sys.stderr.isatty():
+        with _bar() as show:
+            yield show
+    else:
+        yield _Lines(_print_line)
+
+
+class _Lines:
+    """A line for each state, and for each tenth of it."""
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._told: tuple[str, int] | None = None
+
+    def __call__(self, batch: dict[str, Any], pace: Pace, boards: dict[str, float]) -> None:
+        counts = batch["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        now = (batch["status"], done * 10 // counts["total"] if counts["total"] else 0)
+        if now != self._told:
+            self._told = now
+            self._show(batch, pace, boards)
+
+
+def _print_json(batch: dict[str, Any], pace: Pace, boards: dict[str, float]) -> None:
+    said = {"tokens_per_second": pace.tokens, "seconds_left": pace.left, "boards": boards}
+    print(json.dumps({**batch, "progress": said}), flush=True)
+
+
+def _print_line(batch: dict[str, Any], pace: Pace, boards: dict[str, float]) -> None:
+    counts = batch["request_counts"]
+    words = f"{batch['status']}: {counts['completed']} of {counts['total']} done, {counts['failed']} failed"
+    print(f"{words}{_speed(pace, boards)}", file=sys.stderr, flush=True)
+
+
+def _speed(pace: Pace, boards: dict[str, float]) -> str:
+    words = f" · {pace.tokens:,.0f} tokens/s" if pace.tokens else ""
+    if boards:
+        words += " (" + ", ".join(f"{name} {speed:,.0f}" for name, speed in sorted(boards.items())) + ")"
+    return words + (f" · {duration(pace.left)} left" if pace.left else "")
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None, speed="")
+
+        def show(batch: dict[str, Any], pace: Pace, boards: dict[str, float]) -> None:
+            counts = batch["request_counts"]
+            failed = f"{counts['failed']} failed" if counts["failed"] else ""
+            bars.update(
+                task,
+                description=batch["status"],
+                total=counts["total"] or None,
+                completed=counts["completed"] + counts["failed"],
+                speed=f"{failed}{_speed(pace, boards)}".removeprefix(" · "),
+            )
+
+        yield show

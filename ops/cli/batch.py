@@ -1,0 +1,211 @@
+"""`rockchipllama batch …`: many prompts from a file, answered by a running service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ops.cli import options
+
+if TYPE_CHECKING:
+    from ops.batch.service import Service
+
+app = typer.Typer(
+    help="Have many prompts answered by a running service. Exit code 1 also when some were not.", no_args_is_help=True
+)
+
+Input = Annotated[str, typer.Argument(metavar="FILE", help="The input, or - for what is piped in.")]
+Batch = Annotated[str, typer.Argument(help="The batch's id.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the answers go, a line of JSON each.")]
+Model = Annotated[str | None, typer.Option(help="The model for requests that name none.")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="jsonl (requests as the API takes them), csv or text (a prompt a line). Unset: by name."
+    ),
+]
+Template = Annotated[
+    str | None, typer.Option(help="For csv and text: the prompt, with {COLUMN} or {prompt} where the input belongs.")
+]
+System = Annotated[str | None, typer.Option(help="For csv and text: the system message before each prompt.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="For csv and text: the most tokens of an answer.")]
+Window = Annotated[str, typer.Option(help="By when it is to be done: 24h, 90m, 7d, or 'until 07:00'.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
+
+
+@app.command()
+def submit(
+    file: Input,
+    model: Model = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch it until it is over.")] = False,
+    form: Format = None,
+    template: Template = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    window: Window = "24h",
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Send prompts to be answered, and write the id of their batch."""
+    service = _service(config, url)
+    made = _submit(service, file, form, model, template, system, max_tokens, window)
+    print(made["id"], flush=True)
+    if wait:
+        _end(_watch(service, made["id"], as_json=False))
+
+
+@app.command()
+def watch(batch: Batch, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """Show how far a batch is until it is over: done, failed, tokens a second, boards at work, time left."""
+    _end(_watch(_service(config, url), batch, as_json=as_json))
+
+
+@app.command("list")
+def list_batches(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """List the batches, the newest first."""
+    service = _service(config, url)
+    import json
+    import time
+
+    found = service.batches()
+    if as_json:
+        print(json.dumps(list(found), indent=2))
+        return
+    for each in found:
+        counts = each["request_counts"]
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["created_at"]))
+        done = f"{counts['completed']}/{counts['total']}" + (f", {counts['failed']} failed" if counts["failed"] else "")
+        print(f"{each['id']}  {made}  {each['status']:<11}  {done}")
+
+
+@app.command()
+def cancel(batch: Batch, url: Url = None, config: options.Config = None) -> None:
+    """Run no more of a batch; what is answered already can be had."""
+    found = _service(config, url).cancel(batch)
+    print(f"{found['id']} is {found['status']}.")
+
+
+@app.command()
+def results(
+    batch: Batch,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Where they go. Unset: to the standard output."),
+    ] = None,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Bring the answers of a batch that is over. A download that broke off goes on where it ended."""
+    service = _service(config, url)
+    from ops.batch.results import collect, show
+
+    found = service.batch(batch)
+    if out is None:
+        show(service, found)
+    else:
+        _collected(collect(service, found, out))
+
+
+@app.command()
+def run(
+    file: Input,
+    out: Out,
+    model: Model = None,
+    form: Format = None,
+    template: Template = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    window: Window = "24h",
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Send prompts, watch them, and bring their answers to a file."""
+    service = _service(config, url)
+    import sys
+
+    from ops.batch.results import check_free, collect
+
+    check_free(out)
+    made = _submit(service, file, form, model, template, system, max_tokens, window)
+    print(
+        f"Batch {made['id']}. It goes on without this command; then: .venv/bin/rockchipllama batch results {made['id']} -o {out}",
+        file=sys.stderr,
+        flush=True,
+    )
+    over = _watch(service, made["id"], as_json=False)
+    _collected(collect(service, over, out))
+    _end(over)
+
+
+def _service(config: Path | None, url: str | None) -> Service:
+    options.apply(config, service_url=url)
+    from api.settings import ApiSettings
+    from ops.batch.service import Service
+    from ops.batch.settings import ClientSettings
+    from ops.configuration import load
+
+    settings = load(ClientSettings)
+    where = settings.service_url
+    if where is None:
+        local = load(ApiSettings)
+        host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
+        where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
+    return Service(where, settings.service_key.get_secret_value() if settings.service_key is not None else None)
+
+
+def _submit(
+    service: Service,
+    file: str,
+    form: str | None,
+    model: str | None,
+    template: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    window: str,
+) -> dict[str, Any]:
+    import sys
+    import tempfile
+
+    from ops.batch.prompts import InputError, Wishes, format_of, write
+
+    form = format_of(file, form)
+    # Larger inputs than memory are no reason to fail, so they go through a file.
+    with tempfile.TemporaryFile() as requests:
+        wishes = Wishes(model, template, system, max_tokens)
+        if file == "-":
+            endpoint, _ = write(sys.stdin.buffer, form, wishes, requests)
+        else:
+            try:
+                with open(file, "rb") as source:
+                    endpoint, _ = write(source, form, wishes, requests)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+        requests.seek(0)
+        name = "prompts.jsonl" if file == "-" else Path(file).stem + ".jsonl"
+        return service.create(service.upload(name, requests), endpoint, window)
+
+
+def _watch(service: Service, batch: str, *, as_json: bool) -> dict[str, Any]:
+    import sys
+
+    from ops.batch import watch
+
+    over = watch.watch(service, batch, as_json=as_json)
+    print(watch.told(over), file=sys.stderr, flush=True)
+    return over
+
+
+def _collected(written: list[Path]) -> None:
+    import sys
+
+    print(f"Written: {', '.join(map(str, written))}" if written else "Nothing was answered.", file=sys.stderr)
+
+
+def _end(batch: dict[str, Any]) -> None:
+    from ops.batch.watch import went_well
+
+    if not went_well(batch):
+        raise typer.Exit(1)

@@ -1,0 +1,232 @@
+"""`rockchipllama batch`, against a running service."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ops import environment
+from ops.batch.prompts import InputError, Wishes, format_of, write
+from ops.batch.watch import Pace, duration
+from tests.stack import Stack, eventually
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A fast echo, and one that takes its time."""
+    with Stack({"echo": {"tokens_per_second": 5000}, "slow": {"tokens_per_second": 2}}, default_model="echo") as stack:
+        yield stack
+
+
+def batch(stack: Stack, *words: str, given: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """Run the command, which must end with this code, and say nothing that only a terminal understands."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", "batch", *words, "--url", stack.url],
+        env=environment.for_child({}),
+        input=given,
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == code, done.stderr.decode()
+    assert b"\x1b" not in done.stderr + done.stdout and b"Traceback" not in done.stderr
+    return done
+
+
+def lines(path: Path) -> dict[str, Any]:
+    """The lines of an output by their names."""
+    return {line["custom_id"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+def request(name: str, text: str, **more: Any) -> bytes:
+    """A line as the API takes it."""
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, **more}
+    line = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line).encode() + b"\n"
+
+
+def test_a_table_is_answered_row_by_row(stack: Stack, tmp_path: Path) -> None:
+    """From the file to its answers with one command; nothing is ever written over."""
+    table, out = tmp_path / "reviews.csv", tmp_path / "answers.jsonl"
+    table.write_text('\ufeffid,review\na,"fine, really"\nb,"über\nzwei Zeilen"\n', encoding="utf-8")
+    words = ("run", str(table), "-o", str(out), "--template", "Kind? {review}", "--model", "echo")
+    done = batch(stack, *words)
+    said = {name: line["response"]["body"]["choices"][0]["message"]["content"] for name, line in lines(out).items()}
+    assert set(said) == {"a", "b"}
+    assert "fine, really" in said["a"] and "zwei Zeilen" in said["b"]
+    assert b"completed: 2 of 2 answered" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "reviews.csv"]
+    assert b"is there already" in batch(stack, *words, code=1).stderr
+
+
+def test_a_batch_is_submitted_watched_listed_and_brought_in_two_parts(stack: Stack, tmp_path: Path) -> None:
+    """The id is all that `submit` writes; a download goes on behind what is there already."""
+    given = b"".join(request(f"r{n}", f"Say {n}") for n in range(5))
+    identity = batch(stack, "submit", "-", "--wait", given=given).stdout.decode().strip()
+    assert identity.startswith("batch_")
+    seen = [json.loads(line) for line in batch(stack, "watch", identity, "--json").stdout.splitlines()]
+    assert seen[-1]["status"] == "completed" and seen[-1]["request_counts"]["completed"] == 5
+    assert set(seen[-1]["progress"]) == {"tokens_per_second", "seconds_left", "boards"}
+    listed = json.loads(batch(stack, "list", "--json").stdout)
+    assert identity in [each["id"] for each in listed]
+    assert f"{identity}  " in batch(stack, "list").stdout.decode()
+    whole = batch(stack, "results", identity).stdout
+    assert whole.count(b"\n") == 5
+    out = tmp_path / "out.jsonl"
+    # What is there is not fetched again, so a mark in it stays.
+    (tmp_path / f"out.jsonl.{seen[-1]['output_file_id']}.part").write_bytes(b"#" + whole[1:100])
+    batch(stack, "results", identity, "-o", str(out))
+    assert out.read_bytes() == b"#" + whole[1:]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_what_was_not_answered_is_beside_the_answers_and_in_the_exit_code(stack: Stack, tmp_path: Path) -> None:
+    """With the words that its endpoint has for it."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(request("good", "Hi") + request("long", "word " * 9000))
+    done = batch(stack, "run", str(source), "-o", str(out), code=1)
+    assert set(lines(out)) == {"good"} and b"1 of 2 answered, 1 not" in done.stderr
+    assert lines(tmp_path / "out.errors.jsonl")["long"]["response"]["status_code"] == 400
+
+
+def test_a_line_that_is_wrong_is_told_by_its_number(stack: Stack) -> None:
+    """No answer is made then."""
+    done = batch(stack, "submit", "-", "--wait", given=request("a", "x") + request("b", "x", model="nobody"), code=1)
+    assert b"failed: 0 of 0 answered" in done.stderr and b"line 2: " in done.stderr and b"nobody" in done.stderr
+
+
+def test_a_batch_is_cancelled(stack: Stack) -> None:
+    """And is over soon, which is no success."""
+    given = b"".join(f"Say {n}\n".encode() for n in range(50))
+    made = batch(stack, "submit", "-", "--format", "text", "--model", "slow", given=given)
+    identity = made.stdout.decode().strip()
+    eventually(
+        lambda: httpx.get(f"{stack.url}/v1/batches/{identity}").json()["status"] == "in_progress", what="its beginning"
+    )
+    assert b"is not over yet" in batch(stack, "results", identity, code=1).stderr
+    assert batch(stack, "cancel", identity).stdout.startswith(identity.encode())
+    assert b"cancelled" in batch(stack, "watch", identity, code=1).stderr
+    assert b"cannot be cancelled" in batch(stack, "cancel", identity, code=1).stderr
+
+
+def test_a_file_is_had_from_any_byte_on(stack: Stack) -> None:
+    """As HTTP has it for those who go on with a download; a range of another kind is answered with the whole."""
+    upload = httpx.post(
+        f"{stack.url}/v1/files", data={"purpose": "batch"}, files={"file": ("f", io.BytesIO(b"0123456789"))}
+    )
+    content = f"{stack.url}/v1/files/{upload.json()['id']}/content"
+    rest = httpx.get(content, headers={"range": "bytes=4-"})
+    assert (rest.status_code, rest.content, rest.headers["content-range"]) == (206, b"456789", "bytes 4-9/10")
+    assert httpx.get(content, headers={"range": "bytes=10-"}).status_code == 416
+    for other in ("bytes=0-", "bytes=-3", "lines=1-"):
+        whole = httpx.get(content, headers={"range": other})
+        assert (whole.status_code, whole.content) == (200, b"0123456789")
+
+
+def test_a_service_that_is_not_there_is_a_sentence() -> None:
+    """With what to do."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", "batch", "list", "--url", "http://127.0.0.1:1"],
+        env=environment.for_child({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "does not answer at http://127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def made(data: bytes, form: str, **wishes: Any) -> list[dict[str, Any]]:
+    """The requests that are made of an input."""
+    to = io.BytesIO()
+    _, count = write(io.BytesIO(data), form, Wishes(**wishes), to)
+    found = [json.loads(line) for line in to.getvalue().splitlines()]
+    assert len(found) == count
+    return found
+
+
+def test_a_text_is_a_prompt_a_line() -> None:
+    """Named by its line in the file, empty ones left out; what is the same for all is in each."""
+    found = made(b"one\r\n\r\ntwo", "text", system="Be brief.", max_tokens=5, model="m", template="<{prompt}>")
+    assert [line["custom_id"] for line in found] == ["line-1", "line-3"]
+    assert found[1]["body"] == {
+        "model": "m",
+        "max_tokens": 5,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<two>"}],
+    }
+
+
+def test_a_value_is_not_a_template_itself() -> None:
+    """Braces in the input are text."""
+    found = made(b"a,b\n{b},x\n", "csv", template="{a} {b} {{}}")
+    assert found[0]["body"]["messages"][0]["content"] == "{b} x {{}}"
+    assert found[0]["custom_id"] == "row-1"
+
+
+def test_a_model_is_put_where_none_is_named() -> None:
+    """Whole lines keep all else, to the byte where nothing is added."""
+    named, unnamed = request("a", "x", model="m"), request("b", "x")
+    assert [line["body"]["model"] for line in made(named + unnamed, "jsonl", model="n")] == ["m", "n"]
+    to = io.BytesIO()
+    endpoint, _ = write(io.BytesIO(named.replace(b"chat/", b"") + unnamed), "jsonl", Wishes(), to)
+    assert (endpoint, to.getvalue()) == ("/v1/completions", named.replace(b"chat/", b"") + unnamed)
+
+
+@pytest.mark.parametrize(
+    ("data", "form", "wishes", "said"),
+    [
+        (b"", "text", {}, "empty"),
+        (b"\n\n", "jsonl", {}, "empty"),
+        (b"\xff\xfe", "text", {}, "UTF-8"),
+        (b"a\nb\n", "csv", {}, "{prompt} in the template"),
+        (b"a\nb\n", "csv", {"template": "{c}"}, "there is {a}"),
+        (b"a\nb\n", "csv", {"template": "no place"}, "without a place"),
+        (b"a,b\n1\n", "csv", {"template": "{a}"}, "Row 1"),
+        (b'a\n"1\n', "csv", {"template": "{a}"}, "breaks off"),
+        (b"hello\n", "jsonl", {}, "Line 1 is no request"),
+        (b"{}\n", "jsonl", {"template": "x"}, "--template"),
+    ],
+)
+def test_an_input_of_which_nothing_can_be_made(data: bytes, form: str, wishes: dict[str, Any], said: str) -> None:
+    """Told before anything is sent."""
+    with pytest.raises(InputError, match=said.replace("{", r"\{").replace("}", r"\}")):
+        made(data, form, **wishes)
+
+
+def test_the_form_is_known_by_the_name() -> None:
+    """Or has to be said."""
+    assert [format_of(name, None) for name in ("a.jsonl", "b.CSV", "c.txt", "-")] == ["jsonl", "csv", "text", "jsonl"]
+    assert format_of("a.jsonl", "text") == "text"
+    for name, form in (("a.doc", None), ("a.csv", "table")):
+        with pytest.raises(InputError, match="--format"):
+            format_of(name, form)
+
+
+def test_the_pace_is_that_of_the_last_minute() -> None:
+    """So that a start that took long, or a night without a board, does not spoil the time that is left."""
+
+    def at(done: int, tokens: int) -> dict[str, Any]:
+        return {
+            "request_counts": {"total": 1000, "completed": done - 1, "failed": 1},
+            "usage": {"output_tokens": tokens},
+        }
+
+    pace = Pace()
+    pace.look(at(1, 0), 0.0)
+    assert (pace.tokens, pace.left) == (None, None)
+    pace.look(at(1, 0), 900.0)
+    assert (pace.tokens, pace.left) == (0.0, None)
+    for second in range(901, 1001):
+        pace.look(at(1 + 2 * (second - 900), 10 * (second - 900)), float(second))
+    assert pace.tokens == 10.0
+    assert pace.left == (1000 - 201) / 2
+    assert [duration(seconds) for seconds in (12.4, 187, 18000)] == ["12 s", "3:07", "5:00:00"]
