@@ -151,7 +151,8 @@ class Generation(Protocol):
     """One run of an engine, iterated once: each piece as it is made.
 
     Iteration ends when the engine is done *and* every piece has been handed over. Raises `EngineFailed` or
-    `PromptRefused` from iteration. `end` and `stats` may be read after iteration has ended, not before.
+    `PromptRefused` from iteration, and `SamplingRefused` where a constraint became too much to follow. `end` and `stats`
+    may be read after iteration has ended, not before.
     """
 
     def __iter__(self) -> Iterator[Piece]: ...

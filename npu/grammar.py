@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from npu.constraint import Calls, Constraint, Form, Gbnf, JsonObject, JsonSchema, Lark, Regex, Thought
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 << 10
 """Of one schema or grammar. Reading so much takes some tenths of a second."""
+
+SECONDS = 5.0
+MEMORY_BYTES = 1 << 30
+STACK_BYTES = 1 << 20
+"""How long a grammar may be tried, in how much address space, of which a process takes some 200 MB, and on which stack:
+threads that follow one have eight times as much."""
 
 MAX_LEXER_STATES = 20_000
 """What a grammar may come to while it is followed: at 1 to 2 KB each, 40 MB."""
@@ -55,11 +64,35 @@ def write_choice(tokens: Sequence[int]) -> str:
 
 
 def check_constraint(constraint: Constraint) -> None:
-    """Whether it can be followed at all, by any model that gives its logits. Raises `SamplingRefused`."""
-    from llguidance import LLMatcher
+    """Whether it can be followed at all, by any model that gives its logits. Raises `SamplingRefused`.
 
-    if message := LLMatcher.validate_grammar(write_grammar(constraint), limits=limits()):
+    Nothing but a constraint that was checked is safe to follow: others may be the end of the process.
+    """
+    if message := _answer("grammar", write_grammar(constraint))["error"]:
         raise refuse(message)
+
+
+@lru_cache(maxsize=256)
+def _answer(what: str, text: str) -> dict[str, str]:
+    """What the other process says of it. Most clients send the same few again and again."""
+    script = Path(__file__).with_name("grammar_process.py")
+    bounds = map(str, (MEMORY_BYTES, STACK_BYTES, MAX_LEXER_STATES))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(script), *bounds],
+            input=json.dumps({what: text}).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise refuse(f"it takes longer than {SECONDS:.0f} seconds to read. Make it simpler") from None
+    if done.returncode or not done.stdout:
+        raise refuse("it is nested too deep, or takes too much memory to read. Make it simpler")
+    answer: dict[str, str] = json.loads(done.stdout)
+    return answer
 
 
 def refuse(message: str) -> SamplingRefused:
@@ -167,10 +200,9 @@ def _pattern(pattern: str) -> str:
 def _own(form: Lark | Gbnf) -> str:
     if isinstance(form, Lark):
         return _OPTIONS.sub("", form.text)
-    from llguidance.gbnf_to_lark import any_to_lark
-
-    try:
-        text = any_to_lark(form.text)
-    except Exception as error:  # it raises bare ones
-        raise refuse(f"the grammar cannot be read: {error}") from error
-    return _OPTIONS.sub("", text)
+    if len(form.text) > MAX_BYTES:
+        raise refuse(f"it has {len(form.text)} characters, and at most {MAX_BYTES} are read")
+    answer = _answer("gbnf", form.text)
+    if message := answer.get("error"):
+        raise refuse(message)
+    return _OPTIONS.sub("", answer["lark"])

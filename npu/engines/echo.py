@@ -321,6 +321,9 @@ class EchoGeneration(OneRun):
         if matcher is None:
             yield from answer
             return
+        said = self._continued()
+        if self._prompt[len(self._prompt) - said :] != self._last_turn()[:said]:
+            answer = iter(())  # an earlier run had left it already
         while not matcher.is_complete:
             allowed = matcher.allowed()
             byte = next(answer, EOS)

@@ -8,7 +8,7 @@ from typing import assert_never
 from npu import constraint
 from npu.answer_format import ToolFormat
 from npu.constraint import Call, Calls, Constraint, Form, Thought
-from npu.errors import FieldRefused, PromptRefused
+from npu.errors import FieldRefused, PromptRefused, SamplingRefused
 from npu.grammar import check_constraint
 from tasks import requests
 from tasks.prompting.reading import Reading
@@ -27,9 +27,9 @@ def constraint_of(request: GenerateRequest, reading: Reading | None, template: s
                 "output", "an answer cannot be held to a format while it may call tools. Send one of the two."
             )
         form = _form(request.output)
-        check_constraint(Constraint(form))
     if form is None:
         return None
+    _check(form)
     if isinstance(request, ChatRequest) and request.continue_last:
         raise PromptRefused(
             "An answer that the client has begun cannot be held to a format: what it is held to would have to begin in the "
@@ -38,6 +38,15 @@ def constraint_of(request: GenerateRequest, reading: Reading | None, template: s
     if reading is None or reading.thinking is None:
         return Constraint(form)
     return Constraint(form, Thought(reading.thinking.opening, reading.thinking.closing, reading.thought_begun))
+
+
+def _check(form: Form) -> None:
+    try:
+        check_constraint(Constraint(form))
+    except SamplingRefused as refused:
+        if isinstance(form, Calls):  # in the words of who asked for it
+            raise FieldRefused("tool_choice" if form.required else "strict", refused.why) from refused
+        raise
 
 
 def _form(output: OutputFormat) -> Form:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from npu import grammar
 from npu.constraint import Call, Calls, Constraint, Form, Gbnf, JsonObject, JsonSchema, Lark, Regex, Thought
 from npu.engines.echo import EOS, EchoTokenizer, EchoWords
 from npu.errors import PromptRefused, SamplingRefused
@@ -178,6 +179,7 @@ def test_what_cannot_be_followed_is_refused(matchers: Matchers, form: Form, word
 def test_a_hostile_form_is_followed_or_refused(matchers: Matchers, form: Form) -> None:
     """Neither is the process harmed, nor is it kept: what llguidance spends on a token is bounded."""
     with suppress(SamplingRefused):
+        check_constraint(Constraint(form))
         matcher = matchers.match(Constraint(form))
         for step in range(200):
             tokens = matcher.allowed()[:128].nonzero()[0]
@@ -185,6 +187,32 @@ def test_a_hostile_form_is_followed_or_refused(matchers: Matchers, form: Form) -
                 break
             matcher.accept(int(tokens[step * 7919 % len(tokens)]))
     assert fits(matchers.match(Constraint(Regex("ab"))), "ab")
+
+
+CHAIN = "".join(f'r{rule}: "a" r{rule + 1}\n' for rule in range(9000)) + 'r9000: "b"'
+REFERENCES = {f"d{at}": {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}} for at in range(3000)}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [Lark(f"start: r0\n{CHAIN}"), JsonSchema({"$ref": "#/$defs/d0", "$defs": {**REFERENCES, "d3000": {}}})],
+    ids=["rules", "references"],
+)
+def test_what_would_be_the_end_of_a_process_is_refused(form: Form) -> None:
+    """By trying it in another one first."""
+    with pytest.raises(SamplingRefused, match="too deep"):
+        check_constraint(Constraint(form))
+
+
+def test_what_takes_too_long_to_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time, and not for good: a busy machine may have been the reason."""
+    form = Gbnf("root ::= r0\n" + "".join(f'r{rule} ::= "a" r{rule + 1}\n' for rule in range(6000)) + 'r6000 ::= "b"')
+    with monkeypatch.context() as patched:
+        patched.setattr(grammar, "SECONDS", 0.001)
+        for each in (form, Regex("soon read")):
+            with pytest.raises(SamplingRefused, match="takes longer"):
+                check_constraint(Constraint(each))
+    check_constraint(Constraint(Regex("soon read")))
 
 
 def test_a_schema_is_read_as_json(matchers: Matchers) -> None:

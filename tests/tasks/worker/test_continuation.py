@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npu.answer_format import ThinkingFormat, ToolFormat
+from npu.constraint import Constraint, JsonSchema, Thought
 from npu.engine import Prompt, Sampling, Turn
 from npu.engines.echo import EchoEngine
 from npu.model import Model
@@ -41,6 +43,10 @@ CALLS = """\
 and done"""
 XML = '<function=time><parameter=zone>a\n"b"</parameter></function><function=rain></function> '
 CLOSING = tuple((byte, bytes((byte,))) for byte in b"\n</think>")
+HELD = Constraint(
+    JsonSchema({"type": "object", "properties": {"a": {"type": "string"}}}), Thought("<think>", "</think>")
+)
+HELD_BEGUN = replace(HELD, thought=Thought("<think>", "</think>", opened=True))
 
 
 def request(
@@ -51,12 +57,12 @@ def request(
     max_tokens: int = 1000,
     echo: bool = False,
     reading: Reading | None = None,
-    **sampling: bool | int,
+    **sampling: Any,
 ) -> Prepared:
     tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
     return Prepared(
         prompts=(Prompt(tokens, max_tokens),),
-        sampling=Sampling(**sampling),  # type: ignore[arg-type]
+        sampling=Sampling(**sampling),
         stop=stop,
         n=n,
         echoes=(b"the prompt: ",) if echo else None,
@@ -133,6 +139,12 @@ def check_every_interruption(prepared: Prepared) -> None:
         request("Hm, well.\n</think>\n\nSo.", reading=replace(CALLING, thought_begun=True)),
         request(stop=(" 世界 STOPPED", "four!"), n=2, logprobs=1),
         request(CALLS, reading=CALLING, stop=("d",), logprobs=0),
+        request("hello", constraint=HELD, n=2),
+        request(
+            '<think>Two 世界.</think>\n\n{"a": "é"}', reading=replace(CALLING, calls=None), constraint=HELD, logprobs=1
+        ),
+        request("<think>" + "Hm, " * 9, reading=replace(CALLING, budget=15, closing=CLOSING), constraint=HELD),
+        request("Hm.\n</think>no JSON", reading=replace(CALLING, thought_begun=True), constraint=HELD_BEGUN),
     ],
     ids=[
         "plain",
@@ -149,11 +161,31 @@ def check_every_interruption(prepared: Prepared) -> None:
         "thought",
         "logprobs",
         "logprobs-calls",
+        "format",
+        "format-thought",
+        "format-budget",
+        "format-begun",
     ],
 )
 def test_interrupted_anywhere_it_is_the_same_answer(prepared: Prepared) -> None:
     """Whatever the record held when the claim died: text, ends of choices and counts are those of the unbroken run."""
     check_every_interruption(prepared)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "begun"),
+    [
+        ('<think>Well {</think>\n\n{"a": "é"}', "Well {", False),
+        ('Well {</think>{"a": "é"}', "Well {", True),
+        ('{"a": "é"}', "", False),
+    ],
+)
+def test_a_format_holds_behind_the_thought(text: str, thought: str, begun: bool) -> None:
+    """The thought is the model's own, and what is visible is the format alone."""
+    reading = replace(CALLING, calls=None, thought_begun=begun)
+    transcript, _ = whole(request(text, reading=reading, constraint=HELD_BEGUN if begun else HELD))
+    choice = fold(transcript).choices[0]
+    assert (choice.reasoning, choice.text) == (thought, '{"a": "é"}')
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
