@@ -52,6 +52,7 @@ def head_of(kind: Kind, body: SamplingBody, choices: int, job: str, status: Mode
         choices=choices,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         functions=isinstance(body, ChatCompletionBody) and legacy(body),
+        best=completions.best_of(body) if isinstance(body, CompletionBody) else None,
     )
 
 

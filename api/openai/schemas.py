@@ -327,7 +327,9 @@ class CompletionBody(GenerationBody):
     @model_validator(mode="after")
     def _in_all(self, info: ValidationInfo) -> CompletionBody:
         try:
-            bounded(len(self.prompt) * self.n, info, "max_prompts", "answers (prompts times 'n')")
+            bounded(
+                len(self.prompt) * max(self.n, self.best_of or 0), info, "max_prompts", "answers (prompts times 'n')"
+            )
         except ValueError as error:
             raise refused(f"Invalid 'prompt': {error}.", "prompt", "invalid_value") from None
         if self.echo and self.logprobs is not None:
@@ -335,6 +337,8 @@ class CompletionBody(GenerationBody):
                 "'echo' and 'logprobs' are not supported together: the prompt's own log probabilities are not computed.",
                 "logprobs",
             )
-        if self.best_of not in (None, 1, self.n):
-            raise refused("'best_of' is not supported: leave it out, or make it equal to 'n'.", "best_of")
+        if self.best_of is not None and self.best_of < self.n:
+            raise refused("'best_of' should not be less than 'n'.", "best_of", "invalid_value")
+        if self.best_of is not None and self.best_of > self.n and self.stream:
+            raise refused("The best of several answers cannot be streamed: it is known at the end.", "best_of")
         return self

@@ -251,6 +251,17 @@ def test_a_schema_that_cannot_be_kept_is_refused(client: openai.OpenAI) -> None:
     assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "response_format")
 
 
+def test_the_best_of_several(client: openai.OpenAI) -> None:
+    """Is the one whose tokens are the likeliest in the mean."""
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "The sea", "temperature": 1.0, "seed": 5, "max_tokens": 4}
+    three = client.completions.create(**asked, n=3, logprobs=0).choices
+    means = [sum(log.token_logprobs) / 4 for log in (each.logprobs for each in three) if log and log.token_logprobs]
+    best = client.completions.create(**asked, best_of=3)
+    assert len(means) == 3
+    assert [each.text for each in best.choices] == [three[means.index(max(means))].text]
+    assert best.usage is not None and best.usage.completion_tokens == 12
+
+
 def test_an_answer_in_a_format_goes_on_after_a_crash(client: openai.OpenAI, stack: Stack) -> None:
     """In the middle of its JSON, and with the log probabilities of every token."""
     schema = Person.model_json_schema()

@@ -25,6 +25,15 @@ FINISH: dict[FinishReason, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Best:
+    """Of `made` answers to each prompt the likeliest `told` are told, `logged` with their log probabilities."""
+
+    made: int
+    told: int
+    logged: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """What is the same in every chunk of an answer. `choices` is how many there will be; `functions` says that its client
     speaks of functions, and not of tools."""
@@ -37,6 +46,8 @@ class Head:
     choices: int
     include_usage: bool
     functions: bool = False
+    best: Best | None = None
+    """Where more answers were made than are told."""
 
     def fields(self, kind: str) -> dict[str, Any]:
         """The leading fields of an object of that kind."""

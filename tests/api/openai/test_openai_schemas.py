@@ -199,7 +199,7 @@ def test_what_chat_cannot_do_is_refused_by_name(field: str) -> None:
     )
 
 
-@pytest.mark.parametrize("field", sorted({*REFUSED, *REFUSED_IN_COMPLETIONS, "best_of"}))
+@pytest.mark.parametrize("field", sorted({*REFUSED, *REFUSED_IN_COMPLETIONS}))
 def test_what_completions_cannot_do_is_refused_by_name(field: str) -> None:
     """Nor here."""
     assert refusal(CompletionBody, {"prompt": "x", field: ASKING.get(field, "something")}) == (
@@ -214,6 +214,15 @@ def test_logprobs_of_a_completion(sent: object, wish: int | None) -> None:
     assert (
         completions.to_request(check({"prompt": "x", "logprobs": sent}, CompletionBody, ApiSettings())).logprobs == wish
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"n": 3, "best_of": 2}, "invalid_value"), ({"best_of": 2, "stream": True}, "unsupported_parameter")],
+)
+def test_a_best_that_cannot_be_told(fields: dict[str, Any], code: str) -> None:
+    """Of fewer answers than are wanted, or before the last is made."""
+    assert refusal(CompletionBody, {"prompt": "x", **fields}) == ("best_of", code)
 
 
 @pytest.mark.parametrize(
