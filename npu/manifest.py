@@ -13,6 +13,7 @@ from npu.answer_format import NONE, ThinkingFormat, ToolFormat
 from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
+from npu.manifest_keys import KEYS, OF_WEIGHTS
 from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model, Value, is_model_id
 from npu.model_name import SOCS, SUFFIXES, parse_model_name
 from npu.sampling import check_sampling
@@ -20,65 +21,6 @@ from npu.sampling import check_sampling
 FILE_NAME = "manifest.toml"
 MAX_FILE_BYTES = 1 << 20
 MAX_CONTEXT_LENGTH = 1 << 24
-
-KEYS: Mapping[str, tuple[type, str]] = {
-    "id": (str, "the short name; made from the file's name when absent"),
-    "names": (list, "further names it answers to, `name:tag` first"),
-    "engine": (
-        str,
-        "what runs it: " + ", ".join(f"`{name}`" for name in sorted(ENGINES)) + "; by the file's suffix when absent",
-    ),
-    "file": (str, "the weights, in the manifest's folder; may be absent when exactly one file lies there"),
-    "context_length": (int, "tokens the context holds, prompt and answer together"),
-    "family": (str, "such as `qwen3`"),
-    "parameters": (str, "such as `0.6B`"),
-    "quantization": (str, "such as `W8A8`"),
-    "soc": (str, "the chip the weights were made for, such as `rk3588`"),
-    "abilities": (
-        list,
-        "what it may be asked for, of "
-        + ", ".join(f"`{ability}`" for ability in Ability)
-        + "; `text` when absent, and all of them with `echo`",
-    ),
-    "pooling": (
-        str,
-        "how the rows of the last layer become an embedding: `last` (when absent) takes the last token's, `mean` the mean",
-    ),
-    "cached_system_prompt": (
-        str,
-        "a text file in the manifest's folder: the system prompt most requests begin with, kept in a file as it was read",
-    ),
-    "rerank_template": (str, "a Jinja file in the manifest's folder, which makes a prompt of `query` and `document`"),
-    "stop": (list, "strings that end an answer, besides those of a request"),
-    "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
-    "notes": (list, "sentences its user should know"),
-    "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
-    "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),
-    "tool_format": (
-        str,
-        "how it writes calls of tools: "
-        + ", ".join(f"`{form}`" for form in ToolFormat)
-        + ", or `none`; told by its template when absent, see below",
-    ),
-    "thinking_format": (
-        str,
-        "how it marks its thoughts: "
-        + ", ".join(f"`{form}`" for form in ThinkingFormat)
-        + ", or `none`; told by its template when absent, see below",
-    ),
-    "engine_options": (dict, "settings of the engine, see below"),
-    "base": (str, "the name of another model, whose weights it takes, and whatever it does not say itself"),
-    "system": (str, "the system message of chats that have none"),
-    "adapter": (str, "the one of the adapters that answers when a request names none"),
-    "adapters": (dict, "LoRA adapters by name, each a file in the manifest's folder, see below"),
-}
-"""Every key a manifest may have, with its TOML type and meaning."""
-
-OF_WEIGHTS = (
-    *("engine", "file", "family", "parameters", "quantization", "soc", "abilities", "pooling", "adapters"),
-    "cached_system_prompt",
-)
-"""What a model that has a base cannot say differently."""
 
 SAMPLING_KEYS = tuple(
     field.name for field in fields(Sampling) if field.name not in ("seed", "logit_bias", "constraint", "logprobs")

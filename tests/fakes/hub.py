@@ -88,6 +88,9 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.hub = hub
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever is asked to wait too long leaves; that is no error of ours."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server

@@ -8,7 +8,8 @@ import pytest
 
 from npu.engine import Ability, Pooling
 from npu.errors import ModelRefused
-from npu.manifest import KEYS, SAMPLING_KEYS, read_manifest
+from npu.manifest import SAMPLING_KEYS, read_manifest
+from npu.manifest_keys import KEYS
 from npu.model import LoraAdapter
 
 FULL = """\

@@ -24,7 +24,7 @@ from npu.manifest import FILE_NAME, read_manifest
 from npu.whole_file import put_folder_in_place, sync, write_whole
 from tasks.board.pull.asked import parse
 from tasks.board.pull.beside import PlannedFile
-from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, transfers
+from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, Transfer, transfers
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.index import IndexFault, read_index
 from tasks.board.pull.plan import Plan, make_plan
@@ -144,12 +144,16 @@ class _Pull:
 
     def _check_room(self, plan: Plan, stage: Path) -> None:
         have = sum(entry.stat().st_size for entry in stage.iterdir())
-        needed = max(0, sum(file.size or 0 for file in plan.files) - have) + SPARE
-        free = shutil.disk_usage(stage).free
+        self._make_sure_of(max(0, sum(file.size or 0 for file in plan.files) - have), plan.id)
+
+    def _make_sure_of(self, size: int, what: str) -> None:
+        """That so many bytes find room."""
+        needed = size + SPARE
+        free = shutil.disk_usage(self._partial).free
         if free < needed:
             raise PullFailed(
                 CommandCode.NO_SPACE,
-                f"{plan.id} needs {needed / 1e6:,.0f} MB more in {self._shelf.models_dir}, with {SPARE / 1e6:.0f} MB to spare, "
+                f"{what} needs {needed / 1e6:,.0f} MB more in {self._shelf.models_dir}, with {SPARE / 1e6:.0f} MB to spare, "
                 f"and {free / 1e6:,.0f} MB are free. Make room, or keep models elsewhere (ROCKCHIPLLAMA_MODELS_DIR).",
             )
 
@@ -168,7 +172,7 @@ class _Pull:
             wait=self._shelf.wait,
         )
         try:
-            yield from self._paced(file, ((move.completed, move.total, move.waiting) for move in moves))
+            yield from self._paced(file, self._with_room(file, moves))
         except Forbidden as error:
             if file.repository:
                 raise hub.forbidden(file.repository, error) from error
@@ -186,6 +190,15 @@ class _Pull:
                 f"{file.name} could not be fetched: {error}. Check the network; what has arrived is kept, and the same pull "
                 "goes on from there.",
             ) from error
+
+    def _with_room(self, file: PlannedFile, moves: Iterator[Transfer]) -> Iterator[tuple[int, int | None, float]]:
+        """Where only the server knows how large a file is, room is made sure of when it has told."""
+        unknown = file.size is None
+        for move in moves:
+            if unknown and move.total is not None:
+                unknown = False
+                self._make_sure_of(move.total - move.completed, file.name)
+            yield move.completed, move.total, move.waiting
 
     def _paced(self, file: PlannedFile, moves: Iterator[tuple[int, int | None, float]]) -> Iterator[PullProgress]:
         """A word about a file now and then, and one when it is whole."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from npu.chat_template import ChatTemplate
 from npu.errors import ModelRefused
-from npu.manifest import KEYS
+from npu.manifest_keys import KEYS
 from npu.rkllm.abi import Mode, NativeSampling, State, Text
 from npu.simulator import SWITCHES, Adapter, Language, SimulatedModel, write_adapter, write_model
 from tests.npu.simulator.conftest import Open

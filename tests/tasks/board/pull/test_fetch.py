@@ -254,11 +254,14 @@ def test_a_hub_out_of_reach_is_told(site: Site) -> None:
 def test_a_full_disk_is_told_before_the_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is needed, and what is free."""
     usage = shutil.disk_usage(site.shelf.models_dir)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=101_000_000))
     refused = site.refusal()
     assert refused.code == CommandCode.NO_SPACE
-    assert "needs 102 MB more" in str(refused) and "3 MB are free" in str(refused)
+    assert "needs 102 MB more" in str(refused) and "101 MB are free" in str(refused)
     assert site.hub.ranges() == []
+    # Of a file that no hub lists, the server tells the size when it is asked for it.
+    alone = f"{site.hub.store_url}/cdn/{GGUF}/{FILE}"
+    assert f"{FILE} needs 102 MB more" in str(site.refusal(alone))
 
 
 def test_somebody_elses_model_is_left_alone(site: Site) -> None:
