@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,15 +21,13 @@ from api.errors import CANCELLED, INTERNAL, HttpProblem, Problem, invalid, of_fa
 from api.fronts import Asked, Front
 from api.jobs import LONGEST_WAIT, checked_id, render
 from api.json_response import json_response
-from api.needs import JobBook, fronts_of, services_of
-from api.refusals import Refusal, refuse
+from api.needs import JobBook, fronts_of, services_of, settings_of
+from api.webhooks import check_address
 from tasks.api_keys import Scope
 from tasks.events import Failed, Finished, FinishReason, Unreadable
 from tasks.jobs import JobView, Lane
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
-
-REFUSED: dict[str, Refusal] = {"webhook": ((), "Ask for the job with `?wait=60s`; nobody is called when it ends.")}
 
 
 class JobBody(Wire):
@@ -38,12 +36,7 @@ class JobBody(Wire):
     endpoint: str = Field(max_length=64)
     body: dict[str, Any]
     lane: Literal["interactive", "background", "batch"] = "background"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _supported(cls, data: Any) -> Any:
-        refuse(data, REFUSED)
-        return data
+    webhook: str | None = Field(None, max_length=2048)
 
 
 WAIT = {
@@ -63,9 +56,16 @@ async def create_job(http: Request) -> Response:
     lane = Lane(body.lane)
     if lane is Lane.BATCH:
         require(http, Scope.BATCH)
+    if body.webhook is not None:
+        check_address(body.webhook, settings_of(http))
     asked = await _read(http, body)
     answer = await begin(
-        *(http, asked.model, asked.request), stream=False, lane=lane, rendering=asked.rendering, attended=False
+        *(http, asked.model, asked.request),
+        stream=False,
+        lane=lane,
+        rendering=asked.rendering,
+        attended=False,
+        webhook=body.webhook,
     )
     answer.known = True
     await close(answer)

@@ -80,6 +80,7 @@ async def begin(
     rendering: Callable[[str, ModelStatus], Rendering] | None = None,
     kept: Kept | None = None,
     attended: bool = True,
+    webhook: str | None = None,
 ) -> Answer:
     """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
     require(http, Scope.INFERENCE)
@@ -97,6 +98,7 @@ async def begin(
         rendering=rendering,
         kept=kept,
         attended=attended,
+        webhook=webhook,
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)

@@ -95,12 +95,13 @@ class Relay:
         rendering: Callable[[str, ModelStatus], Rendering] | None = None,
         kept: Kept | None = None,
         attended: bool = True,
+        webhook: str | None = None,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
         `rendering` makes of the job's id and the model how the answer will be said, `kept` is what the front will ask for
         later. For `grace` seconds the job goes on while nobody reads it; one that is not `attended` goes on anyway, once its
-        client may know of it.
+        client may know of it. `webhook` is the address that is told of its end.
         With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
         setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
@@ -131,6 +132,7 @@ class Relay:
                 grace=grace,
                 rendering=answer.rendering,
                 kept=kept,
+                webhook=webhook,
             )
             answer.room = accepted.room
             standing = accepted.standing

@@ -15,6 +15,7 @@ from api.shelf import Shelf
 from api.storage import LocalStorage, Storage
 from api.sweeping import sweeping
 from api.texts import Texts
+from api.webhooks import calling
 from tasks.api_keys import ApiKeys
 from tasks.batch import BatchBook
 from tasks.commands import Commander
@@ -26,6 +27,7 @@ from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
 from tasks.store import JobBook, JobStore
+from tasks.webhooks import CallBook
 
 
 def storage_of(settings: ApiSettings, data_dir: Path) -> Storage:
@@ -76,6 +78,9 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         storage = storage_of(settings, tasks_settings.data_dir)
         feeding = Feeding(batches, files, storage, relay, roster, settings, tasks_settings.lease)
         await stack.enter_async_context(feeding.running())
+        jobs = JobBook(store, feed)
+        if settings.webhook_secret is not None:
+            await stack.enter_async_context(calling(CallBook(client), jobs, settings))
 
         async def ping() -> None:
             with unavailable_as_refusal():
@@ -84,7 +89,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
         yield {
             "relay": relay,
             "roster": roster,
-            "jobs": JobBook(store, feed),
+            "jobs": jobs,
             "queues": QueueBook(client, store),
             "api_keys": ApiKeys(client),
             "files": files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from importlib.util import find_spec
@@ -110,11 +111,24 @@ class ApiSettings(Settings):
         description="Whether a system message that begins with the clock, as Home Assistant's may, is read with the clock at "
         "its end (docs/home-assistant.md).",
     )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="What calls to webhooks are signed with, 16 characters or more; the same for all API processes. Unset: "
+        "jobs have no webhooks.",
+    )
+    webhook_networks: CommaList = Field(
+        (),
+        description="Networks besides the internet in which webhooks may be called, such as `192.168.1.0/24`, separated by "
+        "commas.",
+    )
     drain: float = Field(
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )
 
-    @field_validator("api_keys", "trusted_networks", "trusted_proxies", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator(
+        *("api_keys", "trusted_networks", "trusted_proxies", "cors_origins", "allowed_hosts", "webhook_networks"),
+        mode="before",
+    )
     @classmethod
     def _words(cls, value: Any) -> Any:
         return split_commas(value)
@@ -127,6 +141,19 @@ class ApiSettings(Settings):
             # A header cannot carry anything else, so such a key would lock everybody out.
             if not plain or not all("!" <= char <= "~" for char in plain):
                 raise ValueError("an API key must be visible ASCII characters without spaces")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = value.get_secret_value() if value is not None else None
+        if secret is not None and len(secret) < 16:
+            raise ValueError("it should have 16 characters or more")
+        if secret is not None and secret.startswith("whsec_"):
+            try:
+                base64.b64decode(secret[6:], validate=True)
+            except ValueError:
+                raise ValueError("what follows 'whsec_' should be base64") from None
         return value
 
     @field_validator("files_url")
@@ -146,7 +173,7 @@ class ApiSettings(Settings):
                 raise ValueError(f"'{name}' is no host name: give the name alone, without http:// and without a port")
         return tuple(name.lower() for name in value)
 
-    @field_validator("trusted_networks", "trusted_proxies")
+    @field_validator("trusted_networks", "trusted_proxies", "webhook_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ipaddress.ip_network(word, strict=False)) for word in value)

@@ -22,6 +22,11 @@ rl:batches:due         zset     batch -> when it is forgotten, ms; only those th
 rl:batch:ID            hash     how far a batch is
 rl:batch:ID:items      hash     line -> its job, of those that are on their way
 
+Calls to webhooks, which go when they were answered, or given up:
+
+rl:webhooks            hash     job -> ATTEMPTS STATE URL: who is to be told that it has ended so
+rl:webhooks:due        zset     job -> when the next attempt is due, ms
+
 What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
@@ -63,10 +68,12 @@ FILES_DUE = "rl:files:due"
 BATCHES = "rl:batches"
 BATCHES_DUE = "rl:batches:due"
 API_KEYS = "rl:api_keys"
+WEBHOOKS = "rl:webhooks"
+WEBHOOKS_DUE = "rl:webhooks:due"
 
 PERMANENT = (
     *(ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
-    *(FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
+    *(WEBHOOKS, WEBHOOKS_DUE, FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
 )
 """Patterns of the keys that may stand without an expiry when no job is left."""
 

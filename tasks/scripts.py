@@ -7,6 +7,7 @@ Written down together because they share the record's fields:
   adapter   likewise: the adapter that answers, where one does
   prefix    likewise: a digest of what its prompt begins with, of batch items
   front head   likewise: how the answer is said, where it may be said again
+  webhook   likewise: the address that is told of the end
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
   readers   PROCESS/STREAM of whoever reads the answer, with spaces between. A job that nobody was to read has none, ever
   unread    since nobody does: when the job is cancelled unless somebody comes
@@ -117,8 +118,14 @@ local function without(readers, reader)
 end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
-  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence')
+  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence', 'webhook')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
+  if held[7] then
+    -- Beside the record, which may make room for others before anybody could be told.
+    local id = string.match(job, '{(.*)}')
+    redis.call('HSET', 'rl:webhooks', id, '0 ' .. state .. ' ' .. held[7])
+    redis.call('ZADD', 'rl:webhooks:due', now(), id)
+  end
   -- What nobody reads after the end is most of a record, and the record stays for a while.
   for _, name in ipairs(redis.call('HKEYS', job)) do
     if name == 'request' or string.find(name, '^prompt:') then redis.call('HDEL', job, name) end

@@ -132,6 +132,7 @@ class JobStore:
         kept: Kept | None = None,
         ttl: float | None = None,
         on_disk: bool = True,
+        webhook: str | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         `QueueDraining` and `StorageFull`.
@@ -141,7 +142,8 @@ class JobStore:
         `reader` is who waits for the answer, as PROCESS/STREAM; once it has left, or its process does not breathe any more,
         the job is cancelled, unless somebody reads it within `grace` seconds. A job without a reader is on the disk when this
         returns, which takes two to seven seconds, unless `on_disk` is false: for one that would be accepted again if it were
-        lost. Raises `NotOnDisk`; the job is cancelled then. `kept` is what its front will ask for.
+        lost. Raises `NotOnDisk`; the job is cancelled then. `kept` is what its front will ask for,
+        `webhook` the address that is told of its end (`tasks/webhooks.py`).
         """
         ttl = kept.ttl if kept is not None else ttl or self._job_ttl
         limit = deadline or self._deadline
@@ -182,6 +184,7 @@ class JobStore:
                     *(("grace", int(grace * 1000)) if grace else ()),
                     *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
                     *(("prefix", prefix) if prefix is not None else ()),
+                    *(("webhook", webhook) if webhook is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )

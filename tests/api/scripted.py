@@ -156,6 +156,7 @@ class Asked:
     grace: float
     kept: Kept | None
     attended: bool
+    webhook: str | None
 
 
 class ScriptedRelay(Relay):
@@ -217,8 +218,9 @@ class ScriptedRelay(Relay):
         rendering: Callable[[str, ModelStatus], Rendering] | None = None,
         kept: Kept | None = None,
         attended: bool = True,
+        webhook: str | None = None,
     ) -> Answer:
-        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended))
+        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook))
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):

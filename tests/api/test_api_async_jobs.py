@@ -113,7 +113,7 @@ def test_the_lane_of_batches_needs_their_scope(place: Site) -> None:
         ({"endpoint": "/v1/completions", "body": {}}, "body.prompt"),
         ({"endpoint": "/v1/completions", "body": {"prompt": "a", "n": 99}}, "body.n"),
         ({"endpoint": "/v1/completions", "body": {"prompt": "a"}, "lane": "fast"}, "lane"),
-        ({"endpoint": "/v1/completions", "body": {"prompt": "a"}, "webhook": "http://x"}, "webhook"),
+        ({"endpoint": "/v1/completions", "body": {"prompt": "a"}, "webhook": "http://8.8.8.8"}, "webhook"),
         ({"endpoint": "/v1/responses", "body": {"input": "a", "background": True}}, "body.background"),
         ({"endpoint": "/v1/messages", "body": {"messages": MESSAGES}}, "body.max_tokens"),
         (

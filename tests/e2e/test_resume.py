@@ -14,16 +14,18 @@ import ollama
 import openai
 import pytest
 
+from tests.api.hooks import called
 from tests.e2e.test_cancellation import until_state, view
 from tests.stack import LIMIT, Stack, eventually, free_port
 
+HOOKS: dict[str, str] = {"webhook_secret": "a secret of sixteen", "webhook_networks": "127.0.0.0/8"}
 LETTERS = "".join(f"{place} " for place in range(60))
 """What is answered shows where it was cut, if it was."""
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0)
+    stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0, **HOOKS)
     stack.add_model("caller", {"tokens_per_second": 200}, 'tool_format = "hermes"\nthinking_format = "think"')
     with stack:
         yield stack
@@ -412,11 +414,20 @@ def test_a_job_that_nobody_waits_for_outlives_the_api_that_accepted_it(stack: St
     stack.spawn("brief api", "api", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     eventually(lambda: answers(url), what="a third API")
-    body = {"messages": [{"role": "user", "content": LETTERS}]}
-    made = httpx.post(f"{url}/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body}, timeout=LIMIT)
-    assert (made.status_code, made.json()["lane"]) == (202, "background")
-    stack.kill("brief api")
-    result = httpx.get(f"{second}{made.json()['links']['result']}?wait=60s", timeout=LIMIT + 10)
+    asked = {"endpoint": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": LETTERS}]}}
+    with called() as (hook, calls):
+        made = httpx.post(f"{url}/v1/jobs", json=asked | {"webhook": hook}, timeout=LIMIT)
+        assert (made.status_code, made.json()["lane"]) == (202, "background")
+        stack.kill("brief api")
+        result = httpx.get(f"{second}{made.json()['links']['result']}?wait=60s", timeout=LIMIT + 10)
+        headers, told = calls.get(timeout=LIMIT)
+    openai.OpenAI(api_key="none").webhooks.verify_signature(told, headers, secret=HOOKS["webhook_secret"])
+    event = json.loads(told)
+    assert (event["type"], event["data"]["id"], event["data"]["state"]) == (
+        "job.finished",
+        made.json()["id"],
+        "finished",
+    )
     assert result.json()["choices"][0]["message"]["content"].split() == LETTERS.split()
     assert view(stack, made.json()["id"])["attempts"] == 1
     made = httpx.post(f"{second}/v1/jobs", json={"endpoint": "/v1/embeddings", "body": {"input": "a"}}, timeout=LIMIT)
