@@ -45,7 +45,7 @@ def job(client: redis.Redis, valkey_url: str) -> str:
             *(job, "echo", ChatRequest((Message("user", "hello"),))),
             lane=Lane.INTERACTIVE,
             owner="",
-            rendering=keep(ChatWriter, Head(f"chatcmpl-{job}", 1, "echo", "fp", "default", 1, False)),
+            rendering=keep(ChatWriter.kind, Head(f"chatcmpl-{job}", 1, "echo", "fp", "default", 1, False)),
         )
         await aclient.aclose()
 

@@ -189,8 +189,10 @@ def adapters_are_applied(client: Client, oracle: Oracle) -> None:
 
 def seeds_are_kept(client: Client, oracle: Oracle, can: Capabilities) -> None:
     if not can.logits:
-        reply = client.chat("Tell me a story", seed=5)
-        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "seed")
+        form = {"type": "json_object"}
+        for field, asked in (("seed", 5), ("response_format", form), ("logprobs", True)):
+            reply = client.chat("Tell me a story", **{field: asked})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
         return
     story = {"temperature": 1.3, "max_tokens": 12}
     first, again, other = (client.answer("Tell me a story", seed=seed, **story)[0] for seed in (5, 5, 6))

@@ -14,6 +14,7 @@ from tasks.events import TextDelta, fold
 from tasks.prompting.prepare import Prepared
 from tasks.prompting.reading import Reading
 from tasks.requests import Tool
+from tasks.worker.begun import Begun, BegunChoice
 from tasks.worker.generate import Totals, run
 from tests.fakes.transcript import Transcript
 
@@ -22,13 +23,18 @@ READING = Reading(ThinkingFormat.THINK, calls=ToolFormat.HERMES, tools=(Tool("ti
 CALL = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 
 
+def request(
+    text: str, logprobs: int | None = 1, stop: tuple[str, ...] = (), reading: Reading | None = None
+) -> Prepared:
+    tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
+    return Prepared((Prompt(tokens, 500),), Sampling(logprobs=logprobs), stop, 1, reading=reading)
+
+
 def answer(
     text: str, *, logprobs: int | None = 1, stop: tuple[str, ...] = (), reading: Reading | None = None
 ) -> Transcript:
-    tokens = ENGINE.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>")
-    prepared = Prepared((Prompt(tokens, 500),), Sampling(logprobs=logprobs), stop, 1, reading=reading)
     transcript = Transcript()
-    run(prepared, ENGINE, transcript, Totals(), job="job")
+    run(request(text, logprobs, stop, reading), ENGINE, transcript, Totals(), job="job")
     return transcript
 
 
@@ -68,3 +74,15 @@ def test_nobody_is_told_who_did_not_ask() -> None:
 def test_the_record_has_them() -> None:
     """So that an answer that is gone on with has all of them."""
     assert all(piece.logprob is not None for piece in answer("hello").pieces)
+
+
+def test_what_was_not_told_is_told_by_the_next_claim() -> None:
+    """Where the record has more of an answer than was sent: the rest, and each token once."""
+    undisturbed = answer("Grüße 😀")
+    told = fold(undisturbed).choices[0].logprobs
+    for cut in range(1, len(undisturbed) - 1):
+        sent = list(undisturbed[:cut])
+        begun = Begun({0: BegunChoice(sent, undisturbed.pieces)})
+        rest = Transcript()
+        run(request("Grüße 😀"), ENGINE, rest, Totals(), begun, job="job")
+        assert fold([*sent, *rest]).choices[0].logprobs == told
