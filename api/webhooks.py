@@ -90,7 +90,7 @@ def may_call(address: Address, settings: ApiSettings) -> bool:
     return address.is_global and not address.is_multicast and not any(address in network for network in _INWARD)
 
 
-_INWARD = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "fec0::/10")))
+_INWARD = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "fec0::/10")))
 """Networks that may lead to private addresses, and do not count as private themselves."""
 
 

@@ -5,62 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from ops.batch.pace import Pace, duration
+from ops.batch.plot import Moment
 from ops.batch.service import OVER, Service, ServiceAway
 
 LOOK = 1.0
 """Seconds between two looks."""
-LATELY = 60.0
-"""Seconds whose progress is the pace."""
 
-Show: TypeAlias = Callable[[dict[str, Any], "Pace", dict[str, float]], None]
+Show: TypeAlias = Callable[[dict[str, Any], Pace, dict[str, float]], None]
 
 
-class Pace:
-    """How fast it goes: by what was done and said in the last minute."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque()
-        self._left = 0
-
-    def look(self, batch: dict[str, Any], now: float) -> None:
-        """See the batch as it is at this second."""
-        counts = batch["request_counts"]
-        done = counts["completed"] + counts["failed"]
-        self._left = counts["total"] - done
-        self._seen.append((now, done, batch["usage"]["output_tokens"]))
-        while len(self._seen) > 2 and now - self._seen[0][0] > LATELY:
-            self._seen.popleft()
-
-    @property
-    def tokens(self) -> float | None:
-        """Said per second; None while nobody can tell."""
-        return self._rate(2)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds until it is done, at this pace; None while nobody can tell."""
-        rate = self._rate(1)
-        return self._left / rate if rate else None
-
-    def _rate(self, part: int) -> float | None:
-        first, last = self._seen[0], self._seen[-1]
-        return (last[part] - first[part]) / (last[0] - first[0]) if last[0] > first[0] else None
-
-
-def watch(service: Service, batch: str, *, as_json: bool = False) -> dict[str, Any]:
-    """Look at it until it is over, through times in which the service is away; the batch then. Raises `ServiceError`."""
+def watch(service: Service, batch: str, *, as_json: bool = False, seen: list[Moment] | None = None) -> dict[str, Any]:
+    """Look at it until it is over, through times in which the service is away; the batch then. What was `seen` is added
+    there. Raises `ServiceError`."""
     pace = Pace()
     away = False
     found = service.batch(batch)
     with _shown(as_json) as show:
         while True:
             try:
-                pace.look(found, time.monotonic())
+                now = time.monotonic()
+                pace.look(found, now)
+                if seen is not None:
+                    counts = found["request_counts"]
+                    done = counts["completed"] + counts["failed"]
+                    seen.append(Moment(now, done, found["usage"]["output_tokens"]))
                 boards = service.boards() if found["status"] == "in_progress" else {}
                 show(found, pace, boards)
                 away = False
@@ -94,13 +67,6 @@ def told(batch: dict[str, Any]) -> str:
 def went_well(batch: dict[str, Any]) -> bool:
     """Whether every request was answered."""
     return bool(batch["status"] == "completed" and not batch["request_counts"]["failed"])
-
-
-def duration(seconds: float) -> str:
-    """Such as 12 s, 3:07 or 5:00:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 @contextmanager

@@ -32,6 +32,12 @@ Template = Annotated[
 System = Annotated[str | None, typer.Option(help="For csv and text: the system message before each prompt.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="For csv and text: the most tokens of an answer.")]
 Window = Annotated[str, typer.Option(help="By when it is to be done: 24h, 90m, 7d, or 'until 07:00'.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Draw how it went, as an SVG: requests done, and tokens a second.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
@@ -58,9 +64,11 @@ def submit(
 
 
 @app.command()
-def watch(batch: Batch, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def watch(
+    batch: Batch, as_json: AsJson = False, plot: Plot = None, url: Url = None, config: options.Config = None
+) -> None:
     """Show how far a batch is until it is over: done, failed, tokens a second, boards at work, time left."""
-    _end(_watch(_service(config, url), batch, as_json=as_json))
+    _end(_watch(_service(config, url), batch, as_json=as_json, plot=plot))
 
 
 @app.command("list")
@@ -119,6 +127,7 @@ def run(
     system: System = None,
     max_tokens: MaxTokens = None,
     window: Window = "24h",
+    plot: Plot = None,
     url: Url = None,
     config: options.Config = None,
 ) -> None:
@@ -129,13 +138,14 @@ def run(
     from ops.batch.results import check_free, collect
 
     check_free(out)
+    _check_plot(plot)
     made = _submit(service, file, form, model, template, system, max_tokens, window)
     print(
         f"Batch {made['id']}. It goes on without this command; then: .venv/bin/rockchipllama batch results {made['id']} -o {out}",
         file=sys.stderr,
         flush=True,
     )
-    over = _watch(service, made["id"], as_json=False)
+    over = _watch(service, made["id"], as_json=False, plot=plot)
     _collected(collect(service, over, out))
     _end(over)
 
@@ -188,14 +198,29 @@ def _submit(
         return service.create(service.upload(name, requests), endpoint, window)
 
 
-def _watch(service: Service, batch: str, *, as_json: bool) -> dict[str, Any]:
+def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = None) -> dict[str, Any]:
+    _check_plot(plot)
     import sys
 
     from ops.batch import watch
+    from ops.batch.plot import Moment, svg
+    from ops.batch.service import ServiceError
 
-    over = watch.watch(service, batch, as_json=as_json)
+    seen: list[Moment] = []
+    over = watch.watch(service, batch, as_json=as_json, seen=seen)
     print(watch.told(over), file=sys.stderr, flush=True)
+    if plot is not None:
+        try:
+            plot.write_text(svg(seen, watch.told(over).splitlines()[0]), encoding="utf-8")
+        except (OSError, ServiceError) as error:
+            # The answers are worth more than their picture.
+            print(f"No plot: {error}", file=sys.stderr)
     return over
+
+
+def _check_plot(plot: Path | None) -> None:
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise typer.BadParameter("a plot is an SVG, so its name should end in .svg.", param_hint="--plot")
 
 
 def _collected(written: list[Path]) -> None:

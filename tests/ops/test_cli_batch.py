@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 import pytest
 
 from ops import environment
+from ops.batch.pace import Pace, duration
+from ops.batch.plot import Moment, svg
 from ops.batch.prompts import InputError, Wishes, format_of, write
-from ops.batch.watch import Pace, duration
+from ops.batch.service import ServiceError
 from tests.stack import Stack, eventually
 
 
@@ -86,6 +92,28 @@ def test_a_batch_is_submitted_watched_listed_and_brought_in_two_parts(stack: Sta
     batch(stack, "results", identity, "-o", str(out))
     assert out.read_bytes() == b"#" + whole[1:]
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_terminal_sees_a_bar_and_a_plot_is_drawn(stack: Stack, tmp_path: Path) -> None:
+    """How far it is, in place; and afterwards a drawing that any browser opens."""
+    source, plot = tmp_path / "in.txt", tmp_path / "how.svg"
+    source.write_text("".join(f"Say {n}\n" for n in range(3)))
+    words = ["run", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", "slow", "--max-tokens", "4"]
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "ops.cli.main", "batch", *words, "--url", stack.url, "--plot", str(plot)]
+    environ = environment.for_child({"TERM": "xterm", "COLUMNS": "120"})
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stderr=terminal) as running:
+        os.close(terminal)
+        seen = b""
+        with contextlib.suppress(OSError):  # that is how the end of a terminal reads
+            while more := os.read(main, 65536):
+                seen += more
+        assert running.wait(60) == 0, seen.decode()
+    os.close(main)
+    assert b"\x1b[" in seen and b"3/3" in seen and b"completed: 3 of 3 answered" in seen
+    drawn = ElementTree.parse(plot)
+    assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 2
+    assert b"end in .svg" in batch(stack, "watch", "batch_x", "--plot", "how.png", code=2).stderr
 
 
 def test_what_was_not_answered_is_beside_the_answers_and_in_the_exit_code(stack: Stack, tmp_path: Path) -> None:
@@ -209,6 +237,18 @@ def test_the_form_is_known_by_the_name() -> None:
     for name, form in (("a.doc", None), ("a.csv", "table")):
         with pytest.raises(InputError, match="--format"):
             format_of(name, form)
+
+
+def test_a_plot_shows_the_pace_between_two_looks() -> None:
+    """Of a long batch as many as can be told apart; of what was not watched there is none."""
+    seen = [Moment(float(second), second, 10 * second) for second in range(5000)]
+    drawn = ElementTree.fromstring(svg(seen, "a <b>"))
+    done, speed = (each.attrib["points"].split() for each in drawn.findall("{http://www.w3.org/2000/svg}polyline"))
+    assert 100 < len(done) < 130 and len(speed) == 2 * (len(done) - 1)
+    assert len({point.split(",")[1] for point in speed}) == 1  # the pace was even
+    assert float(done[0].split(",")[1]) > float(done[-1].split(",")[1])
+    with pytest.raises(ServiceError, match="nothing to draw"):
+        svg(seen[:1], "")
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:
