@@ -142,6 +142,7 @@ def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack) -> None:
     leave(held)
 
 
+@pytest.mark.full
 def test_jobs_end_without_any_board() -> None:
     """Board and workers are gone for good: the API sweeps. What they had waits again, and what waits ends at its deadline,
     with words to its client."""

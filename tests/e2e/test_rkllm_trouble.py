@@ -115,7 +115,10 @@ def test_a_model_that_breaks_in_mid_answer(stack: Stack, model: str) -> None:
     eventually(lambda: stack.has_worker(model), what="another worker")
 
 
-@pytest.mark.parametrize("model", ODD)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(each, marks=pytest.mark.full if each in ("late-tokens", "null-text") else []) for each in ODD],
+)
 def test_texts_that_are_missing_split_or_late_are_no_loss(stack: Stack, model: str) -> None:
     """Every answer is whole, streamed or not, and no piece of it ends inside a character."""
     simulated = replace(ODD[model], answers={"emoji": "é→🚀😀 语"})

@@ -144,7 +144,13 @@ def test_what_it_prints_works_verbatim(folder: Path) -> None:
     assert up.ended() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.full),
+    ],
+)
 def test_stopping_with_an_open_stream(folder: Path, number: signal.Signals) -> None:
     """The answer in progress may end, then all parts leave in order; code 0, no process, no socket, no traceback."""
     up = Up(folder).until_ready()
@@ -168,6 +174,7 @@ def test_stopping_with_an_open_stream(folder: Path, number: signal.Signals) -> N
     assert "Traceback" not in up.said
 
 
+@pytest.mark.full
 def test_a_second_ctrl_c_hurries(folder: Path) -> None:
     """A long answer is not waited for then; the code is still 0, and nothing is left, in /tmp neither."""
     long = folder / ("x" * 100)  # too long for a socket, which therefore lies elsewhere
@@ -217,6 +224,7 @@ def test_kill_9_leaves_nothing_and_loses_nothing(folder: Path) -> None:
     eventually(lambda: not second.left(), limit=30, what="the end of every process")
 
 
+@pytest.mark.full
 def test_a_second_up_says_so_in_one_sentence(folder: Path) -> None:
     """On the same data directory and on the same port; code 1, and the first goes on."""
     first = Up(folder).until_ready()
@@ -322,6 +330,7 @@ def keys(*words: str, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT).stdout
 
 
+@pytest.mark.full
 def test_a_key_made_while_it_runs_locks_the_door_and_opens_the_network(folder: Path) -> None:
     """It is found by the data directory; the next `up` may listen beyond this machine, and is refused that once it is revoked."""
     up = Up(folder).until_ready()

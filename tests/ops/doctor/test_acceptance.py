@@ -55,6 +55,9 @@ def doctor(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+pytestmark = pytest.mark.full  # its questions have tests of their own, in tests/npu/rkllm
+
+
 @dataclass
 class Taken:
     """One acceptance, and what it left."""
