@@ -343,7 +343,7 @@ def test_a_message_goes_on_where_its_engine_died(stack: Stack) -> None:
     [
         ({"tools": [{"name": "t", "input_schema": {"type": "object"}}]}, "tools"),
         (
-            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+            {"output_config": {"format": {"type": "json_schema", "schema": {"not": {"type": "object"}}}}},
             "output_config.format",
         ),
     ],
