@@ -10,6 +10,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from math import isinf
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from tasks.requests import Tool
@@ -349,13 +350,20 @@ class JsonEnd:
 def read_json(text: str) -> Any:
     """The value. Raises `NotACall`."""
     try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
+        return json.loads(text, strict=False, parse_float=_finite, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise NotACall from None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if isinf(value):  # too large for one, and would be written as what is no JSON
+        raise ValueError(f"{number[:20]} is too large")
+    return value
 
 
 def write_json(value: object) -> str:

@@ -187,6 +187,7 @@ def test_text_is_text(form: ToolFormat, text: str) -> None:
         (ToolFormat.HERMES, '<tool_call>{"name": "we'),
         (ToolFormat.HERMES, '<tool_call>{"name": 3, "arguments": {}}'),
         (ToolFormat.HERMES, '<tool_call>{"name": "two words", "arguments": {}}'),
+        (ToolFormat.HERMES, '<tool_call>{"arguments": {"days": 1e999}, "name": "weather"}</tool_call>'),
         (ToolFormat.XML, "<tool_call>\n<fun>weather</fun>"),
         (ToolFormat.XML, "Write <function= and then\na name"),
         (ToolFormat.MISTRAL, "[TOOL_CALLS] none"),
@@ -261,6 +262,8 @@ def test_name_and_arguments_come_as_they_are_said() -> None:
         ("other>5<", "5"),
         ('city>\n two\nlines "ü" </x>\n<', ' two\nlines "ü" </x>'),
         ("days>NaN<", "NaN"),
+        ("other>-1e999<", "-1e999"),
+        ("other>[1e999]<", "[1e999]"),
         ("days>" + "[" * 100_000 + "<", "[" * 100_000),
     ],
 )
