@@ -83,5 +83,4 @@ def _text(content: str | list[dict[str, Any]]) -> str:
 
 def _thoughts(item: dict[str, Any]) -> str:
     # What was thought, or else what was told of it.
-    parts = item.get("content") or item.get("summary") or []
-    return "".join(part["text"] for part in parts)
+    return _text(item.get("content") or item.get("summary") or [])

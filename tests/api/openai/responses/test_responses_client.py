@@ -438,6 +438,14 @@ def test_a_thought_begins_a_turn(client: openai.OpenAI, place: Site) -> None:
     )
 
 
+@pytest.mark.parametrize("content", ["Hm.", [{"type": "text", "text": "Hm."}], [{"type": "refusal", "refusal": "Hm."}]])
+def test_a_thought_is_read_however_it_is_written(client: openai.OpenAI, place: Site, content: Any) -> None:
+    """Its content is taken as a message's is."""
+    thought: Any = {"type": "reasoning", "summary": [], "content": content}
+    client.responses.create(model="tiny", input=[{"role": "user", "content": "Hi"}, thought])
+    assert asked(place).messages[1:] == (Message("assistant", "", reasoning="Hm."),)
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
