@@ -181,6 +181,23 @@ def test_a_key_without_the_scope_may_not_ask_models(place: Site) -> None:
     assert place.http.get("/v1/models", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "x"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses/input_tokens", {"input": "x"}),
+        ("/v1/messages/count_tokens", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+def test_nor_may_it_ask_boards(place: Site, path: str, body: dict[str, Any]) -> None:
+    """What takes no turn in the queue takes a board's time all the same."""
+    place.world.api_keys.make("rl-batch", Scope.BATCH)
+    reply = place.http.post(path, json=body, headers={"authorization": "Bearer rl-batch"})
+    assert reply.status_code == 403
+
+
 def test_while_keys_cannot_be_read_nobody_is_let_in_or_turned_away(place: Site) -> None:
     """A server that has never read its keys says so with 503."""
     place.world.api_keys.away = True
