@@ -40,6 +40,10 @@ def refusal(shape: type, body: dict[str, Any]) -> str:
         ("5m0s", 300.0),
         ("250us", 0.00025),
         ("10µs", 0.00001),
+        (10**400, -1.0),
+        (1e300, -1.0),
+        ("9" * 90 + "h", -1.0),
+        ("999999h", 3599996400.0),
     ],
 )
 def test_how_long_a_model_stays(value: Any, meant: float) -> None:
