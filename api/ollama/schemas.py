@@ -131,7 +131,7 @@ class OllamaMessage(Wire):
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
-    tool_calls: list[OllamaCall] = Field([])
+    tool_calls: list[OllamaCall] = Field([], max_length=512)
     tool_name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
     images: list[Any] = Field([])

@@ -14,6 +14,7 @@ from api.ollama.schemas import ChatBody, EmbedBody, GenerateBody, seconds
 from api.ollama.translate import chat, context, generate
 from tasks.requests import JsonObject, JsonSchema
 
+CALL = {"function": {"name": "f"}}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -91,6 +92,7 @@ def test_options_that_mean_nothing_are_ignored() -> None:
         ("messages", "Hi", "Invalid 'messages': it should be a list."),
         ("messages", [{"role": "poet", "content": ""}], "Invalid 'messages.0.role'"),
         ("messages", [{"role": "user", "content": ["Hi"]}], "Invalid 'messages.0.content': it should be a string."),
+        ("messages", [{"role": "assistant", "tool_calls": [CALL] * 513}], "Invalid 'messages.0.tool_calls'"),
     ],
 )
 def test_what_is_wrong_is_named(field: str, value: Any, says: str) -> None:
