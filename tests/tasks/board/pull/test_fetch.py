@@ -303,3 +303,20 @@ def str_of(site: Site, what: str) -> str:
     with pytest.raises(PullFailed) as caught:
         site.pull(what)
     return str(caught.value)
+
+
+def test_two_pulls_of_a_model_do_not_meet(site: Site) -> None:
+    """The second waits for the first, whichever process does it, and finds the model there."""
+    shelf = replace(site.shelf, hub=Client(opener(), site.hub.url))
+    first = pull("tiny:1b", shelf, pull_id="p1", local=True)
+    while next(first).step is not PullStep.FETCHING:
+        pass
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        list(first)
+
+    second = pull("tiny", replace(shelf, wait=wait), pull_id="p2", local=True)
+    assert last(list(second)).message.endswith("is there already.")
+    assert waits == [1.0]
