@@ -23,6 +23,10 @@ Steps: TypeAlias = Generator[None, None, Result]
 MOST_HELD = 1 << 16
 """Characters that are held back of what may become a call. What is longer before its arguments begin is text."""
 
+MOST_AGAIN = 1 << 20
+"""Characters of what turned out to be no call that are read again. Behind that, markers are text: they may stand inside each
+other, and each would have all that follows it read once more."""
+
 _NAME = re.compile(r"[\w.:/-]{1,256}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -77,6 +81,8 @@ class Format(ABC):
         self._text = ""
         self._read = ""
         """What was read of a call that is not certain yet."""
+        self._again = 0
+        """Characters that had to be read again."""
         self._calling = False
         self._final = False
         self._parts: list[Part] = []
@@ -118,6 +124,7 @@ class Format(ABC):
         except NotACall:
             if not self._calling:
                 self._text = self._read + self._text
+                self._again += len(self._read)
         self._read, self._calling = "", False
         return self._calls > before
 
@@ -299,7 +306,7 @@ class MarkedFormat(Format):
                 continue
             gap = before[len(visible) :]
             self._text = self._text[len(gap) :]
-            if (yield from self._try(self._call())):
+            if self._again <= MOST_AGAIN and (yield from self._try(self._call())):
                 blank = True
             else:
                 self._say(gap + marker)

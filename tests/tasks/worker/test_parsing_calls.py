@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -238,6 +239,14 @@ def test_what_is_held_back_is_bounded() -> None:
     events = events_of(ToolFormat.HERMES, text, cuts=(11, 100, MOST_HELD + 11, MOST_HELD + 12))
     assert folded(events).text == text
     assert len(events) > 1  # not only at the end
+
+
+def test_markers_inside_each_other_are_not_read_for_ever() -> None:
+    """Each may begin a call that goes on to the end of the answer, where all of them turn out to be text."""
+    text = '<tool_call>{"a":[' * 3000
+    begun = time.process_time()
+    assert parse(ToolFormat.HERMES, text, cuts=(len(text),)).text == text
+    assert time.process_time() - begun < 2
 
 
 def test_name_and_arguments_come_as_they_are_said() -> None:
