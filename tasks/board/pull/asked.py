@@ -92,6 +92,8 @@ def _hub_page(url: str) -> Repository | None:
     if parts.hostname not in ("hf.co", "huggingface.co"):
         return None
     words = unquote(parts.path).strip("/").split("/")
+    if len(words) < 2 or not all(re.fullmatch(_WORD, word, re.ASCII) for word in words[:2]):
+        return None
     if len(words) == 2 or (len(words) == 4 and words[2] == "tree"):
         revision = words[3] if len(words) == 4 else "main"
         return Repository("/".join(words[:2]), revision=revision)

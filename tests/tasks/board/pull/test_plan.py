@@ -200,7 +200,11 @@ def test_what_is_asked_for_is_understood(text: str, meant: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/etc/passwd", "../x.gguf", "https://example.org/c.gguf", "~/x", ".", "file:///x", ""]
+    "text",
+    [
+        *("/etc/passwd", "../x.gguf", "https://example.org/c.gguf", "~/x", ".", "file:///x", ""),
+        *("https://huggingface.co/a/b%3Fc", "https://huggingface.co/%2e%2e/whoami", "https://hf.co/a/b%0A"),
+    ],
 )
 def test_no_client_reads_files_or_addresses_through_a_board(text: str) -> None:
     """Nor anything with a path in it that is none of a repository."""
