@@ -178,10 +178,9 @@ def _term(form: Form, nested: dict[str, str]) -> str:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    # A schema could choose how it is read by an entry of this name, leniently among others.
-    own = {key: value for key, value in schema.items() if key != "x-guidance"}
+    # A schema could choose how it is read by an entry of this name, leniently among others: ours takes its place.
     try:
-        return f"%json {json.dumps({**own, 'x-guidance': _JSON})}"
+        return f"%json {json.dumps({**schema, 'x-guidance': _JSON})}"
     except (RecursionError, ValueError) as error:
         raise refuse(f"the schema is nested too deep ({type(error).__name__})") from error
 

@@ -23,6 +23,7 @@ class BoardSettings(Settings):
     preload: bool = Field(True, description="Load the default model when the board starts, not with the first request.")
     keep_alive: float = Field(
         -1.0,
+        le=1e9,
         description="Seconds a loaded model stays that nobody asks for; below 0 it stays for ever. A request may say "
         "otherwise (`keep_alive` of Ollama's API).",
     )
