@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,9 @@ from tasks.requests import Message, Tool, ToolCall
 
 _SHORT_IDS = re.compile(r"length\s*(!=|==)\s*9\b")
 """How templates of Mistral demand ids of nine characters."""
+
+_THINKING = re.compile(r"\bthinking\b")
+"""What some templates (DeepSeek's, Granite's) call `enable_thinking`."""
 
 _ONE_CALL = "single tool-call"
 """What templates of Llama say when they refuse several calls in a turn."""
@@ -62,6 +65,12 @@ class Conversation:
             "messages": [self._message(message, form) for message in turns],
             "tools": [_tool(tool) for tool in tools] if tools and self._knows_tools else None,
         }
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables that a request asks for; whether to think is told in the template's own word."""
+        source = self._template.source
+        other = "enable_thinking" in given and "enable_thinking" not in source and _THINKING.search(source)
+        return {"thinking": given["enable_thinking"], **given} if other else dict(given)
 
     @cached_property
     def _text_arguments(self) -> bool:

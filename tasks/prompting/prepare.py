@@ -233,7 +233,7 @@ class Preparer:
         if self._model.system and not any(message.role in ("system", "developer") for message in messages):
             messages = (Message("system", self._model.system), *messages)
         made = self._conversation.variables(messages, tools, self._calls)
-        return self._template.render(**{**template_options, **made})
+        return self._template.render(**{**self._conversation.options(template_options), **made})
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """The ids of `text`; with `parse_special` control tokens in it are read as such. Raises `PromptRefused`."""

@@ -336,6 +336,15 @@ def test_what_calls_are_held_to_is_what_is_read(form: ToolFormat, hint: str) -> 
     assert choice.text == ""
 
 
+@pytest.mark.parametrize("word", ["thinking", "enable_thinking"])
+def test_whether_to_think_is_told_in_the_templates_own_word(word: str) -> None:
+    """What a client says in it has the last word."""
+    source = "{{ 'yes' if " + word + " | default(true) else 'no' }}"
+    assert text(source, ask(template_options={"enable_thinking": False})) == "no"
+    assert text(source, ask(template_options={"enable_thinking": False, word: True})) == "yes"
+    assert text(source, ask()) == "yes"
+
+
 def test_completions_are_text() -> None:
     """Nobody knows what their prompts ask for."""
     prepared = preparer(AS_OBJECT + "</think>").prepare(CompletionRequest(("<think>",)))
