@@ -15,6 +15,7 @@ from api.openai.endpoints import Endpoint
 from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.batch import LineProblem
+from tasks.requests import Request
 
 MOST_ID = 512
 """Characters of a custom_id."""
@@ -39,6 +40,8 @@ class Item:
 
     custom_id: str
     body: Any
+    request: Request
+    """What the body asks for."""
 
 
 class Wrong(Exception):
@@ -101,7 +104,8 @@ def read_item(line: Line, path: str, endpoint: Endpoint, settings: ApiSettings) 
     if not isinstance(body, dict):
         raise Wrong("missing_required_parameter", "'body' should be an object, the request.", "body")
     try:
-        return Item(custom_id, check({**body, "stream": False}, endpoint.shape, settings))
+        checked = check({**body, "stream": False}, endpoint.shape, settings)
+        return Item(custom_id, checked, endpoint.to_request(checked))
     except HttpProblem as error:
         problem = error.problem
         raise Wrong(

@@ -305,7 +305,7 @@ class Feeder:
                 return self._not_run(line, job, item.custom_id)
             try:
                 status = await self._relay.submit(
-                    *(item.body.model, self._endpoint.to_request(item.body), job),
+                    *(item.body.model, item.request, job),
                     lane=Lane.BATCH,
                     owner=self._order.owner,
                     deadline=max(1.0, self._left),

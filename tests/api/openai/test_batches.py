@@ -159,6 +159,7 @@ BAD: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "url": (jsonl({**chat("a", "x"), "url": "/v1/embeddings"}), [("mismatched_url", 1)]),
     "body": (jsonl({**chat("a", "x"), "body": []}), [("missing_required_parameter", 1)]),
     "value": (jsonl(chat("a", "x", temperature=9)), [("invalid_value", 1)]),
+    "field": (jsonl(chat("a", "x"), chat("b", "x", tool_choice="required")), [("invalid_value", 2)]),
     "model": (
         jsonl(chat("a", "x"), chat("b", "x", "gone"), chat("c", "x", "gone")),
         [("model_not_found", n) for n in (2, 3)],
