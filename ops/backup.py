@@ -16,7 +16,7 @@ from npu.whole_file import put_in_place, sync
 from ops.up.append_only import File, mend, read_manifest, to_manifest
 from ops.up.errors import UpError
 from ops.up.lock import DataDirLock
-from ops.up.store import FOLDER, MANIFEST, server_binary
+from ops.up.store import FOLDER, MANIFEST, SOCKET_NAME, ask, server_binary, socket_dir
 
 SETTINGS = "rockchipllama.toml"
 TRIES = 10
@@ -35,6 +35,7 @@ def backup(data_dir: Path, settings_file: Path | None, target: Path) -> None:
     try:
         with contextlib.ExitStack() as stack:
             files = _open_all(data_dir / "valkey" / FOLDER, stack)
+            _refuse_in_memory(data_dir)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # prompts may be in it
             archive = stack.enter_context(
                 tarfile.open(fileobj=stack.enter_context(os.fdopen(descriptor, "wb")), mode="w:gz")
@@ -102,6 +103,16 @@ def _open_all(files: Path, stack: contextlib.ExitStack) -> list[tuple[File, Bina
         f"There is no queue to be kept in {files.parent}. It is made by `rockchipllama up`, unless durability is `ram` or a "
         "Redis is named; that one has a backup of its own."
     )
+
+
+def _refuse_in_memory(data_dir: Path) -> None:
+    """What runs and writes nothing leaves files of an earlier time, which would pass for a backup of it."""
+    with contextlib.suppress(OSError):  # it stands
+        if "aof_enabled:0" in ask(socket_dir(data_dir) / SOCKET_NAME, "INFO", "persistence").split():
+            raise BackupRefused(
+                f"The service that runs from {data_dir} keeps its queue in memory alone now (durability is `ram`, or the disk "
+                "is full), and its files are of an earlier time. Stop it to keep those."
+            )
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:

@@ -20,20 +20,21 @@ from ops.backup import BackupRefused, backup, restore
 from ops.up.append_only import File, read_manifest
 from ops.up.errors import AlreadyRunning
 from ops.up.lock import DataDirLock
-from ops.up.store import FOLDER, MANIFEST, server_binary
+from ops.up.store import FOLDER, MANIFEST, SOCKET_NAME, server_binary, socket_dir
 from tasks.connection import connect
 from tests.stack import eventually
 
 
 @contextmanager
-def valkey(data_dir: Path) -> Iterator[redis.Redis]:
+def valkey(data_dir: Path, writes: str = "yes", sock: Path | None = None) -> Iterator[redis.Redis]:
     """A server on the files of a data directory."""
+    sock = sock or data_dir / "s"
     folder = data_dir / "valkey"
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["--port", "0", "--dir", str(folder), "--appendonly", "yes", "--aof-load-truncated", "no", "--save", ""]
-    command = [str(server_binary()), *options, "--unixsocket", str(data_dir / "s")]
+    options = ["--port", "0", "--dir", str(folder), "--appendonly", writes, "--aof-load-truncated", "no", "--save", ""]
+    command = [str(server_binary()), *options, "--unixsocket", str(sock)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        client = connect(f"unix://{data_dir}/s")
+        client = connect(f"unix://{sock}")
 
         def answers() -> bool:
             assert server.poll() is None
@@ -161,6 +162,16 @@ def test_nothing_is_overwritten(archive: Path, tmp_path: Path) -> None:
     with DataDirLock(tmp_path / "used"), pytest.raises(AlreadyRunning):
         restore(archive, tmp_path / "used")
     assert not (tmp_path / "b.tar.gz").exists() and not (tmp_path / "used/valkey").exists()
+
+
+def test_what_is_in_memory_alone_is_refused(archive: Path, tmp_path: Path) -> None:
+    """Files of an earlier time are no backup of what runs now; once it stands, they are kept."""
+    with valkey(tmp_path / "from", "no", socket_dir(tmp_path / "from") / SOCKET_NAME) as client:
+        client.set("unkept", 1)
+        with pytest.raises(BackupRefused, match="in memory alone"):
+            backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
+    assert not list(tmp_path.glob("*b.tar.gz*"))
+    backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
 
 
 def packed(*members: tuple[str, bytes, bytes]) -> bytes:
