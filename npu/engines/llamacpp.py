@@ -196,9 +196,7 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
             f"The model could hold {trained} tokens; it gets {length}, since the memory is taken when it loads. "
             "Set `context_length` in its manifest for more."
         )
-    notes.append(
-        "An answer that was interrupted goes on unbroken; above temperature 0 not in the words it would have had."
-    )
+    notes.append("An answer that was interrupted goes on unbroken, but not always in the words it would have had.")
     template = find_template(model, gguf)
     if template is None:
         notes.append(
