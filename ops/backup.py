@@ -1,5 +1,5 @@
-"""A backup of what the embedded Valkey keeps, jobs and API keys, and of the settings' file: one archive, made while the
-service runs or stands, and brought back where there is nothing yet.
+"""A backup of what the embedded Valkey keeps, jobs and API keys, of the files of batches, and of the settings' file: one
+archive, made while the service runs or stands, and brought back where there is nothing yet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ops.up.lock import DataDirLock
 from ops.up.store import FOLDER, MANIFEST, SOCKET_NAME, ask, server_binary, socket_dir
 
 SETTINGS = "rockchipllama.toml"
+FILES = "files"
+"""The folder of batches' files, in the data directory as in the archive."""
 TRIES = 10
 """Looks at files that Valkey replaces meanwhile, which takes it a moment and happens seldom."""
 
@@ -45,6 +47,10 @@ def backup(data_dir: Path, settings_file: Path | None, target: Path) -> None:
             for file, opened in files:
                 # Valkey appends to the last one meanwhile; what is in it now is enough.
                 _add(archive, file.name, opened, os.fstat(opened.fileno()).st_size)
+            # Later than the queue, so that none has less in it than the queue says.
+            for path in sorted((data_dir / FILES).glob("[!.]*")):
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as kept:  # it may be deleted meanwhile
+                    _add(archive, f"{FILES}/{path.name}", kept, os.fstat(kept.fileno()).st_size)
             if settings_file is not None:
                 _add(archive, SETTINGS, io.BytesIO(settings_file.read_bytes()), settings_file.stat().st_size)
         put_in_place(draft, target)
@@ -66,7 +72,8 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
         staging = folder / f"{FOLDER}.restoring"
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            staging.mkdir(mode=0o700, parents=True)
+            (staging / FILES).mkdir(mode=0o700, parents=True)
+            staging.chmod(0o700)
             folder.chmod(0o700)
             names = _unpack(archive, staging)
         except (OSError, EOFError, tarfile.TarError) as error:
@@ -80,6 +87,7 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
         if SETTINGS in names:
             (staging / SETTINGS).rename(data_dir / SETTINGS)
             told.append(f"The settings of then are in {data_dir / SETTINGS}; start with --config to use them.")
+        _bring_files(staging / FILES, data_dir / FILES)
         sync(staging)
         staging.rename(folder / FOLDER)
         sync(folder)
@@ -121,12 +129,24 @@ def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> N
     archive.addfile(member, content)
 
 
+def _bring_files(staging: Path, folder: Path) -> None:
+    """What is there stays: a file of that name is the same one, and has at least as much in it."""
+    brought = [path for path in staging.iterdir() if not (folder / path.name).exists()]
+    if brought:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in brought:
+            path.rename(folder / path.name)
+        sync(folder)
+    shutil.rmtree(staging)
+
+
 def _unpack(archive: Path, folder: Path) -> set[str]:
-    """Plain files beside each other, and nothing else; their names."""
+    """Plain files beside each other and those of batches, and nothing else; the names of the former."""
     names = set()
     with tarfile.open(archive) as opened:
         for member in opened:
-            if not member.isreg() or Path(member.name).name != member.name:
+            name = Path(member.name).name
+            if not member.isreg() or member.name not in (name, f"{FILES}/{name}"):
                 raise tarfile.TarError(f"it holds {member.name!r}, which no backup does")
             content = opened.extractfile(member)
             assert content is not None
@@ -134,5 +154,6 @@ def _unpack(archive: Path, folder: Path) -> set[str]:
                 shutil.copyfileobj(content, target)
             (folder / member.name).chmod(0o600)
             sync(folder / member.name)
-            names.add(member.name)
+            if member.name == name:
+                names.add(name)
     return names

@@ -15,7 +15,7 @@ def backup(
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """Write jobs, API keys and the settings' file into one archive. The service may run meanwhile."""
+    """Write jobs, API keys, files of batches and the settings' file into one archive. The service may run meanwhile."""
     options.apply(config, data_dir=data_dir)
     from ops import backup as archives
     from ops.configuration import load

@@ -174,6 +174,25 @@ def test_what_is_in_memory_alone_is_refused(archive: Path, tmp_path: Path) -> No
     backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
 
 
+def test_the_files_of_batches_are_in_it(tmp_path: Path) -> None:
+    """All but drafts; none that is there already is overwritten, and the queue's folder has none of them."""
+    files = tmp_path / "from/files"
+    files.mkdir(parents=True)
+    for name in ("file-in", "file-out", ".file-draft"):
+        (files / name).write_text(name)
+    with valkey(tmp_path / "from") as client:
+        client.set("kept", 1)
+        backup(tmp_path / "from", None, tmp_path / "a.tar.gz")
+    (tmp_path / "to/files").mkdir(parents=True)
+    (tmp_path / "to/files/file-out").write_text("file-out, and more")
+    restore(tmp_path / "a.tar.gz", tmp_path / "to")
+    brought = {path.name: path.read_text() for path in (tmp_path / "to/files").iterdir()}
+    assert brought == {"file-in": "file-in", "file-out": "file-out, and more"}
+    assert not (tmp_path / "to/valkey" / FOLDER / "files").exists()
+    with valkey(tmp_path / "to") as client:
+        assert client.get("kept") == b"1"
+
+
 def packed(*members: tuple[str, bytes, bytes]) -> bytes:
     """An archive of (name, type, content)."""
     data = io.BytesIO()
@@ -199,9 +218,10 @@ INCREMENT = ("appendonly.aof.1.incr.aof", tarfile.REGTYPE, b"")
         packed(LISTED, INCREMENT, INCREMENT),
         packed(LISTED, INCREMENT, ("../rockchipllama.toml", tarfile.REGTYPE, b"")),
         packed(LISTED, INCREMENT, ("rockchipllama.toml", tarfile.SYMTYPE, b"")),
+        packed(LISTED, INCREMENT, ("files/../x", tarfile.REGTYPE, b"")),
         packed(LISTED, ("appendonly.aof.1.incr.aof", tarfile.REGTYPE, os.urandom(9000)))[:5000],
     ],
-    ids=["none", "empty", "incomplete", "more", "twice", "outside", "link", "cut"],
+    ids=["none", "empty", "incomplete", "more", "twice", "outside", "link", "outside-files", "cut"],
 )
 def test_what_is_no_backup_is_refused(tmp_path: Path, content: bytes) -> None:
     """In one sentence, and nothing is left of it."""
