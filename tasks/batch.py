@@ -1,7 +1,8 @@
 """Batches: what their clients asked for, how far they are, which items are on their way, and who feeds them.
 
 A batch is fed by one process at a time. Whoever takes it leaves its mark, and each step is for who left the last one: a
-process that froze and wakes can write nothing more. A step also says how many bytes of its files are good, so whoever goes on
+process that froze and wakes can write nothing more. Steps are counted, so one that is sent twice is written once, and a Redis
+that came back without its last moment is noticed. A step also says how many bytes of its files are good, so whoever goes on
 after a crash drops what was written behind them, and looks at the items that were on their way.
 """
 
@@ -18,7 +19,7 @@ from tasks import keys
 from tasks.connection import unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.errors import BatchUnknown, NotOnDisk
-from tasks.jobs import is_job_id
+from tasks.jobs import is_job_id, new_job_id
 from tasks.scripts import Script
 
 PREFIX = "batch_"
@@ -123,16 +124,21 @@ class Step(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Somebody else may feed it now."""
 
 
+_NOTHING = Step()
+
+
 class FeederReplaced(Exception):
-    """Raised when another process feeds the batch now."""
+    """Raised when another process feeds the batch now, or Redis has forgotten what this one wrote: it is taken anew, or left."""
 
 
 _TAKE = Script(
     """
--- KEYS batch   ARGV holder lease-ms -> fields of the batch, or nil: it is over, or somebody feeds it
+-- KEYS batch   ARGV process/hold lease-ms -> fields of the batch, or nil: it is over, or another process feeds it
+-- What a process may still have sent in an earlier hold of its own is none of this one's.
 local kept = redis.call('HMGET', KEYS[1], 'state', 'holder', 'lease', 'over')
 if not kept[1] or kept[4] then return nil end
-if kept[2] and kept[2] ~= ARGV[1] and tonumber(kept[3] or 0) > now() then return nil end
+local another = kept[2] and string.match(kept[2], '^[^/]*') ~= string.match(ARGV[1], '^[^/]*')
+if another and tonumber(kept[3] or 0) > now() then return nil end
 redis.call('HSET', KEYS[1], 'holder', ARGV[1])
 redis.set_repl(redis.REPL_NONE)
 redis.call('HSET', KEYS[1], 'lease', lease_end(ARGV[2]))
@@ -141,10 +147,19 @@ return redis.call('HGETALL', KEYS[1])
 )
 _STEP = Script(
     """
--- KEYS batch items due   ARGV id holder lease-ms kept-ms step -> {is to be cancelled, ms left}, or nil: somebody else feeds it
-if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[2] then return nil end
-local step = cjson.decode(ARGV[5])
-for name, value in pairs(step.put or {}) do redis.call('HSET', KEYS[1], name, value) end
+-- KEYS batch items due   ARGV id holder lease-ms kept-ms step number writes
+-- -> {is to be cancelled, ms left}, or nil: somebody else feeds it, or Redis came back without the steps before this one.
+-- Those that write have consecutive numbers; others have the last one's. Sent twice it writes once.
+local held = redis.call('HMGET', KEYS[1], 'holder', 'steps', 'cancel')
+if held[1] ~= ARGV[2] then return nil end
+local missing = ARGV[6] - (held[2] or 0)
+if missing < 0 or missing > (ARGV[7] == '1' and 1 or 0) then return nil end
+local step = missing == 1 and cjson.decode(ARGV[5]) or {}
+if missing == 1 then redis.call('HSET', KEYS[1], 'steps', ARGV[6]) end
+for name, value in pairs(step.put or {}) do
+  -- Whoever cancelled it was told so.
+  if name ~= 'state' or step.over or not held[3] then redis.call('HSET', KEYS[1], name, value) end
+end
 for name, value in pairs(step.add or {}) do redis.call('HINCRBY', KEYS[1], name, value) end
 for line, job in pairs(step.begun or {}) do redis.call('HSET', KEYS[2], line, job) end
 for _, line in ipairs(step.done or {}) do redis.call('HDEL', KEYS[2], line) end
@@ -167,8 +182,10 @@ return {kept[1] and 1 or 0, kept[2] - now()}
 )
 _CREATE = Script(
     """
--- KEYS batches batch   ARGV id order window-ms -> 1, or 0: there is one of that id
-if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+-- KEYS batches batch   ARGV id order window-ms -> 1, also when it is sent twice, or 0: there is one of that id
+if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then
+  return redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and 1 or 0
+end
 keep_clock()
 redis.call('HSET', KEYS[2], 'state', 'validating', 'due', now() + ARGV[3])
 return 1
@@ -221,7 +238,7 @@ class BatchBook:
 
     async def create(self, order: BatchOrder) -> bool:
         """Accept a batch; false when there is one of its id. With a disk, it is on that when this returns. Raises
-        `NotOnDisk`; the batch is cancelled then."""
+        `NotOnDisk`; what was made by this is cancelled then."""
         with unavailable_as_refusal():
             made = await _CREATE.arun(
                 self._client,
@@ -232,7 +249,8 @@ class BatchBook:
             try:
                 await self._disk.has_all()
             except NotOnDisk:
-                await self.cancel(order.id)
+                if made:
+                    await self.cancel(order.id)
                 raise
         return bool(made)
 
@@ -274,7 +292,9 @@ class BatchBook:
                 await pipe.execute()
 
     async def take(self, batch: str, holder: str, lease: float) -> Hold | None:
-        """Feed this batch from now on, for `lease` seconds at a time; None when it is over, or fed by somebody else."""
+        """Feed this batch from now on, for `lease` seconds at a time; None when it is over, or fed by another process than
+        `holder`."""
+        holder = f"{holder}/{new_job_id()}"
         with unavailable_as_refusal():
             flat = await _TAKE.arun(self._client, [keys.batch(batch)], holder, int(lease * 1000))
             if flat is None:
@@ -287,6 +307,7 @@ class BatchBook:
             holder,
             lease,
             _progress(fields, 0),
+            int(fields.get("steps", b"0")),
             {int(line): _item(value) for line, value in items.items()},
         )
 
@@ -301,6 +322,7 @@ class Hold:
         holder: str,
         lease: float,
         progress: Progress,
+        steps: int,
         items: dict[int, tuple[str, int]],
     ) -> None:
         self.progress = progress
@@ -309,18 +331,23 @@ class Hold:
         self._batch = batch
         self._holder = holder
         self._lease = lease
+        self._steps = steps
 
     async def step(self, step: Step) -> tuple[bool, float]:
         """Write this, and hold the batch for another lease: whether it is to be cancelled, and in how many seconds it
-        expires. Raises `FeederReplaced` and `QueueUnavailable`."""
+        expires. Raises `FeederReplaced` and `QueueUnavailable`; whether it was written is unknown after the second."""
+        writes = step != _NOTHING
+        number = self._steps + writes
         with unavailable_as_refusal():
             reply = await _STEP.arun(
                 self._client,
                 [keys.batch(self._batch), keys.batch_items(self._batch), keys.BATCHES_DUE],
                 *(self._batch, self._holder, int(self._lease * 1000), int(KEPT * 1000), msgspec.json.encode(step)),
+                *(number, int(writes)),
             )
         if reply is None:
-            raise FeederReplaced(f"another process feeds {self._batch} now")
+            raise FeederReplaced(f"{self._batch} is not as this process left it: another one feeds it, or Redis forgot")
+        self._steps = number
         cancel, left = cast("list[int]", reply)
         return bool(cancel), left / 1000
 
