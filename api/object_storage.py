@@ -11,13 +11,15 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from api.storage import CHUNK, NEW
+from api.storage import CHUNK, NEW, Check
+from tasks.files import is_file_id
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -54,24 +56,32 @@ class ObjectStorage:
                     yield chunk
             start = max(0, start - size)
 
-    async def append(self, name: str, at: int, data: bytes) -> None:
-        if self._ends.get(name) != at:
-            parts = await self._parts(name)
-            for path, _ in (part for part in parts if _place(part[0]) >= at):
-                await _in_thread(obstore.delete, self._store, path)
-            good = sum(size for path, size in parts if _place(path) < at)
-            if good != at:
-                raise OSError(f"{name} has {good} bytes, and {at} were written to it")
-        await _in_thread(obstore.put, self._store, f"{name}{_PARTS}{at:0{_DIGITS}}", data)
+    async def append(self, name: str, at: int, data: bytes, mine: Check) -> None:
+        await mine()
+        if self._ends.pop(name, None) != at:
+            await self._cut(name, at)
+        # What another process has put there meanwhile is not written over: then this one is not to write any more.
+        put = partial(obstore.put, self._store, f"{name}{_PARTS}{at:0{_DIGITS}}", data, mode="create")
+        await _in_thread(put)
         self._ends[name] = at + len(data)
 
-    async def seal(self, name: str) -> None:
-        parts = await self._parts(name)
-        if parts and not await self._is_whole(name):
-            await self.create(name, self.read(name))
-        for path, _ in parts:
-            await _in_thread(obstore.delete, self._store, path)
+    async def seal(self, name: str, size: int, mine: Check) -> None:
+        await mine()
         self._ends.pop(name, None)
+        if not await self._is_whole(name):
+            await self._cut(name, size)
+            await self.create(name, self.read(name))
+        for path, _ in await self._parts(name):
+            await _in_thread(obstore.delete, self._store, path)
+
+    async def _cut(self, name: str, size: int) -> None:
+        """Drop what follows the first `size` bytes of the parts. Raises `OSError` when there are fewer."""
+        parts = await self._parts(name)
+        for path, _ in (part for part in parts if _place(part[0]) >= size):
+            await _in_thread(obstore.delete, self._store, path)
+        good = sum(length for path, length in parts if _place(path) < size)
+        if good != size:
+            raise OSError(f"{name} has {good} bytes, and {size} were written to it")
 
     async def delete(self, name: str) -> None:
         for path in [name] if await self._is_whole(name) else []:
@@ -82,7 +92,7 @@ class ObjectStorage:
     async def tidy(self, known: Collection[str]) -> None:
         for path, _, changed in await _in_thread(self._listed, ""):
             name = path.split(_PARTS)[0]
-            if name not in known and (datetime.now(UTC) - changed).total_seconds() > NEW:
+            if is_file_id(name) and name not in known and (datetime.now(UTC) - changed).total_seconds() > NEW:
                 log.warning("an object that nobody knows is dropped: %s", path)
                 await _in_thread(obstore.delete, self._store, path)
 

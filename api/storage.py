@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
+
+from tasks.files import is_file_id
 
 log = logging.getLogger("rockchipllama.api")
 
 NEW = 24 * 3600.0
 """Seconds for which a file that nobody knows may still be on its way."""
+LOCKED = 3.0
+"""Seconds for which a file that another process writes to is waited for."""
 CHUNK = 256 * 1024
 """Bytes that are read or written at once."""
+
+
+Check = Callable[[], Awaitable[None]]
+"""Raises what its maker says, when a file is not to be written by this process any more."""
 
 
 class Storage(Protocol):
@@ -28,20 +38,22 @@ class Storage(Protocol):
     def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
         """Its bytes from `start` on, a piece at a time."""
 
-    async def append(self, name: str, at: int, data: bytes) -> None:
+    async def append(self, name: str, at: int, data: bytes, mine: Check) -> None:
         """Write behind the first `at` bytes, and drop what followed them; on the disk when this returns.
 
-        So whoever knows how far a file is good goes on there, whatever a process that died has written behind it.
+        So whoever knows how far a file is good goes on there, whatever a process that died has written behind it. One that
+        only froze must not: `mine` is awaited when nobody else can write any more, and raises if the file is another's now.
         """
 
-    async def seal(self, name: str) -> None:
-        """Nothing more will be appended. Twice is safe."""
+    async def seal(self, name: str, size: int, mine: Check) -> None:
+        """Nothing more will be appended; what follows the first `size` bytes is dropped. Twice is safe."""
 
     async def delete(self, name: str) -> None:
         """Forget the file; nothing happens when there is none."""
 
     async def tidy(self, known: Collection[str]) -> None:
-        """Drop what is none of the `known` files, unless it is new: what processes left that were killed over it."""
+        """Drop files of ours that are none of the `known`, unless they are new: what processes left that were killed over
+        them. What is not named as our files are is somebody else's."""
 
 
 class LocalStorage:
@@ -73,11 +85,33 @@ class LocalStorage:
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk
 
-    async def append(self, name: str, at: int, data: bytes) -> None:
-        await asyncio.to_thread(self._append, self._folder / name, at, data)
+    async def append(self, name: str, at: int, data: bytes, mine: Check) -> None:
+        async with self._held(name) as descriptor:
+            await mine()
+            await _to_its_end(_append, descriptor, name, at, data)
+            if at == 0:
+                await _to_its_end(self._sync)
 
-    async def seal(self, name: str) -> None:
-        pass
+    async def seal(self, name: str, size: int, mine: Check) -> None:
+        async with self._held(name) as descriptor:
+            await mine()
+            await _to_its_end(_append, descriptor, name, size, b"")
+
+    @asynccontextmanager
+    async def _held(self, name: str) -> AsyncIterator[int]:
+        """The file, open, with a lock on it that the kernel takes back from whoever dies. Raises `OSError` while another
+        process has it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            give_up = time.monotonic() + LOCKED
+            while not _lock(descriptor):
+                if time.monotonic() > give_up:
+                    raise OSError(f"another process writes to {name}")
+                await asyncio.sleep(0.05)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
@@ -87,7 +121,8 @@ class LocalStorage:
 
     def _tidy(self, known: Collection[str]) -> None:
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if path.name not in known and path.is_file() and time.time() - path.stat().st_mtime > NEW:
+            ours = is_file_id(path.name.removeprefix("."))
+            if ours and path.name not in known and path.is_file() and time.time() - path.stat().st_mtime > NEW:
                 log.warning("a file that nobody knows is dropped: %s", path.name)
                 path.unlink(missing_ok=True)
 
@@ -98,23 +133,6 @@ class LocalStorage:
     def _put_in_place(self, draft: Path, name: str) -> None:
         draft.replace(self._folder / name)
         self._sync()
-
-    def _append(self, path: Path, at: int, data: bytes) -> None:
-        new = not path.exists()
-        if new:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            if os.fstat(descriptor).st_size < at:
-                raise OSError(f"{path.name} has fewer than the {at} bytes that were written to it")
-            os.ftruncate(descriptor, at)
-            os.lseek(descriptor, at, os.SEEK_SET)
-            _write(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if new:
-            self._sync()
 
     def _sync(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
@@ -128,3 +146,30 @@ def _write(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
+
+
+def _append(descriptor: int, name: str, at: int, data: bytes) -> None:
+    if os.fstat(descriptor).st_size < at:
+        raise OSError(f"{name} has fewer than the {at} bytes that were written to it")
+    os.ftruncate(descriptor, at)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    _write(descriptor, data)
+    os.fsync(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _to_its_end(call: Callable[..., None], *arguments: object) -> None:
+    """Run it in a thread; whoever is cancelled meanwhile goes when that has ended, since nothing stops it."""
+    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait([running])

@@ -100,10 +100,14 @@ class Feeder:
         """Bring it to its end. Raises `FeederReplaced`, `QueueUnavailable`, and `OSError` when its files cannot be read or
         written; it can be gone on with then, here or elsewhere."""
         try:
-            if self._state is BatchState.VALIDATING and self._ending is None and not await self._validate():
-                return
-            await self._step(Step())
-            await self._feed()
+            total: int | None = self._hold.progress.total
+            if not total and self._ending is None:
+                total = await self._validate()
+                if total is None:
+                    return
+            await self._hold_on()
+            if total:
+                await self._feed()
             await self._finish()
         finally:
             for task in self._running.values():
@@ -120,18 +124,31 @@ class Feeder:
         if self._ending is None and (cancelled or self._left <= 0):
             self._ending = BatchState.CANCELLED if cancelled else BatchState.EXPIRED
 
+    async def _hold_on(self) -> None:
+        """Hold the batch for another lease."""
+        await self._step(Step())
+
     async def _keep(self) -> None:
         """Hold the batch for longer, when it is time to."""
-        if asyncio.get_running_loop().time() - self._stepped > self._lease / 3:
-            await self._step(Step())
+        if self._since_step() > self._lease / 3:
+            await self._hold_on()
+
+    def _since_step(self) -> float:
+        return asyncio.get_running_loop().time() - self._stepped
+
+    def _time_left(self) -> float:
+        """Seconds until the batch expires."""
+        return self._left - self._since_step()
 
     # The input, before anything of it is run
 
-    async def _validate(self) -> bool:
+    async def _validate(self) -> int | None:
+        """Its lines; None when they are wrong, and the batch has failed, 0 when it came to its end before they were known."""
         problems: list[LineProblem] = []
         total = 0
         names = Names()
-        await self._step(Step())
+        await self._hold_on()
+        await self._roster.refresh()  # it is empty for a moment after a start without Redis
         try:
             async for line in self._lines(0, 0):
                 total += 1
@@ -149,7 +166,7 @@ class Feeder:
                     break
                 await self._keep()
                 if self._ending is not None:
-                    return True
+                    return 0
                 await asyncio.sleep(0)  # chats are answered by this process as well
         except FileNotFoundError:
             problems.append(LineProblem("file_not_found", "The input file is not there any more."))
@@ -159,9 +176,9 @@ class Feeder:
         if problems:
             found = _encode(problems).decode()
             await self._step(Step(put={**self._moment(BatchState.FAILED), "problems": found}, over=True))
-            return False
+            return None
         await self._step(Step(put={**self._moment(BatchState.IN_PROGRESS), "total": total}))
-        return True
+        return total
 
     def _lines(self, start: int, number: int) -> AsyncIterator[Line]:
         return read_lines(self._storage, self._order.input_file, self._settings.max_body, start, number)
@@ -173,13 +190,23 @@ class Feeder:
     # Its lines, until none is left
 
     async def _feed(self) -> None:
+        try:
+            await self._feed_lines()
+        except FileNotFoundError:
+            if self._ending is None:
+                raise
+            # Nothing more is to be run anyway, so the end does not wait for the input.
+            self._jobs = {number: job for number, (job, _) in self._hold.items.items()}
+            await self._cancel_jobs()
+
+    async def _feed_lines(self) -> None:
         progress = self._hold.progress
         for number, (job, start) in self._hold.items.items():
             line = await anext(self._lines(start, number - 1))
             self._begin(line, job)
         lines = self._lines(progress.offset, progress.fed)
         more = True
-        cancelling = False
+        cancelling = wrote = False
         loop = asyncio.get_running_loop()
         committed = loop.time()
         while True:
@@ -187,8 +214,10 @@ class Feeder:
                 cancelling = True
                 await self._cancel_jobs()
             # Some at a time, so that not each item costs a step of its own.
-            if more and len(self._running) <= self._ahead() * 3 // 4:
-                more = await self._begin_some(lines)
+            # Before any answer could be written, those that wait for it count: a full disk would let in line after line.
+            under_way = len(self._running) + (0 if wrote else len(self._outcomes))
+            if more and under_way <= self._ahead() * 3 // 4:
+                more = await self._begin_some(lines, self._ahead() - under_way)
             if not self._running and not self._outcomes:
                 if more:
                     continue
@@ -204,17 +233,16 @@ class Feeder:
             late = loop.time() - committed > COMMIT
             if self._outcomes and (late or size > COMMIT_BYTES or not self._running):
                 await self._commit()
-                committed = loop.time()
+                wrote, committed = True, loop.time()
             await self._keep()
 
     def _ahead(self) -> int:
         workers = sum(len(self._roster.workers(status.card.id)) for status in self._roster.models())
         return min(MOST_AHEAD, max(LEAST_AHEAD, AHEAD * workers))
 
-    async def _begin_some(self, lines: AsyncIterator[Line]) -> bool:
-        """Take as many lines as have room; whether there may be more."""
+    async def _begin_some(self, lines: AsyncIterator[Line], room: int) -> bool:
+        """Take so many lines, if there are; whether there may be more."""
         taken: list[tuple[Line, str]] = []
-        room = self._ahead() - len(self._running)
         while len(taken) < room:
             line = await anext(lines, None)
             if line is None:
@@ -237,7 +265,7 @@ class Feeder:
             try:
                 await self._relay.store.cancel(job, "its batch ends")
             except JobNotFound:
-                continue  # it was not accepted yet, and will not be
+                continue  # it is not accepted yet; whoever is at that looks again
 
     async def _commit(self) -> None:
         """Write the outcomes to the files, and then that they are written."""
@@ -245,9 +273,9 @@ class Feeder:
         written = b"".join(outcome.data for outcome in outcomes if outcome.answered)
         refused = b"".join(outcome.data for outcome in outcomes if not outcome.answered)
         if written:
-            await self._storage.append(self._order.output_file, self._written, written)
+            await self._storage.append(self._order.output_file, self._written, written, self._hold_on)
         if refused:
-            await self._storage.append(self._order.error_file, self._refused, refused)
+            await self._storage.append(self._order.error_file, self._refused, refused, self._hold_on)
         self._written += len(written)
         self._refused += len(refused)
         answered = sum(outcome.answered for outcome in outcomes)
@@ -277,7 +305,7 @@ class Feeder:
             (self._order.error_file, "error", self._refused),
         ):
             if size:
-                await self._storage.seal(file_id)
+                await self._storage.seal(file_id, size, self._hold_on)
                 await self._files.add(
                     StoredFile(
                         id=file_id,
@@ -308,10 +336,12 @@ class Feeder:
                     *(item.body.model, item.request, job),
                     lane=Lane.BATCH,
                     owner=self._order.owner,
-                    deadline=max(1.0, self._left),
-                    ttl=max(3600.0, self._left),
+                    deadline=max(1.0, self._time_left()),
+                    ttl=max(3600.0, self._time_left()),
                     on_disk=False,  # the batch remembers that it is on its way
                 )
+                if self._ending is not None:  # it came to its end meanwhile, which cancelled what it knew of
+                    await self._relay.store.cancel(job, "its batch ends")
                 events = await self._relay.outcome(job)
             except (ModelDown, QueueFull, QueueDraining, StorageFull, QueueUnavailable, *UNREACHABLE) as error:
                 log.debug("a batch item waits: %s", error, extra={"job": job})
@@ -333,7 +363,7 @@ class Feeder:
         match reply.end:
             case Finished(reason=FinishReason.CANCELLED) if self._ending is not None:
                 return self._not_run(line, job, custom_id)
-            case Failed(code=FailureCode.DEADLINE) if self._left <= 1:
+            case Failed(code=FailureCode.DEADLINE) if self._time_left() <= 1:
                 return self._not_run(line, job, custom_id)
             case Finished(reason=FinishReason.CANCELLED):
                 return self._refusal(

@@ -18,6 +18,7 @@ from api.object_storage import ObjectStorage
 from api.storage import NEW, LocalStorage, Storage
 from tasks import api_keys, keys
 from tasks.api_keys import Scope
+from tasks.files import new_file_id
 from tasks.settings import TaskSettings
 from tests.api.scripted import RealWorld, Site, site
 
@@ -215,37 +216,80 @@ async def test_a_storage_keeps_files(tmp_path: Path, kind: str) -> None:
         await read(storage, "f")
 
 
+async def ours() -> None:
+    """The file is this process'."""
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["local", "objects"])
 async def test_storage_goes_on_behind_what_is_known_to_be_good(tmp_path: Path, kind: str) -> None:
     """What a process that died wrote behind it is dropped; a hole is never made."""
     opened = storages(tmp_path)[kind]
     storage = opened()
-    await storage.append("f", 0, b"one\n")
-    await storage.append("f", 4, b"two, but not committed\n")
-    await storage.append("f", 27, b"nor this\n")
+    await storage.append("f", 0, b"one\n", ours)
+    await storage.append("f", 4, b"two, but not committed\n", ours)
+    await storage.append("f", 27, b"nor this\n", ours)
     storage = opened()
-    await storage.append("f", 4, b"two\n")
-    await storage.append("f", 8, b"three\n")
+    await storage.append("f", 4, b"two\n", ours)
+    await storage.append("f", 8, b"three\n", ours)
     for _ in range(3):
         assert await read(storage, "f") == b"one\ntwo\nthree\n"
         assert await read(storage, "f", 6) == b"o\nthree\n"
-        await storage.seal("f")
+        await storage.seal("f", 14, ours)
     await storage.delete("f")
     storage = opened()
-    await storage.append("f", 0, b"one\n")
-    await storage.append("f", 4, b"two\n")
+    await storage.append("f", 0, b"one\n", ours)
+    await storage.append("f", 4, b"two\n", ours)
     with pytest.raises(OSError, match="bytes"):
-        await storage.append("f", 9, b"x")
+        await storage.append("f", 9, b"x", ours)
 
 
 @pytest.mark.anyio
-async def test_what_nobody_knows_is_dropped_once_it_is_old(tmp_path: Path) -> None:
-    """Drafts of killed processes as well; what is new may be on its way."""
-    storage = LocalStorage(tmp_path)
-    for name in ("known", "unknown", ".draft", "new"):
-        (tmp_path / name).write_bytes(b"x")
-        if name != "new":
-            os.utime(tmp_path / name, (0, time.time() - NEW - 60))
-    await storage.tidy({"known"})
-    assert sorted(os.listdir(tmp_path)) == ["known", "new"]
+@pytest.mark.parametrize("kind", ["local", "objects"])
+async def test_a_file_ends_where_it_is_said_to(tmp_path: Path, kind: str) -> None:
+    """What was written behind that by a process that died is in no file."""
+    storage = storages(tmp_path)[kind]()
+    await storage.append("f", 0, b"one\n", ours)
+    await storage.append("f", 4, b"not counted\n", ours)
+    await storage.seal("f", 4, ours)
+    assert await read(storage, "f") == b"one\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["local", "objects"])
+async def test_whoever_was_replaced_writes_nothing(tmp_path: Path, kind: str) -> None:
+    """Neither when it asks first, nor, in an object store, when it froze behind the question."""
+    opened = storages(tmp_path)[kind]
+    zombie, storage = opened(), opened()
+
+    async def replaced() -> None:
+        raise ZeroDivisionError
+
+    await zombie.append("f", 0, b"one\n", ours)
+    await storage.append("f", 4, b"two\n", ours)
+    for call in (zombie.append("f", 4, b"X", replaced), zombie.seal("f", 4, replaced)):
+        with pytest.raises(ZeroDivisionError):
+            await call
+    if kind == "objects":
+        with pytest.raises(OSError, match="exists"):
+            await zombie.append("f", 4, b"X", ours)
+    assert await read(storage, "f") == b"one\ntwo\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["local", "objects"])
+async def test_what_nobody_knows_is_dropped_once_it_is_old(tmp_path: Path, kind: str) -> None:
+    """Drafts of killed processes and parts as well; what is new may be on its way, and what is not named as files are here
+    lies in the same place for others."""
+    storage = storages(tmp_path)[kind]()
+    folder = tmp_path / {"local": "files", "objects": "objects"}[kind]
+    known, unknown, new, draft = (new_file_id() for _ in range(4))
+    parts = [f"{unknown}.parts/{0:015}"] if kind == "objects" else [f".{draft}"]
+    for name in (known, unknown, new, *parts, "thesis.odt", "mail/inbox"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+        if name != new:
+            os.utime(folder / name, (0, time.time() - NEW - 60))
+    await storage.tidy({known})
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {known, new, "thesis.odt", "mail/inbox"}
