@@ -142,11 +142,20 @@ class Feeding:
 
     async def _forget(self) -> None:
         """Drop the files and batches whose time is over."""
-        for file_id in await self._files.due():
+        due = await self._files.due()
+        read = await self._being_read() if due else set()
+        for file_id in due:
+            if file_id in read:
+                continue
             await self._storage.delete(file_id)
             await self._files.remove(file_id)
         for batch in await self._batches.due():
             await self._batches.remove(batch)
+
+    async def _being_read(self) -> set[str]:
+        """The inputs of batches that go on."""
+        orders = [order for order in await self._batches.every() if order.id not in self._over]
+        return {order.input_file for order in orders if not await self._has_ended(order)}
 
     async def _tidy(self) -> None:
         known = {file.id for file in await self._files.every()}
