@@ -15,7 +15,8 @@ to nothing in this way ages: when none of its jobs has ended for some minutes, a
 goes before everything else, and is not paused. So a chat waits for one such job in that time at most, and every lane ends.
 
 Of the batch items of one owner, those go next to each other that begin with the same words as what the worker served last: the
-engine has those in its cache. A worker looks for them among the next `ALIKE` items, and nobody else loses a turn by it.
+engine has those in its cache. A worker looks for them among the next `ALIKE` items, and nobody else loses a turn by it. Nor
+is an item passed over more than `ALIKE` times: a long batch does not keep a short one of its owner's waiting to its end.
 
 `RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left:
 
@@ -29,6 +30,7 @@ and these fields of a record:
   paused         1 while it waits because of a pause
   pausing        1 once its worker was told to pause it
   prefix         what its prompt begins with, as a digest
+  passed         how often another item went before it for that
   through        1 while it runs because its lane was starved, and is not to be paused
 
 Times are milliseconds by Redis' clock. Where it jumps, a wait is taken for a long one in either direction: something runs
@@ -53,7 +55,7 @@ million, which matters once, and only between different owners."""
 MOST_QUIET = 60.0
 """Seconds without a chat after which any paused job goes on."""
 ALIKE = 64
-"""Batch items among which a worker looks for one like the last."""
+"""Batch items among which a worker looks for one like the last, and how often one may be passed over so."""
 
 
 class Ageing(NamedTuple):
@@ -140,11 +142,18 @@ local function choose(waiting, lanes, t, background, batch)
 end
 -- Instead of this batch item one of the same owner that begins like what the worker served last, if there is one.
 local function like_the_last(waiting, id, prefix)
-  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'order', 'owner', 'prefix')
-  if prefix == '' or tonumber(kept[1]) < 2 * LANE or kept[3] == prefix then return id end
+  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'order', 'owner', 'prefix', 'passed')
+  if prefix == '' or tonumber(kept[1] or 0) < 2 * LANE or kept[3] == prefix then return id end
+  if tonumber(kept[4] or 0) >= ALIKE then return id end
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', waiting, 2 * LANE, '+inf', 'LIMIT', 0, ALIKE)) do
     local its = redis.call('HMGET', 'rl:{{' .. other .. '}}', 'owner', 'prefix', 'paused')
-    if its[1] == kept[2] and its[2] == prefix and not its[3] then return other end
+    if its[1] == kept[2] and its[2] == prefix and not its[3] then
+      -- Past the append-only file: it is worth little after a restart, and SD cards wear.
+      redis.set_repl(redis.REPL_NONE)
+      redis.call('HINCRBY', 'rl:{{' .. id .. '}}', 'passed', 1)
+      redis.set_repl(redis.REPL_ALL)
+      return other
+    end
   end
   return id
 end

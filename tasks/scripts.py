@@ -19,7 +19,7 @@ Written down together because they share the record's fields:
   failures  claims that ended by a crash, a stall or a lapsed lease
   history   why each of those ended, a line each
   worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
-  since waited prefill paused pausing through   of its waits and pauses: `tasks/policy.py`
+  since waited prefill paused pausing through passed   of its waits and pauses: `tasks/policy.py`
   pauses    how often it was paused
   read      tokens of the prompt that claims had prefilled, the one that came farthest
   again     tokens that were prefilled once more because a claim had ended early

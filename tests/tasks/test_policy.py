@@ -13,7 +13,7 @@ from tasks import keys
 from tasks.claims import Claim, HandedBack, Later, Renewal, claim_next, hand_back, renew
 from tasks.events import Failed, FailureCode, Finished, FinishReason, TextDelta, Timings, Usage, encode_events
 from tasks.jobs import JobState, Lane, new_job_id
-from tasks.policy import MOST_QUIET, Ageing
+from tasks.policy import ALIKE, MOST_QUIET, Ageing
 from tasks.requests import ChatRequest, Message
 from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
@@ -274,6 +274,33 @@ async def test_batch_items_that_begin_alike_go_next_to_each_other(queue: Queue) 
     assert serve(first.prefix).job == a2
     assert serve(first.prefix).job == b1
     assert queue.look() is None
+
+
+async def test_an_item_is_not_passed_over_for_ever(queue: Queue, client: redis.Redis) -> None:
+    """Nor by a long batch whose items all begin alike; and one whose record is gone holds nobody up."""
+
+    async def item(instructions: str) -> str:
+        job = new_job_id()
+        request = ChatRequest(messages=(Message("system", instructions), Message("user", job)))
+        await queue.store.accept(job, "echo", request, lane=Lane.BATCH, owner="ann")
+        return job
+
+    prefix, served = "", []
+    await item("A")
+    other = await item("B")
+    for _ in range(2 * ALIKE):
+        await item("A")
+        claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
+        assert isinstance(claim, Claim)
+        queue.end(claim)
+        prefix = claim.prefix
+        served.append(claim.job)
+    assert served.index(other) == ALIKE + 1
+    gone = str(client.zrange(keys.waiting("echo"), 0, 0)[0], "ascii")
+    client.delete(keys.job(gone))
+    claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
+    assert isinstance(claim, Claim)
+    assert claim.job != gone
 
 
 @pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BACKGROUND])
