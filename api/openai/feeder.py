@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from api.errors import Problem, of_error, of_failed
-from api.openai.batch_input import Line, Names, Wrong, read_item, read_lines
+from api.openai.batch_input import Item, Line, Names, Wrong, read_item, read_lines
 from api.openai.endpoints import ENDPOINTS
 from api.openai.problems import render
 from api.relay import Relay
@@ -330,7 +330,8 @@ class Feeder:
             return self._refusal(line, job, "", Problem(400, error.code, str(error), error.param))
         while True:
             if self._ending is not None:
-                return self._not_run(line, job, item.custom_id)
+                before = line.number in self._hold.items and await self._said_before(line, job, item)
+                return before or self._not_run(line, job, item.custom_id)
             try:
                 status = await self._relay.submit(
                     *(item.body.model, item.request, job),
@@ -355,6 +356,15 @@ class Feeder:
             else:
                 return self._said(line, job, item.custom_id, item.body, status, events)
             await asyncio.sleep(AGAIN)
+
+    async def _said_before(self, line: Line, job: str, item: Item) -> _Outcome | None:
+        """What became of a line that whoever fed before had begun, now that its batch ends; None when it was not accepted."""
+        try:
+            status = self._roster.resolve(item.body.model)
+            await self._relay.store.cancel(job, "its batch ends")
+            return self._said(line, job, item.custom_id, item.body, status, await self._relay.outcome(job))
+        except (Refused, JobNotFound, Forgotten, Unreadable):
+            return None
 
     def _said(
         self, line: Line, job: str, custom_id: str, body: Any, status: ModelStatus, events: list[Any]
