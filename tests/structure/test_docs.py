@@ -39,6 +39,15 @@ def test_every_setting_is_documented() -> None:
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [setting.name for setting in declared()]
 
 
+def test_every_row_belongs_to_a_table() -> None:
+    """A blank line ends a table; rows behind it would be shown as text."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(r"\A.*\n\|[-:| ]+\|\n", table), (
+                f"{page.relative_to(ROOT)} has rows without a head: {table}"
+            )
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     """Relative ones; the rest of the world is not ours to check."""
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
