@@ -27,6 +27,7 @@ SENTENCES = {
     "int_from_float": "it should be a whole number",
     "float_type": "it should be a number",
     "list_type": "it should be a list",
+    "tuple_type": "it should be a list",
     "dict_type": "it should be an object",
     "model_type": "it should be an object",
     "literal_error": "it should be one of {expected}",

@@ -82,6 +82,13 @@ def test_what_cannot_be_done_is_refused_by_name(field: str, value: Any, param: s
     assert (caught.value.problem.status, caught.value.problem.param) == (400, param)
 
 
+def test_a_stop_sequence_without_its_list_is_told_what_is_missing() -> None:
+    """In JSON's words, not Python's."""
+    with pytest.raises(HttpProblem) as caught:
+        request(stop_sequences="x")
+    assert caught.value.problem.message == "Invalid 'stop_sequences': it should be a list."
+
+
 @pytest.mark.parametrize(
     "fields",
     [
