@@ -33,9 +33,9 @@ async def follow_pull(
         await asyncio.wait({subscription.confirmed}, timeout=PATIENCE)  # without it, silence is asked about
         progress = _decoder.decode(await commander.ask(board, Pull(model), PATIENCE))
         while True:
-            yield progress
             if progress.step is PullStep.FAILED:
                 raise CommandFailed(progress.code or CommandCode.NETWORK, progress.message)
+            yield progress
             if progress.ended:
                 return
             progress = await _next(commander, subscription, board, progress, silence)

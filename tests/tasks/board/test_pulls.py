@@ -170,6 +170,19 @@ async def test_a_failed_pull_tells_why_and_leaves_nothing(caller: Caller, client
     assert caught.value.code == CommandCode.PULL_FORGOTTEN
 
 
+async def test_a_failure_is_told_once(caller: Caller) -> None:
+    """It is raised, so it is no step as well: a client that reads lines would get it twice."""
+    steps: list[PullStep] = []
+
+    async def follow() -> None:
+        async for step in follow_pull(caller.commander, caller.feed, "one", "/etc/passwd"):
+            steps.append(step.step)
+
+    with pytest.raises(CommandFailed):
+        await follow()
+    assert PullStep.FAILED not in steps
+
+
 async def test_models_are_made_copied_and_deleted(caller: Caller, client: redis.Redis) -> None:
     """Each is known, or not any more, when the reply comes."""
     await caller.ask(Create("mario", "echo", system="Be Mario."))
