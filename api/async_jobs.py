@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from typing import Any, Literal
 
+import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth import require
+from api.auth import owner_of, require
 from api.body import Wire, read_body
 from api.delivery import begin, headers_of, while_connected
 from api.docs_page import takes
@@ -19,13 +21,14 @@ from api.drain import close
 from api.durations import read_duration
 from api.errors import CANCELLED, INTERNAL, HttpProblem, Problem, invalid, of_failed, respond
 from api.fronts import Asked, Front
+from api.idempotency import key_of
 from api.jobs import LONGEST_WAIT, checked_id, render
 from api.json_response import json_response
 from api.needs import JobBook, fronts_of, services_of, settings_of
 from api.webhooks import check_address
 from tasks.api_keys import Scope
 from tasks.events import Failed, Finished, FinishReason, Unreadable
-from tasks.jobs import JobView, Lane
+from tasks.jobs import JobView, Lane, Once
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
@@ -51,13 +54,17 @@ SHAPES: tuple[type[BaseModel], ...] = (JobBody,)
 
 @router.post("", summary="Make a job that nobody waits for", openapi_extra=takes(JobBody))
 async def create_job(http: Request) -> Response:
-    """Accept what an endpoint would answer, and say at once as which job. It goes on whether or not anybody is connected."""
+    """Accept what an endpoint would answer, and say at once as which job. It goes on whether or not anybody is connected.
+    With an `Idempotency-Key` the same call, sent again, gives the same job."""
     body = await read_body(http, JobBody)
     lane = Lane(body.lane)
     if lane is Lane.BATCH:
         require(http, Scope.BATCH)
     if body.webhook is not None:
         check_address(body.webhook, settings_of(http))
+    once = await _once(http, body)
+    if once is not None and await services_of(http)["jobs"].has(once):
+        return await _made(http, once.job, {"x-job-id": once.job})
     asked = await _read(http, body)
     answer = await begin(
         *(http, asked.model, asked.request),
@@ -66,13 +73,27 @@ async def create_job(http: Request) -> Response:
         rendering=asked.rendering,
         attended=False,
         webhook=body.webhook,
+        once=once,
     )
     answer.known = True
     await close(answer)
-    place = f"{http.scope.get('root_path', '').rstrip('/')}/v1/jobs/{answer.job}"
+    return await _made(http, answer.job, headers_of(answer))
+
+
+async def _once(http: Request, body: JobBody) -> Once | None:
+    key = key_of(http)
+    if key is None:
+        return None
+    require(http, Scope.INFERENCE)
+    asked = hashlib.blake2b(msgspec.json.encode(body.model_dump(), order="sorted"), digest_size=16).digest()
+    return Once(await services_of(http)["jobs"].id_of(owner_of(http), key), asked)
+
+
+async def _made(http: Request, job: str, headers: dict[str, str]) -> Response:
+    place = f"{http.scope.get('root_path', '').rstrip('/')}/v1/jobs/{job}"
     links = {"self": place} | {name: f"{place}/{name}" for name in ("events", "result", "cancel")}
-    view = await services_of(http)["jobs"].view(answer.job)
-    return json_response(render(view) | {"links": links}, headers_of(answer) | {"location": place}, 202)
+    view = await services_of(http)["jobs"].view(job)
+    return json_response(render(view) | {"links": links}, headers | {"location": place}, 202)
 
 
 async def _read(http: Request, body: JobBody) -> Asked:

@@ -20,7 +20,7 @@ from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
 from tasks.errors import JobFailed
 from tasks.events import Event, Failed, Finished, FinishReason, Reply, fold
-from tasks.jobs import Kept, Lane, Rendering
+from tasks.jobs import Kept, Lane, Once, Rendering
 from tasks.requests import ChatRequest, Request
 from tasks.roster import ModelStatus
 
@@ -81,6 +81,7 @@ async def begin(
     kept: Kept | None = None,
     attended: bool = True,
     webhook: str | None = None,
+    once: Once | None = None,
 ) -> Answer:
     """Accept a job for this client, who needs the scope for it. Raises as `Relay.start` and `while_connected` do."""
     require(http, Scope.INFERENCE)
@@ -99,6 +100,7 @@ async def begin(
         kept=kept,
         attended=attended,
         webhook=webhook,
+        once=once,
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)

@@ -57,7 +57,7 @@ class Front:
     owns: Callable[[Scope], bool]
     render: Renderer
     writer: Callable[[bytes], Writer]
-    whole: Callable[[bytes, Sequence[Event], Finished], dict[str, Any]]
+    whole: Callable[[bytes, Sequence[Event], Finished], Any]
     askings: Mapping[str, Asking] = field(default_factory=dict)
     shapes: tuple[type[BaseModel], ...] = ()
     headers: tuple[tuple[bytes, bytes], ...] = ()

@@ -16,7 +16,7 @@ from tasks.api_keys import ApiKey
 from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
-from tasks.jobs import JobView, Lane
+from tasks.jobs import JobView, Lane, Once
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate
@@ -62,6 +62,12 @@ class JobBook(Protocol):
 
     async def answer(self, job: str) -> JobAnswer:
         """All that it has said so far."""
+
+    async def id_of(self, owner: str, key: str) -> str:
+        """The id of the job that this owner makes under a key of its own; always the same one."""
+
+    async def has(self, once: Once) -> bool:
+        """Whether that was accepted before; it is on the disk then. Raises `KeyReused` and `NotOnDisk` as well."""
 
     async def forget(self, job: str) -> None:
         """End it, and keep nothing of it."""

@@ -26,7 +26,7 @@ from tasks.errors import (
 )
 from tasks.events import Event, Mark
 from tasks.feed import LiveFeed
-from tasks.jobs import Kept, Lane, Rendering, new_job_id
+from tasks.jobs import Kept, Lane, Once, Rendering, new_job_id
 from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
@@ -96,12 +96,14 @@ class Relay:
         kept: Kept | None = None,
         attended: bool = True,
         webhook: str | None = None,
+        once: Once | None = None,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
         `rendering` makes of the job's id and the model how the answer will be said, `kept` is what the front will ask for
         later. For `grace` seconds the job goes on while nobody reads it; one that is not `attended` goes on anyway, once its
-        client may know of it. `webhook` is the address that is told of its end.
+        client may know of it, or at once where it may ask for it again (`once`). `webhook` is the address that is told of its
+        end.
         With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
         setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
         failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
@@ -114,12 +116,13 @@ class Relay:
         if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         name = status.card.id
-        job = new_job_id()
+        job = once.job if once is not None else new_job_id()
         stack = AsyncExitStack()
         subscription = await stack.enter_async_context(self._feed.subscribe(keys.live(job)))
         reader = self._new_reader()
         answer = Answer(self, job, name, status.name, reader, stack, subscription)
         answer.grace = grace
+        answer.known = once is not None
         try:
             if rendering is not None:
                 answer.rendering = rendering(job, status)
@@ -133,6 +136,7 @@ class Relay:
                 rendering=answer.rendering,
                 kept=kept,
                 webhook=webhook,
+                once=once,
             )
             answer.room = accepted.room
             standing = accepted.standing

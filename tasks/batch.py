@@ -236,9 +236,9 @@ class BatchBook:
         self._client = client
         self._disk = disk
 
-    async def create(self, order: BatchOrder) -> bool:
+    async def create(self, order: BatchOrder, *, again: bool = False) -> bool:
         """Accept a batch; false when there is one of its id. With a disk, it is on that when this returns. Raises
-        `NotOnDisk`; what was made by this is cancelled then."""
+        `NotOnDisk`; what was made by this is cancelled then, unless its client asks for it `again`."""
         with unavailable_as_refusal():
             made = await _CREATE.arun(
                 self._client,
@@ -248,7 +248,9 @@ class BatchBook:
         if self._disk is not None:
             try:
                 await self._disk.has_all()
-            except NotOnDisk:
+            except NotOnDisk as error:
+                if again:
+                    raise NotOnDisk(error.why, error.retry_after, again=True) from error
                 if made:
                     await self.cancel(order.id)
                 raise

@@ -5,6 +5,7 @@ TasksError
 │   ├── UnknownModel        no board has announced a model of that name
 │   ├── ModelDown           known, but no board can serve it now
 │   ├── QueueFull           as many jobs wait for the model as may
+│   ├── KeyReused           an idempotency key was used before, for something else
 │   ├── QueueDraining       an administrator lets the model's queue run empty
 │   ├── StorageFull         the disk of the queue is as good as full
 │   ├── AnswerTooLarge      the answer would be larger than a job's record may be
@@ -83,6 +84,16 @@ class QueueFull(Refused):
         self.retry_after = min(60.0, max(1.0, retry_after))
         super().__init__(
             f"The queue for '{model}' is full ({limit} requests are waiting). Try again in {self.retry_after:.0f} s."
+        )
+
+
+class KeyReused(Refused):
+    """Raised when a client has used its idempotency key before, for something else."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used before, for a request that differs from this one. Use a new key for each request, "
+            "and the same only to send one again."
         )
 
 
@@ -182,11 +193,13 @@ class QueueUnavailable(TasksError):
 
 class NotOnDisk(TasksError):
     """Raised when a job was to be on the disk before its client hears of it, and is not. `retry_after` is in seconds; None:
-    trying again does not help."""
+    trying again does not help. With `again` it was left as it is, for its client to send once more."""
 
-    def __init__(self, why: str, retry_after: float | None = 10.0) -> None:
+    def __init__(self, why: str, retry_after: float | None = 10.0, *, again: bool = False) -> None:
+        self.why = why
         self.retry_after = retry_after
-        super().__init__(f"A request that nobody waits for is kept on the disk first, but {why}. It was not accepted.")
+        end = "Send it again with the same Idempotency-Key: it may be there." if again else "It was not accepted."
+        super().__init__(f"A request that nobody waits for is kept on the disk first, but {why}. {end}")
 
 
 class CommandFailed(TasksError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from enum import StrEnum
@@ -34,6 +35,13 @@ class Kept(msgspec.Struct, frozen=True):
 
     data: bytes
     ttl: float
+
+
+class Once(msgspec.Struct, frozen=True):
+    """A job that its client may ask for again, under an id that stays the same, and a digest of what is asked."""
+
+    job: str
+    asked: bytes
 
 
 class JobState(StrEnum):
@@ -72,6 +80,12 @@ _JOB_ID = re.compile(r"[a-z2-7]{22}")
 def new_job_id() -> str:
     """An id nobody can guess (110 random bits); knowing it is what lets a client read or cancel the job."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+def job_id_of(text: str, secret: bytes = b"") -> str:
+    """The id that always belongs to `text`; nobody can guess it without the secret, which is at most 64 bytes."""
+    number = int.from_bytes(hashlib.blake2b(text.encode(), key=secret, digest_size=14).digest())
+    return "".join(_ALPHABET[number >> 5 * place & 31] for place in range(22))
 
 
 def is_job_id(text: str) -> bool:

@@ -31,6 +31,7 @@ What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
 rl:clock               string   SHIFT:SEEN of the service's clock, ms: how far Redis' has jumped, and the last look
+rl:secret              string   makes ids of what clients call a request, so that nobody else can; from the first of these on
 rl:gates               hash     MODEL -> paused or draining; models that are neither have no field
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
 rl:api_keys            hash     digest of a key -> its name and scopes
@@ -62,6 +63,7 @@ PRESENCE = "rl:presence"
 PACE = "rl:pace"
 CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
+SECRET = "rl:secret"
 DISK_MARK = "rl:disk"
 FILES = "rl:files"
 FILES_DUE = "rl:files:due"
@@ -72,7 +74,7 @@ WEBHOOKS = "rl:webhooks"
 WEBHOOKS_DUE = "rl:webhooks:due"
 
 PERMANENT = (
-    *(ORDER, CLOCK, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
+    *(ORDER, CLOCK, SECRET, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
     *(WEBHOOKS, WEBHOOKS_DUE, FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
 )
 """Patterns of the keys that may stand without an expiry when no job is left."""

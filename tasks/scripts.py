@@ -8,6 +8,7 @@ Written down together because they share the record's fields:
   prefix    likewise: a digest of what its prompt begins with, of batch items
   front head   likewise: how the answer is said, where it may be said again
   webhook   likewise: the address that is told of the end
+  asked     likewise: a digest of what its client asked, where it may ask for the job again
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
   readers   PROCESS/STREAM of whoever reads the answer, with spaces between. A job that nobody was to read has none, ever
   unread    since nobody does: when the job is cancelled unless somebody comes

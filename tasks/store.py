@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from typing import Any, cast
 
 import msgspec
@@ -12,7 +13,16 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
 from tasks.disk import Disk
-from tasks.errors import JobNotFound, QueueDraining, QueueFull, QueueUnavailable, StorageFull, TasksError
+from tasks.errors import (
+    JobNotFound,
+    KeyReused,
+    NotOnDisk,
+    QueueDraining,
+    QueueFull,
+    QueueUnavailable,
+    StorageFull,
+    TasksError,
+)
 from tasks.events import (
     Event,
     Failed,
@@ -27,7 +37,7 @@ from tasks.events import (
     encode_events,
 )
 from tasks.feed import LiveFeed
-from tasks.jobs import ENDED, JobState, JobView, Kept, Lane, Phase, Rendering, Room, is_job_id
+from tasks.jobs import ENDED, JobState, JobView, Kept, Lane, Once, Phase, Rendering, Room, is_job_id, job_id_of
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of, prefix_of
@@ -133,6 +143,7 @@ class JobStore:
         ttl: float | None = None,
         on_disk: bool = True,
         webhook: str | None = None,
+        once: Once | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         `QueueDraining` and `StorageFull`.
@@ -142,7 +153,8 @@ class JobStore:
         `reader` is who waits for the answer, as PROCESS/STREAM; once it has left, or its process does not breathe any more,
         the job is cancelled, unless somebody reads it within `grace` seconds. A job without a reader is on the disk when this
         returns, which takes two to seven seconds, unless `on_disk` is false: for one that would be accepted again if it were
-        lost. Raises `NotOnDisk`; the job is cancelled then. `kept` is what its front will ask for,
+        lost. Raises `NotOnDisk`; the job is cancelled then, but for one that its client asks for again: `once`, for which this
+        raises `KeyReused` when something else was accepted under its id. `kept` is what its front will ask for,
         `webhook` the address that is told of its end (`tasks/webhooks.py`).
         """
         ttl = kept.ttl if kept is not None else ttl or self._job_ttl
@@ -185,6 +197,7 @@ class JobStore:
                     *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
                     *(("prefix", prefix) if prefix is not None else ()),
                     *(("webhook", webhook) if webhook is not None else ()),
+                    *(("asked", once.asked) if once is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),
             )
@@ -197,22 +210,50 @@ class JobStore:
         standing = read_standing(stands)
         if not accepted:
             raise QueueFull(model, waiting, retry_after=standing.pace)
-        if reader is None and on_disk and self._disk is not None:
-            await self._wait_for(self._disk, job)
+        if once is not None:
+            await self._is_there(once)
+        if reader is None and on_disk:
+            await self._wait_for(job, cancel=once is None)
         room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * standing.pace)
         return Accepted(place, standing, room)
 
-    async def _wait_for(self, disk: Disk, job: str) -> None:
-        """Return once the job is on the disk; else nobody hears of it, so it is cancelled."""
+    async def id_of(self, owner: str, key: str) -> str:
+        """The id of the job that this owner makes under a key of its own; always the same one, and only known to who asks."""
+        new = secrets.token_bytes(32)
+        with unavailable_as_refusal():
+            kept = cast("bytes | None", await self._client.set(keys.SECRET, new, nx=True, get=True))
+        return job_id_of(f"{owner}\0{key}", kept or new)
+
+    async def has(self, once: Once) -> bool:
+        """Whether that was accepted before; it is on the disk then. Raises `KeyReused` and `NotOnDisk`."""
+        if not await self._is_there(once):
+            return False
+        await self._wait_for(once.job, cancel=False)
+        return True
+
+    async def _is_there(self, once: Once) -> bool:
+        with unavailable_as_refusal():
+            asked = cast("bytes | None", await self._client.hget(keys.job(once.job), "asked"))
+        if asked not in (None, once.asked):
+            raise KeyReused
+        return asked is not None
+
+    async def _wait_for(self, job: str, *, cancel: bool) -> None:
+        """Return once the job is on the disk; else nobody hears of it, so it is cancelled if it is to be."""
+        if self._disk is None:
+            return
         try:
-            await disk.has_all()
+            await self._disk.has_all()
             with unavailable_as_refusal():
                 there = await self._client.exists(keys.job(job))
             if not there:  # it came back without its last moment, while we waited
                 raise QueueUnavailable(f"Redis forgot {job}", problem="broke down just now")
-        except BaseException:
-            with contextlib.suppress(TasksError):
-                await self.cancel(job, "not on the disk")
+        except BaseException as error:
+            if cancel:
+                with contextlib.suppress(TasksError):
+                    await self.cancel(job, "not on the disk")
+            elif isinstance(error, NotOnDisk):
+                raise NotOnDisk(error.why, error.retry_after, again=True) from error
             raise
 
     async def cancel(self, job: str, reason: str) -> JobState:
@@ -368,6 +409,14 @@ class JobBook:
     async def answer(self, job: str) -> JobAnswer:
         """All that a job has said so far. Raises `JobNotFound` and `Unreadable`."""
         return await self._store.answer(job)
+
+    async def id_of(self, owner: str, key: str) -> str:
+        """The id of the job that this owner makes under a key of its own."""
+        return await self._store.id_of(owner, key)
+
+    async def has(self, once: Once) -> bool:
+        """Whether that was accepted before; it is on the disk then. Raises `KeyReused` and `NotOnDisk`."""
+        return await self._store.has(once)
 
     async def forget(self, job: str) -> None:
         """End the job, and keep nothing of it. Raises `JobNotFound`."""

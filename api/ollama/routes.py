@@ -23,11 +23,10 @@ from api.ollama.problems import named
 from api.ollama.schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
 from api.ollama.translate import chat, embeddings, generate
 from api.ollama.translate.answer import Head, now
-from api.ollama.translate.kept import keep, writer_of
+from api.ollama.translate.kept import VECTOR, VECTORS, keep, writer_of
 from api.ollama.translate.models import capabilities
 from tasks.api_keys import Scope
 from tasks.events import Finished, Reply
-from tasks.requests import EmbedRequest
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
 
@@ -71,7 +70,7 @@ async def embed(http: Request) -> Response:
     if not body.input:
         return json_response({"model": body.model, "embeddings": []})
     answer, reply, end = await _read(http, status, body, embeddings.to_request(body))
-    return json_response(embeddings.whole(body, reply, end), headers_of(answer))
+    return json_response(embeddings.whole(Head(body.model, now()), reply, end), headers_of(answer))
 
 
 @router.post("/api/embeddings", summary="Embed one text, the older way", openapi_extra=takes(EmbeddingsBody))
@@ -81,8 +80,8 @@ async def embed_one(http: Request) -> Response:
     status = await named(http, body.model)
     if not body.prompt:
         return json_response({"embedding": []})
-    answer, reply, _ = await _read(http, status, body, EmbedRequest((body.prompt,), overflow="truncate"))
-    return json_response({"embedding": embeddings.vector(reply, 0)}, headers_of(answer))
+    answer, reply, end = await _read(http, status, body, embeddings.to_one_request(body))
+    return json_response(embeddings.one(Head(body.model, now()), reply, end), headers_of(answer))
 
 
 async def _chat_asked(http: Request, data: dict[str, Any]) -> Asked:
@@ -99,11 +98,32 @@ async def _generate_asked(http: Request, data: dict[str, Any]) -> Asked:
     return _generate(status, body, Head(body.model, now()))
 
 
-ASKINGS: dict[str, Asking] = {"/api/chat": _chat_asked, "/api/generate": _generate_asked}
+async def _embed_asked(http: Request, data: dict[str, Any]) -> Asked:
+    body = check(data, EmbedBody, settings_of(http))
+    await named(http, body.model)
+    _check_asked(bool(body.input), "input", body)
+    head = Head(body.model, now())
+    return Asked(body.model, embeddings.to_request(body), lambda job, status: keep(VECTORS, head))
+
+
+async def _embed_one_asked(http: Request, data: dict[str, Any]) -> Asked:
+    body = check(data, EmbeddingsBody, settings_of(http))
+    await named(http, body.model)
+    _check_asked(bool(body.prompt), "prompt", body)
+    head = Head(body.model, now())
+    return Asked(body.model, embeddings.to_one_request(body), lambda job, status: keep(VECTOR, head))
+
+
+ASKINGS: dict[str, Asking] = {
+    "/api/chat": _chat_asked,
+    "/api/generate": _generate_asked,
+    "/api/embed": _embed_asked,
+    "/api/embeddings": _embed_one_asked,
+}
 """What can also be asked for in another request."""
 
 
-def _check_asked(something: bool, field: str, body: GenerationBody) -> None:
+def _check_asked(something: bool, field: str, body: GenerationBody | EmbedBody | EmbeddingsBody) -> None:
     if not something:
         raise invalid(f"Without '{field}' there is nothing to answer; this way no model is loaded or unloaded.", field)
     if body.keep_alive is not None:
@@ -116,7 +136,7 @@ def _chat(status: ModelStatus, body: ChatBody, head: Head) -> Asked:
         raise unsupported("tools", f'"{body.model}" does not support tools')
     if any(message.images for message in body.messages):
         raise _no_images(body.model)
-    return Asked(body.model, chat.to_request(body), lambda job, status: keep(chat.ChatWriter, head))
+    return Asked(body.model, chat.to_request(body), lambda job, status: keep(chat.ChatWriter.kind, head))
 
 
 def _generate(status: ModelStatus, body: GenerateBody, head: Head) -> Asked:
@@ -136,7 +156,7 @@ def _generate(status: ModelStatus, body: GenerateBody, head: Head) -> Asked:
         before = generate.turns(body)
         head = Head(head.model, head.created, before)
         request = generate.to_chat(body, before)
-    return Asked(body.model, request, lambda job, status: keep(generate.GenerateWriter, head))
+    return Asked(body.model, request, lambda job, status: keep(generate.GenerateWriter.kind, head))
 
 
 def _check(status: ModelStatus, body: GenerationBody) -> None:

@@ -2,7 +2,7 @@
 
 from api.fronts import Front
 from api.openai import batches, files, not_offered, tokens
-from api.openai.endpoints import ENDPOINTS
+from api.openai.endpoints import ASKINGS
 from api.openai.problems import render
 from api.openai.routes import SHAPES, router
 from api.openai.translate.kept import NAME, whole, writer_of
@@ -20,7 +20,7 @@ FRONT = Front(
     render=render,
     writer=writer_of,
     whole=whole,
-    askings={path: endpoint.asked for path, endpoint in ENDPOINTS.items()},
+    askings=ASKINGS,
     shapes=(*SHAPES, batches.BatchBody, *tokens.SHAPES),
     headers=((b"openai-version", b"2020-10-01"),),
     elapsed_header=b"openai-processing-ms",

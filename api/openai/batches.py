@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from api.auth import owner_of, require
 from api.body import Wire, read_body
 from api.errors import HttpProblem, Problem, invalid
+from api.idempotency import key_of
 from api.json_response import json_response
 from api.needs import services_of
 from api.openai.endpoints import ENDPOINTS
@@ -23,9 +23,9 @@ from api.openai.files import LONGEST, SHORTEST, find, may_see
 from api.openai.paging import page
 from tasks.api_keys import Scope
 from tasks.batch import PREFIX, Batch, BatchOrder, BatchState, Progress
-from tasks.errors import BatchUnknown, FileUnknown
+from tasks.errors import BatchUnknown, FileUnknown, KeyReused
 from tasks.files import new_file_id
-from tasks.jobs import new_job_id
+from tasks.jobs import job_id_of, new_job_id
 
 router = APIRouter(tags=["Files and batches"])
 
@@ -155,9 +155,10 @@ async def create_batch(http: Request) -> Response:
         )
     books = services_of(http)
     await books["files"].check_room()
+    key, owner = key_of(http), owner_of(http)
     order = BatchOrder(
-        id=PREFIX + _name(http),
-        owner=owner_of(http),
+        id=PREFIX + (new_job_id() if key is None else job_id_of(f"{owner}\0{key}")),
+        owner=owner,
         endpoint=body.endpoint,
         input_file=file.id,
         output_file=new_file_id(),
@@ -168,19 +169,16 @@ async def create_batch(http: Request) -> Response:
         metadata=body.metadata,
         output_expires_after=body.output_expires_after.seconds if body.output_expires_after is not None else None,
     )
-    if await books["batches"].create(order):
+    if await books["batches"].create(order, again=key is not None):
         books["feeding"].look()
-    return json_response(say(await books["batches"].get(order.id)))
+    batch = await books["batches"].get(order.id)
+    if _asked(batch.order) != _asked(order):
+        raise KeyReused
+    return json_response(say(batch))
 
 
-def _name(http: Request) -> str:
-    key = http.headers.get("idempotency-key")
-    if not key:
-        return new_job_id()
-    digest = hashlib.blake2b(f"{owner_of(http)}\0{key}".encode(), digest_size=14).digest()
-    alphabet = "abcdefghijklmnopqrstuvwxyz234567"
-    number = int.from_bytes(digest)
-    return "".join(alphabet[number >> 5 * place & 31] for place in range(22))
+def _asked(order: BatchOrder) -> tuple[object, ...]:
+    return order.endpoint, order.input_file, order.window_said, order.metadata, order.output_expires_after
 
 
 async def _find(http: Request, batch_id: str) -> Batch:

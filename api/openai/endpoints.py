@@ -11,13 +11,13 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from api.body import check
-from api.fronts import Asked
+from api.fronts import Asked, Asking
 from api.needs import settings_of
-from api.openai.reading_schemas import EmbeddingBody
+from api.openai.reading_schemas import EmbeddingBody, RerankBody, RerankTextsBody
 from api.openai.responses import lone, stored
 from api.openai.responses.lone import LoneResponseBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
-from api.openai.translate import chat, completions, embeddings, kept
+from api.openai.translate import chat, completions, embeddings, kept, rerank
 from api.openai.translate.answer import Head, fingerprint
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.tools import legacy
@@ -64,7 +64,7 @@ class Endpoint:
     shape: type[Any]
     to_request: Callable[[Any], JobRequest]
     rendering: Callable[[Any, str, ModelStatus], Rendering]
-    whole: Callable[[bytes, Sequence[Event], Finished], dict[str, Any]] = kept.whole
+    whole: Callable[[bytes, Sequence[Event], Finished], Any] = kept.whole
 
     async def asked(self, http: HttpRequest, data: dict[str, Any]) -> Asked:
         """What a body asks for that came in another request. Raises `HttpProblem`."""
@@ -91,4 +91,26 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/embeddings": Endpoint(EmbeddingBody, embeddings.to_request, _embedding),
     "/v1/responses": Endpoint(LoneResponseBody, lone.to_request, lone.rendering, stored.whole),
 }
-"""By their paths."""
+"""Those that batches have, by their paths."""
+
+
+def rerank_body(http: HttpRequest, data: dict[str, Any]) -> RerankBody | RerankTextsBody:
+    """The body of a request to rerank, in the one form or the other. Raises `HttpProblem`."""
+    if "documents" not in data and "texts" in data:
+        return check(data, RerankTextsBody, settings_of(http))
+    return check(data, RerankBody, settings_of(http))
+
+
+async def _rerank_asked(http: HttpRequest, data: dict[str, Any]) -> Asked:
+    body = rerank_body(http, data)
+    return Asked(
+        body.model,
+        rerank.to_request(body),
+        lambda job, status: kept.keep(kept.RANKING, rerank.head_of(body, job, status.name)),
+    )
+
+
+ASKINGS: dict[str, Asking] = {path: endpoint.asked for path, endpoint in ENDPOINTS.items()} | {
+    "/v1/rerank": _rerank_asked
+}
+"""What can also be asked for in another request."""

@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.answer import Answer
-from api.body import check, parse, read_body, read_bytes
+from api.body import parse, read_body, read_bytes
 from api.delivery import begin, headers_of, whole
 from api.docs_page import takes
 from api.drain import close
 from api.framing import AnswerStream
 from api.needs import drain_of, services_of, settings_of
-from api.openai.endpoints import CHAT, COMPLETION, Kind, head_of
-from api.openai.reading_schemas import EmbeddingBody, RerankBody, RerankTextsBody
+from api.openai.endpoints import CHAT, COMPLETION, Kind, head_of, rerank_body
+from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
 from api.openai.translate import chat, completions, embeddings, models, rerank
 from api.openai.translate.kept import keep, writer_of
@@ -64,15 +64,9 @@ async def embed(http: Request) -> Response:
 @router.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=takes(RerankBody))
 async def rerank_documents(http: Request) -> Response:
     """How well each document answers a query, the best one first."""
-    settings = settings_of(http)
-    data = parse(await read_bytes(http, settings))
-    if "documents" not in data and "texts" in data:
-        texts = check(data, RerankTextsBody, settings)
-        answer, reply, _ = await _read(http, texts.model, rerank.to_request(texts))
-        return _json(rerank.scores(texts, reply), headers_of(answer))
-    body = check(data, RerankBody, settings)
+    body = rerank_body(http, parse(await read_bytes(http, settings_of(http))))
     answer, reply, end = await _read(http, body.model, rerank.to_request(body))
-    return _json(rerank.whole(body, answer.job, body.model or answer.model, reply, end), headers_of(answer))
+    return _json(rerank.whole(rerank.head_of(body, answer.job, answer.model), reply, end), headers_of(answer))
 
 
 async def _read(http: Request, model: str | None, request: JobRequest) -> tuple[Answer, Reply, Finished]:

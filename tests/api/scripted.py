@@ -45,7 +45,7 @@ from tasks.events import (
     number,
 )
 from tasks.files import FileBook
-from tasks.jobs import JobState, JobView, Kept, Lane, Rendering, Room
+from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence
@@ -157,6 +157,7 @@ class Asked:
     kept: Kept | None
     attended: bool
     webhook: str | None
+    once: Once | None
 
 
 class ScriptedRelay(Relay):
@@ -219,8 +220,9 @@ class ScriptedRelay(Relay):
         kept: Kept | None = None,
         attended: bool = True,
         webhook: str | None = None,
+        once: Once | None = None,
     ) -> Answer:
-        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook))
+        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook, once))
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):
@@ -323,6 +325,12 @@ class ScriptedJobs:
         if job not in self.stored:
             raise JobNotFound(job)
         return self.stored[job]
+
+    async def id_of(self, owner: str, key: str) -> str:
+        return job_id_of(f"{owner}/{key}")
+
+    async def has(self, once: Once) -> bool:
+        return False
 
     async def answer(self, job: str) -> JobAnswer:
         await self.view(job)

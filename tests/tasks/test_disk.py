@@ -21,8 +21,8 @@ from tasks import disk as disk_module
 from tasks import keys
 from tasks.connection import connect, connect_async
 from tasks.disk import Disk
-from tasks.errors import NotOnDisk, QueueUnavailable
-from tasks.jobs import JobState, Lane, new_job_id
+from tasks.errors import KeyReused, NotOnDisk, QueueUnavailable
+from tasks.jobs import JobState, Lane, Once, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
@@ -89,8 +89,10 @@ class Place:
         """How often it was asked whether all is on the disk."""
         return int(self.client.info("commandstats").get("cmdstat_waitaof", {}).get("calls", 0))
 
-    async def accept(self, job: str, *, reader: str | None = None, lane: Lane = Lane.BACKGROUND) -> None:
-        await self.store.accept(job, "echo", HELLO, lane=lane, owner="", reader=reader)
+    async def accept(
+        self, job: str, *, reader: str | None = None, lane: Lane = Lane.BACKGROUND, once: Once | None = None
+    ) -> None:
+        await self.store.accept(job, "echo", HELLO, lane=lane, owner="", reader=reader, once=once)
 
     async def begin(self) -> tuple[str, asyncio.Task[None]]:
         """A job that is accepted but for the disk."""
@@ -177,6 +179,24 @@ async def test_a_disk_that_is_stuck_ends_the_job(place: Place, monkeypatch: pyte
     monkeypatch.setattr(disk_module, "LOOKS", 300)
     place.stuck(False)
     await place.accept(new_job_id())
+
+
+async def test_a_job_that_may_be_asked_for_again_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was told that it is not on the disk, or left, asks again: then it is the same one, and it is on the disk."""
+    monkeypatch.setattr(disk_module, "LOOK", 0.05)
+    monkeypatch.setattr(disk_module, "LOOKS", 4)
+    once = Once(await place.store.id_of("me", "key"), b"hello")
+    with pytest.raises(NotOnDisk, match="same Idempotency-Key"):
+        await place.accept(once.job, once=once)
+    assert (await place.store.view(once.job)).state is JobState.QUEUED
+    with pytest.raises(NotOnDisk):
+        await place.store.has(once)
+    monkeypatch.setattr(disk_module, "LOOKS", 300)
+    place.stuck(False)
+    assert await place.store.has(Once(await place.store.id_of("me", "key"), b"hello"))
+    assert not await place.store.has(Once(await place.store.id_of("you", "key"), b"hello"))
+    with pytest.raises(KeyReused):
+        await place.accept(once.job, once=Once(once.job, b"something else"))
 
 
 async def test_whoever_leaves_meanwhile_leaves_no_job(place: Place) -> None:

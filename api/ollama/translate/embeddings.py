@@ -6,8 +6,8 @@ import array
 import sys
 from typing import Any
 
-from api.ollama.schemas import EmbedBody
-from api.ollama.translate.answer import counts
+from api.ollama.schemas import EmbedBody, EmbeddingsBody
+from api.ollama.translate.answer import Head, counts
 from tasks.events import Finished, Reply
 from tasks.requests import EmbedRequest
 
@@ -17,20 +17,29 @@ def to_request(body: EmbedBody) -> EmbedRequest:
     return EmbedRequest(body.input, body.dimensions, "truncate" if body.truncate else "refuse")
 
 
-def whole(body: EmbedBody, reply: Reply, end: Finished) -> dict[str, Any]:
+def to_one_request(body: EmbeddingsBody) -> EmbedRequest:
+    """What a body of the older way asks for."""
+    return EmbedRequest((body.prompt,), overflow="truncate")
+
+
+def whole(head: Head, reply: Reply, end: Finished) -> dict[str, Any]:
     """A vector for each input, in their order."""
     spent = counts(end)
     return {
-        "model": body.model,
-        "embeddings": [vector(reply, index) for index in range(len(body.input))],
+        "model": head.model,
+        "embeddings": [_vector(reply, index) for index in sorted(reply.vectors)],
         "total_duration": spent["total_duration"],
         "load_duration": spent["load_duration"],
         "prompt_eval_count": spent["prompt_eval_count"],
     }
 
 
-def vector(reply: Reply, index: int) -> list[float]:
-    """One vector as numbers."""
+def one(head: Head, reply: Reply, end: Finished) -> dict[str, Any]:
+    """The vector of the one input, the older way."""
+    return {"embedding": _vector(reply, 0)}
+
+
+def _vector(reply: Reply, index: int) -> list[float]:
     numbers = array.array("f", reply.vectors[index])
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from api.fronts import InOnePiece
+from api.ollama.translate import embeddings
 from api.ollama.translate.answer import Head
 from api.ollama.translate.chat import ChatWriter
 from api.ollama.translate.generate import GenerateWriter
 from api.ollama.translate.lines import LineWriter
-from tasks.events import Event, Finished, Unreadable, fold
+from tasks.events import Event, Finished, Reply, Unreadable, fold
 from tasks.jobs import Rendering
 
 NAME = "ollama"
 """Of this front."""
 VERSION = 1
 WRITERS: dict[str, type[LineWriter]] = {writer.kind: writer for writer in (ChatWriter, GenerateWriter)}
+VECTORS, VECTOR = "embed", "embeddings"
+"""The kinds of answers that are vectors, and one."""
+READERS: dict[str, Callable[[Head, Reply, Finished], dict[str, Any]]] = {
+    VECTORS: embeddings.whole,
+    VECTOR: embeddings.one,
+}
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -30,26 +38,39 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Kept)
 
 
-def keep(writer: type[LineWriter], head: Head) -> Rendering:
-    """What this front has to know of an answer to write its lines anew."""
-    return Rendering(NAME, _encoder.encode(_Kept(writer.kind, head)))
+def keep(kind: str, head: Head) -> Rendering:
+    """What this front has to know of an answer to say it anew."""
+    return Rendering(NAME, _encoder.encode(_Kept(kind, head)))
 
 
 def writer_of(head: bytes) -> LineWriter:
-    """A writer of the answer for which this was kept. Raises `Unreadable`."""
+    """A writer of the answer for which this was kept. Raises `Unreadable` and `InOnePiece`."""
+    kept = _read(head)
+    if kept.kind in READERS:
+        raise InOnePiece
+    return WRITERS[kept.kind](kept.head)
+
+
+def _read(head: bytes) -> _Kept:
     try:
         kept = _decoder.decode(head)
-        writer = WRITERS[kept.kind]
-    except (msgspec.DecodeError, KeyError) as error:
+    except msgspec.DecodeError as error:
         raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
     if kept.version > VERSION:
         raise Unreadable(
             f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
             f"reads up to {VERSION}). Upgrade this machine."
         )
-    return writer(kept.head)
+    if kept.kind not in (*WRITERS, *READERS):
+        raise Unreadable(
+            f"How this answer is said was written by another version of rockchipllama: '{kept.kind}' is unknown."
+        )
+    return kept
 
 
 def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
     """The whole of the answer for which this was kept. Raises `Unreadable`."""
-    return writer_of(head).whole(fold(events), end)
+    kept = _read(head)
+    if kept.kind in READERS:
+        return READERS[kept.kind](kept.head, fold(events), end)
+    return WRITERS[kept.kind](kept.head).whole(fold(events), end)

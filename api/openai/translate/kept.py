@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from api.fronts import InOnePiece
-from api.openai.translate import chat, completions, embeddings
+from api.openai.translate import chat, completions, embeddings, rerank
 from api.openai.translate.answer import Head
 from api.openai.translate.chat import ChatWriter
 from api.openai.translate.chunks import ChunkWriter
@@ -23,6 +23,9 @@ WRITERS: dict[str, type[ChunkWriter]] = {writer.kind: writer for writer in (Chat
 WHOLES = {ChatWriter.kind: chat.whole, CompletionWriter.kind: completions.whole}
 VECTORS = "embedding"
 """The kind of an answer that is vectors."""
+RANKING = "rerank"
+"""The kind of one that is a ranking."""
+AnyHead: TypeAlias = Head | embeddings.Head | rerank.Head
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -33,11 +36,14 @@ class _Kept(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Kept)
-_heads = msgspec.json.Decoder(Head)
-_vectors = msgspec.json.Decoder(embeddings.Head)
+_heads: dict[str, msgspec.json.Decoder[AnyHead]] = {
+    **{kind: msgspec.json.Decoder(Head) for kind in WRITERS},
+    VECTORS: msgspec.json.Decoder(embeddings.Head),
+    RANKING: msgspec.json.Decoder(rerank.Head),
+}
 
 
-def keep(kind: str, head: Head | embeddings.Head) -> Rendering:
+def keep(kind: str, head: AnyHead) -> Rendering:
     """What this front has to know of an answer to say it anew."""
     return Rendering(NAME, _encoder.encode(_Kept(kind, msgspec.Raw(_encoder.encode(head)))))
 
@@ -45,20 +51,22 @@ def keep(kind: str, head: Head | embeddings.Head) -> Rendering:
 def writer_of(head: bytes) -> ChunkWriter:
     """A writer of the answer for which this was kept. Raises `Unreadable` and `InOnePiece`."""
     kind, known = _read(head)
-    if isinstance(known, embeddings.Head):
+    if not isinstance(known, Head):
         raise InOnePiece
     return WRITERS[kind](known)
 
 
-def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:
+def whole(head: bytes, events: Sequence[Event], end: Finished) -> Any:
     """The whole of the answer for which this was kept. Raises `Unreadable`."""
     kind, known = _read(head)
     if isinstance(known, embeddings.Head):
         return embeddings.whole(known, fold(events), end)
+    if isinstance(known, rerank.Head):
+        return rerank.whole(known, fold(events), end)
     return WHOLES[kind](known, fold(events), end)
 
 
-def _read(head: bytes) -> tuple[str, Head | embeddings.Head]:
+def _read(head: bytes) -> tuple[str, AnyHead]:
     try:
         kept = _decoder.decode(head)
         if kept.version > VERSION:
@@ -66,10 +74,10 @@ def _read(head: bytes) -> tuple[str, Head | embeddings.Head]:
                 f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
                 f"reads up to {VERSION}). Upgrade this machine."
             )
-        if kept.kind not in (*WRITERS, VECTORS):
+        if kept.kind not in _heads:
             raise Unreadable(
                 f"How this answer is said was written by another version of rockchipllama: '{kept.kind}' is unknown."
             )
-        return kept.kind, (_vectors if kept.kind == VECTORS else _heads).decode(kept.head)
+        return kept.kind, _heads[kept.kind].decode(kept.head)
     except msgspec.DecodeError as error:
         raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from api.openai.reading_schemas import RerankBody, RerankTextsBody
@@ -16,30 +17,45 @@ def to_request(body: RerankBody | RerankTextsBody) -> RerankRequest:
     return RerankRequest(query=body.query, documents=documents)
 
 
-def whole(body: RerankBody, job: str, model: str, reply: Reply, end: Finished) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a ranking is said: as which job's, of which model, how many of the best documents, with their texts where they are
+    asked for, and whether as Text Embeddings Inference says it."""
+
+    job: str
+    model: str
+    top_n: int | None
+    documents: tuple[str, ...] | None
+    inference: bool
+
+
+def head_of(body: RerankBody | RerankTextsBody, job: str, model: str) -> Head:
+    """That of the answer to `body`, given as a job by a model of that name."""
+    if isinstance(body, RerankBody):
+        return Head(job, body.model or model, body.top_n, body.documents if body.return_documents else None, False)
+    return Head(job, body.model or model, body.top_n, body.texts if body.return_text else None, True)
+
+
+def whole(head: Head, reply: Reply, end: Finished) -> dict[str, Any] | list[dict[str, Any]]:
     """The answer: the best documents, the best one first."""
-    results: list[dict[str, Any]] = []
-    for index in _ranked(reply)[: body.top_n]:
-        result: dict[str, Any] = {"index": index, "relevance_score": reply.scores[index]}
-        results.append(result | {"document": {"text": body.documents[index]}} if body.return_documents else result)
+    ranked = sorted(reply.scores, key=lambda index: (-reply.scores[index], index))[: head.top_n]
+    if head.inference:
+        return [
+            {"index": index, "score": reply.scores[index]}
+            | ({"text": head.documents[index]} if head.documents is not None else {})
+            for index in ranked
+        ]
+    results = [
+        {"index": index, "relevance_score": reply.scores[index]}
+        | ({"document": {"text": head.documents[index]}} if head.documents is not None else {})
+        for index in ranked
+    ]
     return {
-        "id": f"rerank-{job}",
+        "id": f"rerank-{head.job}",
         "object": "list",
-        "model": model,
+        "model": head.model,
         "results": results,
         "usage": reading_usage(end.usage),
         # Where clients of Cohere look for the same.
         "meta": {"tokens": {"input_tokens": end.usage.prompt_tokens, "output_tokens": 0}},
     }
-
-
-def scores(body: RerankTextsBody, reply: Reply) -> list[dict[str, Any]]:
-    """The answer to a body with `texts`: the best one first."""
-    return [
-        {"index": index, "score": reply.scores[index]} | ({"text": body.texts[index]} if body.return_text else {})
-        for index in _ranked(reply)[: body.top_n]
-    ]
-
-
-def _ranked(reply: Reply) -> list[int]:
-    return sorted(reply.scores, key=lambda index: (-reply.scores[index], index))

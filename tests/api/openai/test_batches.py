@@ -8,11 +8,13 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from api.openai import feeder
-from tests.stack import Stack, eventually
+from tasks import keys
+from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,7 @@ def test_what_cannot_be_a_batch_is_refused_at_once(client: openai.OpenAI) -> Non
 
 
 def test_the_same_call_sent_again_makes_one_batch(client: openai.OpenAI) -> None:
-    """By its idempotency key."""
+    """By its idempotency key; another call under that key is refused."""
     file = client.files.create(file=("x", jsonl(chat("a", "x"))), purpose="batch").id
     made = {
         client.batches.create(
@@ -217,6 +219,40 @@ def test_the_same_call_sent_again_makes_one_batch(client: openai.OpenAI) -> None
         for _ in range(3)
     }
     assert len(made) == 1
+    with pytest.raises(openai.ConflictError) as caught:
+        client.batches.create(
+            input_file_id=file,
+            endpoint="/v1/completions",
+            completion_window="24h",
+            extra_headers={"Idempotency-Key": "once"},
+        )
+    assert caught.value.code == "idempotency_key_reused"
+
+
+def test_the_same_call_sent_again_makes_one_job(client: openai.OpenAI, stack: Stack) -> None:
+    """By its idempotency key, also while its model is not there any more; another call under that key is refused."""
+    body: dict[str, Any] = {
+        "endpoint": "/v1/chat/completions",
+        "body": {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]},
+    }
+
+    def ask(key: str, **changed: Any) -> httpx.Response:
+        return httpx.post(f"{stack.url}/v1/jobs", json=body | changed, headers={"Idempotency-Key": key}, timeout=LIMIT)
+
+    first, again, other = ask("a"), ask("a"), ask("b")
+    assert [reply.status_code for reply in (first, again, other)] == [202] * 3
+    assert again.json()["id"] == again.headers["x-job-id"] == first.json()["id"] != other.json()["id"]
+    assert again.json()["links"] == first.json()["links"]
+    refused = ask("a", lane="batch")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    assert ask("x" * 256).json()["error"]["param"] == "idempotency-key"
+    cards = stack.redis.hgetall(keys.CARDS)
+    stack.redis.delete(keys.CARDS)
+    try:
+        eventually(lambda: ask("c").status_code == 404, what="a model that is gone")
+        assert ask("a").json()["id"] == first.json()["id"]
+    finally:
+        stack.redis.hset(keys.CARDS, mapping=cards)
 
 
 def test_a_cancelled_batch_runs_no_more_and_tells_what_it_did_not(client: openai.OpenAI, stack: Stack) -> None:
