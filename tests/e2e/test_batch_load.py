@@ -48,7 +48,7 @@ def boards(stack: Stack) -> set[str]:
     return {board["name"] for board in queue["boards"] if board["state"] != "unloaded"}
 
 
-def input_of(count: int) -> bytes:
+def input_of(count: int, model: str = "echo") -> bytes:
     """So many requests, each with words of its own."""
     lines = (
         {
@@ -56,7 +56,7 @@ def input_of(count: int) -> bytes:
             "method": "POST",
             "url": "/v1/chat/completions",
             "body": {
-                "model": "echo",
+                "model": model,
                 "messages": [{"role": "user", "content": f"item {number} says {number * 7919}"}],
                 "max_tokens": 24,
             },
