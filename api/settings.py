@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+import ssl
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -121,6 +123,11 @@ class ApiSettings(Settings):
         description="Networks besides the internet in which webhooks may be called, such as `192.168.1.0/24`, separated by "
         "commas.",
     )
+    webhook_certificates: Path | None = Field(
+        None,
+        description="A file of certificates (PEM) that webhooks' servers may have theirs from, besides those that this machine "
+        "trusts.",
+    )
     drain: float = Field(
         10.0, ge=0, description="Seconds that open answers may go on after a stop signal before they are ended."
     )
@@ -154,6 +161,16 @@ class ApiSettings(Settings):
                 base64.b64decode(secret[6:], validate=True)
             except ValueError:
                 raise ValueError("what follows 'whsec_' should be base64") from None
+        return value
+
+    @field_validator("webhook_certificates")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+            except OSError as error:
+                raise ValueError(f"no certificates can be read there: {error}") from None
         return value
 
     @field_validator("files_url")

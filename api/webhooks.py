@@ -13,9 +13,12 @@ import hmac
 import ipaddress
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -179,7 +182,9 @@ async def _send(call: Call, body: bytes, settings: ApiSettings) -> int:
     }
     extensions = {"sni_hostname": url.host}
     try:
-        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=ANSWER) as http:
+        async with httpx.AsyncClient(
+            verify=_trusted(settings.webhook_certificates), trust_env=False, follow_redirects=False, timeout=ANSWER
+        ) as http:
             target = url.copy_with(host=str(address))
             async with http.stream(
                 "POST", target, content=body, headers=headers, extensions=extensions
@@ -187,6 +192,18 @@ async def _send(call: Call, body: bytes, settings: ApiSettings) -> int:
                 return reply.status_code
     except httpx.HTTPError as error:
         raise OSError(str(error) or type(error).__name__) from error
+
+
+@cache
+def _trusted(more: Path | None) -> ssl.SSLContext:
+    """Whose certificates are good: those that this machine trusts, and those in a file."""
+    import certifi  # slim systems have none of their own
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    if more is not None:
+        context.load_verify_locations(more)
+    return context
 
 
 async def _resolve(host: str, port: int, settings: ApiSettings) -> Address:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import redis.asyncio
+from pydantic import ValidationError
 
 from api import webhooks
 from api.errors import HttpProblem
@@ -18,8 +20,9 @@ from api.webhooks import AGAIN, Refused, check_address, may_call
 from tasks import keys
 from tasks.jobs import JobState
 from tasks.webhooks import Call, CallBook
-from tests.api.hooks import called
+from tests.api.hooks import CERTIFICATE, called
 from tests.api.scripted import JOB, ScriptedJobs, view
+from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -77,9 +80,58 @@ async def test_what_is_not_answered_well_is_due_again(status: int, attempt: int,
 
 async def test_a_redirect_is_not_followed() -> None:
     """It may lead anywhere."""
-    with called() as (aim, reached), called(307, aim) as (url, calls):
+    with called() as (aim, reached), called(307, location=aim) as (url, calls):
         assert await make(url) == AGAIN[0]
         assert (calls.qsize(), reached.qsize()) == (1, 0)
+
+
+async def test_a_call_over_tls_goes_to_who_has_the_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a certificate of that name, which this machine or the settings trust; nothing is sent to anybody else."""
+
+    async def lookup(self: Any, host: str, port: int, **more: Any) -> list[Any]:
+        return [(None, None, None, "", ("127.0.0.1", port))]
+
+    trusting = LOCAL.model_copy(update={"webhook_certificates": CERTIFICATE})
+    with called(tls=True) as (url, calls):
+        monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", lookup, raising=False)
+        named = url.replace("127.0.0.1", "hook.example")
+        assert await make(named, settings=trusting) is None
+        headers, _ = calls.get(timeout=10)
+        assert headers["host"] == named.split("/")[2]
+        for other, settings in ((named, LOCAL), (url, trusting), (url.replace("127.0.0.1", "a.example"), trusting)):
+            caplog.clear()
+            assert await make(other, settings=settings) == AGAIN[0]
+            assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+        assert calls.qsize() == 0
+
+
+async def test_one_process_goes_on_where_another_has_failed(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two look for calls that are due: each attempt is made by one of them, until it is answered well."""
+    monkeypatch.setattr(webhooks, "LOOK", 0.02)
+    monkeypatch.setattr(webhooks, "AGAIN", (0.05,) * 5)
+    jobs, book = ScriptedJobs(), CallBook(aclient)
+    with called(500, 503, 200) as (url, calls):
+        await aclient.hset(keys.WEBHOOKS, JOB, f"0 finished {url}")  # type: ignore[misc]
+        await aclient.zadd(keys.WEBHOOKS_DUE, {JOB: 0})
+        async with webhooks.calling(book, jobs, LOCAL), webhooks.calling(book, jobs, LOCAL):
+            await asyncio.to_thread(
+                eventually, lambda: not client.exists(keys.WEBHOOKS), what="a call that was answered"
+            )
+        made = [calls.get_nowait()[0]["webhook-id"] for _ in range(3)]
+        assert len(set(made)) == 1 and calls.empty()
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+async def test_certificates_that_cannot_be_read_are_told_at_the_start(tmp_path: Path, text: str | None) -> None:
+    """And not with the first call."""
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    with pytest.raises(ValidationError, match="no certificates can be read"):
+        ApiSettings(webhook_certificates=tmp_path / "ca.pem")
 
 
 async def test_a_name_is_called_at_the_address_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
