@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,10 @@ FILES = "files"
 """The folder of batches' files, in the data directory as in the archive."""
 TRIES = 10
 """Looks at files that Valkey replaces meanwhile, which takes it a moment and happens seldom."""
+ANSWER_PATIENCE = 10.0
+"""Seconds a running Valkey may take to say how its files stand."""
+REWRITE_PATIENCE = 120.0
+"""Seconds in which it has written a gigabyte anew, on an SD card."""
 
 
 class BackupRefused(UpError):
@@ -36,8 +41,9 @@ def backup(data_dir: Path, settings_file: Path | None, target: Path) -> None:
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with contextlib.ExitStack() as stack:
+            if (data_dir / "valkey" / FOLDER / MANIFEST).exists():
+                _wait_for_files(data_dir)
             files = _open_all(data_dir / "valkey" / FOLDER, stack)
-            _refuse_in_memory(data_dir)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # prompts may be in it
             archive = stack.enter_context(
                 tarfile.open(fileobj=stack.enter_context(os.fdopen(descriptor, "wb")), mode="w:gz")
@@ -113,14 +119,30 @@ def _open_all(files: Path, stack: contextlib.ExitStack) -> list[tuple[File, Bina
     )
 
 
-def _refuse_in_memory(data_dir: Path) -> None:
-    """What runs and writes nothing leaves files of an earlier time, which would pass for a backup of it."""
-    with contextlib.suppress(OSError):  # it stands
-        if "aof_enabled:0" in ask(socket_dir(data_dir) / SOCKET_NAME, "INFO", "persistence").split():
+def _wait_for_files(data_dir: Path) -> None:
+    """Return once the files have what a running service knows. Those of one that writes nothing are of an earlier time, and
+    so are those of one that writes again after a full disk, until all is written anew."""
+    deadline = time.monotonic() + REWRITE_PATIENCE
+    while True:
+        try:
+            told = ask(socket_dir(data_dir) / SOCKET_NAME, "INFO", "persistence", seconds=ANSWER_PATIENCE).split()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # it stands
+        except OSError as error:
+            raise BackupRefused(f"The queue that runs from {data_dir} does not answer: {error}. Try again.") from error
+        if "aof_enabled:0" in told:
             raise BackupRefused(
                 f"The service that runs from {data_dir} keeps its queue in memory alone now (durability is `ram`, or the disk "
                 "is full), and its files are of an earlier time. Stop it to keep those."
             )
+        if "aof_rewrite_in_progress:0" in told and "aof_rewrite_scheduled:0" in told:
+            return
+        if time.monotonic() > deadline:
+            raise BackupRefused(
+                f"The service that runs from {data_dir} has been writing its files anew for {REWRITE_PATIENCE:.0f} s, and they "
+                "may be of an earlier time until that is done, as after a full disk. Make room if there is none, and try again."
+            )
+        time.sleep(0.05)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:

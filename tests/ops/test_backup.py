@@ -174,6 +174,24 @@ def test_what_is_in_memory_alone_is_refused(archive: Path, tmp_path: Path) -> No
     backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
 
 
+def test_one_that_writes_again_is_waited_for(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk the files are of an earlier time until all is written anew, though Valkey says that it writes."""
+    with valkey(tmp_path / "from", sock=socket_dir(tmp_path / "from") / SOCKET_NAME) as client:
+        client.mset({f"k{index}": 1 for index in range(100)})
+        client.config_set("appendonly", "no")
+        client.set("later", 1)
+        client.config_set("rdb-key-save-delay", 20_000)  # microseconds
+        client.config_set("appendonly", "yes")
+        with monkeypatch.context() as patched:
+            patched.setattr("ops.backup.REWRITE_PATIENCE", 0.1)
+            with pytest.raises(BackupRefused, match="earlier time until that is done"):
+                backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
+        backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
+    restore(tmp_path / "b.tar.gz", tmp_path / "to")
+    with valkey(tmp_path / "to") as client:
+        assert client.get("later") == b"1"
+
+
 def test_the_files_of_batches_are_in_it(tmp_path: Path) -> None:
     """All but drafts; none that is there already is overwritten, and the queue's folder has none of them."""
     files = tmp_path / "from/files"
