@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
-from tasks.errors import JobFailed, JobNotFound, QueueUnavailable
-from tasks.events import TERMINAL, Event, Failed, FailureCode, Mark, Numbered, Queued, Started, Unreadable
+from tasks.errors import JobCancelled, JobFailed, JobNotFound, QueueUnavailable
+from tasks.events import (
+    TERMINAL,
+    Event,
+    Failed,
+    FailureCode,
+    Finished,
+    FinishReason,
+    Mark,
+    Numbered,
+    Queued,
+    Started,
+    Unreadable,
+)
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.reader import BELL, Forgotten, Reader
@@ -101,15 +113,19 @@ class Answer:
         self._closed = False
 
     async def first(self, patience: float) -> None:
-        """Wait, at most `patience` seconds, for the event that decides a status. Raises `JobFailed` if that is a failure."""
+        """Wait, at most `patience` seconds, for the event that decides a status. Raises `JobFailed` or `JobCancelled` if that
+        is the job's end as one or the other."""
         try:
             async with asyncio.timeout(patience):
                 await self._decide()
         except TimeoutError:
             # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
             self._source = self._follow()
-        if self._ahead and isinstance(failed := self._ahead[-1].event, Failed):
-            raise JobFailed(self.job, failed)
+        match self._ahead[-1].event if self._ahead else None:
+            case Failed() as failed:
+                raise JobFailed(self.job, failed)
+            case Finished(reason=FinishReason.CANCELLED):
+                raise JobCancelled(self.job)
 
     async def _decide(self) -> None:
         async for item in self._source:

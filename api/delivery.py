@@ -13,12 +13,12 @@ from api.answer import Answer, ClientGone, Stopped
 from api.auth import owner_of, require
 from api.drain import close
 from api.durations import read_duration
-from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, room_headers, unsupported
+from api.errors import INTERNAL, STOPPING, HttpProblem, room_headers, unsupported
 from api.framing import GRACE, waiting_headers
 from api.known_clients import clock_last, is_side_request
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
-from tasks.errors import JobFailed
+from tasks.errors import JobCancelled, JobFailed
 from tasks.events import Event, Failed, Finished, FinishReason, Reply, fold
 from tasks.jobs import Kept, Lane, Once, Rendering
 from tasks.requests import ChatRequest, Request
@@ -142,7 +142,7 @@ async def whole(http: HttpRequest, answer: Answer) -> tuple[Reply, Finished]:
 async def said(http: HttpRequest, answer: Answer) -> tuple[list[Event], Finished]:
     """Every event of the answer, and the last one besides.
 
-    Raises `JobFailed`, `ClientGone`, and `HttpProblem` when the job was cancelled or the server stops.
+    Raises `JobFailed`, `JobCancelled`, `ClientGone`, and `HttpProblem` when the server stops.
     """
     try:
         with drain_of(http).holding(answer):
@@ -153,7 +153,7 @@ async def said(http: HttpRequest, answer: Answer) -> tuple[list[Event], Finished
         await close(answer)
     match events[-1] if events else None:
         case Finished(reason=FinishReason.CANCELLED):
-            raise HttpProblem(replace(CANCELLED, job=answer.job))
+            raise JobCancelled(answer.job)
         case Finished() as end:
             return events, end
         case Failed() as failed:

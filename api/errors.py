@@ -22,6 +22,7 @@ from tasks.errors import (
     CommandFailed,
     FieldRefused,
     FileUnknown,
+    JobCancelled,
     JobFailed,
     JobNotFound,
     KeyReused,
@@ -123,6 +124,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     AbilityMissing: Rule(400, "unsupported_model", param="model"),
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),
+    JobCancelled: Rule(409, "job_cancelled", retry=False),
     FileUnknown: Rule(404, "file_not_found", param="id"),
     BatchUnknown: Rule(404, "batch_not_found", param="id"),
     QueueUnavailable: Rule(503, "queue_unavailable"),
@@ -167,6 +169,7 @@ def of_error(error: TasksError) -> Problem:
                 retry_after=getattr(error, "retry_after", rule.retry_after),
                 retry=rule.retry,
                 room=getattr(error, "room", None),
+                job=getattr(error, "job", None),
             )
     return INTERNAL
 

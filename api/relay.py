@@ -105,8 +105,8 @@ class Relay:
         client may know of it, or at once where it may ask for it again (`once`). `webhook` is the address that is told of its
         end.
         With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
-        setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` when the job
-        failed before anything was sent. If the caller is cancelled meanwhile, so is the job.
+        setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` or `JobCancelled` when
+        the job ended so before anything was sent. If the caller is cancelled meanwhile, so is the job.
         """
         status = await self._roster.find(model)
         request = _adapted(status, request)

@@ -12,6 +12,7 @@ TasksError
 │   ├── AbilityMissing      the model is not made for what was asked of it
 │   └── FieldRefused        the model cannot honour a field of the request
 ├── JobFailed               the job was accepted and failed; carries its Failed event
+├── JobCancelled            the job was accepted, and somebody else cancelled it
 ├── JobNotFound             no job of that id, or its record has expired
 ├── FileUnknown             no file of that id, or it has expired
 ├── BatchUnknown            no batch of that id, or it has expired
@@ -155,6 +156,14 @@ class JobFailed(TasksError):
         self.job = job
         self.failed = failed
         super().__init__(failed.message)
+
+
+class JobCancelled(TasksError):
+    """Raised when somebody else cancelled an accepted job before anything of its answer was sent."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        super().__init__("The job was cancelled.")
 
 
 class JobNotFound(TasksError):
