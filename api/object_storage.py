@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -40,13 +41,30 @@ class ObjectStorage:
         """How far this process has appended to files, by their names: nothing lies behind that."""
 
     async def create(self, name: str, chunks: AsyncIterable[bytes]) -> int:
-        with _as_os_error():
-            writer = await asyncio.to_thread(obstore.open_writer, self._store, name)
-        size = 0
-        async for chunk in chunks:
-            await _in_thread(writer.write, chunk)
-            size += len(chunk)
-        await _in_thread(writer.close)  # without it there is no object
+        loop, source = asyncio.get_running_loop(), aiter(chunks)
+        size, given_up = 0, False
+
+        async def following() -> bytes | None:
+            if given_up:
+                raise OSError(f"{name} is given up")
+            return await anext(source, None)
+
+        def pieces() -> Iterator[bytes]:
+            nonlocal size
+            while (chunk := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
+                size += len(chunk)
+                yield chunk
+
+        # What raises here ends the upload there as well; nothing of it is left in the store, to be paid for by the month.
+        put = partial(obstore.put, self._store, name, pieces(), max_concurrency=2)
+        # A thread of its own: it waits for the client, and those that all share are few.
+        thread = ThreadPoolExecutor(1, "upload")
+        try:
+            with _as_os_error():
+                await loop.run_in_executor(thread, put)
+        finally:
+            given_up = True
+            thread.shutdown(wait=False)
         return size
 
     async def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:

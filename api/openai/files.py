@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger("rockchipllama.api")
 router = APIRouter(tags=["Files and batches"])
 
 PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REST = re.compile(r"bytes=([0-9]{1,15})-")
 MONTH = 30 * 24 * 3600
 SHORTEST, LONGEST = 3600, MONTH
@@ -97,7 +99,7 @@ async def upload_file(http: Request) -> Response:
     try:
         size = await storage.create(file_id, upload.chunks())
     except OSError as error:
-        raise HttpProblem(_not_kept(error)) from error
+        raise HttpProblem(_failed("kept", error)) from error
     try:
         file = _described(upload, file_id, owner_of(http), size)
         await services["files"].add(file)
@@ -138,11 +140,12 @@ def _expiry(fields: dict[str, str], purpose: str) -> int | None:
     return int(seconds)
 
 
-def _not_kept(error: OSError) -> Problem:
-    log.error("a file could not be kept: %s", error)
-    return Problem(
-        507, "storage_full", f"The file could not be kept: {error.strerror or 'its storage failed'}.", retry_after=30.0
-    )
+def _failed(done: str, error: OSError) -> Problem:
+    log.error("a file could not be %s: %s", done, error)
+    if error.errno in _FULL:
+        return Problem(507, "storage_full", f"The file could not be {done}: {error.strerror}.", retry_after=30.0)
+    message = f"The file could not be {done}: the storage for files failed. The log of the API says how."
+    return Problem(503, "storage_unavailable", message, retry_after=30.0)
 
 
 @router.get("/files", include_in_schema=False)
@@ -177,9 +180,11 @@ async def download_file(http: Request, file_id: str) -> Response:
     chunks = services_of(http)["storage"].read(file.id, start)
     try:
         first = await anext(chunks, b"")
-    except OSError as error:
-        log.error("the bytes of %s cannot be read: %s", file.id, error)
+    except FileNotFoundError as error:
+        log.error("the bytes of %s are not there: %s", file.id, error)
         raise FileUnknown(file_id) from error
+    except OSError as error:
+        raise HttpProblem(_failed("read", error)) from error
 
     async def every() -> Any:
         yield first
@@ -212,6 +217,9 @@ async def delete_file(http: Request, file_id: str) -> Response:
             raise HttpProblem(
                 Problem(409, "file_in_use", f"The batch '{order.id}' reads this file; cancel it first.", retry=False)
             )
-    await services["storage"].delete(file.id)
+    try:
+        await services["storage"].delete(file.id)
+    except OSError as error:
+        raise HttpProblem(_failed("deleted", error)) from error
     await services["files"].remove(file.id)
     return json_response({"id": file.id, "object": "file", "deleted": True})

@@ -1,4 +1,4 @@
-"""The network between a board and Redis, in the hands of a test: it delays, loses replies, and breaks."""
+"""The network before a server, Redis most often, in the hands of a test: it delays, loses replies, and breaks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 class Cable:
-    """Passes connections to the Unix socket `near` on to the one at `far`."""
+    """Passes connections to `near` on to `far`; each is a Unix socket, or a port of loopback."""
 
-    def __init__(self, near: Path, far: Path) -> None:
-        self._near, self._far = near, far
+    def __init__(self, near: Path | int, far: Path | int) -> None:
+        self.near, self._far = near, far
         self._delay = 0.0
         self._whole = True
         self._swallows = False
@@ -21,14 +21,17 @@ class Cable:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_unix_server(self._connect, str(near)), self._loop
-        ).result()
+        self._server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+
+    async def _listen(self) -> asyncio.Server:
+        if isinstance(self.near, int):
+            return await asyncio.start_server(self._connect, "127.0.0.1", self.near)
+        return await asyncio.start_unix_server(self._connect, str(self.near))
 
     @property
     def url(self) -> str:
         """What goes through it says this for Redis."""
-        return f"unix://{self._near}"
+        return f"unix://{self.near}"
 
     def cut(self) -> None:
         """End all connections, and each new one at once."""
@@ -79,7 +82,10 @@ class Cable:
             writer.close()
 
     async def _join(self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(str(self._far))
+        if isinstance(self._far, int):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._far)
+        else:
+            far_reader, far_writer = await asyncio.open_unix_connection(str(self._far))
         both = [
             asyncio.ensure_future(self._pass_on(task, reader, far_writer, replies=False)),
             asyncio.ensure_future(self._pass_on(task, far_reader, writer, replies=True)),

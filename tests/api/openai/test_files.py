@@ -139,6 +139,22 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(place: Site, folder: 
     assert kept(folder) == before
 
 
+def test_a_storage_that_fails_is_no_missing_file(client: openai.OpenAI, folder: Path) -> None:
+    """Whoever asks for its bytes, or has it deleted, is told to come again."""
+    made = client.files.create(file=("a", b"x"), purpose="user_data")
+    path = folder / "files" / made.id
+    path.unlink()
+    path.mkdir()
+    for act in (client.files.content, client.files.delete):
+        with pytest.raises(openai.InternalServerError) as refused:
+            act(made.id)
+        assert (refused.value.status_code, refused.value.code) == (503, "storage_unavailable")
+    path.rmdir()
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(made.id)
+    assert client.files.delete(made.id).deleted
+
+
 def test_a_full_disk_refuses_files(client: openai.OpenAI, valkey_url: str) -> None:
     """With the words that `up` has for it."""
     redis.Redis.from_url(valkey_url).set(keys.REFUSAL, "Only 3 MB are free.", ex=60)
