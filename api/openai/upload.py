@@ -16,6 +16,8 @@ from api.settings import ApiSettings
 MOST_FIELDS = 32
 MOST_FIELD = 4096
 """Bytes of one field that is no file."""
+BESIDE = MOST_FIELDS * (MOST_FIELD + 1024)
+"""Bytes there may be beside the file's."""
 
 
 class Upload:
@@ -32,6 +34,9 @@ class Upload:
                 "does.",
                 code="invalid_upload",
             )
+        announced = http.headers.get("content-length", "")
+        if announced.isdecimal() and len(announced) < 20 and int(announced) > settings.max_file + BESIDE:
+            raise _too_large(settings.max_file)
         self.fields: dict[str, str] = {}
         self.filename = ""
         self._limit = settings.max_file
@@ -72,13 +77,7 @@ class Upload:
             for chunk in read:
                 size += len(chunk)
                 if size > self._limit:
-                    raise HttpProblem(
-                        Problem(
-                            413,
-                            "file_too_large",
-                            f"The file is larger than {self._limit} bytes, the most this server takes.",
-                        )
-                    )
+                    raise _too_large(self._limit)
                 yield chunk
             if not await self._more():
                 break
@@ -153,3 +152,9 @@ class Upload:
 
     def _all_read(self) -> None:
         self._whole = True
+
+
+def _too_large(limit: int) -> HttpProblem:
+    return HttpProblem(
+        Problem(413, "file_too_large", f"The file is larger than {limit} bytes, the most this server takes.")
+    )

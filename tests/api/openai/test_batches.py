@@ -152,7 +152,8 @@ def test_responses_in_a_batch(client: openai.OpenAI) -> None:
 
 
 BAD: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
-    "empty": (b"\n \n", [("empty_file", None)]),
+    "empty": (b"", [("empty_file", None)]),
+    "blank": (b"\n \n", [("empty_file", None)]),
     "no JSON": (jsonl(chat("a", "x"), b"{nonsense\n"), [("invalid_json_line", 2)]),
     "not UTF-8": (jsonl(chat("a", "x"), b'{"custom_id": "\xff"}\n'), [("invalid_json_line", 2)]),
     "no object": (b"[1]\n", [("invalid_json_line", 1)]),
@@ -166,6 +167,10 @@ BAD: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "model": (
         jsonl(chat("a", "x"), chat("b", "x", "gone"), chat("c", "x", "gone")),
         [("model_not_found", n) for n in (2, 3)],
+    ),
+    "far down": (
+        jsonl(*(chat(str(n), "x", "echo" if n != 7031 else "gone") for n in range(1, 7100))),
+        [("model_not_found", 7031)],
     ),
     "long": (jsonl(chat("a", "x"), b" " * 5 + b"x" * 11_000_000 + b"\n", chat("b", "x")), [("line_too_long", 2)]),
 }

@@ -119,6 +119,19 @@ def test_what_is_no_upload_is_refused(place: Site, client: openai.OpenAI, folder
     assert kept(folder) == before
 
 
+def test_a_gigabyte_is_refused_before_it_comes(place: Site, folder: Path) -> None:
+    """By what its client says of its length."""
+    before = kept(folder)
+    head = (
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+        b"Content-Length: 1000000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", place.port), timeout=20) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert kept(folder) == before
+
+
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(place: Site, folder: Path) -> None:
     """The bytes that had come are dropped with it."""
     before = kept(folder)
