@@ -69,6 +69,7 @@ def up(
         host=http.host,
         port=http.port,
         drain=http.drain,
+        trusted_networks=http.trusted_networks,
         preload=configuration.load(BoardSettings).preload,
         check_keys=check_keys,
     )

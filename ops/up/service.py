@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from api.try_it import try_it
 from api.version import VERSION
@@ -53,6 +55,8 @@ class Plan:
     port: int
     drain: float = 0.0
     """Seconds the API lets open answers go on when it is stopped."""
+    trusted_networks: Sequence[str] = ()
+    """Whose clients need no key; when there are any, the others do."""
     preload: bool = True
     """A model is loaded at the start, not with the first request."""
     check_keys: Callable[[str], None] | None = None
@@ -259,14 +263,27 @@ class _Service:
 
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         shown = ", ".join(_shown(model) for model in models[:5])
-        say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. Try it:")
+        needs_key = self._probe.state.needs_key
+        how = trial(self._shown_url, self._plan.trusted_networks, needs_key=needs_key)
+        say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. {how}")
         tried = min(
             models,
             key=lambda model: (model.get("id") != self._plan.tasks.default_model, "chat" not in _capabilities(model)),
             default={},
         )
-        line = try_it(self._shown_url, tried.get("id"), _capabilities(tried), key=self._probe.state.needs_key)
+        line = try_it(self._shown_url, tried.get("id"), _capabilities(tried), key=needs_key)
         say(f"\n  {line}\n\nCtrl-C stops everything.")
+
+
+def trial(url: str, networks: Sequence[str], *, needs_key: bool) -> str:
+    """What is said before the line to try, which asks `url` and comes from its address when it is pasted on this machine."""
+    address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    if needs_key or not networks or any(address in ipaddress.ip_network(network) for network in networks):
+        return "Try it:"
+    return (
+        f"This machine ({address}) is in none of the trusted networks ({', '.join(networks)}). Try it from one that is, or "
+        "make a key (.venv/bin/rockchipllama keys create NAME) and add -H 'Authorization: Bearer YOUR-KEY':"
+    )
 
 
 def say(text: str) -> None:

@@ -210,8 +210,16 @@ def _private(folder: Path) -> bool:
 
 
 def _only_warnings(show: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    # A line is `PID:ROLE DATE TIME LEVEL text`, and the level of a warning is '#'. Some are advice on the system.
-    advice = (b"overcommit_memory", b"Transparent Huge Pages", b"TCP backlog", b"no config file", b"bye bye")
+    # A line is `PID:ROLE DATE TIME LEVEL text`, and the level of a warning is '#'. Some are advice on the system, or name a
+    # tool that is not there, for what `mend` sees to.
+    advice = (
+        b"overcommit_memory",
+        b"Transparent Huge Pages",
+        b"TCP backlog",
+        b"no config file",
+        b"bye bye",
+        b"check-aof",
+    )
 
     def filtered(line: bytes) -> None:
         if b" # " in line and not any(words in line for words in advice):

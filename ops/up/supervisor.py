@@ -113,7 +113,7 @@ class Supervisor:
     def stop(self, order: Sequence[tuple[Part, float]]) -> None:
         """End each part in turn: ask, wait so many seconds, kill. A second Ctrl-C while this runs hurries it."""
         self._stopping = True
-        asked_before = self._asked
+        asked_before = min(self._asked, 1)  # two may have come at once
         for part, patience in order:
             part.terminate()
             began = now()

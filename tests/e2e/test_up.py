@@ -196,6 +196,7 @@ def test_a_second_ctrl_c_hurries(folder: Path) -> None:
     assert up.ended() == 0
     eventually(lambda: not up.left(), limit=30, what="the end of every process")
     assert not sockets.exists()
+    assert "Traceback" not in up.said
 
 
 def test_kill_9_leaves_nothing_and_loses_nothing(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import time
 from collections import deque
@@ -18,9 +19,11 @@ from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
 from ops.up.ready import Readiness, _read, listens, place
-from ops.up.service import Plan, run
+from ops.up.service import Plan, run, trial
 from ops.up.settings import UpSettings
+from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
+from tests.stack import LIMIT
 
 
 def test_one_up_per_data_dir(tmp_path: Path) -> None:
@@ -209,6 +212,31 @@ def test_output_is_taken_apart_into_lines(tmp_path: Path) -> None:
     output.close()
     assert shown == [b"one\n", b"two\n", b"\xff\n", b"unended\n"]
     assert list(tail) == ["two", "�", "unended"]
+
+
+def test_a_line_that_would_be_refused_here_says_what_it_needs() -> None:
+    """This machine may be in none of the trusted networks; with a key it does not matter, and the line has a place for it."""
+    networks = ("10.0.0.0/8", "fd00::/8")
+    for url in ("http://127.0.0.1:8080", "http://[::1]:8080"):
+        assert "none of the trusted networks (10.0.0.0/8, fd00::/8)" in trial(url, networks, needs_key=False)
+        assert "keys create NAME" in trial(url, networks, needs_key=False)
+        assert trial(url, networks, needs_key=True) == trial(url, (), needs_key=False) == "Try it:"
+    assert trial("http://10.1.2.3:8080", networks, needs_key=False) == "Try it:"
+
+
+def test_two_ctrl_c_at_once_hurry_as_well(tmp_path: Path) -> None:
+    """The second may come before anything began to stop; a part that will not is killed then, long before its time."""
+    part = Part("p", ["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], log=tmp_path / "p.log")
+    with Supervisor() as supervisor:
+        supervisor.start(part)
+        assert supervisor.until(lambda: "ready" in part.tail, LIMIT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopAsked):
+            supervisor.turn(LIMIT)
+        begun = time.monotonic()
+        supervisor.stop([(part, 2 * LIMIT)])
+    assert time.monotonic() - begun < LIMIT
 
 
 def test_restarts_pause_longer_and_longer_and_end(tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_a_damaged_store_is_mended(up: Callable[..., Up], tmp_path: Path) -> Non
     assert _redis(one, b"GET kept\r\n") == b"$1\r\n1\r\n"
     assert len(list(append_only.glob("*.aof.damaged-*"))) == 2
     assert _redis(one, b"SET kept 2\r\n") == b"+OK\r\n"
+    assert "check-aof" not in one.said and "check-aof" in (one.folder / "data/logs/valkey.log").read_text()
 
 
 def test_a_queue_in_memory_alone_writes_nothing(up: Callable[..., Up], monkeypatch: pytest.MonkeyPatch) -> None:
