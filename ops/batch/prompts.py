@@ -46,15 +46,17 @@ def format_of(name: str, said: str | None) -> str:
 
 
 def write(source: BinaryIO, form: str, wishes: Wishes, to: IO[bytes]) -> tuple[str, int]:
-    """Write the input as the API takes it; the endpoint it is for, and how many requests there are. Raises `InputError`."""
+    """Write the input as the API takes it; the endpoint it is for, and how many requests there are. Raises `InputError`.
+
+    Empty lines stay, so that a line at fault is told by its number in the input."""
     endpoint, count = CHAT, 0
     requests = _given(source, wishes) if form == "jsonl" else _made(source, form, wishes)
     try:
         for url, line in requests:
-            if not count:
+            if line and not count:
                 endpoint = url
             to.write(line + b"\n")
-            count += 1
+            count += bool(line)
     except UnicodeDecodeError as error:
         raise InputError("The input is not UTF-8.") from error
     if not count:
@@ -68,9 +70,10 @@ def _given(source: BinaryIO, wishes: Wishes) -> Iterator[tuple[str, bytes]]:
     first = True
     for number, line in enumerate(source, 1):
         line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-        if not line:
-            continue
         url = ""
+        if not line:
+            yield url, line
+            continue
         if first or wishes.model:
             try:
                 request = json.loads(line)
@@ -91,6 +94,9 @@ def _made(source: BinaryIO, form: str, wishes: Wishes) -> Iterator[tuple[str, by
     text = io.TextIOWrapper(source, encoding="utf-8-sig", newline="" if form == "csv" else None)
     template = wishes.template or "{prompt}"
     for name, values in _rows(text, template) if form == "csv" else _lines(text, template):
+        if not values:
+            yield CHAT, b""
+            continue
         system = [{"role": "system", "content": wishes.system}] if wishes.system else []
         body: dict[str, Any] = {"messages": [*system, {"role": "user", "content": _filled(template, values)}]}
         if wishes.model:
@@ -107,8 +113,8 @@ def _filled(template: str, values: dict[str, str]) -> str:
 def _lines(text: IO[str], template: str) -> Iterator[tuple[str, dict[str, str]]]:
     _check(template, ("prompt",))
     for number, line in enumerate(text, 1):
-        if prompt := line.strip():
-            yield f"line-{number}", {"prompt": prompt}
+        prompt = line.strip()
+        yield f"line-{number}", {"prompt": prompt} if prompt else {}
 
 
 def _rows(text: IO[str], template: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -8,10 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ops.batch.service import OVER, Service, ServiceAway, ServiceError
-
-TRIES = 5
-"""Times that a download is gone on with by itself."""
+from ops.batch.service import OVER, PAUSE, TRIES, Service, ServiceAway, ServiceError
 
 
 def errors_beside(out: Path) -> Path:
@@ -63,10 +60,10 @@ def show(service: Service, batch: dict[str, Any]) -> None:
 def _bring(service: Service, file: str, path: Path) -> Path:
     # Under the file's own id, so that what is gone on with is a part of the same.
     part = path.with_name(f"{path.name}.{file}.part")
-    size = service.size(file)
     for left in reversed(range(TRIES)):
         have = part.stat().st_size if part.exists() else 0
         try:
+            size = service.size(file)
             if have < size:
                 with service.content(file, have) as chunks, part.open("ab") as to:
                     for chunk in chunks:
@@ -75,7 +72,7 @@ def _bring(service: Service, file: str, path: Path) -> Path:
         except ServiceAway:
             if not left:
                 raise
-            time.sleep(1.0)
+            time.sleep(PAUSE)
     if part.stat().st_size != size:
         raise ServiceError(f"{part} has not the size of what the service has; take it away and ask again.")
     return part

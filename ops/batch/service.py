@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -12,6 +13,10 @@ import httpx
 
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 """The states in which nothing more happens to a batch."""
+TRIES = 5
+"""Times that something is asked for by itself, while the service is away."""
+PAUSE = 1.0
+"""Seconds between them."""
 PATIENCE = httpx.Timeout(60.0, read=300.0)
 
 
@@ -36,9 +41,15 @@ class Service:
         return str(self._ask("POST", "/v1/files", data={"purpose": "batch"}, files={"file": (name, data)})["id"])
 
     def create(self, file: str, endpoint: str, window: str) -> dict[str, Any]:
-        """Start a batch over an uploaded file."""
+        """Start a batch over an uploaded file; one, however often it has to be asked for."""
         body = {"input_file_id": file, "endpoint": endpoint, "completion_window": window}
-        return self._ask("POST", "/v1/batches", json=body, headers={"idempotency-key": secrets.token_hex(16)})
+        headers = {"idempotency-key": secrets.token_hex(16)}
+        for _ in range(TRIES - 1):
+            try:
+                return self._ask("POST", "/v1/batches", json=body, headers=headers)
+            except ServiceAway:
+                time.sleep(PAUSE)
+        return self._ask("POST", "/v1/batches", json=body, headers=headers)
 
     def batch(self, batch: str) -> dict[str, Any]:
         """How far it is."""

@@ -207,7 +207,11 @@ def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = N
     from ops.batch.service import ServiceError
 
     seen: list[Moment] = []
-    over = watch.watch(service, batch, as_json=as_json, seen=seen)
+    try:
+        over = watch.watch(service, batch, as_json=as_json, seen=seen)
+    except KeyboardInterrupt:
+        print(f"{batch} goes on. `rockchipllama batch watch {batch}` shows it again.", file=sys.stderr)
+        raise
     print(watch.told(over), file=sys.stderr, flush=True)
     if plot is not None:
         try:

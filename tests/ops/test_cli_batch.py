@@ -7,9 +7,12 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,10 +21,11 @@ import httpx
 import pytest
 
 from ops import environment
+from ops.batch import service as service_module
 from ops.batch.pace import Pace, duration
 from ops.batch.plot import Moment, svg
 from ops.batch.prompts import InputError, Wishes, format_of, write
-from ops.batch.service import ServiceError
+from ops.batch.service import Service, ServiceError
 from tests.stack import Stack, eventually
 
 
@@ -159,6 +163,67 @@ def test_a_file_is_had_from_any_byte_on(stack: Stack) -> None:
         assert (whole.status_code, whole.content) == (200, b"0123456789")
 
 
+def test_whoever_stops_watching_stops_nothing(stack: Stack) -> None:
+    """And is told how to watch again."""
+    given = b"".join(request(f"r{n}", "take your time", model="slow") for n in range(5))
+    identity = batch(stack, "submit", "-", given=given).stdout.decode().strip()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "ops.cli.main", "batch", "watch", identity, "--url", stack.url],
+        env=environment.for_child({}),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert watching.stderr is not None
+    assert b" of " in watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert f"batch watch {identity}" in said.decode() and "Traceback" not in said.decode()
+    assert httpx.get(f"{stack.url}/v1/batches/{identity}").json()["status"] in ("validating", "in_progress")
+    batch(stack, "cancel", identity)
+
+
+def test_a_line_at_fault_is_told_by_its_number_in_the_input(stack: Stack) -> None:
+    """Also behind empty ones."""
+    given = request("a", "x", model="echo") + b"\n \n" + request("b", "x", model="nobody")
+    said = batch(stack, "submit", "-", "--wait", given=given, code=1).stderr
+    assert b"line 4: The model 'nobody'" in said
+    said = batch(
+        stack, "submit", "-", "--wait", "--format", "text", "--model", "nobody", given=b"\n\na\n", code=1
+    ).stderr
+    assert b"line 3: The model 'nobody'" in said
+
+
+def test_a_batch_is_asked_for_again_while_the_service_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the same key, so that there is one of it; what is refused is not asked for again."""
+    monkeypatch.setattr(service_module, "PAUSE", 0.0)
+    asked: list[str] = []
+    answers = [503, 503, 200, 400]
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            asked.append(self.headers["idempotency-key"])
+            self.send_response(answers[len(asked) - 1])
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        client = Service(f"http://127.0.0.1:{server.server_port}")
+        assert client.create("file", "/v1/completions", "24h") == {}
+        with pytest.raises(ServiceError):
+            client.create("file", "/v1/completions", "24h")
+        server.shutdown()
+        thread.join(10)
+    assert len(asked) == 4 and len(set(asked[:3])) == 1 and asked[3] != asked[0]
+
+
 def test_a_service_that_is_not_there_is_a_sentence() -> None:
     """With what to do."""
     done = subprocess.run(
@@ -177,7 +242,7 @@ def made(data: bytes, form: str, **wishes: Any) -> list[dict[str, Any]]:
     """The requests that are made of an input."""
     to = io.BytesIO()
     _, count = write(io.BytesIO(data), form, Wishes(**wishes), to)
-    found = [json.loads(line) for line in to.getvalue().splitlines()]
+    found = [json.loads(line) for line in to.getvalue().splitlines() if line]
     assert len(found) == count
     return found
 
