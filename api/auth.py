@@ -72,7 +72,8 @@ def require(http: Request, needed: KeyScope) -> None:
 
 
 class Auth:
-    """ASGI middleware that lets through who may pass. With neither keys nor networks, everybody may.
+    """ASGI middleware that lets through who may pass. With neither keys nor networks, everybody may who reaches an address of
+    this machine alone; on a wider one nobody, since its last key may be revoked while it listens, or forgotten by Redis.
 
     Keys come from the settings, which have every scope, and from `rockchipllama keys`. Who shows none may pass only under
     the server's own names and from its own pages (`Origins`).
@@ -81,6 +82,7 @@ class Auth:
     def __init__(self, app: ASGIApp, settings: ApiSettings, renderer_of: Callable[[Scope], Renderer]) -> None:
         self.app = app
         self.renderer_of = renderer_of
+        self._local = is_loopback(settings.host)
         self._settled = frozenset(digest_of(key.get_secret_value().encode()) for key in settings.api_keys)
         self._networks = [ipaddress.ip_network(word) for word in settings.trusted_networks]
         self._address = ClientAddress(settings.trusted_proxies)
@@ -118,7 +120,7 @@ class Auth:
             scope[ALLOWED] = EVERY_SCOPE if digest in self._settled else made[digest].scopes
             return None
         keys = bool(self._settled or made)
-        if not (keys or self._networks):
+        if not (keys or self._networks) and self._local:
             scope[ALLOWED] = EVERY_SCOPE if is_loopback(scope[OWNER]) else TRUSTED
             return self._origins.refusal(scope)
         if in_networks(scope[OWNER], self._networks):
@@ -129,6 +131,9 @@ class Auth:
             "invalid_api_key",
             "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
             if keys
+            else "This server listens beyond its machine and has no API key left, so it lets nobody in. Make one there: "
+            ".venv/bin/rockchipllama keys create NAME"
+            if not self._networks
             else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
             "and it has no API keys.",
         )

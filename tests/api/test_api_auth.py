@@ -158,6 +158,15 @@ def test_a_made_key_opens_and_closes_the_rest(place: Site) -> None:
     assert place.http.get("/healthz").status_code == 200
 
 
+def test_a_wide_service_whose_last_key_is_gone_lets_nobody_in() -> None:
+    """It was let listen there for a key, which may be revoked since, or forgotten by its Redis."""
+    auth = Auth(None, ApiSettings(host="0.0.0.0"), None)  # type: ignore[arg-type]
+    for host in ("192.168.1.7", "127.0.0.1"):
+        scope = {"type": "http", "path": "/v1/models", "headers": [], "client": (host, 1), OWNER: host}
+        refused = auth.refusal(scope, None, {})
+        assert refused is not None and refused.status == 401 and "keys create" in refused.message
+
+
 def test_keys_of_the_settings_and_made_ones_stand_together(locked: Site) -> None:
     """Making one takes nothing from the others."""
     locked.world.api_keys.make("rl-made", Scope.INFERENCE)
