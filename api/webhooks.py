@@ -60,10 +60,14 @@ def check_address(url: str, settings: ApiSettings) -> None:
             "webhook",
             "unsupported_parameter",
         )
+    # Few need it, so it is loaded with the first address.
+    import httpx
+
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError:
+        httpx.URL(url)  # whoever calls reads it in a way of its own
+    except (ValueError, httpx.InvalidURL):
         raise _invalid("it is no URL") from None
     if parts.scheme not in ("http", "https") or not host:
         raise _invalid("it should begin with https:// or http:// and name a host")
@@ -139,6 +143,11 @@ async def _make(call: Call, book: CallBook, jobs: JobBook, settings: ApiSettings
         problem, over = str(error), False
     except (OSError, TimeoutError, ValueError) as error:
         problem, over = str(error) or type(error).__name__, False
+    except QueueUnavailable:
+        raise  # it is no attempt's fault
+    except Exception as error:
+        log.exception("a call to a webhook broke off", extra={"job": call.job})
+        problem, over = type(error).__name__, False
     if problem is None:
         await book.settle(call)
         return
@@ -163,7 +172,6 @@ async def _body(call: Call, jobs: JobBook) -> bytes:
 
 async def _send(call: Call, body: bytes, settings: ApiSettings) -> int:
     """The status that came back. Raises `Refused`, `OSError`."""
-    # Few need it, so it is loaded with the first call.
     import httpx
 
     assert settings.webhook_secret is not None

@@ -78,6 +78,16 @@ async def test_what_is_not_answered_well_is_due_again(status: int, attempt: int,
         assert calls.qsize() == 1
 
 
+@pytest.mark.parametrize("trouble", ["an address", "a record"])
+async def test_what_cannot_be_understood_comes_to_an_end_as_well(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that a version before this one took, a record that one after it wrote: tried again, and given up."""
+    if trouble == "a record":
+        monkeypatch.setattr(webhooks, "render", lambda view: 1 / 0)
+    url = "http://999.999.999.999/" if trouble == "an address" else "http://127.0.0.1:9/"
+    assert await make(url) == AGAIN[0]
+    assert await make(url, len(AGAIN) + 1) is None
+
+
 async def test_a_redirect_is_not_followed() -> None:
     """It may lead anywhere."""
     with called() as (aim, reached), called(307, location=aim) as (url, calls):
@@ -188,7 +198,14 @@ async def test_only_the_internet_is_called_unless_a_network_is_allowed(address: 
             "http://me:secret@example.com/",
             "http://[::1/",
         ),
-        *("http://example.com:99999/", "http://10.0.0.1/", "http://[::ffff:10.0.0.1]/", "http://ex\u00e4mple.com/"),
+        *(
+            "http://999.999.999.999/",
+            "http://[v1.x]/",
+            "http://example.com:99999/",
+            "http://10.0.0.1/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://ex\u00e4mple.com/",
+        ),
     ],
 )
 async def test_an_address_that_could_never_be_called_is_refused(url: str) -> None:
