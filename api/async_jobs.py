@@ -21,7 +21,7 @@ from api.drain import close
 from api.durations import read_duration
 from api.errors import CANCELLED, INTERNAL, HttpProblem, Problem, invalid, of_failed, respond
 from api.fronts import Asked, Front
-from api.idempotency import key_of
+from api.idempotency import TAKEN, key_of
 from api.jobs import LONGEST_WAIT, checked_id, render
 from api.json_response import json_response
 from api.needs import JobBook, fronts_of, services_of, settings_of
@@ -52,7 +52,7 @@ WAIT = {
 SHAPES: tuple[type[BaseModel], ...] = (JobBody,)
 
 
-@router.post("", summary="Make a job that nobody waits for", openapi_extra=takes(JobBody))
+@router.post("", summary="Make a job that nobody waits for", openapi_extra=takes(JobBody) | TAKEN)
 async def create_job(http: Request) -> Response:
     """Accept what an endpoint would answer, and say at once as which job. It goes on whether or not anybody is connected.
     With an `Idempotency-Key` the same call, sent again, gives the same job."""

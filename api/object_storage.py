@@ -26,6 +26,10 @@ log = logging.getLogger("rockchipllama.api")
 
 Result = TypeVar("Result")
 
+HELD = 2.0
+"""Seconds between two questions whether a file that is put together is still this process'."""
+AT_ONCE = 1000
+"""Objects that are deleted by one request."""
 _PARTS = ".parts/"
 _DIGITS = 15
 
@@ -88,15 +92,23 @@ class ObjectStorage:
         self._ends.pop(name, None)
         if not await self._is_whole(name):
             await self._cut(name, size)
-            await self.create(name, self.read(name))
-        for path, _ in await self._parts(name):
-            await _in_thread(obstore.delete, self._store, path)
+            await self.create(name, self._held(name, mine))
+        await self._delete([path for path, _ in await self._parts(name)])
+
+    async def _held(self, name: str, mine: Check) -> AsyncIterator[bytes]:
+        """Its bytes, and meanwhile it stays this process': of a night there may be ten thousand parts to be read."""
+        now = asyncio.get_running_loop().time
+        checked = now()
+        async for chunk in self.read(name):
+            if now() - checked > HELD:
+                await mine()
+                checked = now()
+            yield chunk
 
     async def _cut(self, name: str, size: int) -> None:
         """Drop what follows the first `size` bytes of the parts. Raises `OSError` when there are fewer."""
         parts = await self._parts(name)
-        for path, _ in (part for part in parts if _place(part[0]) >= size):
-            await _in_thread(obstore.delete, self._store, path)
+        await self._delete([path for path, _ in parts if _place(path) >= size])
         good = sum(length for path, length in parts if _place(path) < size)
         if good != size:
             raise OSError(f"{name} has {good} bytes, and {size} were written to it")
@@ -104,8 +116,11 @@ class ObjectStorage:
     async def delete(self, name: str) -> None:
         for path in [name] if await self._is_whole(name) else []:
             await _in_thread(obstore.delete, self._store, path)
-        for path, _ in await self._parts(name):
-            await _in_thread(obstore.delete, self._store, path)
+        await self._delete([path for path, _ in await self._parts(name)])
+
+    async def _delete(self, paths: list[str]) -> None:
+        for first in range(0, len(paths), AT_ONCE):
+            await _in_thread(obstore.delete, self._store, paths[first : first + AT_ONCE])
 
     async def tidy(self, known: Collection[str]) -> None:
         for path, _, changed in await _in_thread(self._listed, ""):

@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from api.auth import owner_of, require
 from api.body import Wire, read_body
+from api.docs_page import takes
 from api.errors import HttpProblem, Problem, invalid
-from api.idempotency import key_of
+from api.idempotency import TAKEN, key_of
 from api.json_response import json_response
 from api.needs import services_of
 from api.openai.endpoints import ENDPOINTS
@@ -125,16 +126,7 @@ def _errors(progress: Progress) -> dict[str, Any] | None:
 
 
 @router.post("/batches", include_in_schema=False)
-@router.post(
-    "/v1/batches",
-    summary="Start a batch",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchBody"}}},
-        }
-    },
-)
+@router.post("/v1/batches", summary="Start a batch", openapi_extra=takes(BatchBody) | TAKEN)
 async def create_batch(http: Request) -> Response:
     """Answer every request of a file. With an `Idempotency-Key` the same call, sent again, gives the same batch."""
     require(http, Scope.BATCH)

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -245,6 +246,8 @@ def test_the_same_call_sent_again_makes_one_job(client: openai.OpenAI, stack: St
     def ask(key: str, **changed: Any) -> httpx.Response:
         return httpx.post(f"{stack.url}/v1/jobs", json=body | changed, headers={"Idempotency-Key": key}, timeout=LIMIT)
 
+    with ThreadPoolExecutor(4) as clients:
+        assert len({reply.json()["id"] for reply in clients.map(ask, ["at once"] * 4)}) == 1
     first, again, other = ask("a"), ask("a"), ask("b")
     assert [reply.status_code for reply in (first, again, other)] == [202] * 3
     assert again.json()["id"] == again.headers["x-job-id"] == first.json()["id"] != other.json()["id"]

@@ -14,6 +14,7 @@ import openai
 import pytest
 import redis
 
+from api import object_storage
 from api.object_storage import ObjectStorage
 from api.storage import NEW, LocalStorage, Storage
 from tasks import api_keys, keys
@@ -303,6 +304,31 @@ async def test_whoever_was_replaced_writes_nothing(tmp_path: Path, kind: str) ->
         with pytest.raises(OSError, match="exists"):
             await zombie.append("f", 4, b"X", ours)
     assert await read(storage, "f") == b"one\ntwo\n"
+
+
+@pytest.mark.anyio
+async def test_a_file_of_many_parts_stays_whose_it_is_while_it_is_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes longer than a lease; whoever is replaced meanwhile breaks off, and the next one does it."""
+    monkeypatch.setattr(object_storage, "HELD", 0.0)
+    storage = storages(tmp_path)["objects"]()
+    for place in range(20):
+        await storage.append("f", 4 * place, b"one\n", ours)
+    asked = 0
+
+    async def replaced() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 10:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await storage.seal("f", 80, replaced)
+    assert not (tmp_path / "objects" / "f").exists()
+    await storage.seal("f", 80, ours)
+    assert (tmp_path / "objects" / "f").read_bytes() == b"one\n" * 20
+    assert [path.name for path in (tmp_path / "objects").rglob("*") if path.is_file()] == ["f"]
 
 
 @pytest.mark.anyio
