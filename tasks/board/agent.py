@@ -73,7 +73,9 @@ class Agent:
         self._sweeper = Sweeper(self._client, settings.lease)
         self._watchdog = Watchdog(self._client, self._board, self._workers)
         self._losses = Losses(self._client, self._board, settings.lease)
-        self._demand = Demand(self._client, self._board, lambda: self._catalog, self._workers.has, self.load)
+        self._demand = Demand(
+            *(self._client, self._board, lambda: self._catalog), self._workers.has, self._workers.leaving, self.load
+        )
         self._keeping = Keeping(self._client, self._board, board_settings.keep_alive)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
@@ -105,7 +107,7 @@ class Agent:
             self._client,
             self._settings,
             lambda: self._catalog,
-            self.load,
+            self.load_after_others,
             self.unload,
             self._keeping.ask,
             self._inventory.obey,
@@ -149,10 +151,22 @@ class Agent:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
         needed = describe(model, self._setup).memory_bytes
         with self._fitting:  # two at once would both find the same room
-            if not self._workers.has(model.id):
+            # Where the same model is being unloaded, it is that one's memory that its successor gets.
+            if not self._workers.has(model.id) and model.id not in self._workers.leaving():
                 self._make_sure_it_fits(model, needed)
             self._workers.start(model, needed)
         self._to_load.add(model.id)
+
+    def load_after_others(self, model: Model) -> None:
+        """The same, once those models are gone that are being unloaded, if it takes their memory."""
+        while True:
+            leaving = self._workers.leaving()
+            try:
+                return self.load(model)
+            except OutOfMemory:
+                if not leaving:
+                    raise
+            self._leaving.wait(0.1)
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""

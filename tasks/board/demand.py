@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import redis
@@ -37,12 +37,15 @@ class Demand:
         board: str,
         catalog: Callable[[], Catalog],
         has_worker: Callable[[str], bool],
+        leaving: Callable[[], Collection[str]],
         load: Callable[[Model], None],
     ) -> None:
+        """`leaving` tells the models that are being unloaded on this board."""
         self._client = client
         self._board = board
         self._catalog = catalog
         self._has_worker = has_worker
+        self._leaving = leaving
         self._load = load
         self._looks: dict[str, int] = {}
         """How many looks in a row have found jobs of a model that nobody serves, or too few."""
@@ -89,7 +92,7 @@ class Demand:
             log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
         except ModelRefused as error:
             log.error("jobs wait for %s, and it cannot be loaded: %s", model.id, error)
-            if last:
+            if last and not self._leaving():  # there may be room once they are gone
                 self._refuse(model.id, error)
 
     def _refuse(self, model: str, error: ModelRefused) -> None:

@@ -133,6 +133,11 @@ class Workers:
         with self._lock:
             return model_id in self._children
 
+    def leaving(self) -> set[str]:
+        """The models whose workers were told to stop and still have their memory. A successor starts when that is free."""
+        with self._lock:
+            return set(self._leaving)
+
     def note(self, model_id: str) -> str | None:
         """What to tell people about a worker that keeps dying; None when all is well."""
         with self._lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from npu.hardware import Memory
 from npu.model import Model
 from tasks import keys
 from tasks.board import agent as module
+from tasks.board import workers
 from tasks.board.agent import Agent
+from tasks.board.process import WorkerProcess, wait_or_kill
 from tasks.board.settings import BoardSettings
 from tasks.settings import TaskSettings
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 MIB = 1 << 20
 
@@ -92,6 +96,52 @@ def test_a_model_that_is_there_needs_no_more(agent: Agent, monkeypatch: pytest.M
     has_memory(monkeypatch, total=100, available=0)
     agent.load(echo())
     assert agent._workers.reserved() == MIB
+
+
+def test_the_memory_of_a_model_that_is_being_unloaded_is_waited_for(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for another model gets it then, instead of a refusal that is true for a moment only."""
+    gone = threading.Event()
+
+    def wait(processes: list[WorkerProcess], grace: float) -> None:
+        assert gone.wait(LIMIT)
+        wait_or_kill(processes, 0.0)
+        has_memory(monkeypatch, total=100, available=11)
+
+    has_memory(monkeypatch, total=100, available=11)
+    agent.load(echo())
+    has_memory(monkeypatch, total=100, available=10)
+    monkeypatch.setattr(workers, "wait_or_kill", wait)
+    with ThreadPoolExecutor(2) as pool:
+        unloaded = pool.submit(agent.unload, echo())
+        eventually(agent._workers.leaving, what="a worker that leaves")
+        another = pool.submit(agent.load_after_others, echo("another"))
+        with pytest.raises(TimeoutError):
+            another.result(0.3)
+        gone.set()
+        unloaded.result(LIMIT)
+        another.result(LIMIT)
+    assert agent._workers.living().keys() == {"another"}
+
+
+def test_a_model_that_is_being_unloaded_may_be_loaded_again(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the memory that its successor gets, which starts once it is gone."""
+    gone = threading.Event()
+    has_memory(monkeypatch, total=100, available=11)
+    agent.load(echo())
+    has_memory(monkeypatch, total=100, available=10)
+    monkeypatch.setattr(workers, "wait_or_kill", lambda *_: gone.wait(LIMIT))
+    with ThreadPoolExecutor(1) as pool:
+        unloaded = pool.submit(agent.unload, echo())
+        eventually(agent._workers.leaving, what="a worker that leaves")
+        agent.load(echo())
+        agent._workers.tick()
+        assert agent._workers.has("echo") and not agent._workers.living()
+        gone.set()
+        unloaded.result(LIMIT)
+    agent._workers.tick()
+    assert agent._workers.living().keys() == {"echo"}
 
 
 def test_a_smaller_context_is_the_advice(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ class Rack:
         self.loaded: list[str] = []
         self.trouble: dict[str, Exception] = {}
         self.workers: set[str] = set()
+        self.leaving: set[str] = set()
+        """Models that are being unloaded."""
         self.boards = {board: self._board(board) for board in boards}
 
     def _board(self, board: str) -> Demand:
@@ -47,7 +49,7 @@ class Rack:
             self.workers.add(board)
 
         catalog = Catalog((Model(id="echo", engine="echo", folder=Path()),))
-        return Demand(self.client, board, lambda: catalog, lambda _: board in self.workers, load)
+        return Demand(self.client, board, lambda: catalog, lambda _: board in self.workers, lambda: self.leaving, load)
 
     def look(self) -> list[str]:
         """Every board looks once; who has tried to load since the last time."""
@@ -124,6 +126,10 @@ def test_what_no_board_can_load_is_told(client: redis.Redis, valkey_url: str, tr
     jobs = [rack.accept(), rack.accept()]
     assert rack.look() == ["a"]
     assert [rack.view(job).state for job in jobs] == [JobState.QUEUED] * 2
+    rack.leaving.add("another")  # it still has the memory that this one would get
+    assert rack.look() == ["a", "b"]
+    assert [rack.view(job).state for job in jobs] == [JobState.QUEUED] * 2
+    rack.leaving.clear()
     assert rack.look() == ["a", "b"]
     for job in jobs:
         found = rack.view(job)
