@@ -21,8 +21,9 @@ from tests.stack import LIMIT, Stack, eventually
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Two models on one board, fast ones."""
-    with Stack({"echo": {"tokens_per_second": 5000.0}, "other": {"tokens_per_second": 5000.0}}) as running:
+    """Two models on one board, fast ones; who feeds a batch and dies holds it for four seconds."""
+    models = {name: {"tokens_per_second": 5000.0} for name in ("echo", "other")}
+    with Stack(models, lease=4.0) as running:
         yield running
 
 
