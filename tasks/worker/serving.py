@@ -82,9 +82,9 @@ class Serving:
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
         self._look_again: threading.Timer | None = None
+        """Where only paused jobs wait: until the first of them may go on."""
         self._prefix = ""
         """Of the job that was served last: the engine has it in its cache."""
-        """Where only paused jobs wait: until the first of them may go on."""
         self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from tests.faults.load import Load
 from tests.faults.service import PARTS, Service
@@ -14,6 +15,10 @@ from tests.stack import eventually
 TTL = 5.0
 """Seconds for which the record of an ended job is kept here: their number soon stays the same."""
 SAMPLES = 8
+WARM = 10_000
+"""Requests before anything is measured: what parent and child share since the fork becomes their own by and by until then."""
+LONGEST_WARMING = 1800.0
+"""Seconds in which even a busy machine answers as many."""
 
 
 def sizes(service: Service) -> Counter[str]:
@@ -33,7 +38,9 @@ def sizes(service: Service) -> Counter[str]:
 def growth(seconds: float, seed: str) -> tuple[list[str], list[str]]:
     """Each size and its slope per 10,000 requests, with its standard error, in lines; and what went wrong with answers.
 
-    Measured on a service of its own, for so many seconds, each time all is quiet and no record is left.
+    Measured on a service of its own, for so many seconds, each time all is quiet and no record is left; it takes longer where
+    half of that is too short to get warm. The API's connections to Redis, which are descriptors of both, grow to the
+    `MOST_CONNECTIONS` of its pool, one whenever as many requests as never before meet in one moment.
     """
     wrong: list[str] = []
     requests, samples = [], []
@@ -50,12 +57,14 @@ def growth(seconds: float, seed: str) -> tuple[list[str], list[str]]:
 
 
 def _stretches(service: Service, seconds: float, seed: str, wrong: list[str]) -> Iterator[tuple[int, Counter[str]]]:
-    """How many requests were made and what there was then, after each stretch of load but the first. That takes half of the
-    time: what parent and child share since the fork becomes their own by and by, for some ten thousand requests."""
+    """How many requests were made and what there was then, after each stretch of load but the first, which takes half of the
+    time and `WARM` requests at least."""
     count = 0
     for number in range(SAMPLES + 1):
         with Load(service, f"{seed}/{number}", longest=3) as load:
             time.sleep(seconds / 2 / SAMPLES if number else seconds / 2)
+            if not number:
+                eventually(partial(_warm, load), limit=LONGEST_WARMING, what=f"{WARM} requests")
         eventually(service.settled, what="an end of all jobs")
         for one in load.asked:
             wrong += one.answer.wrong()
@@ -66,6 +75,10 @@ def _stretches(service: Service, seconds: float, seed: str, wrong: list[str]) ->
         count += len(load.asked)
         eventually(lambda: not service.jobs_on_record(), what="the expiry of all records")
         yield count, sizes(service)
+
+
+def _warm(load: Load) -> bool:
+    return len(load.asked) >= WARM or bool(load.crashes)
 
 
 def _slope(x: list[int], y: list[int]) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def kept_logs(service: Service) -> Path:
 
 def soak(minutes: float, seed: int) -> list[str]:
     """Everything that went wrong, in words; prints what happens. A tenth of the time, and two minutes at least, is for what
-    grows."""
+    grows; more on a machine that is slow to get warm."""
     began = time.monotonic()
     calm = max(120.0, 6 * minutes)
     over = began + max(30.0, 60 * minutes - calm)

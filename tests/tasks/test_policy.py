@@ -54,6 +54,20 @@ class Queue:
         self.end(claim)
         return claim.job
 
+    async def item(self, owner: str, instructions: str, lane: Lane = Lane.BATCH) -> str:
+        """A job that begins with these words."""
+        job = new_job_id()
+        request = ChatRequest(messages=(Message("system", instructions), Message("user", job)))
+        await self.store.accept(job, "echo", request, lane=lane, owner=owner)
+        return job
+
+    def serve_like(self, prefix: str) -> Claim:
+        """The job that was next for a worker whose last one began so; it has ended."""
+        claim = claim_next(self.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
+        assert isinstance(claim, Claim)
+        self.end(claim)
+        return claim
+
     def end(self, claim: Claim) -> None:
         with EventWriter(self.client, claim.job, "echo", claim.token, claim.seq, lambda: None, patience=5) as writer:
             writer.end(DONE)
@@ -250,57 +264,46 @@ async def test_an_owner_whose_turns_are_over_is_forgotten(queue: Queue, client: 
 
 async def test_batch_items_that_begin_alike_go_next_to_each_other(queue: Queue) -> None:
     """Of one owner, who loses no turn by it; not before a chat, and not before another owner whose turn it is."""
-
-    async def item(owner: str, instructions: str, lane: Lane = Lane.BATCH) -> str:
-        job = new_job_id()
-        request = ChatRequest(messages=(Message("system", instructions), Message("user", job)))
-        await queue.store.accept(job, "echo", request, lane=lane, owner=owner)
-        return job
-
-    def serve(prefix: str) -> Claim:
-        claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
-        assert isinstance(claim, Claim)
-        queue.end(claim)
-        return claim
-
-    a1, b1, a2 = [await item("ann", words) for words in ("A", "B", "A")]
-    first = serve("")
+    a1, b1, a2 = [await queue.item("ann", words) for words in ("A", "B", "A")]
+    first = queue.serve_like("")
     assert first.job == a1
     assert first.prefix
-    other = await item("bob", "A")
-    chat = await item("ann", "A", Lane.INTERACTIVE)
-    assert serve(first.prefix).job == chat
-    assert serve("something else").job == other  # whose turn it is
-    assert serve(first.prefix).job == a2
-    assert serve(first.prefix).job == b1
+    other = await queue.item("bob", "A")
+    chat = await queue.item("ann", "A", Lane.INTERACTIVE)
+    assert queue.serve_like(first.prefix).job == chat
+    assert queue.serve_like("something else").job == other  # whose turn it is
+    assert queue.serve_like(first.prefix).job == a2
+    assert queue.serve_like(first.prefix).job == b1
     assert queue.look() is None
+
+
+async def test_an_item_like_the_last_is_no_other_owners_and_not_paused(queue: Queue) -> None:
+    """Nobody's item goes before another's for that, and none goes on before its time."""
+    await queue.item("ann", "A")
+    await queue.item("bob", "C")
+    paused = queue.claim()
+    chat = await queue.accept("cid")
+    assert queue.pause(paused, prefill=50) is HandedBack.WAITING
+    assert [queue.serve(), queue.serve_like("").lane] == [chat, "batch"]
+    mine, others = await queue.item("ann", "B"), await queue.item("bob", "A")
+    assert queue.serve_like(paused.prefix).job == mine
+    assert queue.serve_like("").job == others
 
 
 async def test_an_item_is_not_passed_over_for_ever(queue: Queue, client: redis.Redis) -> None:
     """Nor by a long batch whose items all begin alike; and one whose record is gone holds nobody up."""
-
-    async def item(instructions: str) -> str:
-        job = new_job_id()
-        request = ChatRequest(messages=(Message("system", instructions), Message("user", job)))
-        await queue.store.accept(job, "echo", request, lane=Lane.BATCH, owner="ann")
-        return job
-
     prefix, served = "", []
-    await item("A")
-    other = await item("B")
+    await queue.item("ann", "A")
+    other = await queue.item("ann", "B")
     for _ in range(2 * ALIKE):
-        await item("A")
-        claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
-        assert isinstance(claim, Claim)
-        queue.end(claim)
+        await queue.item("ann", "A")
+        claim = queue.serve_like(prefix)
         prefix = claim.prefix
         served.append(claim.job)
     assert served.index(other) == ALIKE + 1
     gone = str(client.zrange(keys.waiting("echo"), 0, 0)[0], "ascii")
     client.delete(keys.job(gone))
-    claim = claim_next(queue.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, prefix=prefix)
-    assert isinstance(claim, Claim)
-    assert claim.job != gone
+    assert queue.serve_like(prefix).job != gone
 
 
 @pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BACKGROUND])
