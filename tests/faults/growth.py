@@ -6,11 +6,16 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import httpx
+
+from tasks.connection import MOST_CONNECTIONS
+from tests.faults.clients import NO_TLS
 from tests.faults.load import Load
 from tests.faults.service import PARTS, Service
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 TTL = 5.0
 """Seconds for which the record of an ended job is kept here: their number soon stays the same."""
@@ -39,8 +44,7 @@ def growth(seconds: float, seed: str) -> tuple[list[str], list[str]]:
     """Each size and its slope per 10,000 requests, with its standard error, in lines; and what went wrong with answers.
 
     Measured on a service of its own, for so many seconds, each time all is quiet and no record is left; it takes longer where
-    half of that is too short to get warm. The API's connections to Redis, which are descriptors of both, grow to the
-    `MOST_CONNECTIONS` of its pool, one whenever as many requests as never before meet in one moment.
+    half of that is too short to get warm.
     """
     wrong: list[str] = []
     requests, samples = [], []
@@ -65,6 +69,7 @@ def _stretches(service: Service, seconds: float, seed: str, wrong: list[str]) ->
             time.sleep(seconds / 2 / SAMPLES if number else seconds / 2)
             if not number:
                 eventually(partial(_warm, load), limit=LONGEST_WARMING, what=f"{WARM} requests")
+                _open_connections(service)
         eventually(service.settled, what="an end of all jobs")
         for one in load.asked:
             wrong += one.answer.wrong()
@@ -75,6 +80,13 @@ def _stretches(service: Service, seconds: float, seed: str, wrong: list[str]) ->
         count += len(load.asked)
         eventually(lambda: not service.jobs_on_record(), what="the expiry of all records")
         yield count, sizes(service)
+
+
+def _open_connections(service: Service) -> None:
+    """All that the API may have to Redis. It opens one more whenever so many requests meet as never before, which would look
+    like a leak of descriptors in both for as long."""
+    with ThreadPoolExecutor(4 * MOST_CONNECTIONS) as pool:
+        list(pool.map(lambda _: httpx.get(f"{service.url}/v1/queue", timeout=LIMIT, verify=NO_TLS), range(500)))
 
 
 def _warm(load: Load) -> bool:
