@@ -9,7 +9,7 @@ import redis.asyncio
 from redis.exceptions import ResponseError
 
 from tasks import keys
-from tasks.connection import unavailable_as_refusal
+from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import NotOnDisk
 
 LOOK: Final = 3.0
@@ -90,7 +90,9 @@ class Disk:
                     if "unknown command" in str(error):
                         raise NotOnDisk(TOO_OLD, retry_after=None) from error
                     if "appendonly is disabled" in str(error):
-                        raise NotOnDisk(NO_FILE, retry_after=None) from error
+                        # `ops.up.disk` says so where it is off because the disk is full.
+                        full = text(await self._client.get(keys.REFUSAL) or b"").rstrip(".")
+                        raise (NotOnDisk(full[:1].lower() + full[1:]) if full else NotOnDisk(NO_FILE, None)) from error
                     raise
         return bool(local)
 

@@ -181,6 +181,18 @@ async def test_a_disk_that_is_stuck_ends_the_job(place: Place, monkeypatch: pyte
     await place.accept(new_job_id())
 
 
+async def test_a_disk_that_fills_up_meanwhile_is_called_full(place: Place) -> None:
+    """Valkey writes no file then; that there is to be one is no advice, since trying again helps."""
+    job, accepting = await place.begin()
+    place.client.set(keys.REFUSAL, "The disk of the job queue could not be written to (0 MB of 9 MB free).")
+    place.client.config_set("appendonly", "no")
+    with pytest.raises(NotOnDisk, match=r"first, but the disk of the job queue could not be .* free\)\. It") as full:
+        async with asyncio.timeout(LIMIT):
+            await accepting
+    assert full.value.retry_after
+    assert (await place.store.view(job)).state is JobState.CANCELLED
+
+
 async def test_a_job_that_may_be_asked_for_again_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever was told that it is not on the disk, or left, asks again: then it is the same one, and it is on the disk."""
     monkeypatch.setattr(disk_module, "LOOK", 0.05)
