@@ -1,4 +1,4 @@
-"""What a stream waits for before it has a status."""
+"""What a stream waits for before it has a status, and what becomes of its job when its record was forgotten."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from api.answer import Answer, Waiting
+from api.answer import FORGOTTEN, Answer, Waiting
 from tasks.errors import JobCancelled, JobFailed
 from tasks.events import (
     Event,
@@ -18,6 +18,7 @@ from tasks.events import (
     FailureCode,
     Finished,
     FinishReason,
+    Mark,
     Numbered,
     Queued,
     Started,
@@ -25,6 +26,7 @@ from tasks.events import (
     Timings,
     Usage,
 )
+from tasks.reader import Forgotten
 
 pytestmark = pytest.mark.anyio
 
@@ -61,3 +63,31 @@ async def test_an_end_before_anything_was_sent_is_a_status(
 async def test_what_comes_later_is_a_line_of_the_stream(events: tuple[Event, ...]) -> None:
     """The first text decides, and so does time."""
     await answer(*events).first(patience=60 if len(events) > 2 else 0.01)
+
+
+@pytest.mark.parametrize(("read", "told"), [(None, "cancelled"), (Mark(3, 7), "left")], ids=["first", "come back"])
+async def test_the_job_of_a_forgotten_answer_is_ended_unless_others_may_read_it(read: Mark | None, told: str) -> None:
+    """The one client of an answer has no use for what is left of it; of one that somebody came back to, its grace decides."""
+    became: list[str] = []
+
+    async def note(word: str) -> None:
+        became.append(word)
+
+    async def forgets() -> AsyncIterator[Numbered | None]:
+        raise Forgotten("test")
+        yield
+
+    parts: Any = SimpleNamespace(
+        client=None,
+        in_background=asyncio.create_task,
+        cancel=lambda job: note("cancelled"),
+        leave=lambda job, reader: note("left"),
+    )
+    made = Answer(parts, "j", "m", "m", "r", AsyncExitStack(), parts, read)
+    made.known = True
+    made._reader = SimpleNamespace(follow=forgets)  # type: ignore[assignment]
+    assert [item.event async for item in made if isinstance(item, Numbered)] == [
+        Failed(FailureCode.ENGINE_LOST, FORGOTTEN)
+    ]
+    await made.close()
+    assert became == [told]
