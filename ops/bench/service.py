@@ -60,7 +60,7 @@ class Service:
     @property
     def redis_url(self) -> str:
         """Its Valkey."""
-        return f"unix://{store.socket_dir(self.data) / store.SOCKET_NAME}"
+        return store.url(self.data)
 
     @property
     def data(self) -> Path:

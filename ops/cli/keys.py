@@ -5,14 +5,11 @@ It goes to the service's Redis itself, not through the API: whoever runs the ser
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ops.cli import options
-
-if TYPE_CHECKING:
-    from redis import Redis
+from ops.cli import options, queue_of_service
 
 app = typer.Typer(help="Make, list and revoke API keys of a running service.", no_args_is_help=True)
 
@@ -41,7 +38,7 @@ def create(
         scopes = [api_keys.Scope(word) for word in scope or ("inference", "batch")]
     except ValueError as error:
         raise typer.BadParameter(f"{error}; there are {', '.join(api_keys.Scope)}.", param_hint="--scope") from error
-    with_client = _client()
+    with_client = queue_of_service.connect()
     key, plain = api_keys.create(with_client, name, scopes)
     if as_json:
         print(json.dumps({**_shown(key), "key": plain}))
@@ -63,7 +60,7 @@ def list_keys(
 
     from tasks import api_keys
 
-    found = api_keys.listing(_client())
+    found = api_keys.listing(queue_of_service.connect())
     if as_json:
         print(json.dumps([_shown(key) for key in found]))
         return
@@ -87,30 +84,8 @@ def revoke(
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     from tasks import api_keys
 
-    key = api_keys.revoke(_client(), name)
+    key = api_keys.revoke(queue_of_service.connect(), name)
     print(f"'{key.name}' ({key.id}) opens nothing any more.")
-
-
-def _client() -> Redis:
-    from ops.configuration import load
-    from ops.up import store
-    from tasks.connection import UNREACHABLE, connect
-    from tasks.settings import TaskSettings
-
-    settings = load(TaskSettings)
-    url = settings.redis_url or f"unix://{store.socket_dir(settings.data_dir) / store.SOCKET_NAME}"
-    client = connect(url)
-    try:
-        client.ping()
-    except UNREACHABLE as error:
-        from ops.configuration import without_password
-        from tasks.api_keys import KeyRefused
-
-        raise KeyRefused(
-            f"The service's queue, where keys are kept, does not answer at {without_password(url)} ({error}). Start the "
-            "service first, or name its Redis with --redis-url or its files with --data-dir."
-        ) from error
-    return client
 
 
 def _shown(key: object) -> dict[str, object]:

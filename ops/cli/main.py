@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, backup, batch, bench, board, doctor, keys, models, settings, up, worker
+from ops.cli import api, backup, batch, bench, board, boards, doctor, join, keys, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -52,12 +52,14 @@ def _options(
 app.command("up")(up.up)
 app.command("api")(api.api)
 app.command("board")(board.board)
+app.command("join")(join.join)
 app.command("worker")(worker.worker)
 app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.add_typer(models.app, name="models")
+app.add_typer(boards.app, name="boards")
 app.add_typer(keys.app, name="keys")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")

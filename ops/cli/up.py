@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
-from ops.cli import options
+import typer
+
+from ops.cli import join, options
 
 
 def up(
     host: options.Host = None,
     port: options.Port = None,
     redis_url: options.RedisUrl = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let other boards join, and print the line to type there.")
+    ] = False,
     models_dir: options.ModelsDir = None,
     data_dir: options.DataDir = None,
     default_model: options.DefaultModel = None,
@@ -24,6 +30,7 @@ def up(
         host=host,
         port=port,
         redis_url=redis_url,
+        share="true" if share else None,
         models_dir=models_dir,
         data_dir=data_dir,
         default_model=default_model,
@@ -35,9 +42,10 @@ def up(
 
     from api.settings import ApiSettings
     from ops import configuration
-    from ops.up import listen
+    from ops.up import joined, listen
     from ops.up.service import Plan, run
     from ops.up.settings import UpSettings
+    from ops.up.sharing import TokenRefused
     from tasks import logs
     from tasks.board.settings import BoardSettings
     from tasks.settings import TaskSettings
@@ -48,6 +56,20 @@ def up(
     logs.configure(shared.log_level, shared.log_format)
     for sentence in configuration.unknown():
         logging.getLogger("rockchipllama.up").warning("%s", sentence)
+    sharing = configuration.load(UpSettings)
+    if shared.redis_url is None and joined.redis_url(shared.data_dir) is not None:
+        if sharing.share:
+            raise TokenRefused(
+                f"This machine takes part in the service at {joined.place(shared.data_dir)}, and cannot share one of its own "
+                "as well. `rockchipllama join --forget` ends that."
+            )
+        join.run()
+        return
+    if shared.redis_url is not None and sharing.share:
+        raise configuration.ConfigurationError(
+            "`share` is for the embedded Valkey, and a Redis is named (redis_url): its own users and network settings say who "
+            "may join. Leave one of the two out."
+        )
     check_keys: Callable[[str], None] | None = None
     if not http.api_keys and not http.trusted_networks and http.host not in ("127.0.0.1", "::1", "localhost"):
         listen.resolve(http.host, http.port)  # a mistyped address is no wide one
@@ -65,7 +87,7 @@ def up(
             check_bind(http)
     plan = Plan(
         tasks=shared,
-        up=configuration.load(UpSettings),
+        up=sharing,
         host=http.host,
         port=http.port,
         drain=http.drain,

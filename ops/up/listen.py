@@ -53,14 +53,20 @@ def url(sock: socket.socket) -> str:
 def network_url(sock: socket.socket) -> str:
     """Where a client on another machine finds it; the same as `url` when it listens on one address, or is in no network."""
     host, port = sock.getsockname()[:2]
+    address = network_address(host)
+    return url(sock) if address == host else _url(address, port)
+
+
+def network_address(host: str) -> str:
+    """The address under which other machines find what listens on `host`; `host` itself when that is one, or in no network."""
     if host not in ("0.0.0.0", "::"):
-        return url(sock)
+        return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((ANYWHERE, 9))  # of a datagram socket this sends nothing
         except OSError:
-            return url(sock)
-        return _url(probe.getsockname()[0], port)
+            return host
+        return str(probe.getsockname()[0])
 
 
 def _url(host: str, port: int) -> str:

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from api.try_it import try_it
 from api.version import VERSION
 from ops import configuration, environment
-from ops.up import listen, store
+from ops.up import listen, sharing, store
 from ops.up.disk import DiskWatch
-from ops.up.errors import UpError
+from ops.up.errors import PortInUse, UpError
 from ops.up.lock import DataDirLock
 from ops.up.output import Terminal
 from ops.up.part import Part, now
@@ -121,6 +121,7 @@ class _Service:
         self._store_socket: Path | None = None
         self._disk: DiskWatch | None = None
         self._parts: list[Part] = []
+        self._access = sharing.Access(plan.tasks.data_dir)
 
     def start(self, listen_fd: int) -> None:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
@@ -190,7 +191,9 @@ class _Service:
         folder = self._plan.tasks.data_dir / "valkey"
         sock = store.socket_dir(self._plan.tasks.data_dir) / store.SOCKET_NAME
         sock.unlink(missing_ok=True)
+        sock.with_name(store.PASSWORD_NAME).unlink(missing_ok=True)
         self._store_socket = sock
+        network = self._open_network(sock) if self._plan.up.share else None
         durable = self._plan.tasks.durability == "disk"
         memory = store.memory_limit(store.total_memory(), self._plan.up.store_memory)
         part = store.valkey(
@@ -203,6 +206,7 @@ class _Service:
             lock=self._lock.parts,
             show=self._terminal.show,
             mend=lambda: self._mend_store(folder),
+            network=network,
         )
         self._store = part
         if durable and store.lacks_manifest(folder):
@@ -223,7 +227,31 @@ class _Service:
         if durable:
             self._disk = DiskWatch(folder, sock, self._plan.up.disk_reserve * 1024**2, say)
             self._disk.start()
-        return f"unix://{sock}"
+        if network is not None:
+            self._tell_how_to_join(network)
+        return store.url(self._plan.tasks.data_dir)
+
+    def _open_network(self, sock: Path) -> store.Network:
+        host, port = self._plan.up.share_host, self._plan.up.share_port
+        try:
+            listen.listen(host, port).close()  # Valkey's own words for a taken port are for its log
+        except PortInUse as error:
+            why = getattr(error.__cause__, "strerror", None) or error.__cause__
+            raise PortInUse(
+                f"The queue cannot be shared on port {port} of {host} ({why}). Choose others with ROCKCHIPLLAMA_SHARE_PORT "
+                "and ROCKCHIPLLAMA_SHARE_HOST."
+            ) from error
+        password = sharing.new_secret()
+        sharing.write_private(sock.with_name(store.PASSWORD_NAME), password)
+        self._access.prepare(password)
+        return store.Network(host, port, self._access.users)
+
+    def _tell_how_to_join(self, network: store.Network) -> None:
+        token, host = self._access.shown(), listen.network_address(network.host)
+        if token is None:
+            say(f"  boards  join at {host}:{network.port}; `rockchipllama boards invite NAME` makes a token")
+        else:
+            say(f"  boards  rockchipllama join {token.url(host, network.port)}")
 
     def _mend_store(self, folder: Path) -> bool:
         """Whether damage was found in the store's files, and cut out. Files that are whole are not why it ended."""

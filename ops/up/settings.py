@@ -25,6 +25,13 @@ class UpSettings(Settings):
         ge=0,
         description="Megabytes of the disk that are left to jobs already accepted: with less free, new ones are refused.",
     )
+    share: bool = Field(
+        False,
+        description="Let boards with a token join over the network: the embedded Valkey then listens on `share_host` as well. "
+        "Nothing on the way is encrypted.",
+    )
+    share_host: str = Field("0.0.0.0", description="The address it listens on for them.")
+    share_port: int = Field(6380, ge=1, le=65535, description="The port likewise.")
     stop_timeout: float = Field(
         30.0, gt=0, description="Seconds that the API, and then the board, may take to stop before they are killed."
     )

@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ops import environment
@@ -16,6 +17,8 @@ from ops.up.errors import PartFailed, UpError
 from ops.up.part import Part
 
 SOCKET_NAME = "valkey.sock"
+PASSWORD_NAME = "valkey.password"
+"""Beside the socket, while the server listens on a network too: what this machine's own processes show it."""
 FOLDER = "appendonlydir"
 MANIFEST = "appendonly.aof.manifest"
 """Where Valkey keeps its append-only files, below its own folder, and which of them lists the others."""
@@ -45,6 +48,15 @@ done
 kill $watcher 2>/dev/null
 exit $status
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where the server listens beside its socket, and the file with the users it lets in."""
+
+    host: str
+    port: int
+    users: Path
 
 
 def server_binary() -> Path:
@@ -86,6 +98,7 @@ def socket_dir(data_dir: Path) -> Path:
 def clean_up(sock: Path, data_dir: Path) -> None:
     """Take the socket away, which a killed server leaves behind, and its folder if that lies outside the data directory."""
     sock.unlink(missing_ok=True)
+    sock.with_name(PASSWORD_NAME).unlink(missing_ok=True)
     if sock.parent != data_dir.resolve() / "run":
         with contextlib.suppress(OSError):  # somebody else's business is in there
             sock.parent.rmdir()
@@ -115,9 +128,10 @@ def valkey(
     show: Callable[[bytes], None] | None,
     mend: Callable[[], object] | None = None,
     binary: Path | None = None,
+    network: Network | None = None,
 ) -> Part:
-    """The guarded server, which keeps its files in `folder` and listens on `sock` only. It refuses damaged ones; `mend`
-    is called when it does not stay alive. One that is not `durable` keeps no files."""
+    """The guarded server, which keeps its files in `folder` and listens on `sock`, without `network` on that only. It refuses
+    damaged files; `mend` is called when it does not stay alive. One that is not `durable` keeps no files."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     options = {
@@ -139,6 +153,8 @@ def valkey(
         "logfile": "",
         "always-show-logo": "no",
     }
+    if network is not None:
+        options |= {"port": str(network.port), "bind": network.host, "aclfile": str(network.users.resolve())}
     words = [word for option, value in options.items() for word in (f"--{option}", value)]
     return Part(
         "valkey",
@@ -158,6 +174,13 @@ def lacks_manifest(folder: Path) -> bool:
     return not (files / MANIFEST).exists() and any(files.glob("*.incr.aof"))
 
 
+def url(data_dir: Path) -> str:
+    """The server of that data directory, for clients on this machine."""
+    sock = socket_dir(data_dir) / SOCKET_NAME
+    password = _password(sock)
+    return f"unix://default:{password}@{sock}" if password else f"unix://{sock}"
+
+
 def answers(sock: Path) -> bool:
     """Whether the server answers; false while it starts or reads its files."""
     try:
@@ -172,13 +195,27 @@ def ask(sock: Path, *words: str, seconds: float = 1.0) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(seconds)
         client.connect(str(sock))
-        data = [word.encode() for word in words]
-        client.sendall(b"*%d\r\n" % len(data) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in data))
+        password = _password(sock)
+        client.sendall((_command("AUTH", password) if password else b"") + _command(*words))
         with client.makefile("rb") as answer:
+            if password and not (said := answer.readline()).startswith(b"+"):
+                raise OSError(said.decode(errors="replace").strip() or "the embedded Valkey closed the connection")
             line = answer.readline().decode(errors="replace").rstrip("\r\n")
             if not line or line.startswith("-"):
                 raise OSError(line or "the embedded Valkey closed the connection")
             return answer.read(int(line[1:])).decode() if line.startswith("$") else line[1:]
+
+
+def _command(*words: str) -> bytes:
+    data = [word.encode() for word in words]
+    return b"*%d\r\n" % len(data) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in data)
+
+
+def _password(sock: Path) -> str:
+    try:
+        return sock.with_name(PASSWORD_NAME).read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def refused(part: Part, folder: Path) -> PartFailed:

@@ -1,0 +1,76 @@
+"""`rockchipllama join`: this machine as one more board of a service that runs elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ops.cli import options
+
+
+def join(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL]", help="What `up --share` printed there. Unset: what was joined before.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What this board is called. Unset: the machine's host name.", show_default=False
+        ),
+    ] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Be no part of it any more, and end.")] = False,
+    models_dir: options.ModelsDir = None,
+    data_dir: options.DataDir = None,
+    default_model: options.DefaultModel = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
+    config: options.Config = None,
+) -> None:
+    """Join a service that runs on another machine, with this machine's models. The URL is kept: later, `join` or `up` will do."""
+    options.apply(
+        config,
+        board_name=name,
+        models_dir=models_dir,
+        data_dir=data_dir,
+        default_model=default_model,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    from ops import configuration
+    from ops.up import joined
+    from ops.up.sharing import TokenRefused
+    from tasks.settings import TaskSettings
+
+    settings = configuration.load(TaskSettings)
+    if forget:
+        was = joined.forget(settings.data_dir)
+        print("This machine takes part in nothing any more." if was else "This machine has joined nothing.")
+        return
+    if url is not None:
+        from ops.up import joining  # only now: `up` asks for the rest alone
+
+        joining.keep(settings.data_dir, url, settings.board_name)
+    elif joined.redis_url(settings.data_dir) is None:
+        raise TokenRefused("This machine has joined nothing yet: add the URL that `rockchipllama up --share` prints.")
+    run()
+
+
+def run() -> None:
+    """Run this machine's board for the service that was joined."""
+    from ops.cli.board import board
+    from ops.configuration import load
+    from ops.up import joined
+    from tasks.settings import TaskSettings
+
+    settings = load(TaskSettings)
+    print(
+        f"The board '{settings.board_name}' takes part in the service at {joined.place(settings.data_dir)}, with the models "
+        f"in {settings.models_dir}. Ctrl-C leaves it.",
+        flush=True,
+    )
+    options.apply(redis_url=joined.redis_url(settings.data_dir))
+    board()

@@ -1,0 +1,50 @@
+"""Joining a service: once it has let this machine's board in, that is kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import redis
+from redis.exceptions import AuthenticationError
+
+from ops.up.joined import FILE
+from ops.up.sharing import TokenRefused, parse, write_private
+from tasks import keys
+from tasks.connection import UNREACHABLE, connect
+from tasks.roster import ALIVE
+
+
+def keep(data_dir: Path, url: str, board: str) -> None:
+    """Keep what was joined, once its service has let this `board` in. Raises `TokenRefused`."""
+    token, host, port = parse(url)
+    client = connect(token.redis_url(host, port), retries=0)
+    try:
+        client.ping()
+        _make_sure_of_name(client, board)
+    except AuthenticationError as error:
+        raise TokenRefused(
+            f"The service at {host}:{port} does not take the token '{token.name}': it was revoked or is damaged. "
+            "`rockchipllama boards invite NAME`, where it runs, makes another."
+        ) from error
+    except UNREACHABLE as error:
+        raise TokenRefused(
+            f"Nobody answers at {host}:{port} ({error}). Is `rockchipllama up --share` running there, and does a firewall "
+            "let its port through?"
+        ) from error
+    finally:
+        client.close()
+    write_private(data_dir / FILE, url)
+
+
+def _make_sure_of_name(client: redis.Redis, board: str) -> None:
+    """Boards fresh from one image are all called the same, and would each overwrite what the other says."""
+    before = client.hget(keys.PRESENCE, f"board:{board}")
+    gives_up = time.monotonic() + ALIVE + 1
+    while before is not None and time.monotonic() < gives_up:
+        time.sleep(0.2)
+        now = client.hget(keys.PRESENCE, f"board:{board}")
+        if now is not None and now != before:
+            raise TokenRefused(
+                f"A board named '{board}' takes part already. Give this one a name of its own with --name."
+            )

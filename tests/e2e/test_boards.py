@@ -1,0 +1,177 @@
+"""More boards than one: `up --share`, and `join` with a data directory of its own as the second board."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from ops.up import sharing, store
+from tasks.connection import connect
+from tests.stack import LIMIT, eventually, free_port
+
+MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
+
+
+class Command:
+    """One `rockchipllama` command with a data directory and one echo model of its own."""
+
+    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
+        model = folder / "models" / "one"
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "manifest.toml").write_text(MANIFEST.format(f"echo-of-{folder.name}"))
+        self.folder = folder
+        self.output = folder / "output"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ops.cli.main", *words),
+                    *("--data-dir", str(folder / "data"), "--models-dir", str(folder / "models")),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")}
+                | variables,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return self.output.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """Ask it to end, and wait for that."""
+        family = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(LIMIT)
+        finally:
+            for process in family:
+                if process.is_running():
+                    process.kill()
+
+
+class Shared(Command):
+    """A service that is shared on this machine's loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.share_port = free_port(), free_port()
+        super().__init__(
+            folder,
+            *("up", "--share", "--port", str(self.port)),
+            ROCKCHIPLLAMA_BOARD_NAME="first",
+            ROCKCHIPLLAMA_SHARE_HOST="127.0.0.1",
+            ROCKCHIPLLAMA_SHARE_PORT=str(self.share_port),
+        )
+        eventually(lambda: "Ctrl-C stops everything." in self.said or self.process.poll() is not None, what="readiness")
+        assert self.process.poll() is None, self.said
+        self.join_url = re.findall(r"rockchipllama join (rl://\S+)", self.said)[0]
+
+    def client(self) -> redis.Redis:
+        """Its Valkey, for this machine."""
+        return connect(store.url(self.folder / "data"))
+
+    def ask(self, model: str) -> httpx.Response:
+        """A short chat."""
+        body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "hello boards"}]}
+        return httpx.post(f"http://127.0.0.1:{self.port}/v1/chat/completions", json=body, timeout=LIMIT)
+
+    def models(self) -> dict[str, list[str]]:
+        """What it serves, with the boards that have it."""
+        found = httpx.get(f"http://127.0.0.1:{self.port}/v1/queue", timeout=LIMIT).json()["data"]
+        return {model["id"]: [board["name"] for board in model["boards"]] for model in found}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One for all tests here."""
+    service = Shared(tmp_path_factory.mktemp("shared") / "first")
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", *words, "--data-dir", str(folder / "data")],
+        env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+
+
+def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, tmp_path: Path) -> None:
+    """The second time nothing has to be typed; a token that was revoked ends it at once, and other boards go on."""
+    folder = tmp_path / "second"
+    invited = run(shared.folder, "boards", "invite", "second")
+    assert invited.returncode == 0, invited.stderr
+    [url] = re.findall(r"rockchipllama join (rl://\S+)", invited.stdout)
+    board = Command(folder, "join", url, "--name", "second")
+    try:
+        eventually(lambda: shared.models().get("echo-of-second") == ["second"], what=board.said)
+        answer = shared.ask("echo-of-second")
+        assert answer.status_code == 200 and "hello" in answer.json()["choices"][0]["message"]["content"]
+    finally:
+        board.stop()
+    assert (folder / "data" / "joined").stat().st_mode & 0o077 == 0
+    assert url.partition("second.")[2].partition("@")[0] not in board.said, "a secret in the log"
+    eventually(lambda: shared.models()["echo-of-second"] == [], what="the board has left")
+
+    board = Command(folder, "up", ROCKCHIPLLAMA_BOARD_NAME="second")
+    try:
+        eventually(lambda: shared.models()["echo-of-second"] == ["second"], what=board.said)
+        assert run(shared.folder, "boards", "tokens").stdout.split() == [sharing.FIRST, "second"]
+        assert "lets nobody in" in run(shared.folder, "boards", "revoke", "second").stdout
+        eventually(lambda: "invalid username-password pair" in board.said, what=board.said)
+        eventually(lambda: shared.models()["echo-of-second"] == [], what="the board is gone")
+        assert shared.ask("echo-of-first").status_code == 200
+    finally:
+        board.stop()
+    refused = run(tmp_path / "third", "join", url)
+    assert refused.returncode == 1 and "was revoked" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_board_reaches_what_it_needs_and_no_more(shared: Shared) -> None:
+    """A token opens jobs and models. Without one nothing answers, and no token opens the API keys or the server."""
+    token, host, port = sharing.parse(shared.join_url)
+    board = connect(token.redis_url(host, port))
+    assert board.ping()
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        board.hgetall("rl:api_keys")
+    with pytest.raises(redis.exceptions.ResponseError, match="No permissions to access a key"):
+        board.eval("return redis.call('HGETALL', 'rl:api_keys')", 0)
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        board.config_get("*")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        board.execute_command("ACL", "LIST")
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        connect(f"redis://{host}:{port}/0", retries=0).ping()
+
+
+def test_two_boards_of_one_name_and_a_damaged_url_are_refused(shared: Shared, tmp_path: Path) -> None:
+    """By a sentence that says what to do, and nothing is kept of what was refused."""
+    token, host, _ = sharing.parse(shared.join_url)
+    taken = run(tmp_path, "join", shared.join_url, "--name", "first")
+    assert taken.returncode == 1 and "--name" in taken.stderr and token.secret not in taken.stderr
+    damaged = run(tmp_path, "join", shared.join_url.replace(token.secret, token.secret[:8]))
+    assert damaged.returncode == 1 and "cut off" in damaged.stderr and token.secret[:8] not in damaged.stderr
+    nobody = run(tmp_path, "join", token.url(host, free_port()))
+    assert nobody.returncode == 1 and "up --share" in nobody.stderr
+    nothing = run(tmp_path, "join")
+    assert nothing.returncode == 1 and "joined nothing" in nothing.stderr
+    assert not (tmp_path / "data" / "joined").exists()
