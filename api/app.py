@@ -11,7 +11,20 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from api import anthropic, async_jobs, docs_page, errors, health, job_events, jobs, ollama, openai, props, queues
+from api import (
+    anthropic,
+    async_jobs,
+    boards,
+    docs_page,
+    errors,
+    health,
+    job_events,
+    jobs,
+    ollama,
+    openai,
+    props,
+    queues,
+)
 from api.auth import Auth
 from api.drain import Drain
 from api.errors import Renderer
@@ -23,8 +36,8 @@ from api.origins import Cors
 from api.request_log import REQUEST, RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
-from api.version import VERSION
 from tasks.settings import TaskSettings
+from tasks.version import VERSION
 
 FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT, ollama.FRONT, anthropic.FRONT)
 """Every dialect that is spoken. A path that none claims for itself is answered by the first."""
@@ -69,7 +82,7 @@ def create_app(
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, props, jobs, async_jobs, job_events, queues, docs_page):
+    for part in (health, props, jobs, async_jobs, job_events, queues, boards, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.

@@ -13,10 +13,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from api.needs import services_of, settings_of
 from api.try_it import try_it
-from api.version import VERSION
 from tasks.errors import QueueUnavailable, TasksError
 from tasks.roster import ModelStatus
 from tasks.settings import PREFIX
+from tasks.version import VERSION
 
 router = APIRouter(tags=["Health"])
 

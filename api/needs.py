@@ -18,7 +18,7 @@ from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
 from tasks.jobs import JobView, Lane, Once
 from tasks.queue_book import Held, QueueView
-from tasks.roster import ModelStatus, Presence
+from tasks.roster import ModelStatus, Presence, Snapshot
 from tasks.standing import Gate
 from tasks.store import JobAnswer, KeptJob, Page
 
@@ -27,6 +27,10 @@ Result = TypeVar("Result")
 
 class RosterView(Protocol):
     """Which models there are. `models` and `resolve` answer from memory."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest reading."""
 
     def models(self) -> Sequence[ModelStatus]: ...
 

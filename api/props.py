@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.needs import services_of
-from api.version import VERSION
+from tasks.version import VERSION
 
 router = APIRouter(tags=["Models"])
 

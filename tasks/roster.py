@@ -31,6 +31,23 @@ ALIVE = 7.0
 """Seconds without a breath after which it counts as gone."""
 
 
+class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a board tells of the machine it is. None is what the kernel does not tell."""
+
+    soc: str | None = None
+    name: str | None = None
+    """The maker's."""
+    driver: str | None = None
+    """The version of the NPU's."""
+    npu_load: tuple[int, ...] | None = None
+    """Percent of the last second that each core of the NPU was busy."""
+    temperature: float | None = None
+    """Degrees Celsius of the hottest sensor."""
+    memory: int = 0
+    memory_available: int = 0
+    """Bytes."""
+
+
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One breath of a worker (with its model) or of a board (without)."""
 
@@ -51,6 +68,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""
+    """Of a board: the release of this project that it runs."""
+    machine: Machine | None = None
+    """Of a board."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +122,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The breaths of boards that have files they cannot use."""
     unreadable: tuple[str, ...] = ()
     """A sentence for each card and breath that was skipped."""
+    breaths: tuple[Presence, ...] = ()
+    """Those of the boards."""
+    cards: tuple[Card, ...] = ()
+    """Of every model on every board, those that are away as well."""
 
     def refused(self, name: str) -> tuple[str, str] | None:
         """A living board that has files of that name, and why it cannot use them."""
@@ -203,7 +227,9 @@ def read_roster(reply: list[Any]) -> Snapshot:
         )
     workers = tuple(breath for breath in alive if breath.model is not None)
     refusals = tuple(breath for breath in alive if breath.refused)
-    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable))
+    breaths = tuple(breath for breath in alive if breath.model is None)
+    every = tuple(chain.from_iterable(found.values()))
+    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable), breaths, every)
 
 
 def _stays(model: str, alive: list[Presence], ages: dict[str, float]) -> float | None:

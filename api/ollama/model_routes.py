@@ -15,8 +15,8 @@ from api.ollama.routes import takes
 from api.ollama.schemas import ShowBody
 from api.ollama.translate import models
 from api.texts import ask_board
-from api.version import VERSION
 from tasks.commands import Describe, Description
+from tasks.version import VERSION
 
 router = APIRouter(tags=["Ollama"])
 

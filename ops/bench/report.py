@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from api.version import VERSION
 from ops.bench.budgets import BUDGETS, Budget
 from ops.bench.figures import Figure
+from tasks.version import VERSION
 
 SCHEMA = 1
 """Raised when a field of the JSON report changes its meaning or goes away."""

@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from ops.cli import options, queue_of_service
 
-app = typer.Typer(help="The tokens with which boards join a service.", no_args_is_help=True)
+app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
+
+
+@app.callback(invoke_without_command=True)
+def boards(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """List the boards of a running service: what each is, what it has, how fast that has lately been."""
+    if context.invoked_subcommand is not None:
+        return
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    import json
+    from typing import cast
+
+    from tasks import keys
+    from tasks.boards import overview
+    from tasks.roster import read_roster
+    from tasks.scripts import ROSTER
+
+    client = queue_of_service.connect()
+    found = overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+    print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
+
+
+def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
+    """The list for people: each board with its models below it, and what is wrong with all of them together."""
+    if not found:
+        yield "No board is there. `.venv/bin/rockchipllama board` starts one."
+    for board in found:
+        load, heat, memory = board["npu_load"], board["temperature"], board["memory"]
+        facts = [
+            board["soc"] or board["machine"],
+            board["driver"] and f"driver {board['driver']}",
+            load and f"NPU {' '.join(f'{core} %' for core in load)}",
+            heat and f"{heat:.0f} °C",
+            memory and f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB free",
+            f"version {board['version'] or 'unknown'}",
+        ]
+        yield f"{board['id']}: {', '.join(fact for fact in facts if fact)}"
+        for model in board["models"]:
+            engine = f"{model['engine']} {model['engine_version'] or ''}".strip()
+            speed = model["decode_tps"] and f", {model['decode_tps']:.1f} tokens/s"
+            yield f"  {model['id']}: {model['state']}, {engine}{speed or ''}"
+    versions = sorted({board["version"] or "unknown" for board in found})
+    if len(versions) > 1:
+        yield f"These boards run different versions ({', '.join(versions)}): upgrade the older ones."
 
 
 @app.command()

@@ -34,7 +34,7 @@ _FOR_THE_USER = _USAGE | {
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from api.version import VERSION
+        from tasks.version import VERSION
 
         print(f"rockchipllama {VERSION}")
         raise typer.Exit

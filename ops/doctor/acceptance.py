@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from api.version import VERSION
 from npu.catalog import find_models
 from npu.engines.rkllm_acceptance import material_of
 from npu.engines.rkllm_facts import read_loaded
@@ -26,6 +25,7 @@ from ops.doctor.facts import Facts, gather
 from ops.doctor.library import look_for_library
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
+from tasks.version import VERSION
 
 FORMAT = 1
 """Raised when a program that reads the report would have to be changed."""

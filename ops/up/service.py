@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.try_it import try_it
-from api.version import VERSION
 from ops import configuration, environment
 from ops.up import listen, sharing, store
 from ops.up.disk import DiskWatch
@@ -28,6 +27,7 @@ from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from tasks import lifeline
 from tasks.settings import TaskSettings
+from tasks.version import VERSION
 
 log = logging.getLogger("rockchipllama.up")
 

@@ -25,6 +25,7 @@ from tasks.board.desk import Desk
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
+from tasks.board.machine import read_machine
 from tasks.board.pull.shelf import shelf_of
 from tasks.board.pulls import Pulls
 from tasks.board.settings import BoardSettings
@@ -37,6 +38,7 @@ from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings, redis_url
 from tasks.sweep import SWEEP, Sweeper
+from tasks.version import VERSION
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -331,6 +333,8 @@ class Agent:
             refused=self._refused,
             stays=self._keeping.stays(),
             started=self._started,
+            version=VERSION,
+            machine=read_machine(),
         )
         roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything

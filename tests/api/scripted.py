@@ -48,7 +48,7 @@ from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
-from tasks.roster import ModelStatus, Presence
+from tasks.roster import ModelStatus, Presence, Snapshot
 from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobAnswer, KeptJob, Page
@@ -291,6 +291,11 @@ class ScriptedRoster:
     async def refresh(self) -> None:
         if self.away:
             raise QueueUnavailable("gone")
+
+    @property
+    def snapshot(self) -> Snapshot:
+        boards = tuple(breath for breath in self.alive if breath.model is None)
+        return Snapshot(0.0, tuple(self.known), tuple(self.alive), (), breaths=boards)
 
     def models(self) -> list[ModelStatus]:
         return list(self.known)

@@ -17,6 +17,7 @@ import redis
 
 from ops.up import sharing, store
 from tasks.connection import connect
+from tasks.version import VERSION
 from tests.stack import LIMIT, eventually, free_port
 
 MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
@@ -124,6 +125,12 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
     board = Command(folder, "join", url, "--name", "second")
     try:
         eventually(lambda: shared.models().get("echo-of-second") == ["second"], what=board.said)
+        listed = httpx.get(f"http://127.0.0.1:{shared.port}/v1/boards", timeout=LIMIT).json()["data"]
+        assert [(board["id"], [model["id"] for model in board["models"]]) for board in listed] == [
+            ("first", ["echo-of-first"]),
+            ("second", ["echo-of-second"]),
+        ]
+        assert listed[1]["version"] == VERSION and listed[1]["memory"]["total"] > listed[1]["memory"]["available"] > 0
         answer = shared.ask("echo-of-second")
         assert answer.status_code == 200 and "hello" in answer.json()["choices"][0]["message"]["content"]
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from api.version import VERSION
+from tasks.version import VERSION
 from tests.e2e.test_up import Up
 from tests.stack import LIMIT, eventually
 

@@ -1,0 +1,46 @@
+"""The boards of the service, each with what it is, what it has, and how fast that has lately been."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.card import Card
+from tasks.roster import Presence, Snapshot
+
+
+def overview(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What is shown of each living board, by name. None is what its kernel, or a board of an older version, does not tell."""
+    return [_board(breath, snapshot) for breath in sorted(snapshot.breaths, key=lambda breath: breath.board)]
+
+
+def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
+    machine = breath.machine
+    workers = {worker.model: worker for worker in snapshot.workers if worker.board == breath.board}
+    cards = sorted((card for card in snapshot.cards if card.board == breath.board), key=lambda card: card.id)
+    return {
+        "object": "board",
+        "id": breath.board,
+        "version": breath.version or None,
+        "soc": machine and machine.soc,
+        "machine": machine and machine.name,
+        "driver": machine and machine.driver,
+        "npu_load": machine and machine.npu_load,
+        "temperature": machine and machine.temperature,
+        "memory": machine and {"total": machine.memory, "available": machine.memory_available},
+        "models": [_model(card, workers.get(card.id)) for card in cards],
+        "refused": breath.refused,
+    }
+
+
+def _model(card: Card, worker: Presence | None) -> dict[str, Any]:
+    tested = card.self_test
+    prefill, decode = (worker.prefill_tps, worker.decode_tps) if worker is not None else (None, None)
+    return {
+        "id": card.id,
+        "state": worker.state if worker is not None else "unloaded",
+        "engine": card.engine,
+        "engine_version": card.engine_version or None,
+        "quantization": card.quantization or None,
+        "prefill_tps": prefill if prefill is not None or tested is None else tested.prefill_tps,
+        "decode_tps": decode if decode is not None or tested is None else tested.decode_tps,
+    }

@@ -1,0 +1,32 @@
+"""`rockchipllama boards`, as people read it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import redis
+
+from ops.cli.boards import lines_of
+from tasks import keys
+from tasks.boards import overview
+from tasks.roster import Machine, Presence, breathe, read_roster
+from tasks.scripts import ROSTER
+
+RK3588 = Machine(
+    soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
+)
+
+
+def boards(client: redis.Redis) -> list[dict[str, Any]]:
+    return overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+
+
+def test_versions_that_differ_are_told(client: redis.Redis) -> None:
+    """Once, below the list; one version is no news."""
+    breathe(client, Presence(name="board:one", board="one", version="1.0", machine=RK3588))
+    assert list(lines_of(boards(client))) == [
+        "one: rk3588, driver 0.9.8, NPU 87 % 0 % 5 %, 61 °C, 3072 of 8192 MiB free, version 1.0"
+    ]
+    breathe(client, Presence(name="board:two", board="two", version="1.1"))
+    assert "different versions (1.0, 1.1)" in list(lines_of(boards(client)))[-1]
+    assert list(lines_of([])) == ["No board is there. `.venv/bin/rockchipllama board` starts one."]

@@ -1,0 +1,42 @@
+"""What is shown of boards."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import redis
+
+from tasks import keys
+from tasks.boards import overview
+from tasks.card import Card, SelfTest
+from tasks.roster import Machine, Presence, announce, breathe, leave, read_roster
+from tasks.scripts import ROSTER
+
+RK3588 = Machine(
+    soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
+)
+
+
+def shown(client: redis.Redis) -> list[dict[str, Any]]:
+    return overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+
+
+def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
+    """A speed that was lately measured counts for more than the self-test's; a board that has left is not shown."""
+    tested = SelfTest(prefill_tps=100.0, decode_tps=20.0)
+    for board in ("one", "two", "gone"):
+        announce(client, Card(id="small", board=board, engine="rkllm", engine_version="1.2.3", self_test=tested))
+    breathe(client, Presence(name="board:one", board="one", version="1.0", machine=RK3588))
+    breathe(client, Presence(name="board:two", board="two", refused={"torn": "it is cut off"}))
+    breathe(client, Presence(name="board:gone", board="gone"))
+    leave(client, "board:gone")
+    breathe(client, Presence(name="small@two", board="two", model="small", state="busy", decode_tps=31.4))
+    one, two = shown(client)
+    assert (one["id"], one["soc"], one["driver"], one["npu_load"]) == ("one", "rk3588", "0.9.8", (87, 0, 5))
+    assert one["memory"] == {"total": 8 << 30, "available": 3 << 30} and one["temperature"] == 61.2
+    assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
+    assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
+    assert two["refused"] == {"torn": "it is cut off"}
+    [model] = two["models"]
+    assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)
+    assert model["engine_version"] == "1.2.3"
