@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, cast
 
+import redis
+
+from tasks import keys
 from tasks.card import Card
-from tasks.roster import Presence, Snapshot
+from tasks.connection import text
+from tasks.errors import BoardUnknown
+from tasks.roster import Presence, Snapshot, read_roster
+from tasks.scripts import ROSTER
+
+
+def snapshot(client: redis.Redis) -> Snapshot:
+    """The roster now."""
+    return read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+
+
+def drain(client: redis.Redis, board: str) -> None:
+    """Have a board hand over what it is at, and serve nothing until `resume`. Raises `BoardUnknown`."""
+    known = sorted(breath.board for breath in snapshot(client).breaths)
+    if board not in known:
+        raise BoardUnknown(f"There is no board '{board}'. There are: {', '.join(known) or 'none'}.")
+    client.hset(keys.DRAINED, board, str(int(time.time())))
+
+
+def resume(client: redis.Redis, board: str) -> None:
+    """Let it serve again. Raises `BoardUnknown` when it was not drained."""
+    if not client.hdel(keys.DRAINED, board):
+        drained = sorted(map(text, cast("list[bytes]", client.hkeys(keys.DRAINED))))
+        raise BoardUnknown(f"The board '{board}' is not drained. Drained are: {', '.join(drained) or 'none'}.")
 
 
 def overview(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -21,6 +48,7 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "object": "board",
         "id": breath.board,
         "version": breath.version or None,
+        "drained": breath.drained,
         "soc": machine and machine.soc,
         "machine": machine and machine.name,
         "driver": machine and machine.driver,

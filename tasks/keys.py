@@ -34,6 +34,7 @@ rl:clock               string   SHIFT:SEEN of the service's clock, ms: how far R
 rl:secret              string   makes ids of what clients call a request, so that nobody else can; from the first of these on
 rl:gates               hash     MODEL -> paused or draining; models that are neither have no field
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
+rl:drained             hash     boards that are to serve nothing -> when that was asked for, Unix seconds
 rl:api_keys            hash     digest of a key -> its name and scopes
 rl:presence            hash     workers and boards that breathe, while there are any; past the append-only file
 rl:serve.MODEL         list     Celery: calls to serve, while there are any
@@ -70,11 +71,12 @@ FILES_DUE = "rl:files:due"
 BATCHES = "rl:batches"
 BATCHES_DUE = "rl:batches:due"
 API_KEYS = "rl:api_keys"
+DRAINED = "rl:drained"
 WEBHOOKS = "rl:webhooks"
 WEBHOOKS_DUE = "rl:webhooks:due"
 
 PERMANENT = (
-    *(ORDER, CLOCK, SECRET, GATES, CARDS, PRESENCE, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
+    *(ORDER, CLOCK, SECRET, GATES, CARDS, PRESENCE, DRAINED, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
     *(WEBHOOKS, WEBHOOKS_DUE, FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
 )
 """Patterns of the keys that may stand without an expiry when no job is left."""

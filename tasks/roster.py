@@ -71,6 +71,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a board: the release of this project that it runs."""
     machine: Machine | None = None
     """Of a board."""
+    drained: bool = False
+    """Of a board: it is to serve nothing, until it is told otherwise."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     gate: Gate = Gate.OPEN
     boards: tuple[str, ...] = ()
-    """Living boards that have it."""
+    """Living boards that have it, and serve."""
     stays: float | None = None
     """For how many seconds it will stay loaded if nobody asks for it; None is for ever, or that it is not loaded."""
     adapter: str | None = None
@@ -118,6 +120,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
     workers: tuple[Presence, ...]
     boards: tuple[str, ...]
+    """Living ones that serve."""
     refusals: tuple[Presence, ...] = ()
     """The breaths of boards that have files they cannot use."""
     unreadable: tuple[str, ...] = ()
@@ -192,7 +195,9 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 ages[name] = (now - int(seen)) / 1000
             except msgspec.DecodeError as error:
                 unreadable.append(f"the presence of {name} cannot be read: {error}")
-    boards = tuple(sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None))
+    boards = tuple(
+        sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None and not breath.drained)
+    )
     counts = {model: int(count) for model, count in _pairs(waiting)}
     gates = {model: read_gate(gate) for model, gate in _pairs(kept)}
     found: dict[str, list[Card]] = {}

@@ -25,15 +25,10 @@ def boards(
         return
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json
-    from typing import cast
 
-    from tasks import keys
-    from tasks.boards import overview
-    from tasks.roster import read_roster
-    from tasks.scripts import ROSTER
+    from tasks.boards import overview, snapshot
 
-    client = queue_of_service.connect()
-    found = overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+    found = overview(snapshot(queue_of_service.connect()))
     print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
 
 
@@ -50,6 +45,7 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
             heat and f"{heat:.0f} °C",
             memory and f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB free",
             f"version {board['version'] or 'unknown'}",
+            "drained" if board["drained"] else None,
         ]
         yield f"{board['id']}: {', '.join(fact for fact in facts if fact)}"
         for model in board["models"]:
@@ -59,6 +55,36 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
     versions = sorted({board["version"] or "unknown" for board in found})
     if len(versions) > 1:
         yield f"These boards run different versions ({', '.join(versions)}): upgrade the older ones."
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="The board's name.")],
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Have a board hand its jobs to other boards and serve nothing, until it is resumed; also when it is started anew."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    from tasks import boards as known
+
+    known.drain(queue_of_service.connect(), name)
+    print(f"'{name}' hands over what it is at, and serves nothing until `rockchipllama boards resume {name}`.")
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="The board's name.")],
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Let a drained board serve again. It loads what it had loaded before."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    from tasks import boards as known
+
+    known.resume(queue_of_service.connect(), name)
+    print(f"'{name}' serves again.")
 
 
 @app.command()

@@ -1,5 +1,5 @@
-"""Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon; and
-that a chat waits."""
+"""Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon or to
+hand that job over; and that a chat waits."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class ControlListener:
         on_cancel: Callable[[str, str], None],
         on_chat: Callable[[str, str], None],
         on_stop: Callable[[], None],
+        on_hand_over: Callable[[], None],
     ) -> None:
         self._client = client
         self._channel = keys.control(worker)
@@ -38,6 +39,7 @@ class ControlListener:
         self._on_cancel = on_cancel
         self._on_chat = on_chat
         self._on_stop = on_stop
+        self._on_hand_over = on_hand_over
         self._redis = Outages(log, "the control channel")
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="control", daemon=True)
@@ -76,5 +78,7 @@ class ControlListener:
                 self._on_load()
             case ["stop"]:
                 self._on_stop()
+            case ["hand-over"]:
+                self._on_hand_over()
             case _:
                 log.warning("ignored an unknown word on the control channel")

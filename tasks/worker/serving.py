@@ -89,7 +89,13 @@ class Serving:
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence)
         self._control = ControlListener(
-            client, worker, on_load=self._load, on_cancel=self._cancel, on_chat=self._chat_waits, on_stop=self._stop
+            client,
+            worker,
+            on_load=self._load,
+            on_cancel=self._cancel,
+            on_chat=self._chat_waits,
+            on_stop=self._stop,
+            on_hand_over=self._hand_over,
         )
 
     def close(self) -> None:
@@ -310,6 +316,11 @@ class Serving:
         timer = threading.Timer(self._settings.worker_grace, self._stop_run)
         timer.daemon = True
         timer.start()
+
+    def _hand_over(self) -> None:
+        """Another board goes on with the job in hand: nothing is gained by the grace of a stop."""
+        self._stopping = True
+        self._stop_run()
 
     def _stop_run(self) -> None:
         self._leaving.set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,20 +19,22 @@ import pytest
 import redis
 
 from ops.up import sharing, store
+from tasks.boards import drain
 from tasks.connection import connect
 from tasks.version import VERSION
 from tests.stack import LIMIT, eventually, free_port
 
-MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
+MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 400.0\n'
 
 
 class Command:
-    """One `rockchipllama` command with a data directory and one echo model of its own."""
+    """One `rockchipllama` command with a data directory and two echo models: one of its own, and one that all have."""
 
     def __init__(self, folder: Path, *words: str, **variables: str) -> None:
-        model = folder / "models" / "one"
-        model.mkdir(parents=True, exist_ok=True)
-        (model / "manifest.toml").write_text(MANIFEST.format(f"echo-of-{folder.name}"))
+        for model in (f"echo-of-{folder.name}", "twin"):
+            manifest = folder / "models" / model / "manifest.toml"
+            manifest.parent.mkdir(parents=True, exist_ok=True)
+            manifest.write_text(MANIFEST.format(model))
         self.folder = folder
         self.output = folder / "output"
         with self.output.open("wb") as output:
@@ -42,6 +47,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")}
+                | {"ROCKCHIPLLAMA_DEFAULT_MODEL": "twin"}
                 | variables,
                 start_new_session=True,
             )
@@ -68,6 +74,7 @@ class Shared(Command):
 
     def __init__(self, folder: Path) -> None:
         self.port, self.share_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(
             folder,
             *("up", "--share", "--port", str(self.port)),
@@ -86,11 +93,16 @@ class Shared(Command):
     def ask(self, model: str) -> httpx.Response:
         """A short chat."""
         body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "hello boards"}]}
-        return httpx.post(f"http://127.0.0.1:{self.port}/v1/chat/completions", json=body, timeout=LIMIT)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=LIMIT)
+
+    def states(self, board: str) -> dict[str, str]:
+        """The models of a board, and how each is."""
+        found = httpx.get(f"{self.url}/v1/boards", timeout=LIMIT).json()["data"]
+        return {model["id"]: model["state"] for each in found if each["id"] == board for model in each["models"]}
 
     def models(self) -> dict[str, list[str]]:
         """What it serves, with the boards that have it."""
-        found = httpx.get(f"http://127.0.0.1:{self.port}/v1/queue", timeout=LIMIT).json()["data"]
+        found = httpx.get(f"{self.url}/v1/queue", timeout=LIMIT).json()["data"]
         return {model["id"]: [board["name"] for board in model["boards"]] for model in found}
 
 
@@ -125,10 +137,10 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
     board = Command(folder, "join", url, "--name", "second")
     try:
         eventually(lambda: shared.models().get("echo-of-second") == ["second"], what=board.said)
-        listed = httpx.get(f"http://127.0.0.1:{shared.port}/v1/boards", timeout=LIMIT).json()["data"]
+        listed = httpx.get(f"{shared.url}/v1/boards", timeout=LIMIT).json()["data"]
         assert [(board["id"], [model["id"] for model in board["models"]]) for board in listed] == [
-            ("first", ["echo-of-first"]),
-            ("second", ["echo-of-second"]),
+            ("first", ["echo-of-first", "twin"]),
+            ("second", ["echo-of-second", "twin"]),
         ]
         assert listed[1]["version"] == VERSION and listed[1]["memory"]["total"] > listed[1]["memory"]["available"] > 0
         answer = shared.ask("echo-of-second")
@@ -151,6 +163,48 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
         board.stop()
     refused = run(tmp_path / "third", "join", url)
     assert refused.returncode == 1 and "was revoked" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.full
+def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) -> None:
+    """32 streams of a model that two boards have: each gets its whole answer once, whichever board began it."""
+    board = Command(tmp_path / "second", "join", shared.join_url, "--name", "second")
+    long = "-".join(f"word{number}" for number in range(200))
+    begun = threading.Barrier(3, timeout=LIMIT)
+
+    def stream(text: str) -> str:
+        body = {"model": "twin", "stream": True, "messages": [{"role": "user", "content": text}]}
+        said, waits = "", text.endswith(long)
+        with httpx.stream("POST", f"{shared.url}/v1/chat/completions", json=body, timeout=LIMIT) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    said += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+                if waits and len(said) > 20:
+                    waits = False
+                    begun.wait()
+        return said
+
+    try:
+        both = ("first", "second")
+        eventually(lambda: [shared.states(each).get("twin") for each in both] == ["loaded"] * 2, what=board.said)
+        texts = [*(f"{number} {long}" for number in range(2)), *(f"{number} short" for number in range(2, 32))]
+        with ThreadPoolExecutor(32) as pool:
+            answers = [pool.submit(stream, text) for text in texts[:2]]
+            begun.wait()
+            answers += [pool.submit(stream, text) for text in texts[2:]]
+            drain(shared.client(), "first")
+            assert [answer.result(LIMIT) for answer in answers] == texts
+        assert re.search("job handed back .*now=waiting", shared.said), shared.said
+        eventually(lambda: set(shared.states("first").values()) == {"unloaded"}, what="it serves nothing")
+        assert "drained" in run(shared.folder, "boards").stdout
+        assert run(shared.folder, "boards", "resume", "first").returncode == 0
+        eventually(lambda: shared.states("first").get("twin") == "loaded", what="it serves again")
+        again = run(shared.folder, "boards", "resume", "first")
+        assert again.returncode == 1 and "not drained" in again.stderr
+        unknown = run(shared.folder, "boards", "drain", "third")
+        assert unknown.returncode == 1 and "first, second" in unknown.stderr
+    finally:
+        board.stop()
 
 
 def test_a_board_reaches_what_it_needs_and_no_more(shared: Shared) -> None:

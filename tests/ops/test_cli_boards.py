@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import redis
 
 from ops.cli.boards import lines_of
-from tasks import keys
-from tasks.boards import overview
-from tasks.roster import Machine, Presence, breathe, read_roster
-from tasks.scripts import ROSTER
+from tasks.boards import overview, snapshot
+from tasks.roster import Machine, Presence, breathe
 
 RK3588 = Machine(
     soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
@@ -18,7 +16,7 @@ RK3588 = Machine(
 
 
 def boards(client: redis.Redis) -> list[dict[str, Any]]:
-    return overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+    return overview(snapshot(client))
 
 
 def test_versions_that_differ_are_told(client: redis.Redis) -> None:

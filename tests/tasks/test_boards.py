@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import redis
 
-from tasks import keys
-from tasks.boards import overview
+from tasks.boards import overview, snapshot
 from tasks.card import Card, SelfTest
-from tasks.roster import Machine, Presence, announce, breathe, leave, read_roster
-from tasks.scripts import ROSTER
+from tasks.roster import Machine, Presence, announce, breathe, leave
 
 RK3588 = Machine(
     soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
@@ -18,7 +16,7 @@ RK3588 = Machine(
 
 
 def shown(client: redis.Redis) -> list[dict[str, Any]]:
-    return overview(read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES]))))
+    return overview(snapshot(client))
 
 
 def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:

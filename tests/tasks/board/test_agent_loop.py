@@ -18,13 +18,16 @@ import redis
 
 from npu.catalog import Catalog
 from npu.engines import Setup
+from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import keys, roster
 from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
+from tasks.boards import drain, resume, snapshot
 from tasks.card import Card
+from tasks.errors import BoardUnknown
 from tasks.settings import ROOT, TaskSettings
 from tests.stack import LIMIT, Stack, eventually
 
@@ -360,3 +363,36 @@ def test_what_a_dead_worker_held_is_handed_back(board: Board, client: redis.Redi
     client.zadd(keys.running("first"), {"j": 10**15})
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: client.hget(keys.job("j"), "history") is not None, what="its end")
+
+
+def test_a_drained_board_serves_nothing_until_it_is_resumed(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where another board has the model is the job in hand given up at once. What was loaded is loaded again."""
+    monkeypatch.setattr(roster, "BREATH", 0.1)
+    board.add("alone")
+    board.start()
+    board.knows("alone")
+    eventually(lambda: "one" in snapshot(client).boards, what="its first breath")
+    for model in board.agent._catalog.models:
+        board.agent.load(model)
+    eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
+    roster.announce(client, Card(id="first", board="two", engine="echo"))
+    roster.breathe(client, roster.Presence(name="board:two", board="two"))
+    with client.pubsub() as told:
+        told.psubscribe(keys.control("*@one"))
+        eventually(lambda: client.pubsub_numpat(), what="the subscription")
+        drain(client, "one")
+        eventually(lambda: not board.agent._workers.living() and not board.agent._workers.leaving(), what="no worker")
+        words = iter(lambda: told.get_message(timeout=0.1), None)
+        given_up = [bytes(word["channel"]) for word in words if word["data"] == b"hand-over"]
+    assert given_up == [keys.control("first@one").encode()]
+    eventually(lambda: "one" not in snapshot(client).boards, what="others know")
+    with pytest.raises(ModelRefused, match="drained"):
+        board.agent.load(board.agent._catalog.models[0])
+    with pytest.raises(BoardUnknown, match=r"There are: one, two\."):
+        drain(client, "three")
+    resume(client, "one")
+    eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
+    with pytest.raises(BoardUnknown, match="not drained"):
+        resume(client, "one")
