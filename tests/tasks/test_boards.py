@@ -38,3 +38,13 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     [model] = two["models"]
     assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)
     assert model["engine_version"] == "1.2.3"
+
+
+def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> None:
+    """A chip runs the kind it can; clients see one name, and jobs one queue."""
+    for board, kind in (("one", "w8a8"), ("two", "w4a16")):
+        announce(client, Card(id="small", board=board, engine="rkllm", quantization=kind))
+        breathe(client, Presence(name=f"board:{board}", board=board))
+    [model] = snapshot(client).models
+    assert model.boards == ("one", "two")
+    assert [board["models"][0]["quantization"] for board in shown(client)] == ["w8a8", "w4a16"]
