@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from ops.up import sharing, store
+from tasks import keys
 from tasks.boards import drain
 from tasks.connection import connect
 from tasks.version import VERSION
@@ -212,6 +213,8 @@ def test_a_board_reaches_what_it_needs_and_no_more(shared: Shared) -> None:
     token, host, port = sharing.parse(shared.join_url)
     board = connect(token.redis_url(host, port))
     assert board.ping()
+    ours = {name for name, key in vars(keys).items() if isinstance(key, str) and key.startswith("rl:a")}
+    assert ours == {"API_KEYS"}, "boards may not reach what begins with an a"
     with pytest.raises(redis.exceptions.NoPermissionError):
         board.hgetall("rl:api_keys")
     with pytest.raises(redis.exceptions.ResponseError, match="No permissions to access a key"):
