@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from npu.chat_template import ChatTemplate
@@ -16,6 +17,7 @@ from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
+from npu.engines.llamacpp_replay import LlamaCppReplay
 from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
 from npu.engines.llamacpp_tokenizer import ServerTokenizer
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
@@ -64,6 +66,10 @@ class LlamaCppEngine:
         self._lock = threading.Lock()
         """Held while a server is started."""
         self._closed = False
+        self._last: LlamaCppGeneration | LlamaCppReplay | None = None
+        """The run before, of whose tokens the server remembers the state."""
+        self._last_begun = 0
+        """Tokens of its prompt before its answer began."""
         self._address: Address
         self._server: ServerProcess | None = None
         self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary, self)
@@ -96,7 +102,7 @@ class LlamaCppEngine:
 
     def generate(
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
-    ) -> LlamaCppGeneration:
+    ) -> LlamaCppGeneration | LlamaCppReplay:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         if self._closed:
             raise EngineFailed("This engine was closed. Open it anew.")
@@ -111,11 +117,47 @@ class LlamaCppEngine:
         if prompt.adapter is not None:
             raise AdapterMissing(self._model.id, prompt.adapter)
         self.revive()
-        matcher = None
-        if sampling.constraint is not None:
-            matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
-        return LlamaCppGeneration(
-            self._address, self._vocabulary, self.context_length, prompt, sampling, on_prefill, self.last_words, matcher
+        begun = len(prompt.tokens) - prompt.said
+        known = max(begun, self._remembers(prompt.tokens, begun))
+
+        def behind(count: int) -> LlamaCppGeneration:
+            part = prompt.tokens[:count]
+            matcher = None
+            if sampling.constraint is not None:
+                matcher = self._matchers.match(sampling.constraint, part[begun:])
+            return LlamaCppGeneration(
+                self._address,
+                self._vocabulary,
+                self.context_length,
+                replace(
+                    prompt,
+                    tokens=part,
+                    said=count - begun,
+                    max_tokens=prompt.max_tokens + len(prompt.tokens) - count,
+                ),
+                sampling,
+                on_prefill,
+                self.last_words,
+                matcher,
+            )
+
+        run: LlamaCppGeneration | LlamaCppReplay
+        if prompt.said and sampling.temperature == 0 and known < len(prompt.tokens):
+            behind(known)  # what it is held to is refused now
+            run = LlamaCppReplay(behind, prompt, known, on_prefill)
+        else:
+            run = behind(len(prompt.tokens))
+        self._last, self._last_begun = run, begun
+        return run
+
+    def _remembers(self, tokens: Sequence[int], begun: int) -> int:
+        """How many of `tokens` the run before read and said, when its answer began at the same place."""
+        if self._last is None or self._last_begun != begun:
+            return 0
+        pairs = zip(self._last.tokens, tokens, strict=False)
+        return next(
+            (place for place, (one, other) in enumerate(pairs) if one != other),
+            min(len(self._last.tokens), len(tokens)),
         )
 
     def close(self) -> None:
@@ -152,6 +194,7 @@ class LlamaCppEngine:
         return self._server.last_words() if self._server is not None and os.getpid() == self._owner else None
 
     def _start(self) -> None:
+        self._last = None
         self._address = publish_address(self._folder, self.context_length)
         self._server = ServerProcess()
         if self._closed:
@@ -196,7 +239,9 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
             f"The model could hold {trained} tokens; it gets {length}, since the memory is taken when it loads. "
             "Set `context_length` in its manifest for more."
         )
-    notes.append("An answer that was interrupted goes on unbroken, but not always in the words it would have had.")
+    notes.append(
+        "Above temperature 0, an answer that was interrupted goes on unbroken, but not in the words it would have had."
+    )
     template = find_template(model, gguf)
     if template is None:
         notes.append(

@@ -75,6 +75,11 @@ class LlamaCppGeneration(OneRun):
         self._decode_ms = 0.0
         self._clock: _Clock | None = None
 
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt, and what was said behind it."""
+        return self._prompt + self._said
+
     def abort(self) -> None:
         """Break the connection; the server stops at its next token, or its next slice of the prompt."""
         with self._lock:

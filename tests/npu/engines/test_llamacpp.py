@@ -174,6 +174,70 @@ class TestTokenizerWithoutEngine:
         assert open_tokenizer(model, Setup(tmp_path)).decode([28120]) == b"hello"
 
 
+ASKED = "<|im_start|>user\nExplain how rain is made.<|im_end|>\n<|im_start|>assistant\n"
+
+
+class TestGoingOn:
+    """Behind the beginning of an answer at temperature 0."""
+
+    def test_in_the_words_it_would_have_had(self, model: Model, tmp_path: Path) -> None:
+        """Though another process says them. Read in one go, sixty tokens of this answer lead to another one."""
+        one, other = (open_engine(model, Setup(tmp_path / each, context_length=512)) for each in ("one", "other"))
+        try:
+            asked = Prompt(one.tokenizer.encode(ASKED), 100)
+            whole = [piece.token for piece in one.generate(asked, GREEDY)]
+            begun = [*asked.tokens, *whole[:60]]
+            read: list[int] = []
+            run = other.generate(Prompt(begun, 40, said=60), GREEDY, read.append)
+            assert [piece.token for piece in run] == whole[60:]
+            assert (run.end, run.stats.prompt_tokens, run.stats.generated_tokens) == (End.LENGTH, len(begun), 40)
+            assert read[-60:] == list(range(len(asked.tokens) + 1, len(begun) + 1))
+            # Nothing is said twice where it is remembered.
+            before = len(read)
+            rest = other.generate(Prompt([*begun, *whole[60:90]], 10, said=90), GREEDY, read.append)
+            assert [piece.token for piece in rest] == whole[90:]
+            assert len(read) <= before + 2
+        finally:
+            one.close()
+            other.close()
+
+    def test_behind_what_it_would_not_have_said(self, model: Model, tmp_path: Path) -> None:
+        """As what ends a thought: read token by token, on the engine that said the rest and on another one alike."""
+        one, other = (open_engine(model, Setup(tmp_path / each, context_length=512)) for each in ("one", "other"))
+        try:
+            asked = Prompt(one.tokenizer.encode(ASKED), 20)
+            said = [piece.token for piece in one.generate(asked, GREEDY)]
+            forced = one.tokenizer.encode(" Wait, no: cats and dogs")
+            begun = Prompt([*asked.tokens, *said, *forced], 30, said=20 + len(forced))
+            rest = [piece.token for piece in one.generate(begun, GREEDY)]
+            assert len(rest) == 30
+            again = Prompt([*begun.tokens, *rest[:15]], 15, said=begun.said + 15)
+            assert [piece.token for piece in other.generate(again, GREEDY)] == rest[15:]
+        finally:
+            one.close()
+            other.close()
+
+    def test_aborted_while_it_says_the_beginning_again(self, model: Model, tmp_path: Path) -> None:
+        engine = open_engine(model, Setup(tmp_path, context_length=512))
+        try:
+            asked = Prompt(engine.tokenizer.encode(ASKED), 50)
+            whole = [piece.token for piece in engine.generate(asked, GREEDY)]
+            list(engine.generate(Prompt(engine.tokenizer.encode("Hello"), 1), GREEDY))
+
+            def stop(tokens: int) -> None:
+                if tokens == len(asked.tokens) + 5:
+                    run.abort()
+
+            begun = Prompt([*asked.tokens, *whole[:40]], 10, said=40)
+            run = engine.generate(begun, GREEDY, stop)
+            assert list(run) == []
+            assert run.end is End.ABORTED
+            again = engine.generate(begun, GREEDY)
+            assert [piece.token for piece in again] == whole[40:]
+        finally:
+            engine.close()
+
+
 def test_tokens_held_back_are_taken_singly_where_bytes_leave_two_ways(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
