@@ -10,9 +10,13 @@ import redis
 from tasks import keys
 from tasks.card import Card
 from tasks.connection import text
-from tasks.errors import BoardUnknown
+from tasks.errors import TasksError
 from tasks.roster import Presence, Snapshot, read_roster
 from tasks.scripts import ROSTER
+
+
+class BoardUnknown(TasksError):
+    """Raised when no board of that name is there, or none is drained. No front asks for one; the command line does."""
 
 
 def snapshot(client: redis.Redis) -> Snapshot:

@@ -16,7 +16,6 @@ TasksError
 ├── JobNotFound             no job of that id, or its record has expired
 ├── FileUnknown             no file of that id, or it has expired
 ├── BatchUnknown            no batch of that id, or it has expired
-├── BoardUnknown            no board of that name
 ├── QueueUnavailable        Redis is away, full, or cannot serve for another reason
 ├── NotOnDisk               a job that nobody waits for would not survive a power cut, so it was not accepted
 └── CommandFailed           a board refused a command, or did not answer in time
@@ -186,10 +185,6 @@ class BatchUnknown(TasksError):
 
     def __init__(self, batch: str) -> None:
         super().__init__(f"There is no batch '{_shown(batch)}'. GET /v1/batches lists those there are.")
-
-
-class BoardUnknown(TasksError):
-    """Raised when no board of that name is there."""
 
 
 class QueueUnavailable(TasksError):

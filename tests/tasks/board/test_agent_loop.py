@@ -25,9 +25,8 @@ from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
-from tasks.boards import drain, resume, snapshot
+from tasks.boards import BoardUnknown, drain, resume, snapshot
 from tasks.card import Card
-from tasks.errors import BoardUnknown
 from tasks.settings import ROOT, TaskSettings
 from tests.stack import LIMIT, Stack, eventually
 

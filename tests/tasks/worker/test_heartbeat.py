@@ -28,7 +28,13 @@ class Ear:
         self.cancelled: list[tuple[str, str]] = []
         self.defects: list[Exception] = []
         self.listener = ControlListener(
-            client, "echo@one", on_load=self._load, on_cancel=self._cancel, on_chat=self._cancel, on_stop=lambda: None
+            client,
+            "echo@one",
+            on_load=self._load,
+            on_cancel=self._cancel,
+            on_chat=self._cancel,
+            on_stop=lambda: None,
+            on_hand_over=lambda: None,
         )
 
     def _load(self) -> None:
