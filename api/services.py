@@ -23,10 +23,11 @@ from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.feed import LiveFeed
 from tasks.files import FileBook
+from tasks.job_book import JobBook
 from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
-from tasks.store import JobBook, JobStore
+from tasks.store import JobStore
 from tasks.webhooks import CallBook
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from typing import Any, cast
@@ -25,7 +24,6 @@ from tasks.errors import (
 )
 from tasks.events import (
     Event,
-    Failed,
     Finished,
     FinishReason,
     Mark,
@@ -33,11 +31,10 @@ from tasks.events import (
     Queued,
     Timings,
     Usage,
-    decode_events,
     encode_events,
 )
-from tasks.feed import LiveFeed
-from tasks.jobs import ENDED, JobState, JobView, Kept, Lane, Once, Phase, Rendering, Room, is_job_id, job_id_of
+from tasks.job_view import name_of, read_view
+from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of, prefix_of
@@ -286,7 +283,7 @@ class JobStore:
             raise JobNotFound(job)  # its events have made room for others before the rest of it
         rendering = Rendering(record["front"].decode(), record["head"]) if "front" in record else None
         grace = int(record.get("grace", b"0")) / 1000
-        return Attended(record["model"].decode(), _name(record), last, "ended" in record, grace, rendering)
+        return Attended(record["model"].decode(), name_of(record), last, "ended" in record, grace, rendering)
 
     async def leave(self, job: str, reader: str = "") -> float:
         """This reader has left; '' is nobody. A job that was to be read and that nobody reads any more is cancelled once its
@@ -318,7 +315,7 @@ class JobStore:
         if reply is None:
             raise JobNotFound(job)
         place, stands, seq, shift, *record = reply
-        return _view(job, place, stands, seq, shift, fields(record))
+        return read_view(job, place, stands, seq, shift, fields(record))
 
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
@@ -385,114 +382,3 @@ class JobStore:
         if reply is None:
             raise JobNotFound(job)
         return (reply[0], read_standing(reply[1])) if reply[0] >= 0 else None
-
-
-class JobBook:
-    """Jobs as people ask for them by id: looked at, waited for, cancelled."""
-
-    def __init__(self, store: JobStore, feed: LiveFeed) -> None:
-        self._store = store
-        self._feed = feed
-
-    async def view(self, job: str) -> JobView:
-        """The job as it stands. Raises `JobNotFound`."""
-        return await self._store.view(job)
-
-    async def events(self, job: str, after: int) -> Page:
-        """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
-        return await self._store.events(job, after)
-
-    async def kept(self, job: str) -> KeptJob:
-        """What its front keeps of a job, and what was said. Raises `JobNotFound`, also where none keeps any, and `Unreadable`."""
-        return await self._store.kept(job)
-
-    async def answer(self, job: str) -> JobAnswer:
-        """All that a job has said so far. Raises `JobNotFound` and `Unreadable`."""
-        return await self._store.answer(job)
-
-    async def id_of(self, owner: str, key: str) -> str:
-        """The id of the job that this owner makes under a key of its own."""
-        return await self._store.id_of(owner, key)
-
-    async def has(self, once: Once) -> bool:
-        """Whether that was accepted before; it is on the disk then. Raises `KeyReused` and `NotOnDisk`."""
-        return await self._store.has(once)
-
-    async def forget(self, job: str) -> None:
-        """End the job, and keep nothing of it. Raises `JobNotFound`."""
-        await self._store.forget(job)
-
-    async def cancel(self, job: str) -> JobView:
-        """Ask for the job's end, and wait a moment for it. An ended job stays as it is. Raises `JobNotFound`."""
-        await self._store.cancel(job, "cancelled by request")
-        view = await self._store.view(job)
-        if view.state is JobState.RUNNING:
-            view = await self.wait(job, view, 2.0)
-        return view
-
-    async def wait(self, job: str, known: JobView, seconds: float) -> JobView:
-        """The job once its state, phase or position differs from `known`, else as it is after `seconds`."""
-        async with self._feed.subscribe(keys.live(job)) as subscription, asyncio.timeout(seconds + 5):
-            loop = asyncio.get_running_loop()
-            end = loop.time() + seconds
-            while True:
-                view = await self._store.view(job)
-                left = end - loop.time()
-                if left <= 0 or view.state in ENDED or _standing(view) != _standing(known):
-                    return view
-                # A place in the queue changes without a word on this job's channel.
-                await subscription.wait(min(left, 1.0 if view.state is JobState.QUEUED else 5.0))
-                for _ in subscription.take():
-                    pass
-
-
-def _standing(view: JobView) -> tuple[object, ...]:
-    return (view.state, view.phase, view.position, view.attempts)
-
-
-def _view(job: str, place: int, stands: list[Any] | None, seq: int, shift: int, record: dict[str, bytes]) -> JobView:
-    def seconds(name: str) -> float | None:
-        return (int(record[name]) + shift) / 1000 if name in record else None
-
-    def word(name: str) -> str | None:
-        return record[name].decode() if name in record else None
-
-    state = JobState(record["state"].decode())
-    last = decode_events(record["end"])[-1] if "end" in record else None
-    running = state is JobState.RUNNING
-    return JobView(
-        id=job,
-        model=_name(record),
-        kind=record["kind"].decode(),
-        lane=Lane(record["lane"].decode()),
-        state=state,
-        phase=Phase(record["phase"].decode()) if running and "phase" in record else None,
-        position=place + 1 if stands else None,
-        estimated_wait=read_standing(stands).wait(place) if stands else None,
-        attempts=int(record.get("fence", b"0")),
-        pauses=int(record.get("pauses", b"0")),
-        interruptions=tuple(record.get("history", b"").decode().splitlines()),
-        created_at=(int(record["created"]) + shift) / 1000,
-        started_at=seconds("started"),
-        ended_at=seconds("ended"),
-        prompt_tokens_done=int(record["done"]) if running and "done" in record else None,
-        prompt_tokens_again=int(record.get("again", b"0")),
-        usage=last.usage if isinstance(last, Finished) else None,
-        timings=_timings(last, record) if isinstance(last, Finished) else None,
-        error=last if isinstance(last, Failed) else None,
-        worker=word("worker"),
-        board=word("board"),
-        events=seq,
-    )
-
-
-def _name(record: dict[str, bytes]) -> str:
-    """The model's, with the adapter that answers behind it."""
-    return ":".join(record[name].decode() for name in ("model", "adapter") if name in record)
-
-
-def _timings(last: Finished, record: dict[str, bytes]) -> Timings:
-    if "started" in record or "ended" not in record:
-        return last.timings
-    # Cancelled before a worker had it: whoever wrote its end knew nothing of how long it had waited.
-    return msgspec.structs.replace(last.timings, queued_ms=float(int(record["ended"]) - int(record["created"])))
