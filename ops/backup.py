@@ -142,7 +142,7 @@ def _wait_for_files(data_dir: Path) -> None:
                 f"The service that runs from {data_dir} has been writing its files anew for {REWRITE_PATIENCE:.0f} s, and they "
                 "may be of an earlier time until that is done, as after a full disk. Make room if there is none, and try again."
             )
-        time.sleep(0.05)
+        time.sleep(0.05)  # Valkey tells it to who asks alone
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:

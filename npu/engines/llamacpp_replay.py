@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from npu.engine import End, Piece, Prompt, Stats
 from npu.engines.llamacpp_generation import LlamaCppGeneration
@@ -63,17 +64,18 @@ class LlamaCppReplay(OneRun):
                 run = self._next()
                 pieces = iter(run)
                 if self._says_again(pieces):
-                    caught_up = caught_up or time.monotonic()
+                    caught_up = time.monotonic()
                     for piece in pieces:
                         self._said.append(piece.token)
                         yield piece
                     end = run.end
-                elif self._aborted:
-                    end = End.ABORTED
                 else:
-                    self._count()
-                if isinstance(pieces, Generator):
-                    pieces.close()
+                    run.abort()
+                    deque(pieces, maxlen=0)
+                    if self._aborted:
+                        end = End.ABORTED
+                    else:
+                        self._count()
                 if self._cached is None:
                     self._cached = run.stats.cached_tokens
         except GeneratorExit:  # Nobody iterates to the end.

@@ -5,11 +5,14 @@ It goes to the service's Redis itself, not through the API: whoever runs the ser
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ops.cli import options, queue_of_service
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 app = typer.Typer(help="Make, list and revoke API keys of a running service.", no_args_is_help=True)
 
@@ -38,7 +41,7 @@ def create(
         scopes = [api_keys.Scope(word) for word in scope or ("inference", "batch")]
     except ValueError as error:
         raise typer.BadParameter(f"{error}; there are {', '.join(api_keys.Scope)}.", param_hint="--scope") from error
-    with_client = queue_of_service.connect()
+    with_client = _client()
     key, plain = api_keys.create(with_client, name, scopes)
     if as_json:
         print(json.dumps({**_shown(key), "key": plain}))
@@ -60,7 +63,7 @@ def list_keys(
 
     from tasks import api_keys
 
-    found = api_keys.listing(queue_of_service.connect())
+    found = api_keys.listing(_client())
     if as_json:
         print(json.dumps([_shown(key) for key in found]))
         return
@@ -84,8 +87,24 @@ def revoke(
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     from tasks import api_keys
 
-    key = api_keys.revoke(queue_of_service.connect(), name)
+    key = api_keys.revoke(_client(), name)
     print(f"'{key.name}' ({key.id}) opens nothing any more.")
+
+
+def _client() -> Redis:
+    from redis.exceptions import NoPermissionError
+
+    from tasks import keys
+    from tasks.api_keys import KeyRefused
+
+    client = queue_of_service.connect()
+    try:
+        client.exists(keys.API_KEYS)
+    except NoPermissionError as error:
+        raise KeyRefused(
+            "API keys are made, listed and revoked where the service runs; this machine is a board of it and no more."
+        ) from error
+    return client
 
 
 def _shown(key: object) -> dict[str, object]:

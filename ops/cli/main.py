@@ -21,6 +21,7 @@ app = typer.Typer(
 
 _USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
 _FOR_THE_USER = _USAGE | {
+    "ops.cli.queue_of_service:QueueAway",
     "ops.up.errors:UpError",
     "ops.demo_model:FetchError",
     "ops.batch.service:ServiceError",

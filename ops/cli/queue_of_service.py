@@ -8,12 +8,15 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
+class QueueAway(Exception):
+    """Raised when it does not answer; the message says what to do."""
+
+
 def connect() -> Redis:
-    """A client of it. Raises `KeyRefused` with what to do when it does not answer."""
+    """A client of it. Raises `QueueAway`."""
     import tasks.connection
     from ops.configuration import load, without_password
     from ops.up import joined, store
-    from tasks.api_keys import KeyRefused
     from tasks.settings import TaskSettings
 
     settings = load(TaskSettings)
@@ -22,7 +25,7 @@ def connect() -> Redis:
     try:
         client.ping()
     except tasks.connection.UNREACHABLE as error:
-        raise KeyRefused(
+        raise QueueAway(
             f"The service's queue does not answer at {without_password(url)} ({error}). Start the "
             "service first, or name its Redis with --redis-url or its files with --data-dir."
         ) from error

@@ -56,16 +56,16 @@ def up(
     logs.configure(shared.log_level, shared.log_format)
     for sentence in configuration.unknown():
         logging.getLogger("rockchipllama.up").warning("%s", sentence)
-    sharing = configuration.load(UpSettings)
+    up_settings = configuration.load(UpSettings)
     if shared.redis_url is None and joined.redis_url(shared.data_dir) is not None:
-        if sharing.share:
+        if up_settings.share:
             raise TokenRefused(
                 f"This machine takes part in the service at {joined.place(shared.data_dir)}, and cannot share one of its own "
                 "as well. `rockchipllama join --forget` ends that."
             )
         join.run()
         return
-    if shared.redis_url is not None and sharing.share:
+    if shared.redis_url is not None and up_settings.share:
         raise configuration.ConfigurationError(
             "`share` is for the embedded Valkey, and a Redis is named (redis_url): its own users and network settings say who "
             "may join. Leave one of the two out."
@@ -87,7 +87,7 @@ def up(
             check_bind(http)
     plan = Plan(
         tasks=shared,
-        up=sharing,
+        up=up_settings,
         host=http.host,
         port=http.port,
         drain=http.drain,

@@ -42,7 +42,7 @@ def _make_sure_of_name(client: redis.Redis, board: str) -> None:
     before = client.hget(keys.PRESENCE, f"board:{board}")
     gives_up = time.monotonic() + ALIVE + 1
     while before is not None and time.monotonic() < gives_up:
-        time.sleep(0.2)
+        time.sleep(0.2)  # a breath is a field that changes, and no word
         now = client.hget(keys.PRESENCE, f"board:{board}")
         if now is not None and now != before:
             raise TokenRefused(

@@ -17,11 +17,12 @@ from npu.engines import describe
 from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import read_memory
 from npu.model import Model
-from tasks import boards, keys, lifeline, logs, roster, worker_lock
+from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
+from tasks.board.drain import Drain
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
@@ -86,9 +87,7 @@ class Agent:
         """Models whose worker is still to be told to load: it listens a moment after it was started."""
         self._began = False
         """It has taken over what an earlier agent left, and loaded the default model."""
-        self._drained = False
-        self._before_drain: set[str] = set()
-        """Models that were loaded when it was drained."""
+        self._drain = Drain(self._client, self._board, self._workers, self._dismiss, self._load_again)
         self._started = time.time()
         self._leaving = threading.Event()
         self._looked = threading.Condition()
@@ -107,7 +106,7 @@ class Agent:
         """Work until told to leave."""
         while not self._leaving.is_set() and not self._reaches_redis():
             self._leaving.wait(1.0)
-        self._try(self._look_for_drain)
+        self._try(self._drain.look)
         self._try(self._look)
         self._desk = Desk(
             self._client,
@@ -140,7 +139,7 @@ class Agent:
                     self._try(task)
         self._inventory.close()
         self._desk.close()
-        self._try(self._hand_over)
+        self._try(self._drain.hand_over)
         self._survive(lambda: self._workers.stop_all(GRACE))
         self._losses.note(self._workers.ended())
         self._try(self._losses.report)
@@ -156,7 +155,7 @@ class Agent:
 
     def load(self, model: Model) -> None:
         """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
-        if self._drained:
+        if self._drain.on:
             raise ModelRefused(
                 f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume` ends that."
             )
@@ -175,9 +174,8 @@ class Agent:
             try:
                 return self.load(model)
             except OutOfMemory:
-                if not leaving:
+                if not leaving or self._leaving.wait(0.1):
                     raise
-            self._leaving.wait(0.1)
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
@@ -239,6 +237,7 @@ class Agent:
 
     def _dismiss(self, model_id: str) -> None:
         self._keeping.forget(model_id)
+        self._to_load.discard(model_id)
         # Its last job gets the worker's grace, for which this loop must not wait.
         threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
 
@@ -254,7 +253,7 @@ class Agent:
                 log.error("the default model '%s' is not in %s.%s", wanted, self._settings.models_dir, hint)
             else:
                 candidates = [default]
-        if not self._board_settings.preload or self._drained:
+        if not self._board_settings.preload or self._drain.on:
             return
         # Most come to chat; and an echo is for trying things out: whoever has another model means that one.
         for model in sorted(candidates, key=lambda model: (model.id not in self._chats, model.engine == "echo")):
@@ -336,7 +335,7 @@ class Agent:
         return found
 
     def _breathe(self) -> None:
-        self._look_for_drain()
+        self._drain.look()
         breath = roster.Presence(
             name=f"board:{self._board}",
             board=self._board,
@@ -345,42 +344,20 @@ class Agent:
             started=self._started,
             version=VERSION,
             machine=read_machine(),
-            drained=self._drained,
+            drained=self._drain.on,
         )
         roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
 
-    def _look_for_drain(self) -> None:
-        drained = bool(self._client.hexists(keys.DRAINED, self._board))
-        if drained == self._drained:
-            return
-        self._drained = drained
-        if drained:
-            log.info("board %s is drained: it hands over what it is at, and serves nothing", self._board)
-            self._before_drain = set(self._workers.living())
-            self._try(self._hand_over)
-            for model_id in self._before_drain:
-                self._dismiss(model_id)
-        else:
-            log.info("board %s serves again", self._board)
-            self._load_again()
-
-    def _load_again(self) -> None:
-        for model in [model for model in self._catalog.models if model.id in self._before_drain]:
+    def _load_again(self, before: set[str]) -> None:
+        """Load what was loaded before a drain, or what is loaded at a start."""
+        for model in [model for model in self._catalog.models if model.id in before]:
             try:
                 self.load(model)
             except (ModelRefused, OSError) as error:
                 log.warning("%s was loaded before the drain, and was not loaded again: %s", model.id, error)
-        if not self._before_drain:
+        if not before:
             self._preload()
-
-    def _hand_over(self) -> None:
-        """Have workers give up their jobs at once, where another board has the model and goes on with them."""
-        elsewhere = {
-            status.card.id for status in boards.snapshot(self._client).models if {*status.boards} - {self._board}
-        }
-        for model_id in elsewhere & self._workers.living().keys():
-            self._client.publish(keys.control(f"{model_id}@{self._board}"), "hand-over")
 
     def _sweep(self) -> None:
         self._sweeper.sweep({field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))})

@@ -84,7 +84,7 @@ def run(service: Service, count: int) -> Cost:
             "keys": float(redis.dbsize()),
         }
         most.update({name: max(most[name], value) for name, value in seen.items()})
-        time.sleep(0.5)
+        time.sleep(0.5)  # to ask costs the API too, and is counted
         return client.batches.retrieve(batch.id).status in ("completed", "failed", "expired", "cancelled")
 
     eventually(over, limit=LIMIT, what="the batch's end")

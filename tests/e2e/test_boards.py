@@ -144,6 +144,8 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
             ("second", ["echo-of-second", "twin"]),
         ]
         assert listed[1]["version"] == VERSION and listed[1]["memory"]["total"] > listed[1]["memory"]["available"] > 0
+        refused = run(folder, "keys", "list")
+        assert refused.returncode == 1 and "where the service runs" in refused.stderr
         answer = shared.ask("echo-of-second")
         assert answer.status_code == 200 and "hello" in answer.json()["choices"][0]["message"]["content"]
     finally:

@@ -390,7 +390,9 @@ def stack_forgot(stack: Stack, response: str) -> bool:
 
 def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
     """In mid-thought, in Ollama's dialect: thoughts, text and call come once and whole, and one last line with their count."""
-    client = ollama.Client(host=stack.url, timeout=LIMIT)
+    jobs: list[str] = []
+    hooks = {"response": [lambda reply: jobs.append(reply.headers["x-job-id"])]}
+    client = ollama.Client(host=stack.url, timeout=LIMIT, event_hooks=hooks)
     asked: Any = {"model": "caller", "messages": [{"role": "user", "content": CALLING}]}
     asked["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     whole = client.chat(**asked)
@@ -406,6 +408,7 @@ def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
     assert (call.function.name, call.function.arguments) == ("weather", {"city": CITY})
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
     assert parts[-1].eval_count == whole.eval_count
+    assert view(stack, jobs[-1])["attempts"] == 2
 
 
 def test_a_job_that_nobody_waits_for_outlives_the_api_that_accepted_it(stack: Stack, second: str) -> None:

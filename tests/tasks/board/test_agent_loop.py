@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,32 +230,56 @@ def test_what_could_not_be_looked_at_first_is_loaded_later(board: Board, monkeyp
     eventually(lambda: board.agent._workers.has("first"), what="a worker")
 
 
-def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path: Path) -> None:
-    """Every worker that lives, not only the one it would have started; whose model is gone has to leave."""
+@contextmanager
+def left_behind(folder: Path, *models: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """What stands for the workers of these models that an agent left when it was killed."""
     code = (
         "import pathlib, sys, threading; from tasks import worker_lock; "
         "worker_lock.take(pathlib.Path(sys.argv[1]), sys.argv[2]); print('held', flush=True); threading.Event().wait()"
     )
-    board.add("second")
-    left = {}
-    for model in ("second", "ghost"):
-        command = [sys.executable, "-c", code, str(tmp_path / "data"), model]
-        left[model] = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    left = {
+        model: subprocess.Popen([sys.executable, "-c", code, str(folder), model], stdout=subprocess.PIPE, cwd=ROOT)
+        for model in models
+    }
     try:
         for process in left.values():
             assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        board.start()
-        eventually(lambda: set(board.agent._workers.living()) == {"first", "second"}, what="both workers")
-        assert board.agent._workers.living()["second"] == left["second"].pid
-        assert left["ghost"].wait(LIMIT) == -signal.SIGTERM
-        assert left["second"].poll() is None
+        yield left
     finally:
-        board.leave()
         for process in left.values():
             process.kill()
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path: Path) -> None:
+    """Every worker that lives, not only the one it would have started; whose model is gone has to leave."""
+    board.add("second")
+    with left_behind(tmp_path / "data", "second", "ghost") as left:
+        try:
+            board.start()
+            eventually(lambda: set(board.agent._workers.living()) == {"first", "second"}, what="both workers")
+            assert board.agent._workers.living()["second"] == left["second"].pid
+            assert left["ghost"].wait(LIMIT) == -signal.SIGTERM
+            assert left["second"].poll() is None
+        finally:
+            board.leave()
+
+
+def test_a_drained_board_lets_go_what_it_takes_over(board: Board, client: redis.Redis, tmp_path: Path) -> None:
+    """Also a worker that was left behind; when the board is resumed, its model is loaded again."""
+    client.hset(keys.DRAINED, "one", "0")
+    board.add("second")
+    with left_behind(tmp_path / "data", "second") as left:
+        try:
+            board.start()
+            assert left["second"].wait(LIMIT) == -signal.SIGTERM
+            eventually(lambda: not board.agent._workers.living(), what="no worker")
+            resume(client, "one")
+            eventually(lambda: set(board.agent._workers.living()) == {"second"}, what="it is loaded again")
+        finally:
+            board.leave()
 
 
 def test_what_can_chat_is_loaded_first(board: Board) -> None:

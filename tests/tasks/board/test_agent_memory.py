@@ -125,6 +125,15 @@ def test_the_memory_of_a_model_that_is_being_unloaded_is_waited_for(
     assert agent._workers.living().keys() == {"another"}
 
 
+def test_a_board_that_leaves_waits_for_no_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks it for a model is told how things stand."""
+    has_memory(monkeypatch, total=100, available=10)
+    monkeypatch.setattr(agent._workers, "leaving", lambda: {"another"})
+    agent.leave()
+    with pytest.raises(OutOfMemory):
+        agent.load_after_others(echo())
+
+
 def test_a_model_that_is_being_unloaded_may_be_loaded_again(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the memory that its successor gets, which starts once it is gone."""
     gone = threading.Event()

@@ -1,0 +1,57 @@
+"""What a board hands over and unloads when it is drained, and loads again when it is resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import redis
+
+from tasks import boards, keys
+from tasks.board.workers import Workers
+
+log = logging.getLogger("rockchipllama.board")
+
+
+class Drain:
+    """Whether a board is to serve nothing, as `tasks.boards.drain` asks for."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        board: str,
+        workers: Workers,
+        dismiss: Callable[[str], None],
+        load_again: Callable[[set[str]], None],
+    ) -> None:
+        """`dismiss` has the worker of a model stopped, without waiting for that; `load_again` is told what was loaded before."""
+        self._client = client
+        self._board = board
+        self._workers = workers
+        self._dismiss = dismiss
+        self._load_again = load_again
+        self.on = False
+        self._before: set[str] = set()
+
+    def look(self) -> None:
+        """See what was asked for, and do it; a worker that has come meanwhile, as one that is taken over, goes as well."""
+        was, self.on = self.on, bool(self._client.hexists(keys.DRAINED, self._board))
+        if self.on != was:
+            log.info("board %s %s", self._board, "is drained, and serves nothing" if self.on else "serves again")
+        if not self.on:
+            before, self._before = self._before, set()
+            if was:
+                self._load_again(before)
+        elif living := set(self._workers.living()):
+            self._before |= living
+            self.hand_over()
+            for model_id in living:
+                self._dismiss(model_id)
+
+    def hand_over(self) -> None:
+        """Have workers give up their jobs at once, where another board has the model and goes on with them."""
+        elsewhere = {
+            status.card.id for status in boards.snapshot(self._client).models if {*status.boards} - {self._board}
+        }
+        for model_id in elsewhere & self._workers.living().keys():
+            self._client.publish(keys.control(f"{model_id}@{self._board}"), "hand-over")
