@@ -24,6 +24,7 @@ from api import (
     openai,
     props,
     queues,
+    runtime_settings,
 )
 from api.auth import Auth
 from api.drain import Drain
@@ -36,6 +37,7 @@ from api.origins import Cors
 from api.request_log import REQUEST, RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
+from tasks.live_settings import LiveSettings
 from tasks.settings import TaskSettings
 from tasks.version import VERSION
 
@@ -52,7 +54,8 @@ def create_app(
     """The ASGI application. Without `lifespan` it lives on the real queue that `tasks_settings` name."""
     settings = settings or ApiSettings()
     queue = tasks_settings or TaskSettings()
-    lifespan = lifespan or (lambda app: open_services(settings, queue))
+    live = LiveSettings(settings)
+    lifespan = lifespan or (lambda app: open_services(live, queue))
 
     def front(scope: Scope) -> Front:
         return front_of(scope, FRONTS)
@@ -78,11 +81,11 @@ def create_app(
             Middleware(Auth, settings=settings, renderer_of=renderer),
         ],
     )
-    app.state.settings = settings
+    app.state.settings = live
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, props, jobs, async_jobs, job_events, queues, boards, docs_page):
+    for part in (health, props, jobs, async_jobs, job_events, queues, boards, runtime_settings, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.

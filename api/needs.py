@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Protocol, TypedDict, TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -17,6 +17,7 @@ from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
 from tasks.jobs import JobView, Lane, Once
+from tasks.live_settings import LiveSettings, SettingView
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence, Snapshot
 from tasks.standing import Gate
@@ -118,6 +119,15 @@ class KeyBook(Protocol):
         """Every key by its digest. Raises `QueueUnavailable` when they could never be read."""
 
 
+class SettingsBook(Protocol):
+    """The settings that may be changed while the service runs. Each raises `QueueUnavailable`."""
+
+    async def view(self) -> list[SettingView]: ...
+
+    async def change(self, wanted: Mapping[str, Any], by: str) -> list[SettingView]:
+        """Keep these values, None meaning what each process was started with. Raises `SettingRefused` as well."""
+
+
 class Attendant(Protocol):
     """Looks after the batches."""
 
@@ -133,6 +143,7 @@ class Services(TypedDict):
     jobs: JobBook
     queues: QueueBook
     api_keys: KeyBook
+    settings: SettingsBook
     files: FileBook
     storage: Storage
     batches: BatchBook
@@ -148,8 +159,8 @@ def services_of(http: Request) -> Services:
 
 
 def settings_of(http: Request) -> ApiSettings:
-    """The settings of the process that answers this request."""
-    return cast(ApiSettings, http.app.state.settings)
+    """The settings of the process that answers this request, as they are now."""
+    return cast("LiveSettings[ApiSettings]", http.app.state.settings).now
 
 
 def fronts_of(http: Request) -> Sequence[Front]:

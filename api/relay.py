@@ -82,6 +82,11 @@ class Relay:
         self._streams = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
 
+    def set_waits(self, *, patience: float, keep_alive: float) -> None:
+        """How long streams wait from now on, in seconds, as the settings say."""
+        self._patience = patience
+        self.keep_alive = keep_alive
+
     async def start(
         self,
         model: str | None,

@@ -10,12 +10,14 @@ from api.needs import Services
 from api.openai.feeding import Feeding
 from api.presence import breathing
 from api.relay import Relay
+from api.runtime_settings import following
 from api.settings import ApiSettings
 from api.shelf import Shelf
 from api.storage import LocalStorage, Storage
 from api.sweeping import sweeping
 from api.texts import Texts
 from api.webhooks import calling
+from tasks import logs
 from tasks.api_keys import ApiKeys
 from tasks.batch import BatchBook
 from tasks.commands import Commander
@@ -24,6 +26,7 @@ from tasks.disk import Disk
 from tasks.feed import LiveFeed
 from tasks.files import FileBook
 from tasks.job_book import JobBook
+from tasks.live_settings import LiveSettings, SettingsBook
 from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
@@ -42,8 +45,9 @@ def storage_of(settings: ApiSettings, data_dir: Path) -> Storage:
 
 
 @asynccontextmanager
-async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> AsyncIterator[Services]:
+async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSettings) -> AsyncIterator[Services]:
     """Open everything; close it in reverse. Starts also while Redis is away: requests get 503 until it is back."""
+    settings, live_tasks = live.now, LiveSettings(tasks_settings)
     url = redis_url(tasks_settings)
     async with AsyncExitStack() as stack:
         client = connect_async(url)
@@ -74,6 +78,15 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             record_limit=tasks_settings.record_limit,
         )
         stack.push_async_callback(relay.finish)
+        book = SettingsBook(client, (live_tasks, live))
+
+        def obey() -> None:
+            now = live_tasks.now
+            store.set_limits(queue_limit=now.queue_limit, job_ttl=now.job_ttl, deadline=now.deadline)
+            relay.set_waits(patience=live.now.patience, keep_alive=live.now.keep_alive_comment)
+            logs.set_level(now.log_level)
+
+        await stack.enter_async_context(following(book, obey))
 
         files, batches = FileBook(client), BatchBook(client, waits_for)
         storage = storage_of(settings, tasks_settings.data_dir)
@@ -93,6 +106,7 @@ async def open_services(settings: ApiSettings, tasks_settings: TaskSettings) -> 
             "jobs": jobs,
             "queues": QueueBook(client, store),
             "api_keys": ApiKeys(client),
+            "settings": book,
             "files": files,
             "storage": storage,
             "batches": batches,

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from ops import environment
-from tasks.settings import Settings, TaskSettings, config_file
+from tasks.settings import Settings, TaskSettings, config_file, live_names
 
 CLASSES = (
     "tasks.settings:TaskSettings",
@@ -69,6 +69,11 @@ class Setting:
     def variable(self) -> str:
         """Its environment variable."""
         return environment.variable(self.name)
+
+    @property
+    def live(self) -> bool:
+        """Whether it can be changed while the service runs."""
+        return self.name in live_names(self.owner)
 
     @property
     def secret(self) -> bool:

@@ -50,7 +50,8 @@ def _settings() -> Iterator[str]:
     yield "A setting comes, in growing strength, from its default, the TOML file, the environment and the command line."
     yield "The file is the one `ROCKCHIPLLAMA_CONFIG` or `--config` names, else `rockchipllama.toml` in the current"
     yield "folder, else beside the application. Its keys are the names below; the variables are the same in capitals"
-    yield "behind `ROCKCHIPLLAMA_`. `rockchipllama settings` shows each value in force and where it came from.\n"
+    yield "behind `ROCKCHIPLLAMA_`. `rockchipllama settings` shows each value in force and where it came from."
+    yield "Settings with † can be changed while the service runs ([operations](operations.md#changing-settings)).\n"
     yield "```toml\n# rockchipllama.toml"
     yield 'port = 8080\ndefault_model = "smollm2-135m-instruct"\n\n[aliases]\nassistant = "smollm2-135m-instruct"\n```'
     owner = None
@@ -60,6 +61,7 @@ def _settings() -> Iterator[str]:
             yield f"\n## {owner.title or owner.__name__}\n"
             yield "| setting | environment | default | what it does |\n|---|---|---|---|"
         meaning = " ".join((setting.field.description or "").split()).replace("|", "\\|")
+        meaning += " †" if setting.live else ""
         default = _default(setting)
         yield f"| `{setting.name}` | `{setting.variable}` | {f'`{default}`' if default else ''} | {meaning} |"
 

@@ -36,6 +36,7 @@ rl:gates               hash     MODEL -> paused or draining; models that are nei
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
 rl:drained             hash     boards that are to serve nothing -> when that was asked for, Unix seconds
 rl:api_keys            hash     digest of a key -> its name and scopes
+rl:settings            hash     setting -> its value for the whole service, who changed it and when
 rl:presence            hash     workers and boards that breathe, while there are any; past the append-only file
 rl:serve.MODEL         list     Celery: calls to serve, while there are any
 rl:_kombu.*            set, zset   Celery: which queue a call goes to
@@ -72,11 +73,25 @@ BATCHES = "rl:batches"
 BATCHES_DUE = "rl:batches:due"
 API_KEYS = "rl:api_keys"
 DRAINED = "rl:drained"
+SETTINGS = "rl:settings"
 WEBHOOKS = "rl:webhooks"
 WEBHOOKS_DUE = "rl:webhooks:due"
 
 PERMANENT = (
-    *(ORDER, CLOCK, SECRET, GATES, CARDS, PRESENCE, DRAINED, API_KEYS, "rl:serve.*", "rl:_kombu.*", "rl:unacked*"),
+    *(
+        ORDER,
+        CLOCK,
+        SECRET,
+        GATES,
+        CARDS,
+        PRESENCE,
+        DRAINED,
+        API_KEYS,
+        SETTINGS,
+        "rl:serve.*",
+        "rl:_kombu.*",
+        "rl:unacked*",
+    ),
     *(WEBHOOKS, WEBHOOKS_DUE, FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
 )
 """Patterns of the keys that may stand without an expiry when no job is left."""

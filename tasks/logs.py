@@ -25,8 +25,14 @@ def configure(level: str = "info", format: str = "text") -> None:
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     logging.captureWarnings(True)
+
+
+def set_level(level: str) -> None:
+    """Write lines of this level and those above it from now on."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,13 +22,21 @@ from pydantic_settings import (
 )
 
 from tasks import sentinel
+from tasks.policy import Ageing
 
 PREFIX = "ROCKCHIPLLAMA_"
 ROOT = Path(__file__).resolve().parent.parent
 """Where this application is installed: the folder with api/, tasks/, npu/ and models/."""
 
+LIVE: dict[str, JsonValue] = {"live": True}
+"""Marks a field that may be changed while the service runs (`tasks/live_settings.py`)."""
+
 CommaList = Annotated[tuple[str, ...], NoDecode]
 """Several words; in the environment separated by commas."""
+
+
+def _any_case(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def config_file() -> Path | None:
@@ -65,6 +73,15 @@ class Settings(BaseSettings):
         if path is not None:
             sources += (TomlConfigSettingsSource(settings_cls, toml_file=path),)
         return sources
+
+
+def live_names(owner: type[Settings]) -> tuple[str, ...]:
+    """The settings of a class that may be changed while the service runs."""
+    return tuple(
+        name
+        for name, field in owner.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("live")
+    )
 
 
 class TaskSettings(Settings):
@@ -108,16 +125,49 @@ class TaskSettings(Settings):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Further names for models: `[aliases]` in the file, JSON in the environment."
     )
-    queue_limit: int = Field(64, ge=1, description="Jobs that may wait for one model; one more is refused with 429.")
+    queue_limit: int = Field(
+        64,
+        ge=1,
+        description="Jobs that may wait for one model; one more is refused with 429.",
+        json_schema_extra=LIVE,
+    )
     deadline: float = Field(
-        3600.0, gt=0, description="Seconds after which an unfinished job is given up, waiting or running."
+        3600.0,
+        gt=0,
+        description="Seconds after which an unfinished job is given up, waiting or running.",
+        json_schema_extra=LIVE,
     )
     record_limit: int = Field(
         32_000_000,
         ge=10_000,
         description="Bytes that the record of one job may grow to, about 400,000 tokens; a longer answer is refused or ended.",
     )
-    job_ttl: float = Field(3600.0, gt=0, description="Seconds a job's record and events are kept after its end.")
+    job_ttl: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds a job's record and events are kept after its end.",
+        json_schema_extra=LIVE,
+    )
+    keep_alive: float = Field(
+        -1.0,
+        le=1e9,
+        description="Seconds a loaded model stays that nobody asks for; below 0 it stays for ever. A request may say "
+        "otherwise (`keep_alive` of Ollama's API).",
+        json_schema_extra=LIVE,
+    )
+    background_wait: float = Field(
+        Ageing().background,
+        gt=0,
+        description="Seconds after which a background job goes before interactive ones, if none of its kind has ended for as "
+        "long; it is then not paused.",
+        json_schema_extra=LIVE,
+    )
+    batch_wait: float = Field(
+        Ageing().batch,
+        gt=0,
+        description="The same for jobs of a batch, which then go before those in the background, too.",
+        json_schema_extra=LIVE,
+    )
     durability: Literal["disk", "ram"] = Field(
         "disk",
         description="Where jobs and API keys are kept. `disk` survives a restart, and a request that nobody waits for is "
@@ -130,13 +180,10 @@ class TaskSettings(Settings):
         description="Seconds a worker's claim on a job lasts unless renewed; it renews at least three times as often.",
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe lines to log.")
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_any_case)] = Field(
+        "info", description="Least severe lines to log.", json_schema_extra=LIVE
+    )
     log_format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for collectors.")
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _any_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
 
     @field_validator("redis_url")
     @classmethod

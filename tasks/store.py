@@ -124,6 +124,12 @@ class JobStore:
         self._job_ttl = job_ttl
         self._deadline = deadline
 
+    def set_limits(self, *, queue_limit: int, job_ttl: float, deadline: float) -> None:
+        """What counts for jobs that are accepted from now on."""
+        self._queue_limit = queue_limit
+        self._job_ttl = job_ttl
+        self._deadline = deadline
+
     async def accept(
         self,
         job: str,

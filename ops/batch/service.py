@@ -69,6 +69,14 @@ class Service:
                 return
             query["after"] = page["last_id"]
 
+    def settings(self) -> list[dict[str, Any]]:
+        """What can be changed of its settings while it runs."""
+        return list(self._ask("GET", "/v1/settings")["data"])
+
+    def change_settings(self, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """Change these, None meaning what it was started with; all of them then."""
+        return list(self._ask("PATCH", "/v1/settings", json=values)["data"])
+
     def boards(self) -> dict[str, float]:
         """The boards that are at work now, each with the tokens it has lately said per second."""
         found: dict[str, float] = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops.cli import options
+from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
     from ops.batch.service import Service
@@ -56,7 +57,7 @@ def submit(
     config: options.Config = None,
 ) -> None:
     """Send prompts to be answered, and write the id of their batch."""
-    service = _service(config, url)
+    service = service_of(config, url)
     made = _submit(service, file, form, model, template, system, max_tokens, window)
     print(made["id"], flush=True)
     if wait:
@@ -68,13 +69,13 @@ def watch(
     batch: Batch, as_json: AsJson = False, plot: Plot = None, url: Url = None, config: options.Config = None
 ) -> None:
     """Show how far a batch is until it is over: done, failed, tokens a second, boards at work, time left."""
-    _end(_watch(_service(config, url), batch, as_json=as_json, plot=plot))
+    _end(_watch(service_of(config, url), batch, as_json=as_json, plot=plot))
 
 
 @app.command("list")
 def list_batches(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
     """List the batches, the newest first."""
-    service = _service(config, url)
+    service = service_of(config, url)
     import json
     import time
 
@@ -92,7 +93,7 @@ def list_batches(as_json: AsJson = False, url: Url = None, config: options.Confi
 @app.command()
 def cancel(batch: Batch, url: Url = None, config: options.Config = None) -> None:
     """Run no more of a batch; what is answered already can be had."""
-    found = _service(config, url).cancel(batch)
+    found = service_of(config, url).cancel(batch)
     print(f"{found['id']} is {found['status']}.")
 
 
@@ -107,7 +108,7 @@ def results(
     config: options.Config = None,
 ) -> None:
     """Bring the answers of a batch that is over. A download that broke off goes on where it ended."""
-    service = _service(config, url)
+    service = service_of(config, url)
     from ops.batch.results import collect, show
 
     found = service.batch(batch)
@@ -132,7 +133,7 @@ def run(
     config: options.Config = None,
 ) -> None:
     """Send prompts, watch them, and bring their answers to a file."""
-    service = _service(config, url)
+    service = service_of(config, url)
     import sys
 
     from ops.batch.results import check_free, collect
@@ -148,22 +149,6 @@ def run(
     over = _watch(service, made["id"], as_json=False, plot=plot)
     _collected(collect(service, over, out))
     _end(over)
-
-
-def _service(config: Path | None, url: str | None) -> Service:
-    options.apply(config, service_url=url)
-    from api.settings import ApiSettings
-    from ops.batch.service import Service
-    from ops.batch.settings import ClientSettings
-    from ops.configuration import load
-
-    settings = load(ClientSettings)
-    where = settings.service_url
-    if where is None:
-        local = load(ApiSettings)
-        host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
-        where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
-    return Service(where, settings.service_key.get_secret_value() if settings.service_key is not None else None)
 
 
 def _submit(

@@ -1,15 +1,22 @@
-"""`rockchipllama settings`: every setting, its value, and where that came from."""
+"""`rockchipllama settings`: every setting, its value, and where that came from; and those of a running service."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ops.cli import options
 
+app = typer.Typer(help="Show every setting; or show and change those of a running service.")
 
+Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
 def settings(
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     host: options.Host = None,
     port: options.Port = None,
@@ -21,7 +28,10 @@ def settings(
     log_format: options.LogFormat = None,
     config: options.Config = None,
 ) -> None:
-    """Show every setting with its value (secrets masked) and where it came from."""
+    """Show every setting with its value (secrets masked) and where it came from. The commands `live`, `set` and `unset` are
+    about what can be changed while the service runs, and need a key with the scope admin."""
+    if context.invoked_subcommand is not None:
+        return
     options.apply(
         config,
         host=host,
@@ -58,6 +68,69 @@ def settings(
             print(f"\n{owner.title or owner.__name__}" if item is not settled[0] else owner.title)
         name = item.setting.name
         print(f"  {name:<{name_width}}  {shown[name]:<{value_width}}  {item.source}")
+
+
+@app.command("live")
+def show_live(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Show what can be changed while the service runs, and who changed it."""
+    from ops.cli.service_address import service_of
+
+    _print_live(service_of(config, url).settings(), as_json)
+
+
+@app.command("set")
+def set_live(
+    name: Annotated[str, typer.Argument(help="The setting, as `settings live` names it.")],
+    value: Annotated[str, typer.Argument(help="Its value from now on, in every process of the service.")],
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Change a setting of the running service. It outlasts restarts, until it is unset."""
+    import json
+
+    try:
+        given = json.loads(value)
+    except ValueError:
+        given = value
+    _change(name, given, url, config)
+
+
+@app.command("unset")
+def unset_live(
+    name: Annotated[str, typer.Argument(help="The setting, as `settings live` names it.")],
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Take a change back: each process goes by what it was started with."""
+    _change(name, None, url, config)
+
+
+def _change(name: str, value: object, url: str | None, config: Path | None) -> None:
+    from ops.cli.service_address import service_of
+
+    shown = service_of(config, url).change_settings({name: value})
+    _print_live([item for item in shown if item["name"] == name], as_json=False)
+
+
+def _print_live(shown: list[dict[str, Any]], as_json: bool) -> None:
+    import json
+    import time
+
+    if as_json:
+        print(json.dumps(shown, indent=2))
+        return
+    name_width = max(len(item["name"]) for item in shown)
+    value_width = max(len(_shown(item["value"])) for item in shown)
+    for item in shown:
+        source = ""
+        if item["changed_by"] is not None:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["changed_at"]))
+            source = f"  by {item['changed_by']}, {when}; was {_shown(item['own'])}"
+        print(f"{item['name']:<{name_width}}  {_shown(item['value']):<{value_width}}{source}".rstrip())
 
 
 def _shown(value: object) -> str:

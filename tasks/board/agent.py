@@ -17,7 +17,7 @@ from npu.engines import describe
 from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import read_memory
 from npu.model import Model
-from tasks import keys, lifeline, logs, roster, worker_lock
+from tasks import keys, lifeline, live_settings, logs, roster, worker_lock
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
@@ -34,6 +34,7 @@ from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.card import Card
 from tasks.connection import UNREACHABLE, Outages, connect, text
+from tasks.live_settings import LiveSettings
 from tasks.prompting.cards import card_of
 from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
@@ -79,7 +80,8 @@ class Agent:
         self._demand = Demand(
             *(self._client, self._board, lambda: self._catalog), self._workers.has, self._workers.leaving, self.load
         )
-        self._keeping = Keeping(self._client, self._board, board_settings.keep_alive)
+        self._live = LiveSettings(settings)
+        self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -124,6 +126,7 @@ class Agent:
             self._watchdog.look: WATCH,
             self._demand.meet: WATCH,
             self._rest: REST,
+            self._follow: live_settings.FRESH,
         }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
@@ -188,6 +191,10 @@ class Agent:
         for model_id in self._keeping.over(self._workers.living()):
             log.info("nobody asks for %s any more: it is unloaded", model_id)
             threading.Thread(target=self._put_away, args=(model_id,), daemon=True).start()
+
+    def _follow(self) -> None:
+        """Obey what is kept of settings for the whole service."""
+        live_settings.follow(self._client, self._live)
 
     def _put_away(self, model_id: str) -> None:
         """Unload a model, and load it again at once when somebody has asked for it meanwhile: others would wait for that to be

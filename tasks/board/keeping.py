@@ -31,9 +31,9 @@ class Keeping:
     """
 
     def __init__(
-        self, client: redis.Redis, board: str, default: float, clock: Callable[[], float] = time.monotonic
+        self, client: redis.Redis, board: str, default: Callable[[], float], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`default` is in seconds, as is what is asked; below 0 is for ever."""
+        """`default` tells seconds, as is what is asked; below 0 is for ever."""
         self._client = client
         self._board = board
         self._default = default
@@ -89,7 +89,7 @@ class Keeping:
         return found
 
     def _limit(self, model: str) -> float:
-        return self._asked.get(model, self._default)
+        return self._asked.get(model, self._default())
 
     def _roster(self) -> tuple[dict[str, Presence], set[str]]:
         """The workers of this board by their models, and the models that jobs wait for."""

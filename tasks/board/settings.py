@@ -21,12 +21,6 @@ class BoardSettings(Settings):
     title: ClassVar[str] = "Board"
 
     preload: bool = Field(True, description="Load the default model when the board starts, not with the first request.")
-    keep_alive: float = Field(
-        -1.0,
-        le=1e9,
-        description="Seconds a loaded model stays that nobody asks for; below 0 it stays for ever. A request may say "
-        "otherwise (`keep_alive` of Ollama's API).",
-    )
     memory_reserve: float = Field(0.1, ge=0, lt=1, description="Part of the board's memory that models may never use.")
     restart_limit: float = Field(
         60.0, gt=0, description="Longest pause in seconds before a worker that keeps dying is started again."

@@ -30,10 +30,14 @@ OTHERS_FIRST = 0.005
 class Heartbeat:
     """One thread beside the engine's. It must not stop while C code runs, so the engine releases Python's lock."""
 
-    def __init__(self, client: redis.Redis, lease: float, presence: Callable[[], Presence]) -> None:
+    def __init__(
+        self, client: redis.Redis, lease: float, presence: Callable[[], Presence], with_each: Callable[[], None]
+    ) -> None:
+        """`with_each` is called with each breath, and raises what the client raises."""
         self._client = client
         self._lease = lease
         self._presence = presence
+        self._with_each = with_each
         self._run: JobRun | None = None
         self._redis = Outages(log, "the worker")
         self._wake = threading.Event()
@@ -74,6 +78,7 @@ class Heartbeat:
                 if now >= self._breath_due:
                     self._breath_due = now + BREATH
                     breathe(self._client, self._presence())
+                    self._with_each()
                 run = self._run
                 if run is not None and now >= self._renewal_due:
                     self._renewal_due = now + min(RENEWAL, self._lease / 3)

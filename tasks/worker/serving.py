@@ -16,6 +16,7 @@ from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
+from tasks.live_settings import LiveSettings, follow
 from tasks.policy import Ageing
 from tasks.prompting.failures import failure
 from tasks.prompting.setup import setup_of
@@ -71,6 +72,7 @@ class Serving:
         self._worker = worker
         self._board = board
         self._settings = settings
+        self._live = LiveSettings(tasks_settings)
         self._lease = tasks_settings.lease
         self._record_limit = tasks_settings.record_limit
         self._speeds = Speeds()
@@ -87,7 +89,7 @@ class Serving:
         """Of the job that was served last: the engine has it in its cache."""
         self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
-        self._heartbeat = Heartbeat(client, self._lease, self._presence)
+        self._heartbeat = Heartbeat(client, self._lease, self._presence, lambda: follow(client, self._live))
         self._control = ControlListener(
             client,
             worker,
@@ -165,7 +167,7 @@ class Serving:
                     call_id=call,
                     lease=self._lease,
                     attempt=attempt,
-                    ageing=Ageing(self._settings.background_wait, self._settings.batch_wait),
+                    ageing=Ageing(self._live.now.background_wait, self._live.now.batch_wait),
                     prefix=self._prefix,
                 )
             except UNREACHABLE as error:

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tasks.policy import Ageing
 from tasks.settings import Settings
 
 
@@ -32,17 +31,6 @@ class WorkerSettings(Settings):
         gt=0,
         description="Seconds a prefill that nobody wants any more may go on while others wait, where nothing can abort it; past "
         "that its worker is restarted. About as long as the model takes to load is sensible.",
-    )
-    background_wait: float = Field(
-        Ageing().background,
-        gt=0,
-        description="Seconds after which a background job goes before interactive ones, if none of its kind has ended for as "
-        "long; it is then not paused.",
-    )
-    batch_wait: float = Field(
-        Ageing().batch,
-        gt=0,
-        description="The same for jobs of a batch, which then go before those in the background, too.",
     )
     worker_grace: float = Field(
         10.0, ge=0, description="Seconds a stopping worker goes on with its job before it hands it back."

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ from tasks.events import (
 )
 from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
+from tasks.live_settings import LiveSettings, SettingsBook
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
 from tasks.roster import ModelStatus, Presence, Snapshot
@@ -406,6 +407,22 @@ class ScriptedShelf:
             raise self.refusal
 
 
+class ScriptedSettings(SettingsBook):
+    """The real book over one that is kept in memory."""
+
+    def __init__(self, *parts: LiveSettings[Any]) -> None:
+        super().__init__(connect_async("unix:///nowhere"), parts)
+        self.book: dict[bytes, bytes] = {}
+
+    async def _read(self) -> dict[bytes, bytes]:
+        return dict(self.book)
+
+    async def _write(self, new: Mapping[str, bytes], gone: Sequence[str]) -> None:
+        self.book |= {name.encode(): raw for name, raw in new.items()}
+        for name in gone:
+            self.book.pop(name.encode(), None)
+
+
 class ScriptedKeys:
     """Keys as if somebody had made them."""
 
@@ -494,6 +511,7 @@ class World:
                 "jobs": self.jobs,
                 "queues": self.queues,
                 "api_keys": self.api_keys,
+                "settings": ScriptedSettings(LiveSettings(TaskSettings()), app.state.settings),
                 "files": self.files,
                 "storage": self.storage,
                 "batches": self.batches,

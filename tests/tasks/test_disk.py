@@ -23,6 +23,7 @@ from tasks.connection import connect, connect_async
 from tasks.disk import Disk
 from tasks.errors import KeyReused, NotOnDisk, QueueUnavailable
 from tasks.jobs import JobState, Lane, Once, new_job_id
+from tasks.live_settings import LiveSettings
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
@@ -245,7 +246,7 @@ async def test_a_redis_that_cannot_keep_it_is_told_with_both_ways_out(
     url = start(*options)
     for durability in ("disk", "ram"):
         settings = TaskSettings(redis_url=url, durability=durability)  # type: ignore[arg-type]
-        async with open_services(ApiSettings(), settings) as services:
+        async with open_services(LiveSettings(ApiSettings()), settings) as services:
             store = services["relay"].store  # type: ignore[attr-defined]
             job = new_job_id()
             if durability == "disk":

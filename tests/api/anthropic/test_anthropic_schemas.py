@@ -239,8 +239,8 @@ def test_a_model_of_anthropics_own_is_the_one_that_the_settings_name(
     place: Site, setting: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another name that is not there stays unknown, and one that is there is itself."""
-    settings = place.app.state.settings.model_copy(update={"claude_model": setting})
-    monkeypatch.setitem(place.app.state._state, "settings", settings)
+    settings = place.app.state.settings.now.model_copy(update={"claude_model": setting})
+    monkeypatch.setattr(place.app.state.settings, "now", settings)
     own = setting or ""  # no name is the default model's
     meant_by = {"claude-opus-9": own, "Claude-haiku@background": f"{own}@background", "tiny": "tiny", "gpt-9": "gpt-9"}
     for asked, meant in meant_by.items():

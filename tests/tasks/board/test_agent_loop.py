@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -420,3 +421,12 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
     with pytest.raises(BoardUnknown, match="not drained"):
         resume(client, "one")
+
+
+def test_a_setting_of_the_service_is_obeyed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long models stay is looked up when it matters."""
+    monkeypatch.setattr(module.live_settings, "FRESH", 0.1)
+    board.start()
+    assert board.agent._keeping._limit("first") == -1
+    board.client.hset(keys.SETTINGS, "keep_alive", json.dumps({"value": 60.0, "by": "somebody", "at": 1.0}))
+    eventually(lambda: board.agent._keeping._limit("first") == 60.0, what="a board that has read it")

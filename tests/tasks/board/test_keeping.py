@@ -18,7 +18,7 @@ class Shelf:
     def __init__(self, client: redis.Redis, default: float) -> None:
         self.client = client
         self.now = 1000.0
-        self.keeping = Keeping(client, "one", default, lambda: self.now)
+        self.keeping = Keeping(client, "one", lambda: default, lambda: self.now)
         roster.announce(client, Card(id="echo", board="one"))
         self.breathe()
 

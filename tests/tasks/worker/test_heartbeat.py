@@ -96,7 +96,7 @@ def test_a_pulse_survives_whatever_happens(client: redis.Redis, caplog: pytest.L
         return ECHO
 
     client.set(keys.PRESENCE, "of another type")
-    beating = Heartbeat(client, 10, presence)
+    beating = Heartbeat(client, 10, presence, lambda: None)
     try:
         eventually(lambda: "WRONGTYPE" in caplog.text, what="a refused breath")
         client.delete(keys.PRESENCE)
@@ -115,7 +115,7 @@ def test_a_pulse_goes_on_where_redis_refuses(
     name, value = trouble.split()
     before = client.config_get(name)[name]
     client.config_set(name, value)
-    beating = Heartbeat(client, 10, lambda: ECHO)
+    beating = Heartbeat(client, 10, lambda: ECHO, lambda: None)
     try:
         if name == "maxmemory":
             eventually(lambda: client.hexists(keys.PRESENCE, "echo@one"), what="a breath in full memory")
@@ -153,7 +153,7 @@ if limit == "token_stall":
     run.write((), __import__("tasks.stream").stream.RecordedPiece(0, 1, b""))
 for reason in reasons:
     run.cancel(reason)
-beating = Heartbeat(client, 10, lambda: Presence(name="echo@one", board="one", model="echo"))
+beating = Heartbeat(client, 10, lambda: Presence(name="echo@one", board="one", model="echo"), lambda: None)
 beating.hold(run)
 print("stuck", flush=True)
 threading.Event().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -711,3 +712,11 @@ def test_a_reason_of_several_lines_is_one_interruption(make: Make) -> None:
     job = place.accept()
     place.call()
     assert place.until(job, JobState.FAILED).interruptions == ("First line. Second line",) * 3
+
+
+def test_a_setting_of_the_service_is_obeyed(make: Make) -> None:
+    """Beside the breath, so that a worker that waits hears of it as well."""
+    place = make()
+    place.client.hset(keys.SETTINGS, "batch_wait", json.dumps({"value": 7.0, "by": "somebody", "at": 1.0}))
+    place.serving._heartbeat.changed()
+    eventually(lambda: place.serving._live.now.batch_wait == 7.0, what="a worker that has read it")

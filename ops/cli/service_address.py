@@ -1,0 +1,28 @@
+"""The running service that a command asks, over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ops.cli import options
+
+if TYPE_CHECKING:
+    from ops.batch.service import Service
+
+
+def service_of(config: Path | None, url: str | None) -> Service:
+    """The one at `url`, else the one that the settings name, else this machine's."""
+    options.apply(config, service_url=url)
+    from api.settings import ApiSettings
+    from ops.batch.service import Service
+    from ops.batch.settings import ClientSettings
+    from ops.configuration import load
+
+    settings = load(ClientSettings)
+    where = settings.service_url
+    if where is None:
+        local = load(ApiSettings)
+        host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
+        where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
+    return Service(where, settings.service_key.get_secret_value() if settings.service_key is not None else None)
