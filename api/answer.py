@@ -28,6 +28,7 @@ from tasks.events import (
 )
 from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
+from tasks.limits import Allowance
 from tasks.reader import BELL, Forgotten, Reader
 from tasks.standing import Standing
 
@@ -93,6 +94,7 @@ class Answer:
         self.model = model
         self.waiting: Waiting | None = None
         self.room: Room | None = None
+        self.allowance: Allowance | None = None
         self.rendering: Rendering | None = None
         self.grace = 0.0
         self.known = False

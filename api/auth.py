@@ -17,6 +17,7 @@ from api.settings import ApiSettings
 from tasks.api_keys import EVERY_SCOPE, ApiKey, digest_of
 from tasks.api_keys import Scope as KeyScope
 from tasks.errors import QueueUnavailable
+from tasks.limits import Limits
 
 OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/api/version", "/docs", "/openapi.json"})
 """What answers anybody: whether the service is up, and what it would answer."""
@@ -29,6 +30,10 @@ ALLOWED = "rockchipllama.allowed"
 
 TRUSTED = frozenset({KeyScope.INFERENCE, KeyScope.BATCH})
 """What clients in trusted networks may do without a key, and anybody while there are neither keys nor networks."""
+
+
+LIMITS = "rockchipllama.limits"
+"""Under this name the limits of its key, where it has any."""
 
 
 class BindRefused(Exception):
@@ -63,6 +68,11 @@ def is_loopback(host: str) -> bool:
 def owner_of(http: Request) -> str:
     """Who asks, as the queue tells its clients apart."""
     return str(http.scope.get(OWNER, ""))
+
+
+def limits_of(http: Request) -> Limits | None:
+    """How much whoever asks may ask for; None is without limits."""
+    return cast("Limits | None", http.scope.get(LIMITS))
 
 
 def require(http: Request, needed: KeyScope) -> None:
@@ -118,6 +128,7 @@ class Auth:
         if digest is not None and (digest in self._settled or digest in made):
             scope[OWNER] = "key:" + digest[:16]
             scope[ALLOWED] = EVERY_SCOPE if digest in self._settled else made[digest].scopes
+            scope[LIMITS] = None if digest in self._settled else made[digest].limits
             return None
         keys = bool(self._settled or made)
         if not (keys or self._networks) and self._local:

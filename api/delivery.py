@@ -10,10 +10,10 @@ from typing import TypeVar
 from starlette.requests import Request as HttpRequest
 
 from api.answer import Answer, ClientGone, Stopped
-from api.auth import owner_of, require
+from api.auth import limits_of, owner_of, require
 from api.drain import close
 from api.durations import read_duration
-from api.errors import INTERNAL, STOPPING, HttpProblem, room_headers, unsupported
+from api.errors import INTERNAL, STOPPING, HttpProblem, allowance_headers, room_headers, unsupported
 from api.framing import GRACE, waiting_headers
 from api.known_clients import clock_last, is_side_request
 from api.needs import drain_of, services_of, settings_of
@@ -101,6 +101,7 @@ async def begin(
         attended=attended,
         webhook=webhook,
         once=once,
+        limits=limits_of(http),
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
     return await while_connected(http, start)
@@ -124,12 +125,15 @@ def _grace(http: HttpRequest, stream: bool) -> float:
 
 
 def headers_of(answer: Answer) -> dict[str, str]:
-    """What the headers of every answer tell of its job: its id, its place when accepted, and the room in its queue."""
+    """What the headers of every answer tell of its job: its id, its place when accepted, the room in its queue, and what is left
+    to its client."""
     headers = {"x-job-id": answer.job}
     if answer.waiting is not None:
         headers |= waiting_headers(answer.waiting)
     if answer.room is not None:
         headers |= room_headers(answer.room)
+    if answer.allowance is not None:
+        headers |= allowance_headers(answer.allowance)
     return headers
 
 

@@ -26,6 +26,7 @@ from tasks.errors import (
     JobFailed,
     JobNotFound,
     KeyReused,
+    LimitReached,
     ModelDown,
     NotOnDisk,
     QueueDraining,
@@ -37,6 +38,7 @@ from tasks.errors import (
 )
 from tasks.events import Failed, FailureCode, Unreadable
 from tasks.jobs import Room
+from tasks.limits import Allowance
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -63,6 +65,8 @@ class Problem:
     """The methods a 405 names."""
     room: Room | None = None
     """Of the queue that is full."""
+    allowance: Allowance | None = None
+    """Of the client that has reached its limit."""
     close: bool = False
     """Nothing more can be read from this connection."""
     request: str | None = None
@@ -117,6 +121,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     UnknownModel: Rule(404, "model_not_found", param="model"),
     ModelDown: Rule(503, "model_unavailable"),
     QueueFull: Rule(429, "rate_limit_exceeded"),
+    LimitReached: Rule(429, "rate_limit_exceeded"),
     QueueDraining: Rule(503, "queue_draining"),
     KeyReused: Rule(409, "idempotency_key_reused", param="idempotency-key", retry=False),
     StorageFull: Rule(507, "storage_full"),
@@ -169,6 +174,7 @@ def of_error(error: TasksError) -> Problem:
                 retry_after=getattr(error, "retry_after", rule.retry_after),
                 retry=rule.retry,
                 room=getattr(error, "room", None),
+                allowance=getattr(error, "allowance", None),
                 job=getattr(error, "job", None),
             )
     return INTERNAL
@@ -192,11 +198,25 @@ def of_http(error: HTTPException, method: str, path: str) -> Problem:
 
 
 def room_headers(room: Room) -> dict[str, str]:
-    """How full a queue is, under the names that clients look at. There is no limit of tokens, so none is named."""
+    """How full a queue is, under the names that clients look at. A queue has no limit of tokens, so none is named."""
     return {
         "x-ratelimit-limit-requests": str(room.limit),
         "x-ratelimit-remaining-requests": str(room.left),
         "x-ratelimit-reset-requests": duration(room.empty_in),
+    }
+
+
+def allowance_headers(allowance: Allowance) -> dict[str, str]:
+    """What is left to a client's API key, under the same names. Of two limits of requests, its own is the one it can mind."""
+    return {
+        name: value
+        for what, bucket in (("requests", allowance.requests), ("tokens", allowance.tokens))
+        if bucket is not None
+        for name, value in (
+            (f"x-ratelimit-limit-{what}", str(bucket.limit)),
+            (f"x-ratelimit-remaining-{what}", str(bucket.left)),
+            (f"x-ratelimit-reset-{what}", duration(bucket.full_in)),
+        )
     }
 
 
@@ -228,6 +248,8 @@ def respond(problem: Problem, render: Renderer) -> Response:
         headers["x-job-id"] = problem.job
     if problem.room is not None:
         headers |= room_headers(problem.room)
+    if problem.allowance is not None:
+        headers |= allowance_headers(problem.allowance)
     if problem.allow is not None:
         headers["allow"] = problem.allow
     if problem.close:

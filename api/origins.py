@@ -37,7 +37,9 @@ EXPOSED = (
     ),
     *("openai-version", "openai-processing-ms", "x-stream-grace"),
     *("request-id", "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
+    *("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
 """Headers of an answer that pages may read."""
 

@@ -27,6 +27,7 @@ from tasks.errors import (
 from tasks.events import Event, Mark
 from tasks.feed import LiveFeed
 from tasks.jobs import Kept, Lane, Once, Rendering, new_job_id
+from tasks.limits import Limits
 from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
@@ -102,6 +103,7 @@ class Relay:
         attended: bool = True,
         webhook: str | None = None,
         once: Once | None = None,
+        limits: Limits | None = None,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
@@ -142,8 +144,10 @@ class Relay:
                 kept=kept,
                 webhook=webhook,
                 once=once,
+                limits=limits,
             )
             answer.room = accepted.room
+            answer.allowance = accepted.allowance
             standing = accepted.standing
             if accepted.place > 0 or standing.running > 0 or not status.loaded or standing.gate is Gate.PAUSED:
                 answer.waiting = Waiting.behind(accepted.place, standing)

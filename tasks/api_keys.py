@@ -20,6 +20,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import UNREACHABLE, connect, text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
+from tasks.limits import Limits
 
 log = logging.getLogger("rockchipllama.keys")
 
@@ -55,6 +56,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     scopes: frozenset[Scope]
     created: float
+    limits: Limits | None = None
+    """How much it may ask for; None is without limits."""
     version: int = API_KEY_VERSION
 
 
@@ -66,7 +69,7 @@ def digest_of(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def create(client: redis.Redis, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
+def create(client: redis.Redis, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
     """Make a key, known to every API process within `FRESH` seconds; what is kept of it, and the key itself.
 
     Raises `KeyRefused` when the name cannot be used or is another key's.
@@ -80,7 +83,7 @@ def create(client: redis.Redis, name: str, scopes: Iterable[Scope]) -> tuple[Api
         raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
     plain = "rl-" + secrets.token_urlsafe(32)
     digest = digest_of(plain.encode())
-    key = ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time())
+    key = ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time(), limits=limits)
     client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
     return key, plain
 
@@ -94,11 +97,25 @@ def listing(client: redis.Redis) -> list[ApiKey]:
 
 def revoke(client: redis.Redis, name: str) -> ApiKey:
     """Make a key useless within `FRESH` seconds; by its id or its name. Raises `KeyRefused` when there is none."""
+    digest, key = _find(client, name)
+    client.hdel(keys.API_KEYS, digest)
+    return key
+
+
+def limit(client: redis.Redis, name: str, limits: Limits | None) -> ApiKey:
+    """Let a key ask for so much from now on, within `FRESH` seconds; by its id or its name. Raises `KeyRefused` when there is
+    none."""
+    digest, key = _find(client, name)
+    key = msgspec.structs.replace(key, limits=limits)
+    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+    return key
+
+
+def _find(client: redis.Redis, name: str) -> tuple[str, ApiKey]:
     found = _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS)))
     for digest, key in found.items():
         if name in (key.id, key.name):
-            client.hdel(keys.API_KEYS, digest)
-            return key
+            return digest, key
     known = ", ".join(sorted(key.name for key in found.values())) or "none"
     raise KeyRefused(f"There is no API key '{name}'. There are: {known}.")
 

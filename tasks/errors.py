@@ -6,6 +6,7 @@ TasksError
 │   ├── ModelDown           known, but no board can serve it now
 │   ├── QueueFull           as many jobs wait for the model as may
 │   ├── KeyReused           an idempotency key was used before, for something else
+│   ├── LimitReached        the owner of an API key has asked for all that it may
 │   ├── QueueDraining       an administrator lets the model's queue run empty
 │   ├── StorageFull         the disk of the queue is as good as full
 │   ├── AnswerTooLarge      the answer would be larger than a job's record may be
@@ -27,6 +28,7 @@ from collections.abc import Iterable
 
 from tasks.events import Failed
 from tasks.jobs import Room
+from tasks.limits import Allowance
 
 
 def megabytes(size: int) -> str:
@@ -96,6 +98,21 @@ class KeyReused(Refused):
             "This Idempotency-Key was used before, for a request that differs from this one. Use a new key for each request, "
             "and the same only to send one again."
         )
+
+
+class LimitReached(Refused):
+    """Raised when the owner of an API key has asked for all that it may: `which` is requests, tokens or jobs, `limit` how many.
+    `retry_after` is in seconds, `allowance` what is left."""
+
+    def __init__(self, which: str, limit: int, retry_after: float, allowance: Allowance) -> None:
+        self.allowance = allowance
+        self.which = which
+        self.limit = limit
+        self.retry_after = retry_after
+        at_once = which == "jobs"
+        may = f"have {limit} requests at once" if at_once else f"use {limit} {which} a minute"
+        mend = "Wait until one of them has ended." if at_once else f"Try again in {max(1.0, retry_after):.0f} s."
+        super().__init__(f"Your API key may {may}, and has. {mend}")
 
 
 class StorageFull(Refused):

@@ -44,6 +44,8 @@ rl:unacked*            hash, zset, string   Celery: calls that are being served
 
 What expires by itself:
 
+rl:limits:OWNER        hash     what the owner of a limited API key may still ask for (`tasks/limits.py`)
+rl:limits:OWNER:jobs   set      its jobs
 rl:refusal             string   why no job is accepted at the moment, while `up` says it again and again
 rl:disk                string   nothing: written last, it is on the disk when all before it is (`tasks/disk.py`)
 

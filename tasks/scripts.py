@@ -8,6 +8,7 @@ Written down together because they share the record's fields:
   prefix    likewise: a digest of what its prompt begins with, of batch items
   front head   likewise: how the answer is said, where it may be said again
   webhook   likewise: the address that is told of the end
+  tokens    likewise: how many its owner may use in a minute, where that is limited (`tasks/limits.py`)
   asked     likewise: a digest of what its client asked, where it may ask for the job again
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all
   readers   PROCESS/STREAM of whoever reads the answer, with spaces between. A job that nobody was to read has none, ever
@@ -45,6 +46,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
+from tasks import limits
 from tasks.policy import RULES
 
 _COMMON = (
@@ -78,6 +80,9 @@ local function keep_clock()
   local _, shift = clocks()
   set_clock(shift, now())
 end
+"""
+    + limits.RULES
+    + """
 local function last_id(events)
   local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'
@@ -119,8 +124,9 @@ local function without(readers, reader)
 end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
-  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence', 'webhook')
+  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence', 'webhook', 'tokens')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
+  if held[8] then charge(held[5], tonumber(held[8]), payload) end
   if held[7] then
     -- Beside the record, which may make room for others before anybody could be told.
     local id = string.match(job, '{(.*)}')
@@ -202,27 +208,32 @@ class Script:
 ACCEPT = Script(
     """
 -- KEYS job events waiting running order calls turns lanes refusal gates kept
--- ARGV id limit rank first-event deadline-ms call model owner what-is-kept field value ...
--- -> {1 accepted or 0 full, waiting, place, standing}, {-1, why none is accepted}, or {-2}: this queue is draining
+-- ARGV id limit rank first-event deadline-ms call model owner what-is-kept owner's-limits field value ...
+-- -> {1 accepted or 0 full, waiting, place, standing, allowance}, {-1, why none is accepted}, {-2}: this queue is draining, or
+-- {-3, limit that the owner has reached, its size, ms until it may try again, allowance}
 -- Sent twice with one id it accepts once.
 -- What waits behind it takes no place from it: a queue full of batch items has room for a chat.
 local function ahead()
   return redis.call('ZCOUNT', KEYS[3], '-inf', string.format('(%.0f', (ARGV[3] + 1) * LANE))
 end
 local function answer(accepted)
-  return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7])}
+  return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7]), allowance(ARGV[8], ARGV[10])}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
 local refusal = redis.call('GET', KEYS[9])
 if refusal then return {-1, refusal} end
 if redis.call('HGET', KEYS[10], ARGV[7]) == 'draining' then return {-2} end
+local which, size, wait = reached(ARGV[8], ARGV[10])
+if which then return {-3, which, size, wait, allowance(ARGV[8], ARGV[10])} end
 if ahead() >= tonumber(ARGV[2]) then return answer(0) end
 local waiting = redis.call('ZCARD', KEYS[3])
 local order = line_up(KEYS[7], KEYS[8], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 keep_clock()
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
-  'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 10))
+  'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 11))
+local tokens = admit(ARGV[8], ARGV[10], ARGV[1], ARGV[5])
+if tokens > 0 then redis.call('HSET', KEYS[1], 'tokens', tokens) end
 if ARGV[9] ~= '' then redis.call('SET', KEYS[11], ARGV[9]) end
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])

@@ -15,6 +15,7 @@ from tasks.disk import Disk
 from tasks.errors import (
     JobNotFound,
     KeyReused,
+    LimitReached,
     NotOnDisk,
     QueueDraining,
     QueueFull,
@@ -35,6 +36,7 @@ from tasks.events import (
 )
 from tasks.job_view import name_of, read_view
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
+from tasks.limits import Allowance, Bucket, Limits
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kind_of, prefix_of
@@ -52,6 +54,8 @@ class Accepted(msgspec.Struct, frozen=True):
     place: int
     standing: Standing
     room: Room
+    allowance: Allowance | None = None
+    """What is left to its owner, where that is limited."""
 
 
 class Attended(msgspec.Struct, frozen=True):
@@ -103,6 +107,12 @@ def fields(reply: list[Any]) -> dict[str, bytes]:
     return {reply[index].decode(): reply[index + 1] for index in range(0, len(reply), 2)}
 
 
+def _allowance(limits: Limits, left: list[int]) -> Allowance:
+    requests = Bucket(limits.requests, left[0], left[1] / 1000) if limits.requests is not None else None
+    tokens = Bucket(limits.tokens, left[2], left[3] / 1000) if limits.tokens is not None else None
+    return Allowance(requests, tokens)
+
+
 class JobStore:
     """The records of all jobs. Its methods raise `QueueUnavailable` while Redis is away.
 
@@ -147,9 +157,10 @@ class JobStore:
         on_disk: bool = True,
         webhook: str | None = None,
         once: Once | None = None,
+        limits: Limits | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
-        `QueueDraining` and `StorageFull`.
+        `QueueDraining`, `StorageFull`, and `LimitReached` where its owner has `limits`.
 
         `deadline` is in seconds from now, at most the setting of that name, but for batch items, which may wait for as long
         as their batch. The record stays for `ttl` seconds after the job's end, None being as the setting says.
@@ -191,7 +202,12 @@ class JobStore:
                         call(model, lane.value, job),
                     ),
                     *(
-                        *(model, owner, kept.data if kept is not None else b""),
+                        *(
+                            model,
+                            owner,
+                            kept.data if kept is not None else b"",
+                            limits.words() if limits is not None else "",
+                        ),
                         *("kind", kind_of(request), "lane", lane.value),
                     ),
                     *("request", encode_request(request), "ttl", int(ttl * 1000)),
@@ -209,7 +225,9 @@ class JobStore:
                 raise StorageFull(text(why))
             case [-2]:
                 raise QueueDraining(model)
-        accepted, waiting, place, stands = reply
+            case [-3, which, size, ms, left] if limits is not None:
+                raise LimitReached(text(which), size, ms / 1000, _allowance(limits, left))
+        accepted, waiting, place, stands, *left = reply
         standing = read_standing(stands)
         if not accepted:
             raise QueueFull(model, waiting, retry_after=standing.pace)
@@ -218,7 +236,7 @@ class JobStore:
         if reader is None and on_disk:
             await self._wait_for(job, cancel=once is None)
         room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * standing.pace)
-        return Accepted(place, standing, room)
+        return Accepted(place, standing, room, _allowance(limits, *left) if limits is not None else None)
 
     async def id_of(self, owner: str, key: str) -> str:
         """The id of the job that this owner makes under a key of its own; always the same one, and only known to who asks."""

@@ -20,5 +20,7 @@ FRONT = Front(
         b"x-request-id": b"request-id",
         b"x-ratelimit-limit-requests": b"anthropic-ratelimit-requests-limit",
         b"x-ratelimit-remaining-requests": b"anthropic-ratelimit-requests-remaining",
+        b"x-ratelimit-limit-tokens": b"anthropic-ratelimit-tokens-limit",
+        b"x-ratelimit-remaining-tokens": b"anthropic-ratelimit-tokens-remaining",
     },
 )

@@ -14,8 +14,21 @@ from ops.cli import options, queue_of_service
 if TYPE_CHECKING:
     from redis import Redis
 
+    from tasks.limits import Limits
+
 app = typer.Typer(help="Make, list and revoke API keys of a running service.", no_args_is_help=True)
 
+Requests = Annotated[
+    int | None, typer.Option("--requests", min=1, help="The most requests a minute.", show_default=False)
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, help="The most tokens a minute, of prompts and answers.", show_default=False),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="The most requests at once, waiting or running.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
@@ -26,12 +39,16 @@ def create(
         list[str] | None,
         typer.Option(help="What it allows: inference, batch, admin; may be repeated. Unset: inference and batch."),
     ] = None,
+    requests: Requests = None,
+    tokens: Tokens = None,
+    jobs: Jobs = None,
     as_json: AsJson = False,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """Make a key and show it, once: only its digest is kept. From the first key on, clients need one."""
+    """Make a key and show it, once: only its digest is kept. From the first key on, clients need one. Items of batches are not
+    limited."""
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json
 
@@ -42,7 +59,7 @@ def create(
     except ValueError as error:
         raise typer.BadParameter(f"{error}; there are {', '.join(api_keys.Scope)}.", param_hint="--scope") from error
     with_client = _client()
-    key, plain = api_keys.create(with_client, name, scopes)
+    key, plain = api_keys.create(with_client, name, scopes, _limits(requests, tokens, jobs))
     if as_json:
         print(json.dumps({**_shown(key), "key": plain}))
     else:
@@ -73,7 +90,25 @@ def list_keys(
     width = max(len(key.name) for key in found)
     for key in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
-        print(f"{key.id}  {key.name:<{width}}  {made}  {','.join(sorted(key.scopes))}")
+        print(f"{key.id}  {key.name:<{width}}  {made}  {','.join(sorted(key.scopes))}{_in_words(key.limits)}")
+
+
+@app.command()
+def limit(
+    name: Annotated[str, typer.Argument(help="The key's name or id.")],
+    requests: Requests = None,
+    tokens: Tokens = None,
+    jobs: Jobs = None,
+    redis_url: options.RedisUrl = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Let a key ask for so much from now on, within two seconds; what is left out is not limited any more."""
+    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    from tasks import api_keys
+
+    key = api_keys.limit(_client(), name, _limits(requests, tokens, jobs))
+    print(f"'{key.name}' ({key.id}){_in_words(key.limits) or '  no limits'}")
 
 
 @app.command()
@@ -107,8 +142,33 @@ def _client() -> Redis:
     return client
 
 
+def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> Limits | None:
+    from tasks.limits import Limits
+
+    return Limits(requests=requests, tokens=tokens, jobs=jobs) if requests or tokens or jobs else None
+
+
+def _in_words(limits: Limits | None) -> str:
+    if limits is None:
+        return ""
+    words = (
+        (limits.requests, "requests/min"),
+        (limits.tokens, "tokens/min"),
+        (limits.jobs, "at once"),
+    )
+    return "  " + ", ".join(f"{count} {what}" for count, what in words if count is not None)
+
+
 def _shown(key: object) -> dict[str, object]:
+    from msgspec.structs import asdict
+
     from tasks.api_keys import ApiKey
 
     assert isinstance(key, ApiKey)
-    return {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "created": key.created}
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "created": key.created,
+        "limits": asdict(key.limits) if key.limits is not None else None,
+    }

@@ -46,6 +46,7 @@ from tasks.events import (
 )
 from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
+from tasks.limits import Allowance, Bucket, Limits
 from tasks.live_settings import LiveSettings, SettingsBook
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
@@ -95,6 +96,7 @@ class ScriptedAnswer(Answer):
         self.model = model
         self.waiting = waiting
         self.room = Room(limit=64, left=61, empty_in=6.25)
+        self.allowance: Allowance | None = None
         self.script = script
         self.reached = threading.Event()
         self.closed = threading.Event()
@@ -159,6 +161,7 @@ class Asked:
     attended: bool
     webhook: str | None
     once: Once | None
+    limits: Limits | None
 
 
 class ScriptedRelay(Relay):
@@ -222,8 +225,11 @@ class ScriptedRelay(Relay):
         attended: bool = True,
         webhook: str | None = None,
         once: Once | None = None,
+        limits: Limits | None = None,
     ) -> Answer:
-        self.calls.append(Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook, once))
+        self.calls.append(
+            Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook, once, limits)
+        )
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):
@@ -237,6 +243,8 @@ class ScriptedRelay(Relay):
             script = [*await asyncio.to_thread(list, self.speaker(request))]
         answer = ScriptedAnswer("tiny", script, self.waiting)
         answer.grace = grace
+        if limits is not None and limits.requests is not None:
+            answer.allowance = Allowance(Bucket(limits.requests, limits.requests - 1, 1.0), None)
         if rendering is not None:
             answer.rendering = self.rendering = rendering(JOB, TINY)
         self.answers.append(answer)
@@ -430,10 +438,12 @@ class ScriptedKeys:
         self.by_digest: dict[str, ApiKey] = {}
         self.away = False
 
-    def make(self, plain: str, *scopes: Scope) -> None:
+    def make(self, plain: str, *scopes: Scope, limits: Limits | None = None) -> None:
         """From now on this key is one."""
         digest = digest_of(plain.encode())
-        self.by_digest[digest] = ApiKey(id=digest[:12], name=plain, scopes=frozenset(scopes), created=0.0)
+        self.by_digest[digest] = ApiKey(
+            id=digest[:12], name=plain, scopes=frozenset(scopes), created=0.0, limits=limits
+        )
 
     async def known(self) -> dict[str, ApiKey]:
         if self.away:

@@ -14,6 +14,7 @@ from tasks.errors import (
     JobCancelled,
     JobFailed,
     JobNotFound,
+    LimitReached,
     ModelDown,
     QueueFull,
     QueueUnavailable,
@@ -21,6 +22,7 @@ from tasks.errors import (
     UnknownModel,
 )
 from tasks.events import Failed, FailureCode
+from tasks.limits import Allowance
 
 
 def leaves(root: type) -> set[type]:
@@ -66,6 +68,7 @@ def test_openais_errors_have_all_their_keys(code: FailureCode) -> None:
         (UnknownModel("x"), 404, "model_not_found", "model", None),
         (ModelDown("m", "no board", 12.0), 503, "model_unavailable", None, 12.0),
         (QueueFull("m", 4, 9.0), 429, "rate_limit_exceeded", None, 9.0),
+        (LimitReached("jobs", 2, 2.0, Allowance(None, None)), 429, "rate_limit_exceeded", None, 2.0),
         (FieldRefused("logit_bias", "no"), 400, "unsupported_parameter", "logit_bias", None),
         (JobCancelled("j"), 409, "job_cancelled", None, None),
         (JobNotFound("x"), 404, "job_not_found", None, None),

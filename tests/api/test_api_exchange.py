@@ -10,8 +10,10 @@ import httpx
 import pytest
 
 from api.answer import Waiting
-from tasks.errors import QueueFull, QueueUnavailable
+from tasks.api_keys import Scope
+from tasks.errors import LimitReached, QueueFull, QueueUnavailable
 from tasks.events import TextDelta
+from tasks.limits import Allowance, Bucket, Limits
 from tasks.logs import TextLines
 from tests.api.scripted import END, RequestLines, Site, site
 
@@ -108,6 +110,39 @@ def test_a_full_queue_says_when_to_come_again(place: Site) -> None:
     assert reply.json()["error"]["code"] == "rate_limit_exceeded"
     assert reply.headers["x-ratelimit-remaining-requests"] == "0"
     assert reply.headers["x-ratelimit-reset-requests"] == "7m44s"  # until all 64 have had their turn
+
+
+def test_a_limit_that_is_reached_says_which_and_when_to_come_again(place: Site) -> None:
+    """And what is left of the others, on each front under its names."""
+    allowance = Allowance(Bucket(3, 0, 58.5), Bucket(600, 120, 48.0))
+    place.relay.refuse(LimitReached("requests", 3, 18.5, allowance))
+    reply = place.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert reply.json()["error"]["message"] == "Your API key may use 3 requests a minute, and has. Try again in 18 s."
+    found = {name[12:]: value for name, value in reply.headers.items() if name.startswith("x-ratelimit-")}
+    assert found == {
+        "limit-requests": "3",
+        "remaining-requests": "0",
+        "reset-requests": "58.5s",
+        "limit-tokens": "600",
+        "remaining-tokens": "120",
+        "reset-tokens": "48s",
+    }
+    assert reply.headers["retry-after-ms"] == "18500"
+    reply = place.http.post("/v1/messages", json={"max_tokens": 5, **CHAT})
+    assert reply.headers["anthropic-ratelimit-tokens-remaining"] == "120"
+
+
+def test_the_limits_of_a_key_are_minded(place: Site) -> None:
+    """They go along with each of its requests; what is left is told with the answer."""
+    limits = Limits(requests=60, jobs=2)
+    place.world.api_keys.make("limited", Scope.INFERENCE, limits=limits)
+    place.world.api_keys.make("free", Scope.INFERENCE)
+    for key, minded in (("limited", limits), ("free", None)):
+        reply = place.http.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {key}"})
+        assert reply.status_code == 200
+        assert place.relay.calls[-1].limits == minded
+        assert reply.headers["x-ratelimit-limit-requests"] == ("60" if minded else "64")
 
 
 def test_redis_away_is_a_503_with_a_time(place: Site) -> None:
