@@ -60,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Only paused jobs wait, of which none may go on for so many seconds."""
+    """Only jobs wait that are paused or left to another board, of which this one may take none for so many seconds."""
 
     seconds: float
 
@@ -112,11 +112,11 @@ def claim_next(
         "list[Any] | int | None",
         CLAIM.run(
             client,
-            [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model)],
+            [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model), keys.calls(model)],
             *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
             attempt or new_attempt(),
             *(int(seconds * 1000) for seconds in ageing),
-            prefix,
+            *(prefix, model, call(model, "", "")),
         ),
     )
     if reply is None:

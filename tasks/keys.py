@@ -51,6 +51,7 @@ rl:disk                string   nothing: written last, it is on the disk when al
 
 The same, and is written past the append-only file:
 
+rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS,

@@ -18,9 +18,16 @@ Of the batch items of one owner, those go next to each other that begin with the
 engine has those in its cache. A worker looks for them among the next `ALIKE` items, and nobody else loses a turn by it. Nor
 is an item passed over more than `ALIKE` times: a long batch does not keep a short one of its owner's waiting to its end.
 
-`RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left:
+A chat that goes on where another ended is given to the board that served that one, whose engine still has it in its cache: other
+boards leave it for `AT_HOME` ms at most, and only while that board has nothing to do and breathes. So it costs no wait where
+one could be served sooner, and next to none where a board has died. Whoever leaves a job sends its call on, once; those who
+wait for calls are called in turn, so that board's turn comes.
+
+`RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left, and one
+that goes by itself:
 
   turns   zset   LANE:OWNER -> the owner's last turn; forgotten once that turn is over
+  last    hash   board -> what it served last, as a digest of the conversation
   lanes   hash   turn:LANE -> the turn that is on; ended:LANE -> when a job of the lane last ended that had run
 
 and these fields of a record:
@@ -31,6 +38,8 @@ and these fields of a record:
   pausing        1 once its worker was told to pause it
   prefix         what its prompt begins with, as a digest
   passed         how often another item went before it for that
+  talk follows   digests of its conversation, and of the part of it that another request ended with
+  left           the boards that left it to another one
   through        1 while it runs because its lane was starved, and is not to be paused
 
 Times are milliseconds by Redis' clock. Where it jumps, a wait is taken for a long one in either direction: something runs
@@ -58,6 +67,10 @@ ALIKE = 64
 """Batch items among which a worker looks for one like the last, and how often one may be passed over so."""
 
 
+AT_HOME = 300
+"""Milliseconds for which a chat waits for the board that has its conversation in its cache."""
+
+
 class Ageing(NamedTuple):
     """Seconds after which a lane that comes to nothing is starved."""
 
@@ -71,7 +84,7 @@ def rank(lane: Lane) -> int:
 
 
 RULES = f"""
-local LANE, TURN, MOST_QUIET, ALIKE = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}, {ALIKE}
+local LANE, TURN, MOST_QUIET, ALIKE, AT_HOME = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}, {ALIKE}, {AT_HOME}
 -- The score of one more job of an owner, the `count`-th that was accepted.
 local function line_up(turns, lanes, rank, owner, count)
   local turn = tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE)
@@ -123,19 +136,51 @@ local function starved(waiting, lanes, t, rank, limit)
   local ended = since_end(lanes, rank, t)
   return (not ended or ended > limit) and id
 end
--- The job to serve at the time t, and whether it is to run through; else nothing, and, when all that wait are paused, after
--- how many ms one may go on.
-local function choose(waiting, lanes, t, background, batch)
+-- For how many ms more this job is another board's to take; nothing: anybody's.
+local function is_of_another(id, model, board, t)
+  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'follows', 'since', 'fence')
+  if not kept[1] or kept[3] then return end
+  local left = AT_HOME - math.abs(t - kept[2])
+  if left <= 0 then return end
+  local last, home = redis.call('HGETALL', 'rl:last:' .. model), nil
+  for place = 1, #last, 2 do
+    if last[place + 1] == kept[1] then
+      if last[place] == board then return end
+      home = last[place]
+    end
+  end
+  local breath = home and redis.call('HGET', 'rl:presence', model .. '@' .. home)
+  if not breath or t - string.match(breath, '^%d+') > 10000 then return end
+  for _, other in ipairs(redis.call('ZRANGE', 'rl:running:' .. model, 0, -1)) do
+    if redis.call('HGET', 'rl:{{' .. other .. '}}', 'board') == home then return end
+  end
+  return left
+end
+-- What the board serves now is what its engine will have in its cache.
+local function note_last(model, board, talk)
+  local key = 'rl:last:' .. model
+  -- Past the append-only file: it is worth nothing after a restart, and SD cards wear.
+  redis.set_repl(redis.REPL_NONE)
+  if talk then redis.call('HSET', key, board, talk) else redis.call('HDEL', key, board) end
+  redis.call('PEXPIRE', key, 3600000)
+  redis.set_repl(redis.REPL_ALL)
+end
+-- The job to serve at the time t, and whether it is to run through; else nothing, and, when all that wait are paused or left
+-- to others, after how many ms one may go on, and the first that is left to another board.
+local function choose(waiting, lanes, t, background, batch, model, board)
   local id = starved(waiting, lanes, t, 1, tonumber(background)) or starved(waiting, lanes, t, 2, tonumber(batch))
   if id then return id, true end
   local quiet = since_end(lanes, 0, t)
-  local place, soonest = 0, nil
+  local place, soonest, left_to_another = 0, nil, nil
   while true do
     id = redis.call('ZRANGE', waiting, place, place)[1]
-    if not id then return nil, nil, soonest end
+    if not id then return nil, nil, soonest, left_to_another end
     local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'paused', 'prefill')
     local left = kept[1] and quiet and math.min(kept[2], MOST_QUIET) - quiet or 0
-    if left <= 0 then return id, false end
+    local at_home = left <= 0 and is_of_another(id, model, board, t)
+    if left <= 0 and not at_home then return id, false end
+    if at_home then left_to_another = left_to_another or id end
+    left = at_home or left
     soonest = math.min(soonest or left, left)
     place = place + 1
   end

@@ -216,8 +216,25 @@ def prefix_of(request: Request) -> str | None:
     first = [message for message in request.messages if message.role == "system"]
     if not first and not request.tools:
         return None
-    data = msgspec.json.encode((first, request.tools, request.adapter))
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return _digest((first, request.tools, request.adapter))
+
+
+def talk_of(request: Request) -> tuple[str, str | None] | None:
+    """Digests of a conversation, and of the part of it that an earlier request consisted of, whose answer it goes on behind; None
+    where it begins. None at all for what is no conversation.
+
+    System messages are left out: some clients write the clock into them, and most of the cached prompt is good all the same.
+    """
+    if not isinstance(request, ChatRequest):
+        return None
+    said = [message for message in request.messages if message.role != "system"]
+    answers = [place for place, message in enumerate(said) if message.role == "assistant"]
+    earlier = said[: answers[-1]] if answers else []
+    return _digest((said, request.adapter)), _digest((earlier, request.adapter)) if earlier else None
+
+
+def _digest(parts: object) -> str:
+    return hashlib.blake2b(_encoder.encode(parts), digest_size=8).hexdigest()
 
 
 _encoder = msgspec.json.Encoder()

@@ -255,9 +255,10 @@ return answer(1)
 
 CLAIM = Script(
     """
--- KEYS waiting running turns lanes
--- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix
--- -> {id, seq, field, value, ...} of the job now held, or nil; where only paused jobs wait, after how many ms one may go on.
+-- KEYS waiting running turns lanes calls
+-- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix model call-sent-on
+-- -> {id, seq, field, value, ...} of the job now held, or nil; where only jobs wait that are paused or left to another board,
+-- after how many ms one may go on.
 -- Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
 local function held(id, job, seq)
@@ -273,14 +274,21 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
 end
 if queue_paused(KEYS[1]) then return nil end
 while true do
-  local id, through, left = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10])
-  if not id then return left end
+  local id, through, soonest, other = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10], ARGV[12], ARGV[2])
+  if not id then
+    local left = other and redis.call('HGET', 'rl:{' .. other .. '}', 'left') or ' '
+    if other and not string.find(left, ' ' .. ARGV[2] .. ' ', 1, true) then
+      redis.call('HSET', 'rl:{' .. other .. '}', 'left', left .. ARGV[2] .. ' ')
+      redis.call('LPUSH', KEYS[5], ARGV[13])
+    end
+    return soonest
+  end
   local turn = redis.call('ZSCORE', KEYS[1], id)
   if not through then id = like_the_last(KEYS[1], id, ARGV[11]) end
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
-  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since')
+  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since', 'talk')
   if kept[1] == 'queued' then
     take_turn(KEYS[3], KEYS[4], tonumber(turn))
     if tonumber(kept[2]) < now() then
@@ -292,7 +300,8 @@ while true do
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
       redis.call('HINCRBY', job, 'waited', math.abs(now() - kept[4]))
-      redis.call('HDEL', job, 'paused')
+      redis.call('HDEL', job, 'paused', 'left')
+      note_last(ARGV[12], ARGV[2], kept[5])
       if through then redis.call('HSET', job, 'through', 1) end
       return held(id, job, tell(job, events, ARGV[6], ARGV[8]))
     end

@@ -210,6 +210,27 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
         board.stop()
 
 
+@pytest.mark.full
+def test_a_conversation_stays_on_its_board(shared: Shared, tmp_path: Path) -> None:
+    """Two of them, while both boards have nothing else to do: each goes on where it began, in whatever order turns come."""
+    board = Command(tmp_path / "second", "join", shared.join_url, "--name", "second")
+    try:
+        both = ("first", "second")
+        eventually(lambda: [shared.states(each).get("twin") for each in both] == ["loaded"] * 2, what=board.said)
+        talks: tuple[list[dict[str, str]], ...] = ([], [])
+        served: tuple[list[str], ...] = ([], [])
+        for turn, which in enumerate((0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0)):
+            talks[which].append({"role": "user", "content": f"Turn {turn} of talk {which}"})
+            body = {"model": "twin", "max_tokens": 8, "messages": talks[which]}
+            reply = httpx.post(f"{shared.url}/v1/chat/completions", json=body, timeout=LIMIT)
+            talks[which].append(reply.json()["choices"][0]["message"])
+            job = httpx.get(f"{shared.url}/v1/jobs/{reply.headers['x-job-id']}", timeout=LIMIT).json()
+            served[which].append(job["board"])
+        assert [len(set(boards)) for boards in served] == [1, 1], served
+    finally:
+        board.stop()
+
+
 def test_a_board_reaches_what_it_needs_and_no_more(shared: Shared) -> None:
     """A token opens jobs and models. Without one nothing answers, and no token opens the API keys or the server."""
     token, host, port = sharing.parse(shared.join_url)

@@ -1,0 +1,135 @@
+"""Conversations go back to the board that has them in its cache, if that costs nobody anything; on a real Valkey."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.claims import Claim, Later, claim_next, hand_back
+from tasks.events import Finished, FinishReason, Timings, Usage
+from tasks.jobs import Lane, new_job_id
+from tasks.policy import AT_HOME
+from tasks.requests import ChatRequest, Message, talk_of
+from tasks.roster import Presence, breathe
+from tasks.store import JobStore
+from tasks.stream import EventWriter
+
+pytestmark = pytest.mark.anyio
+
+DONE = Finished(FinishReason.STOP, Usage(3, 2), Timings())
+FIRST = (Message("system", "It is 9:00."), Message("user", "What is a board?"))
+SECOND = (Message("system", "It is 9:01."), *FIRST[1:], Message("assistant", "A computer."), Message("user", "Thanks."))
+
+
+class Boards:
+    """Two boards with a model, and its jobs."""
+
+    def __init__(self, client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+        self.client = client
+        self.store = JobStore(aclient, queue_limit=1000, job_ttl=60, deadline=600)
+        for board in ("one", "two"):
+            breathe(client, Presence(name=f"echo@{board}", board=board, model="echo"))
+
+    async def accept(self, *messages: Message, lane: Lane = Lane.INTERACTIVE) -> str:
+        job = new_job_id()
+        await self.store.accept(job, "echo", ChatRequest(messages), lane=lane, owner="")
+        return job
+
+    def look(self, board: str) -> Claim | Later | None:
+        return claim_next(self.client, "echo", worker=f"echo@{board}", board=board, child=1, call_id="c", lease=60)
+
+    def begin(self, board: str) -> Claim:
+        claim = self.look(board)
+        assert isinstance(claim, Claim)
+        return claim
+
+    def end(self, claim: Claim) -> None:
+        with EventWriter(self.client, claim.job, "echo", claim.token, claim.seq, lambda: None, patience=5) as writer:
+            writer.end(DONE)
+
+    async def first_turn(self) -> None:
+        """A conversation has begun on board one."""
+        await self.accept(*FIRST)
+        self.end(self.begin("one"))
+        self.client.delete(keys.calls("echo"))
+
+
+@pytest.fixture
+async def boards(client: redis.Redis, aclient: redis.asyncio.Redis) -> Boards:
+    made = Boards(client, aclient)
+    await made.first_turn()
+    return made
+
+
+async def test_the_next_turn_is_left_to_the_board_that_had_the_last(boards: Boards, client: redis.Redis) -> None:
+    """Whoever leaves it sends its call on, once, and comes again when it may have it."""
+    job = await boards.accept(*SECOND)
+    assert client.llen(keys.calls("echo")) == 1
+    found = boards.look("two")
+    assert isinstance(found, Later) and 0 < found.seconds <= AT_HOME / 1000
+    assert client.llen(keys.calls("echo")) == 2
+    assert isinstance(boards.look("two"), Later)
+    assert client.llen(keys.calls("echo")) == 2
+    assert boards.begin("one").job == job
+    assert boards.look("two") is None
+
+
+async def test_its_own_board_takes_it_at_once(boards: Boards) -> None:
+    """There is nothing to leave to anybody."""
+    job = await boards.accept(*SECOND)
+    assert boards.begin("one").job == job
+
+
+@pytest.mark.parametrize("why", ["it is busy", "it is gone", "it has forgotten", "it waited", "it was handed back"])
+async def test_it_is_anybodys_where_waiting_would_cost_something(boards: Boards, client: redis.Redis, why: str) -> None:
+    """A board that is at work, dead, or has served somebody else since is not waited for; nor is any for long."""
+    if why in ("it is busy", "it has forgotten"):
+        await boards.accept(Message("user", "Something else."))
+        other = boards.begin("one")
+        if why == "it has forgotten":
+            boards.end(other)
+    job = await boards.accept(*SECOND)
+    match why:
+        case "it is gone":
+            client.hdel(keys.PRESENCE, "echo@one")
+        case "it waited":
+            client.hincrby(keys.job(job), "since", -AT_HOME - 1)
+        case "it was handed back":
+            held = boards.begin("one")
+            assert boards.look("two") is None
+            hand_back(client, "echo", job, held.token, "it stopped", crashed=False)
+    assert boards.begin("two").job == job
+
+
+async def test_a_board_that_does_not_breathe_any_more_is_gone(boards: Boards, client: redis.Redis) -> None:
+    """Its last breath stays for a while."""
+    seconds, _ = client.time()
+    client.hset(keys.PRESENCE, "echo@one", f"{seconds * 1000 - 10_500}:{{}}")
+    job = await boards.accept(*SECOND)
+    assert boards.begin("two").job == job
+
+
+async def test_what_waits_behind_it_is_served_meanwhile(boards: Boards) -> None:
+    """Nobody is idle for somebody else's sake."""
+    await boards.accept(*SECOND)
+    other = await boards.accept(Message("user", "And what is a rack?"))
+    assert boards.begin("two").job == other
+
+
+async def test_items_of_batches_have_no_home(boards: Boards) -> None:
+    """They wait long enough as it is."""
+    job = await boards.accept(*SECOND, lane=Lane.BATCH)
+    assert boards.begin("two").job == job
+
+
+def test_what_a_conversation_goes_on_with() -> None:
+    """Up to the last answer, results of tools included; the clock in the system message makes no difference."""
+    first, second = talk_of(ChatRequest(FIRST)), talk_of(ChatRequest(SECOND))
+    assert first is not None and second is not None
+    assert first[1] is None and second[1] == first[0] != second[0]
+    called = (*SECOND, Message("assistant", ""), Message("tool", "12"))
+    third = talk_of(ChatRequest(called))
+    assert third is not None and third[1] == second[0]
+    assert talk_of(ChatRequest(SECOND, adapter="a")) != second
