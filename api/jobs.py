@@ -9,17 +9,62 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.auth import require
 from api.delivery import while_connected
 from api.durations import read_duration
-from api.errors import HttpProblem, Problem
+from api.errors import HttpProblem, Problem, invalid
 from api.needs import services_of
+from tasks.api_keys import Scope
 from tasks.errors import JobNotFound
-from tasks.jobs import JobState, JobView, is_job_id
+from tasks.jobs import ENDED, JobState, JobView, is_job_id
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
+MOST_JOBS = 200
+"""In one list."""
 LONGEST_WAIT = 60.0
 """Seconds; longer waits meet the patience of proxies."""
+
+
+@router.get(
+    "",
+    summary="List jobs",
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "state",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "string", "enum": ["active", "all", *JobState], "default": "all"},
+                "description": "`active` are those that run or wait.",
+            },
+            {
+                "name": "limit",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "integer", "minimum": 1, "maximum": MOST_JOBS, "default": 50},
+            },
+        ]
+    },
+)
+async def list_jobs(http: Request) -> Response:
+    """The jobs of all models that run, those that wait, and those that ended lately, the newest first. Of batches only items
+    that failed are among the last. Needs the scope `admin`, since whoever knows a job's id may read it."""
+    require(http, Scope.ADMIN)
+    asked = dict(http.query_params)
+    state, words = asked.pop("state", "all"), asked.pop("limit", "50")
+    for name in asked:
+        raise invalid(f"Unknown parameter '{name[:40]}': there are state and limit.", name[:40])
+    if state not in ("active", "all", *JobState):
+        raise invalid(f"Invalid 'state': it should be active, all, {', '.join(JobState)}.", "state")
+    if not words.isascii() or not words.isdecimal() or not 1 <= int(words[:9]) <= MOST_JOBS:
+        raise invalid(f"Invalid 'limit': it should be a whole number from 1 to {MOST_JOBS}.", "limit")
+    states = {"active": frozenset(JobState) - ENDED, "all": frozenset(JobState)}.get(state) or {JobState(state)}
+    services = services_of(http)
+    models = [status.card.id for status in services["roster"].models()]
+    views = await services["queues"].list_jobs(models, states, int(words))
+    shown = {"object": "list", "data": [render(view) for view in views]}
+    return Response(msgspec.json.encode(shown), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 @router.get(

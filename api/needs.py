@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from tasks.api_keys import ApiKey
 from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
-from tasks.jobs import JobView, Lane, Once
+from tasks.jobs import JobState, JobView, Lane, Once
 from tasks.live_settings import LiveSettings, SettingView
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence, Snapshot
@@ -86,6 +86,8 @@ class QueueBook(Protocol):
     async def set_gate(self, model: str, gate: Gate) -> None: ...
 
     async def held(self, model: str) -> list[Held]: ...
+
+    async def list_jobs(self, models: Sequence[str], states: Set[JobState], limit: int) -> list[JobView]: ...
 
     async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int: ...
 

@@ -54,7 +54,7 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=settings.cors_origins,
             allow_origin_regex=LOCAL_ORIGINS,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             # Browser builds of the official clients send a dozen x-stainless-* headers of their own.
             allow_headers=["*"],
             # Those clients decide by them whether and when to try again, and browsers hide what is not named.

@@ -51,6 +51,7 @@ rl:disk                string   nothing: written last, it is on the disk when al
 
 The same, and is written past the append-only file:
 
+rl:ended rl:failed     list     jobs that ended, and those that failed, the newest first
 rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 
@@ -76,6 +77,8 @@ BATCHES = "rl:batches"
 BATCHES_DUE = "rl:batches:due"
 API_KEYS = "rl:api_keys"
 DRAINED = "rl:drained"
+ENDED = "rl:ended"
+FAILED = "rl:failed"
 SETTINGS = "rl:settings"
 WEBHOOKS = "rl:webhooks"
 WEBHOOKS_DUE = "rl:webhooks:due"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -11,7 +12,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import JobNotFound
-from tasks.jobs import ENDED, JobState, Lane
+from tasks.jobs import ENDED, JobState, JobView, Lane
 from tasks.policy import LANE, rank
 from tasks.queue import call
 from tasks.scripts import CALL, QUEUES
@@ -85,6 +86,30 @@ class QueueBook:
             for job, (state, owner, lane) in zip(ids, records, strict=True)
             if state is not None
         ]
+
+    async def list_jobs(self, models: Sequence[str], states: Set[JobState], limit: int) -> list[JobView]:
+        """Jobs in these states: those of these models that run and that wait, in their order, and those that ended lately, the
+        newest first. Items of batches that ended well are not among them."""
+        ids: list[str] = []
+        with unavailable_as_refusal():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for state, name in ((JobState.RUNNING, keys.running), (JobState.QUEUED, keys.waiting)):
+                    for model in models if state in states else ():
+                        pipe.zrange(name(model), 0, limit - 1)
+                if states == {JobState.FAILED}:
+                    pipe.lrange(keys.FAILED, 0, -1)
+                elif states & ENDED:
+                    pipe.lrange(keys.ENDED, 0, -1)
+                ids = [text(job) for found in await pipe.execute() for job in found]
+        views: list[JobView] = []
+        for job in dict.fromkeys(ids):
+            with contextlib.suppress(JobNotFound):
+                view = await self._store.view(job)
+                if view.state in states:
+                    views.append(view)
+            if len(views) == limit:
+                break
+        return views
 
     async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int:
         """Cancel what waits, and with `running` what runs, of this owner and in this lane where they are given; how many."""

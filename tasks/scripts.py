@@ -122,10 +122,26 @@ local function without(readers, reader)
   end
   return table.concat(left, ' ')
 end
+-- Those that ended lately, the newest first. Items of batches are shown with their batch, and would push out all others; those
+-- that failed are rare enough. Past the append-only file: SD cards wear.
+local function note_ended(job, state, lane)
+  local id = string.match(job, '{(.*)}')
+  redis.set_repl(redis.REPL_NONE)
+  for key, noted in pairs({['rl:ended'] = lane ~= 'batch', ['rl:failed'] = state == 'failed'}) do
+    if noted then
+      redis.call('LPUSH', key, id)
+      redis.call('LTRIM', key, 0, 99)
+      redis.call('PEXPIRE', key, 86400000)
+    end
+  end
+  redis.set_repl(redis.REPL_ALL)
+end
 -- The job waits and runs no more: whoever calls this has taken it off both sets.
 local function finish(job, events, state, payload)
-  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence', 'webhook', 'tokens')
+  local held = redis.call('HMGET', job, 'state', 'model', 'started', 'order', 'owner', 'fence', 'webhook', 'tokens',
+    'lane')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
+  note_ended(job, state, held[9])
   if held[8] then charge(held[5], tonumber(held[8]), payload) end
   if held[7] then
     -- Beside the record, which may make room for others before anybody could be told.

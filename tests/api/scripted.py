@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,6 +378,7 @@ class ScriptedQueues:
     def __init__(self) -> None:
         self.standing = Standing(Gate.OPEN, running=1, pace=4.0)
         self.jobs: list[Held] = []
+        self.listed: tuple[list[str], set[JobState], int] | None = None
         self.cancelled: list[tuple[str, bool, str | None, Lane | None]] = []
 
     async def view(self, models: Sequence[str]) -> list[QueueView]:
@@ -389,6 +390,10 @@ class ScriptedQueues:
 
     async def held(self, model: str) -> list[Held]:
         return self.jobs
+
+    async def list_jobs(self, models: Sequence[str], states: Set[JobState], limit: int) -> list[JobView]:
+        self.listed = (list(models), set(states), limit)
+        return [view()]
 
     async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int:
         self.cancelled.append((model, running, owner, lane))

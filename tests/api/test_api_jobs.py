@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.api_keys import Scope
 from tasks.events import Failed, FailureCode
 from tasks.jobs import JobState, Phase
 from tests.api.scripted import JOB, TIMINGS, USAGE, Site, view
@@ -79,3 +80,32 @@ def test_cancelling_twice_is_the_same_as_once(place: Site, state: JobState, stat
         assert reply.json()["error"]["code"] == "job_ended"
     else:
         assert reply.json()["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("query", "states", "limit"),
+    [
+        ("", set(JobState), 50),
+        ("?state=active&limit=7", {JobState.QUEUED, JobState.RUNNING}, 7),
+        ("?state=failed", {JobState.FAILED}, 50),
+    ],
+)
+def test_jobs_are_listed(place: Site, query: str, states: set[JobState], limit: int) -> None:
+    """Those of every model."""
+    body = place.http.get(f"/v1/jobs{query}").json()
+    assert (body["object"], [job["id"] for job in body["data"]]) == ("list", [JOB])
+    assert place.world.queues.listed == (["tiny"], states, limit)
+
+
+@pytest.mark.parametrize("query", ["state=lost", "limit=0", "limit=201", "limit=x", "limit=-1", "before=2"])
+def test_a_list_that_cannot_be_is_refused(place: Site, query: str) -> None:
+    """By the parameter's name."""
+    reply = place.http.get(f"/v1/jobs?{query}")
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, query.partition("=")[0])
+
+
+def test_only_administrators_list_jobs(place: Site) -> None:
+    """Whoever knows a job's id may read it."""
+    place.world.api_keys.make("user-key", Scope.INFERENCE, Scope.BATCH)
+    reply = place.http.get("/v1/jobs", headers={"authorization": "Bearer user-key"})
+    assert reply.status_code == 403 and place.world.queues.listed is None

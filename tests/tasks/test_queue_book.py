@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 
 import pytest
 import redis
@@ -11,9 +12,11 @@ import redis.asyncio
 from tasks import keys
 from tasks.claims import Claim, Later, Renewal, claim_next, renew
 from tasks.errors import QueueDraining
+from tasks.events import Failed, FailureCode, encode_events
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.queue_book import QueueBook
 from tasks.requests import ChatRequest, Message
+from tasks.scripts import FAIL_QUEUED
 from tasks.standing import UNTRIED, Gate
 from tasks.store import JobStore
 from tasks.sweep import sweep
@@ -138,3 +141,35 @@ async def test_jobs_are_cancelled_in_bulk(store: JobStore, book: QueueBook, clie
     assert await book.cancel("echo", running=False) == 2
     assert await left() == set()
     assert await book.cancel("echo", running=False) == 0
+
+
+async def test_jobs_are_listed_by_what_they_are_at(store: JobStore, book: QueueBook, client: redis.Redis) -> None:
+    """Running ones, waiting ones in their order, and those that ended, the newest first; of batches only what failed."""
+    ended = [await accept(store) for _ in range(2)]
+    items = [await accept(store, lane=Lane.BATCH) for _ in range(2)]
+    for job in (*ended, items[0]):
+        await store.cancel(job, "test")
+    failed = encode_events([Failed(FailureCode.BAD_PROMPT, "no")])
+    FAIL_QUEUED.run(client, [keys.job(items[1]), keys.events(items[1]), keys.waiting("echo")], items[1], failed, 0)
+    running = await accept(store)
+    assert isinstance(claim(client), Claim)
+    waiting = [await accept(store, model=model) for model in ("echo", "other", "echo")]
+
+    async def listed(states: Set[JobState], limit: int = 50) -> list[str]:
+        return [view.id for view in await book.list_jobs(["echo", "other"], states, limit)]
+
+    every = frozenset(JobState)
+    assert await listed(every) == [running, waiting[0], waiting[2], waiting[1], *reversed(ended)]
+    assert await listed({JobState.FAILED}) == [items[1]]
+    assert await listed({JobState.CANCELLED}) == list(reversed(ended))
+    assert await listed(every, 2) == [running, waiting[0]]
+    client.delete(keys.job(ended[1]))
+    assert await listed(every - {JobState.QUEUED, JobState.RUNNING}) == [ended[0]]
+    assert client.pttl(keys.ENDED) > 0 and client.pttl(keys.FAILED) > 0
+
+
+async def test_a_list_of_ended_jobs_does_not_grow(store: JobStore, client: redis.Redis) -> None:
+    """However many there are."""
+    for _ in range(105):
+        await store.cancel(await accept(store), "test")
+    assert client.llen(keys.ENDED) == 100
