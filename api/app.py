@@ -15,11 +15,13 @@ from api import (
     anthropic,
     async_jobs,
     boards,
+    console_page,
     docs_page,
     errors,
     health,
     job_events,
     jobs,
+    key_routes,
     ollama,
     openai,
     props,
@@ -85,10 +87,13 @@ def create_app(
     app.state.drain = Drain()
     app.state.fronts = FRONTS
     errors.register(app, renderer)
-    for part in (health, props, jobs, async_jobs, job_events, queues, boards, runtime_settings, docs_page):
+    about_jobs = (jobs, async_jobs, job_events, queues)
+    for part in (health, props, *about_jobs, boards, runtime_settings, key_routes, console_page, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.
         app.include_router(each.router)
-    docs_page.describe(app, (*async_jobs.SHAPES, *(shape for each in FRONTS for shape in each.shapes)))
+    docs_page.describe(
+        app, (*async_jobs.SHAPES, *key_routes.SHAPES, *(shape for each in FRONTS for shape in each.shapes))
+    )
     return app

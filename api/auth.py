@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.client_address import ClientAddress, in_networks
+from api.console_page import BELOW
 from api.errors import HttpProblem, Problem, Renderer, of_error, respond
 from api.needs import Services
 from api.origins import Origins
@@ -21,7 +22,7 @@ from tasks.limits import Limits
 
 OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/v1/health", "/api/version", "/docs", "/openapi.json"})
 """What answers anybody: whether the service is up, and what it would answer."""
-OPEN_BELOW = "/docs/"
+OPEN_BELOW = ("/docs/", BELOW)
 
 OWNER = "rockchipllama.owner"
 """Under this name the scope carries who asks, for the queue's turns: never the key itself."""

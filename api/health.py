@@ -1,18 +1,17 @@
-"""Whether the service is up and what it serves, for machines, and the page at `/` for people."""
+"""Whether the service is up and what it serves, for machines; and what `/` is, by who asks."""
 
 from __future__ import annotations
 
 import asyncio
-import html
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
+from api.console_page import page
 from api.needs import services_of, settings_of
-from api.try_it import try_it
 from tasks.errors import QueueUnavailable, TasksError
 from tasks.roster import ModelStatus
 from tasks.settings import PREFIX
@@ -47,11 +46,11 @@ async def health(http: Request) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def root(http: Request) -> Response:
-    """A page for browsers, service information for JSON clients, and for all others the words Ollama's clients look for."""
+    """The console for browsers, service information for JSON clients, and for all others the words Ollama's clients look for."""
     accept = http.headers.get("accept", "")
     # Asked of this path, `*/*` comes from tools that only test whether somebody is there.
     if "text/html" in accept:
-        return HTMLResponse(_page(http), headers={"vary": "accept"})
+        return page(http)
     if "application/json" in accept:
         models = [_model(status) for status in services_of(http)["roster"].models()]
         about = {
@@ -112,49 +111,3 @@ def _json_or_503(value: dict[str, Any]) -> Response:
     if value["status"] == "ok":
         return _json(value)
     return _json(value, 503, {"retry-after": "5"})
-
-
-def _page(http: Request) -> str:
-    models = services_of(http)["roster"].models()
-    rows = "".join(
-        f"<tr><td><code>{html.escape(status.card.id)}</code><td>{html.escape(status.card.engine)}"
-        f"<td>{status.card.context_length}<td>{_standing(status)}<td>{status.waiting}"
-        for status in models
-    )
-    table = (
-        f"<table><tr><th>Model<th>Engine<th>Context<th>State<th>Waiting{rows}</table>"
-        if rows
-        else "<p>No model is known yet. Start a board, and put a model into its models folder.</p>"
-    )
-    tried = min(models, key=lambda status: (not status.card.chats, not status.loaded), default=None)
-    name, can = (tried.card.id, tried.capabilities) if tried is not None else ("MODEL", ())
-    curl = try_it(str(http.base_url).rstrip("/"), name, can)
-    return _PAGE.format(version=html.escape(VERSION), table=table, curl=html.escape(curl))
-
-
-def _standing(status: ModelStatus) -> str:
-    if status.loaded:
-        return "loaded"
-    if status.loading:
-        return "loading"
-    return "loads on demand" if status.served or status.boards else "not served now"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>RockchipLlama</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 3rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884 }}
-pre {{ padding: 1rem; background: #8882; overflow-x: auto }}
-</style>
-<h1>RockchipLlama {version}</h1>
-{table}
-<h2>Try it</h2>
-<pre>{curl}</pre>
-<p>The API is described at <a href="/docs">/docs</a>; readiness is at <a href="/health">/health</a>.</p>
-</html>
-"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
@@ -12,11 +12,12 @@ from api.fronts import Front
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.storage import Storage
-from tasks.api_keys import ApiKey
+from tasks.api_keys import ApiKey, Scope
 from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Lane, Once
+from tasks.limits import Limits
 from tasks.live_settings import LiveSettings, SettingView
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Presence, Snapshot
@@ -119,6 +120,15 @@ class KeyBook(Protocol):
 
     async def known(self) -> dict[str, ApiKey]:
         """Every key by its digest. Raises `QueueUnavailable` when they could never be read."""
+
+    async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
+        """Make a key; what is kept of it, and the key itself. Raises `KeyRefused` and `QueueUnavailable`, as the others do."""
+
+    async def limit(self, name: str, limits: Limits | None) -> ApiKey:
+        """Let a key ask for so much from now on; by its id or its name."""
+
+    async def revoke(self, name: str) -> ApiKey:
+        """Make a key useless; by its id or its name."""
 
 
 class SettingsBook(Protocol):

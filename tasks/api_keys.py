@@ -9,7 +9,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from enum import StrEnum
 from typing import cast
 
@@ -74,30 +74,40 @@ def create(client: redis.Redis, name: str, scopes: Iterable[Scope], limits: Limi
 
     Raises `KeyRefused` when the name cannot be used or is another key's.
     """
+    digest, key, plain = _new(name, scopes, limits, listing(client))
+    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+    return key, plain
+
+
+def _new(name: str, scopes: Iterable[Scope], limits: Limits | None, kept: Iterable[ApiKey]) -> tuple[str, ApiKey, str]:
     allowed = frozenset(scopes)
     if not allowed:
         raise KeyRefused(f"A key needs at least one scope: {', '.join(Scope)}.")
     if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME:
         raise KeyRefused(f"A key's name has 1 to {LONGEST_NAME} printable characters.")
-    if any(kept.name == name for kept in listing(client)):
+    if any(other.name == name for other in kept):
         raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
     plain = "rl-" + secrets.token_urlsafe(32)
     digest = digest_of(plain.encode())
-    key = ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time(), limits=limits)
-    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
-    return key, plain
+    return (
+        digest,
+        ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time(), limits=limits),
+        plain,
+    )
 
 
 def listing(client: redis.Redis) -> list[ApiKey]:
     """Every key, oldest first."""
-    return sorted(
-        _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS))).values(), key=lambda key: key.created
-    )
+    return sorted(_all(client).values(), key=lambda key: key.created)
+
+
+def _all(client: redis.Redis) -> dict[str, ApiKey]:
+    return _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS)))
 
 
 def revoke(client: redis.Redis, name: str) -> ApiKey:
     """Make a key useless within `FRESH` seconds; by its id or its name. Raises `KeyRefused` when there is none."""
-    digest, key = _find(client, name)
+    digest, key = _find(_all(client), name)
     client.hdel(keys.API_KEYS, digest)
     return key
 
@@ -105,14 +115,13 @@ def revoke(client: redis.Redis, name: str) -> ApiKey:
 def limit(client: redis.Redis, name: str, limits: Limits | None) -> ApiKey:
     """Let a key ask for so much from now on, within `FRESH` seconds; by its id or its name. Raises `KeyRefused` when there is
     none."""
-    digest, key = _find(client, name)
+    digest, key = _find(_all(client), name)
     key = msgspec.structs.replace(key, limits=limits)
     client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
     return key
 
 
-def _find(client: redis.Redis, name: str) -> tuple[str, ApiKey]:
-    found = _read(cast("dict[bytes, bytes]", client.hgetall(keys.API_KEYS)))
+def _find(found: Mapping[str, ApiKey], name: str) -> tuple[str, ApiKey]:
     for digest, key in found.items():
         if name in (key.id, key.name):
             return digest, key
@@ -143,13 +152,44 @@ class ApiKeys:
         """Every key by its digest. While Redis is away, what was last read; raises `QueueUnavailable` if nothing was."""
         if self._known is None or time.monotonic() - self._read_at > FRESH:
             try:
-                with unavailable_as_refusal():
-                    raw = await cast("Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.API_KEYS))
-                    self._known = _read(raw)
-                self._read_at = time.monotonic()
+                return await self._look()
             except QueueUnavailable:
                 if self._known is None:
                     raise
+        return self._known
+
+    async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
+        """Make a key; what is kept of it, and the key itself. Raises `KeyRefused` and `QueueUnavailable`."""
+        digest, key, plain = _new(name, scopes, limits, (await self._look()).values())
+        await self._keep(digest, key)
+        return key, plain
+
+    async def limit(self, name: str, limits: Limits | None) -> ApiKey:
+        """Let a key ask for so much from now on; by its id or its name. Raises likewise."""
+        digest, key = _find(await self._look(), name)
+        key = msgspec.structs.replace(key, limits=limits)
+        await self._keep(digest, key)
+        return key
+
+    async def revoke(self, name: str) -> ApiKey:
+        """Make a key useless; by its id or its name. Raises likewise."""
+        digest, key = _find(await self._look(), name)
+        await self._keep(digest, None)
+        return key
+
+    async def _keep(self, digest: str, key: ApiKey | None) -> None:
+        with unavailable_as_refusal():
+            if key is None:
+                await self._client.hdel(keys.API_KEYS, digest)
+            else:
+                await self._client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+        await self._look()
+
+    async def _look(self) -> dict[str, ApiKey]:
+        with unavailable_as_refusal():
+            raw = await cast("Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.API_KEYS))
+        self._known = _read(raw)
+        self._read_at = time.monotonic()
         return self._known
 
 

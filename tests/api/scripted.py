@@ -24,7 +24,7 @@ from api.relay import Relay
 from api.server import Server, bind, server
 from api.settings import ApiSettings
 from api.storage import LocalStorage
-from tasks.api_keys import ApiKey, Scope, digest_of
+from tasks.api_keys import ApiKey, KeyRefused, Scope, digest_of
 from tasks.batch import BatchBook
 from tasks.card import Card
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
@@ -454,6 +454,26 @@ class ScriptedKeys:
         if self.away:
             raise QueueUnavailable("gone")
         return self.by_digest
+
+    async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
+        if not scopes or any(key.name == name for key in self.by_digest.values()):
+            raise KeyRefused("It cannot be made so.")
+        self.make(name, *scopes, limits=limits)
+        return self.by_digest[digest_of(name.encode())], name
+
+    async def limit(self, name: str, limits: Limits | None) -> ApiKey:
+        digest = self._find(name)
+        self.by_digest[digest] = msgspec.structs.replace(self.by_digest[digest], limits=limits)
+        return self.by_digest[digest]
+
+    async def revoke(self, name: str) -> ApiKey:
+        return self.by_digest.pop(self._find(name))
+
+    def _find(self, name: str) -> str:
+        for digest, key in self.by_digest.items():
+            if name in (key.id, key.name):
+                return digest
+        raise KeyRefused("There is none.")
 
 
 def view(**changed: Any) -> JobView:

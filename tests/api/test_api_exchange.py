@@ -238,7 +238,7 @@ def test_a_page_asks_before_it_does_what_nothing_here_takes(place: Site) -> None
     """The answer says what is taken."""
     asked = {"origin": "http://localhost:3000", "access-control-request-method": "PUT"}
     reply = place.http.options("/v1/models", headers=asked)
-    assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD, POST, DELETE")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD, POST, PATCH, DELETE")
     assert reply.json()["error"]["code"] == "method_not_allowed"
 
 

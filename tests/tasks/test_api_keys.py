@@ -10,6 +10,7 @@ from tasks import api_keys, keys
 from tasks.api_keys import ApiKeys, KeyRefused, Scope, digest_of
 from tasks.connection import connect_async
 from tasks.errors import QueueUnavailable
+from tasks.limits import Limits
 
 BOTH = (Scope.INFERENCE, Scope.BATCH)
 
@@ -107,3 +108,19 @@ def test_whether_keys_were_made(client: redis.Redis, valkey_url: str) -> None:
     api_keys.create(client, "one", BOTH)
     assert api_keys.were_made(valkey_url)
     assert not api_keys.were_made("unix:///nonexistent/valkey.sock")
+
+
+async def test_keys_are_made_limited_and_revoked_by_the_api(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
+    """The process that does it knows at once; the rules are those of the command."""
+    book = ApiKeys(aclient)
+    key, plain = await book.create("tablet", BOTH, Limits(jobs=2))
+    assert await book.known() == {digest_of(plain.encode()): key}
+    assert api_keys.listing(client) == [key]
+    with pytest.raises(KeyRefused, match="already"):
+        await book.create("tablet", BOTH)
+    limited = await book.limit(key.id, None)
+    assert limited.limits is None and api_keys.listing(client) == [limited]
+    assert await book.revoke("tablet") == limited
+    assert await book.known() == {} == client.hgetall(keys.API_KEYS)
+    with pytest.raises(KeyRefused, match="no API key"):
+        await book.revoke("tablet")
