@@ -58,11 +58,13 @@ class Calls:
     """Any text in which calls may stand, each whole and well-formed; blanks alone may stand between two of them.
 
     `required`: nothing but calls, and at least one. `several`: more than one may follow. Behind the last one the answer ends.
+    `otherwise`: what the answer has to fit where it is no calls; it is then one of the two as a whole.
     """
 
     calls: tuple[Call, ...]
     required: bool = False
     several: bool = True
+    otherwise: Form | None = None
 
 
 Form: TypeAlias = JsonObject | JsonSchema | Regex | Lark | Gbnf | Calls

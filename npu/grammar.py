@@ -154,6 +154,8 @@ def _calls(form: Calls, written: Written, nested: dict[str, str]) -> str:
     more = f" ({_SPACE} call)* {_SPACE}" if form.several else f" {_SPACE}"
     if form.required:
         return f"answer: {_SPACE} call{more}\ncall: {whole}\n"
+    if form.otherwise is not None:
+        return f"answer: {_term(form.otherwise, nested)} | {_SPACE} call{more}\ncall: {whole}\n"
     leads = [f"lead_{place} {body}" for place, body in enumerate(bodies)]
     texts = "".join(_until(f"lead_{place}", trigger) for place, trigger in enumerate(triggers))
     return f"answer: text | ({' | '.join(leads)}){more}\ntext: {_ANYTHING}\n{texts}call: {whole}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import assert_never
+from typing import Any, assert_never
 
 from npu import constraint
 from npu.answer_format import ToolFormat
@@ -20,16 +20,15 @@ def constraint_of(request: GenerateRequest, reading: Reading | None, template: s
 
     Raises `PromptRefused`, and `SamplingRefused` on a format that no engine could keep to.
     """
-    form: Form | None = _calls(request, reading, template) if isinstance(request, ChatRequest) else None
-    if request.output is not None:
-        if reading is not None and reading.calls is not None:
-            raise FieldRefused(
-                "output", "an answer cannot be held to a format while it may call tools. Send one of the two."
-            )
-        form = _form(request.output)
+    form: Form | None = _form(request.output) if request.output is not None else None
+    if form is not None:
+        check_constraint(Constraint(form))
+    if isinstance(request, ChatRequest):
+        form = _calls(request, reading, template, form) or form
     if form is None:
         return None
-    _check(form)
+    if isinstance(form, Calls):
+        _check(form)
     if isinstance(request, ChatRequest) and request.continue_last:
         raise PromptRefused(
             "An answer that the client has begun cannot be held to a format: what it is held to would have to begin in the "
@@ -40,13 +39,11 @@ def constraint_of(request: GenerateRequest, reading: Reading | None, template: s
     return Constraint(form, Thought(reading.thinking.opening, reading.thinking.closing, reading.thought_begun))
 
 
-def _check(form: Form) -> None:
+def _check(form: Calls) -> None:
     try:
         check_constraint(Constraint(form))
-    except SamplingRefused as refused:
-        if isinstance(form, Calls):  # in the words of who asked for it
-            raise FieldRefused("tool_choice" if form.required else "strict", refused.why) from refused
-        raise
+    except SamplingRefused as refused:  # in the words of who asked for it
+        raise FieldRefused("tool_choice" if form.required else "strict", refused.why) from refused
 
 
 def _form(output: OutputFormat) -> Form:
@@ -63,7 +60,8 @@ def _form(output: OutputFormat) -> Form:
             assert_never(output)
 
 
-def _calls(request: ChatRequest, reading: Reading | None, template: str) -> Calls | None:
+def _calls(request: ChatRequest, reading: Reading | None, template: str, output: Form | None) -> Calls | None:
+    """The calls that must or may be made; None where the answer is held to none, or to `output` alone."""
     required = request.tool_choice.mode == "required"
     if reading is None or reading.calls is None:
         if required:
@@ -71,17 +69,49 @@ def _calls(request: ChatRequest, reading: Reading | None, template: str) -> Call
                 "tool_choice", "the request has no tools that could be called. Send `tools`, or leave it out."
             )
         return None
-    if not required and not any(tool.strict for tool in reading.tools):
+    if not required and output is None and not any(tool.strict for tool in reading.tools):
         return None
-    calls = tuple(_call(reading.calls, tool, required, template) for tool in reading.tools)
     several = reading.most_calls is None and reading.calls is not ToolFormat.JSON  # there it would have to be a list
-    return Calls(calls, required, several)
+    if required or output is None:
+        return Calls(tuple(_call(reading.calls, tool, required, template) for tool in reading.tools), required, several)
+    if reading.calls not in (ToolFormat.LLAMA, ToolFormat.JSON):
+        calls = tuple(_call(reading.calls, tool, required, template) for tool in reading.tools)
+    elif isinstance(output, constraint.JsonObject | constraint.JsonSchema):
+        calls = tuple(_bare_call(reading.calls, tool) for tool in reading.tools)
+    else:
+        raise FieldRefused(
+            "output",
+            f"this model writes calls in the format '{reading.calls}', without marks, so an answer that may be one can be held "
+            "to JSON, but to no regular expression or grammar. Leave out the tools or the format.",
+        )
+    return Calls(calls, several=several, otherwise=output)
+
+
+def _bare_call(form: ToolFormat, tool: Tool) -> Call:
+    """A call without marks, as an object that may stand where another one may: told apart only as they go on."""
+    parameters = _parameters(tool) if tool.strict else {"type": "object"}
+    roots = {
+        key: parameters[key] for key in ("$defs", "definitions") if key in parameters
+    }  # references begin at the root
+    arguments = "parameters" if form is ToolFormat.LLAMA else "arguments"
+    whole = {
+        **roots,
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, arguments: parameters},
+        "required": ["name", arguments],
+        "additionalProperties": False,
+    }
+    return Call("", "", constraint.JsonSchema(whole))
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    return {"type": "object", **(tool.parameters or {})}
 
 
 def _call(form: ToolFormat, tool: Tool, required: bool, template: str) -> Call:
     arguments: Form = constraint.JsonObject()
     if tool.strict or required:
-        arguments = constraint.JsonSchema({"type": "object", **(tool.parameters or {})})
+        arguments = constraint.JsonSchema(_parameters(tool))
     name = json.dumps(tool.name, ensure_ascii=False)
     match form:
         case ToolFormat.HERMES:
@@ -105,7 +135,7 @@ def _call(form: ToolFormat, tool: Tool, required: bool, template: str) -> Call:
             return Call(outer, f"{outer}{inner}{tool.name}<｜tool▁sep｜>", arguments, end)
         case ToolFormat.XML | ToolFormat.GEMMA | ToolFormat.GEMMA4:
             raise FieldRefused(
-                "tool_choice" if required else "strict",
+                "tool_choice" if required else "strict" if tool.strict else "output",
                 f"this model writes calls in the format '{form}', which is not JSON, and cannot be held to it. Leave it out.",
             )
         case _:

@@ -26,6 +26,8 @@ class Reading:
     tools: tuple[Tool, ...] = ()
     most_calls: int | None = None
     """How many calls there may be; None is any number."""
+    alone: bool = False
+    """Nothing stands beside calls: an answer that does not begin with one has none."""
     markers: Mapping[int, bytes] = field(default_factory=dict)
     """Control tokens among the marks, with what they stand for: an engine gives them without bytes."""
     budget: int | None = None
@@ -60,6 +62,7 @@ def reading_of(
         calls=calls,
         tools=tools,
         most_calls=None if request.parallel_tool_calls else 1,
+        alone=request.output is not None,
         markers=markers,
         budget=request.thinking_budget if thinking is not None else None,
         closing=tuple((token, tokenizer.decode((token,))) for token in closing),

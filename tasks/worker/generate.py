@@ -220,7 +220,12 @@ class _Answer:
             return engine.generate(prompt, self._sampling, prefilled)
         except SamplingRefused as refused:
             held = self._sampling.constraint
-            if refused.field == "constraint" and held is not None and isinstance(held.form, Calls):
+            if (
+                refused.field == "constraint"
+                and held is not None
+                and isinstance(held.form, Calls)
+                and not held.form.otherwise
+            ):
                 # In the words of who asked for it.
                 raise FieldRefused("tool_choice" if held.form.required else "strict", refused.why) from refused
             raise

@@ -65,6 +65,13 @@ def fits(matcher: Matcher, text: str) -> bool:
         (Calls(CALLS), ["hello", "", CALL_F, f"so: {CALL_G}\n{CALL_F}"], ['<call>{"name": "h"', f"{CALL_G} and so on"]),
         (Calls(CALLS, required=True), [CALL_F, f"\n{CALL_G}{CALL_F}"], ["hello", ""]),
         (Calls(CALLS, required=True, several=False), [CALL_F], [f"{CALL_F}{CALL_G}"]),
+        (
+            Calls(CALLS, otherwise=PERSON),
+            ['{"name": "Ann", "age": 31}', CALL_F, f"{CALL_F}\n{CALL_G}"],
+            ["hello", "", '{"name": "Ann"}', f'{{"name": "Ann", "age": 31}}{CALL_F}', f"so: {CALL_F}"],
+        ),
+        (Calls((Call("", "", PERSON),), otherwise=JsonSchema({"type": "object", "properties": {"name": {"type": "null"}},
+         "additionalProperties": False})), ['{"name": "Ann", "age": 31}', '{"name": null}', "{}"], ['{"name": "Ann"}']),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )  # fmt: skip

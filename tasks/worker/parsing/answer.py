@@ -90,7 +90,7 @@ class MarkedAnswer:
         self._thoughts = Thoughts(form, reading.thought_begun) if form is not None else None
         self._reader: CallReader | None = None
         if reading.calls is not None:
-            self._reader = call_reader(reading.calls, reading.tools, reading.most_calls)
+            self._reader = call_reader(reading.calls, reading.tools, reading.most_calls, alone=reading.alone)
 
     @property
     def stopped(self) -> bool:

@@ -72,8 +72,9 @@ class CallReader(Protocol):
 class Format(ABC):
     """Reads one format. Blanks between text and calls belong to neither."""
 
-    def __init__(self, tools: Sequence[Tool], most: int | None) -> None:
-        """`most` is how many calls there may be."""
+    def __init__(self, tools: Sequence[Tool], most: int | None, *, alone: bool = False) -> None:
+        """`most` is how many calls there may be; `alone`, that an answer which does not begin with one has none."""
+        self.alone = alone
         self.tools = {tool.name: tool for tool in tools}
         self.full = False
         self._most = most
@@ -115,6 +116,13 @@ class Format(ABC):
     def _say(self, text: str) -> None:
         if text:
             self._parts.append(Said(text))
+
+    def _pass_on(self) -> Steps[None]:
+        """All that is left is text. Does not return."""
+        while True:
+            self._say(self._text)
+            self._text = ""
+            yield
 
     def _try(self, call: Steps[None]) -> Steps[bool]:
         """Read what may be calls; whether it was at least one. What was not is to be read again as text."""
@@ -286,6 +294,8 @@ class MarkedFormat(Format):
 
     def _run(self) -> Steps[None]:
         blank = False  # nothing but blanks since the last call
+        if self.alone and not (yield from self._begins()):
+            yield from self._pass_on()
         while True:
             at, marker = min(
                 ((at, marker) for marker in self.markers if (at := self._text.find(marker)) >= 0), default=(-1, "")
@@ -311,6 +321,17 @@ class MarkedFormat(Format):
             else:
                 self._say(gap + marker)
                 self._text = self._text[len(marker) :]
+
+    def _begins(self) -> Steps[bool]:
+        """Whether a marker is the first that is not blank."""
+        while not self._final:
+            text = self._text.lstrip()
+            if text.startswith(self.markers):
+                return True
+            if text and not any(marker.startswith(text) for marker in self.markers):
+                return False
+            yield
+        return False
 
     @abstractmethod
     def _call(self) -> Steps[None]:

@@ -327,6 +327,6 @@ _READERS: dict[ToolFormat, type[Format]] = {
 }
 
 
-def call_reader(form: ToolFormat, tools: Sequence[Tool], most: int | None = None) -> CallReader:
-    """Reads answers in that format; `most` is how many calls there may be."""
-    return _READERS[form](tools, most)
+def call_reader(form: ToolFormat, tools: Sequence[Tool], most: int | None = None, *, alone: bool = False) -> CallReader:
+    """Reads answers in that format; `most` is how many calls there may be, `alone` whether no text stands beside them."""
+    return _READERS[form](tools, most, alone=alone)

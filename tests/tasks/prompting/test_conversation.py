@@ -16,15 +16,16 @@ from npu.constraint import Call, Calls, Constraint, JsonSchema, Thought
 from npu.constraint import JsonObject as AnyObject
 from npu.engine import Prompt
 from npu.engines import Setup
-from npu.engines.echo import END, TEMPLATE, EchoTokenizer
+from npu.engines.echo import END, TEMPLATE, EchoTokenizer, EchoWords
 from npu.errors import FieldRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
+from npu.matcher import Matchers
 from npu.model import Model
 from tasks.events import fold
 from tasks.prompting.cards import card_of
 from tasks.prompting.prepare import Prepared, Preparer
 from tasks.prompting.reading import Reading
-from tasks.requests import ChatRequest, CompletionRequest, JsonObject, Message, Tool, ToolCall, ToolChoice
+from tasks.requests import ChatRequest, CompletionRequest, JsonObject, Message, Regex, Tool, ToolCall, ToolChoice
 from tasks.roster import ModelStatus
 from tasks.worker.parsing.answer import answer_parser
 
@@ -192,7 +193,6 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
         (AS_OBJECT, ask(tool_choice=ToolChoice("required")), "tool_choice"),
         (AS_OBJECT + "<function=", ask(tools=(TIME,), tool_choice=ToolChoice("required")), "tool_choice"),
         (AS_OBJECT + "<function=", ask(tools=(Tool("rain", strict=True),)), "strict"),
-        (AS_OBJECT, ask(tools=(TIME,), output=JsonObject()), "output"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(source: str, request_: ChatRequest, field: str) -> None:
@@ -307,6 +307,36 @@ def test_who_may_call_is_held_to_strict_tools_alone() -> None:
     assert isinstance(made.form, Calls)
     assert not made.form.required
     assert [call.form for call in made.form.calls] == [AnyObject(), JsonSchema({"type": "object"})]
+
+
+def test_who_may_call_and_has_a_format_is_held_to_either() -> None:
+    """As a whole: calls, of which the strict ones fit their schemas, or what fits the format. Who must call only calls."""
+    wish = JsonObject()
+    made = held(ask(tools=(TIME, Tool("rain", strict=True)), output=wish))
+    assert made is not None
+    assert isinstance(made.form, Calls)
+    assert (made.form.required, made.form.otherwise) == (False, AnyObject())
+    assert [call.form for call in made.form.calls] == [AnyObject(), JsonSchema({"type": "object"})]
+    made = held(ask(tools=(TIME,), output=wish, tool_choice=ToolChoice("required")))
+    assert made == held(ask(tools=(TIME,), tool_choice=ToolChoice("required")))
+    assert held(ask(tools=(TIME,), output=wish, tool_choice=ToolChoice("none"))) == Constraint(AnyObject())
+    understood = reading(AS_OBJECT, ask(tools=(TIME,), output=wish))
+    assert understood is not None
+    assert understood.alone
+
+
+@pytest.mark.parametrize(("form", "key"), [(ToolFormat.LLAMA, "parameters"), (ToolFormat.JSON, "arguments")])
+def test_calls_without_marks_are_told_from_a_format_as_json(form: ToolFormat, key: str) -> None:
+    """As objects beside it, whose references are found where they were; a regular expression cannot stand beside them."""
+    parameters = {"properties": {"zone": {"$ref": "#/$defs/zone"}}, "$defs": {"zone": {"enum": ["CET"]}}}
+    tool = Tool("time", parameters=parameters, strict=True)
+    made = held(ask(tools=(tool,), output=JsonObject()), "{# tools #}x", tool_format=form.value)
+    assert made is not None
+    matcher = Matchers(EchoWords(), EchoTokenizer()).match(made)
+    assert all(map(matcher.accept, f'{{"name": "time", "{key}": {{"zone": "CET"}}}}'.encode()))
+    assert matcher.may_end
+    with pytest.raises(FieldRefused, match="without marks"):
+        held(ask(tools=(tool,), output=Regex("a+")), "{# tools #}x", tool_format=form.value)
 
 
 def test_what_is_thought_before_is_held_to_nothing() -> None:

@@ -401,3 +401,15 @@ def test_however_it_is_cut_it_is_the_same_answer(
     singly = parse(form, text, **reading)
     assert parse(form, text, cuts=(10**6,), **reading) == singly
     assert parse(form, text, cuts=(*cuts, 10**6), **reading) == singly
+
+
+@pytest.mark.parametrize("form", sorted(ToolFormat))
+def test_a_format_beside_tools_is_text_whatever_it_holds(form: ToolFormat) -> None:
+    """An answer that does not begin with a call has none, and one that does is read as ever."""
+    for name, (its, text) in ONE.items():
+        if its is form:
+            assert calls_of(parse(form, f"\n{text}", alone=True)) == [("weather", PARIS)], name
+            whole = json.dumps({"said": text}, ensure_ascii=False)
+            for cuts in ((), (len(whole.encode()),)):
+                choice = parse(form, whole, cuts=cuts, alone=True)
+                assert (choice.text, choice.tool_calls) == (whole, []), name
