@@ -213,11 +213,15 @@ class TextEngine(Protocol):
 
 
 @runtime_checkable
-class LockStepEngine(Protocol):
+class LockStepEngine(TextEngine, Protocol):
     """An engine that can answer several prompts by one run, a token of each at a time."""
 
     slots: int
     """Prompts that fit into one run; 1 of a model that was set up without."""
+
+    def fitting(self, prompts: Sequence[Prompt]) -> int:
+        """How many of them, from the first on, one run should take at most, and at least 1: no more than there are slots, and
+        than are read about as fast as a slice of one prompt, for nothing can end a run before it has read them."""
 
     def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Generation]:
         """Prepare one run for `prompts`, as many as `slots` at most and all with one adapter; one generation for each.

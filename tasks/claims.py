@@ -56,6 +56,8 @@ class Claim:
     language: str = ""
     prefix: str = ""
     """What the prompt begins with, as a digest; '' where that is not of interest."""
+    kin: str = ""
+    """Which jobs it may share a run with, as a digest; '' is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,10 @@ def claim_next(
     attempt: int | None = None,
     ageing: Ageing = Ageing(),  # noqa: B008 - it is a constant
     prefix: str = "",
+    beside: Claim | None = None,
 ) -> Claim | Later | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds, `prefix` that of the job that the
-    worker served last.
+    worker served last. With `beside` it is one that may share a run with that claim's; None when there is none.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
@@ -117,6 +120,7 @@ def claim_next(
             attempt or new_attempt(),
             *(int(seconds * 1000) for seconds in ageing),
             *(prefix, model, call(model, "", "")),
+            *((beside.kin, beside.job, beside.token) if beside is not None else ("", "", "")),
         ),
     )
     if reply is None:
@@ -138,6 +142,7 @@ def claim_next(
         prompts=_prompts(record),
         language=record.get("language", b"").decode(),
         prefix=record.get("prefix", b"").decode(),
+        kin=record.get("kin", b"").decode() if "alone" not in record and "through" not in record else "",
     )
 
 

@@ -68,6 +68,8 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     load_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    together: int = 1
+    """How many jobs its last run answered at once: each has its share of the speed."""
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):

@@ -23,6 +23,10 @@ boards leave it for `AT_HOME` ms at most, and only while that board has nothing 
 one could be served sooner, and next to none where a board has died. Whoever leaves a job sends its call on, once; those who
 wait for calls are called in turn, so that board's turn comes.
 
+An engine may answer several prompts by one run. A worker that has taken a batch item then takes more of its kin (requests that
+are answered in the same way), from among the next `ALIKE` items, unless a chat waits. If the run ends in a crash, nobody knows by
+which of them: none counts it as a failure, and each runs alone from then on.
+
 `RULES` is that in Lua, for the scripts; its state is two keys for each model, which go when none of its jobs is left, and one
 that goes by itself:
 
@@ -38,6 +42,9 @@ and these fields of a record:
   pausing        1 once its worker was told to pause it
   prefix         what its prompt begins with, as a digest
   passed         how often another item went before it for that
+  kin            which items it may share a run with, as a digest; nothing: none
+  together       1 while it shares a run
+  alone          1 once such a run ended in a crash
   talk follows   digests of its conversation, and of the part of it that another request ended with
   left           the boards that left it to another one
   through        1 while it runs because its lane was starved, and is not to be paused
@@ -201,6 +208,16 @@ local function like_the_last(waiting, id, prefix)
     end
   end
   return id
+end
+-- A batch item that may share a run with those of this kin, if none of them keeps a chat waiting.
+local function of_kin(waiting, lanes, t, kin)
+  if redis.call('ZCOUNT', waiting, '-inf', string.format('(%.0f', LANE)) > 0 then return end
+  local quiet = since_end(lanes, 0, t)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, 2 * LANE, '+inf', 'LIMIT', 0, ALIKE)) do
+    local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'kin', 'alone', 'paused', 'prefill')
+    local left = kept[3] and quiet and math.min(kept[4], MOST_QUIET) - quiet or 0
+    if kept[1] == kin and not kept[2] and left <= 0 then return id end
+  end
 end
 -- Whether an administrator lets none of these jobs begin.
 local function queue_paused(waiting)

@@ -219,6 +219,27 @@ def prefix_of(request: Request) -> str | None:
     return _digest((first, request.tools, request.adapter))
 
 
+_OF_LOGITS = ("min_p", "typical_p", "seed", "logit_bias", "ignore_eos")
+"""What cannot be sampled by where several prompts run together: it takes logits."""
+
+
+def kin_of(request: Request) -> str | None:
+    """A digest that is the same for requests which one run of an engine may answer together: sampled in one way, with one
+    adapter, and about as long. None for what is to run alone."""
+    if not isinstance(request, ChatRequest | CompletionRequest) or request.n > 1 or request.logprobs is not None:
+        return None
+    if any(getattr(request.sampling, name) is not None for name in _OF_LOGITS):
+        return None
+    if isinstance(request, CompletionRequest):
+        if len(request.prompts) > 1:
+            return None
+    elif request.output is not None or request.tools or request.thinking_budget is not None:
+        return None
+    # A slot that has ended stands still until the last has: who wants a word does not wait for who wants a novel.
+    length = request.max_tokens.bit_length() if request.max_tokens is not None else None
+    return _digest((request.sampling, request.adapter, length))
+
+
 def talk_of(request: Request) -> tuple[str, str | None] | None:
     """Digests of a conversation, and of the part of it that an earlier request consisted of, whose answer it goes on behind; None
     where it begins. None at all for what is no conversation.

@@ -273,6 +273,7 @@ CLAIM = Script(
     """
 -- KEYS waiting running turns lanes calls
 -- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix model call-sent-on
+-- kin job-to-share-a-run-with its-claim; these are empty but where several jobs are taken for one run
 -- -> {id, seq, field, value, ...} of the job now held, or nil; where only jobs wait that are paused or left to another board,
 -- after how many ms one may go on.
 -- Jobs past their deadline end on the way.
@@ -290,7 +291,13 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
 end
 if queue_paused(KEYS[1]) then return nil end
 while true do
-  local id, through, soonest, other = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10], ARGV[12], ARGV[2])
+  local id, through, soonest, other
+  if ARGV[14] ~= '' then
+    id = of_kin(KEYS[1], KEYS[4], now(), ARGV[14])
+    if not id then return nil end
+  else
+    id, through, soonest, other = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10], ARGV[12], ARGV[2])
+  end
   if not id then
     local left = other and redis.call('HGET', 'rl:{' .. other .. '}', 'left') or ' '
     if other and not string.find(left, ' ' .. ARGV[2] .. ' ', 1, true) then
@@ -300,7 +307,7 @@ while true do
     return soonest
   end
   local turn = redis.call('ZSCORE', KEYS[1], id)
-  if not through then id = like_the_last(KEYS[1], id, ARGV[11]) end
+  if not through and ARGV[14] == '' then id = like_the_last(KEYS[1], id, ARGV[11]) end
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
@@ -316,7 +323,12 @@ while true do
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
       redis.call('HINCRBY', job, 'waited', math.abs(now() - kept[4]))
-      redis.call('HDEL', job, 'paused', 'left')
+      redis.call('HDEL', job, 'paused', 'left', 'together')
+      if ARGV[15] ~= '' then
+        redis.call('HSET', job, 'together', 1)
+        local lead = 'rl:{' .. ARGV[15] .. '}'
+        if redis.call('HGET', lead, 'claim') == ARGV[16] then redis.call('HSET', lead, 'together', 1) end
+      end
       note_last(ARGV[12], ARGV[2], kept[5])
       if through then redis.call('HSET', job, 'through', 1) end
       return held(id, job, tell(job, events, ARGV[6], ARGV[8]))
@@ -385,7 +397,7 @@ HAND_BACK = Script(
 -- [ms that the prefill took, of a job that is paused]
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
-  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call')
+  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call', 'together')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -398,7 +410,9 @@ end
 redis.call('ZREM', KEYS[4], ARGV[1])
 local failures = 0
 if ARGV[4] == '1' then
-  failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
+  -- Of jobs that shared a run nobody knows which one it was.
+  if kept[12] then redis.call('HSET', KEYS[1], 'alone', 1)
+  else failures = redis.call('HINCRBY', KEYS[1], 'failures', 1) end
   redis.call('HSET', KEYS[1], 'history', (kept[7] or '') .. ARGV[11] .. '\\n')
   -- Who is dead acknowledges nothing: Celery would keep its call for an hour and then send it again.
   redis.call('HDEL', 'rl:unacked', kept[11] or '')
@@ -416,7 +430,7 @@ if payload then
 end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),
   'read', math.max(kept[8] or 0, kept[10] or 0))
-redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done', 'pausing', 'through')
+redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done', 'pausing', 'through', 'together')
 if ARGV[13] then
   redis.call('HSET', KEYS[1], 'paused', 1, 'prefill', math.max(kept[9] or 0, ARGV[13]))
   redis.call('HINCRBY', KEYS[1], 'pauses', 1)

@@ -39,7 +39,7 @@ from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, is_
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.policy import rank
 from tasks.queue import call
-from tasks.requests import Request, adapter_of, encode_request, kind_of, prefix_of, talk_of
+from tasks.requests import Request, adapter_of, encode_request, kin_of, kind_of, prefix_of, talk_of
 from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE, PLACE, VIEW
 from tasks.standing import Standing, read_standing
 from tasks.stream import numbered
@@ -176,6 +176,7 @@ class JobStore:
         if lane is not Lane.BATCH:
             limit = min(limit, self._deadline)
         prefix = prefix_of(request) if lane is Lane.BATCH else None
+        kin = kin_of(request) if lane is Lane.BATCH else None
         talk, follows = (talk_of(request) if lane is not Lane.BATCH else None) or (None, None)
         with unavailable_as_refusal():
             reply = cast(
@@ -216,6 +217,7 @@ class JobStore:
                     *(("grace", int(grace * 1000)) if grace else ()),
                     *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
                     *(("prefix", prefix) if prefix is not None else ()),
+                    *(("kin", kin) if kin is not None else ()),
                     *(("talk", talk) if talk is not None else ()),
                     *(("follows", follows) if follows is not None else ()),
                     *(("webhook", webhook) if webhook is not None else ()),

@@ -186,6 +186,15 @@ class RkllmEngine:
             matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
         return RkllmGeneration(self, prompt, sampling, None, on_prefill, matcher)
 
+    def fitting(self, prompts: Sequence[Prompt]) -> int:
+        """How many of them one run should take."""
+        longest, total = self._slice(), 0
+        for place, prompt in enumerate(prompts[: self.slots]):
+            total += len(prompt.tokens) - (self.cache.shared(prompt.tokens, place) if self.cache.reuse else 0)
+            if place and total > longest:
+                return place
+        return min(self.slots, len(prompts))
+
     def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[RkllmSlot]:
         """Prepare one run. Raises `SamplingRefused`, `ContextTooLong`, `AdapterMissing`, `PromptRefused`; `EngineFailed` once
         closed."""

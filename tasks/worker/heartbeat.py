@@ -38,7 +38,7 @@ class Heartbeat:
         self._lease = lease
         self._presence = presence
         self._with_each = with_each
-        self._run: JobRun | None = None
+        self._runs: tuple[JobRun, ...] = ()
         self._redis = Outages(log, "the worker")
         self._wake = threading.Event()
         self._breath_due = self._renewal_due = 0.0  # monotonic seconds
@@ -46,10 +46,10 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def hold(self, run: JobRun | None) -> None:
-        """From now on renew the lease of this run, or of none."""
-        self._run = run
-        if run is not None:
+    def hold(self, runs: tuple[JobRun, ...]) -> None:
+        """From now on renew the leases of these runs."""
+        self._runs = runs
+        if runs:
             # The first renewal tells how far a run is that takes its time; a short one has ended by then.
             self._renewal_due = time.monotonic() + FIRST_RENEWAL
             self._wake.set()
@@ -79,20 +79,21 @@ class Heartbeat:
                     self._breath_due = now + BREATH
                     breathe(self._client, self._presence())
                     self._with_each()
-                run = self._run
-                if run is not None and now >= self._renewal_due:
+                runs = self._runs
+                if runs and now >= self._renewal_due:
                     self._renewal_due = now + min(RENEWAL, self._lease / 3)
-                    self._renew(run)
+                    for run in runs:
+                        self._renew(run, runs)
                 self._redis.found()
             except UNREACHABLE as error:
                 self._redis.lost(error)
             except Exception:
                 # A defect of ours; but without its pulse this worker would soon count as dead.
                 log.exception("the heartbeat stumbled, and goes on")
-            next_due = self._breath_due if self._run is None else min(self._breath_due, self._renewal_due)
+            next_due = self._breath_due if not self._runs else min(self._breath_due, self._renewal_due)
             self._wake.wait(max(0.001, next_due - time.monotonic()))
 
-    def _renew(self, run: JobRun) -> None:
+    def _renew(self, run: JobRun, runs: tuple[JobRun, ...]) -> None:
         limit = run.stalled
         if limit is not None:
             # A thread cannot end C code. The parent reports the dead child, and starts another.
@@ -112,7 +113,8 @@ class Heartbeat:
             case Renewal.PAST_DEADLINE:
                 run.cancel("deadline")
             case Renewal.PAUSED:
-                run.cancel("pause")
+                for each in runs:  # they share the engine, and leave it together
+                    each.cancel("pause")
             case Renewal.LOST:
                 # The record is another's now; whatever this run still does, nobody will read.
                 run.cancel("lost")

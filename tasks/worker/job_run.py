@@ -14,6 +14,7 @@ from tasks.jobs import Phase
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece
 from tasks.worker.generate import Totals
 from tasks.worker.settings import WorkerSettings
+from tasks.worker.together import Seat
 
 GOES_ON = ("stop", "pause")
 """Reasons to end a run whose job goes on elsewhere or later."""
@@ -34,6 +35,8 @@ class JobRun:
         self.before = 0
         """Bytes of the record that earlier claims have written."""
         self.load_ms = 0.0
+        self.seat: Seat | None = None
+        """Where it shares runs with other jobs."""
         self.reason: str | None = None
         """Why it is to end early; None while nobody asked."""
         self.writer: EventWriter
@@ -153,5 +156,6 @@ class JobRun:
                 round(self.load_ms, 3),
                 round(totals.prefill_ms, 3),
                 round(totals.decode_ms, 3),
+                self.seat.together if self.seat is not None else 1,
             ),
         )

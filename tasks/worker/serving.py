@@ -6,10 +6,12 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from itertools import islice
 
 import redis
 
+from npu.engine import LockStepEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
@@ -32,6 +34,7 @@ from tasks.worker.job_run import JobRun
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
 from tasks.worker.speeds import Speeds
+from tasks.worker.together import Beside, Table
 
 log = logging.getLogger("rockchipllama.jobs")
 
@@ -77,7 +80,11 @@ class Serving:
         self._record_limit = tasks_settings.record_limit
         self._speeds = Speeds()
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
-        self._run: JobRun | None = None
+        self._runs: tuple[JobRun, ...] = ()
+        """The job in hand, and those that share its run."""
+        self._beside: list[Beside] = []
+        """The threads of those."""
+        self._hands = threading.Lock()
         self._answered = 0
         self._call_in_hand = False
         self._stopping = False
@@ -124,11 +131,19 @@ class Serving:
             self._call_in_hand = False
 
     def _serve_one(self, call: str) -> str | None:
-        """Claim and run the next job; None when there is none for this worker."""
+        """Claim and run the next job, and those that share its run; None when there is none for this worker."""
         claim = self._claim(call)
         if claim is None:
             return None
-        run = JobRun(claim, self._settings, self._record_limit)
+        outcomes = [self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)]
+        for thread in self._beside:
+            thread.join()
+        outcomes += [thread.outcome for thread in self._beside]
+        self._beside.clear()
+        return "; ".join(outcomes)
+
+    def _serve_claim(self, run: JobRun, call: str) -> str:
+        claim = run.claim
         try:
             with EventWriter(
                 self._client,
@@ -139,16 +154,24 @@ class Serving:
                 lambda: run.cancel("cancelled"),
                 patience=OUTAGE_PATIENCE,
             ) as run.writer:
-                self._run = run
-                self._heartbeat.hold(run)
+                self._take(run)
                 try:
-                    return self._work(run)
+                    return self._work(run, call)
                 finally:
-                    self._run = None
-                    self._heartbeat.hold(None)
+                    self._let_go(run)
         except UNREACHABLE as error:
             log.error("a job could not be recorded, Redis stayed away: %s", error, extra={"job": claim.job})
             return self._give_back(run, AWAY)
+
+    def _take(self, run: JobRun) -> None:
+        with self._hands:
+            self._runs = (*self._runs, run)
+            self._heartbeat.hold(self._runs)
+
+    def _let_go(self, run: JobRun) -> None:
+        with self._hands:
+            self._runs = tuple(each for each in self._runs if each is not run)
+            self._heartbeat.hold(self._runs)
 
     def _claim(self, call: str) -> Claim | None:
         """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time.
@@ -195,10 +218,10 @@ class Serving:
         except UNREACHABLE as error:
             log.info("no call was sent for a paused job, the sweep will: %s", error)
 
-    def _work(self, run: JobRun) -> str:
+    def _work(self, run: JobRun, call: str) -> str:
         claim = run.claim
         try:
-            last = self._answer(run)
+            last = self._answer(run, call)
             if run.reason == "stop":
                 return self._give_back(run, STOPPED)
             if run.reason == "pause":
@@ -216,11 +239,11 @@ class Serving:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
             return f"{claim.job} {outcome}"
-        if isinstance(last, Finished) and not claim.sent:
+        if isinstance(last, Finished) and not claim.sent and last.timings.together == 1:
             self._speeds.note(run.totals)
         return _log_end(run, last)
 
-    def _answer(self, run: JobRun) -> Finished | Failed:
+    def _answer(self, run: JobRun, call: str) -> Finished | Failed:
         """Run the job to its last event, which is not yet written."""
         try:
             begun = time.monotonic()
@@ -232,7 +255,9 @@ class Serving:
             if run.cancelled:
                 return run.last_event()
             run.enter(Phase.PREFILL)
-            return run.last_event(execute(self._client, self._slot.preparer, engine, run))
+            if run.seat is None and isinstance(engine, LockStepEngine) and engine.slots > 1:
+                self._share(run, engine, call)
+            return run.last_event(execute(self._client, self._slot.preparer, run.seat or engine, run))
         except ClaimLost:
             raise
         except CannotContinue as error:
@@ -257,6 +282,43 @@ class Serving:
                 extra={"job": run.claim.job, "model": run.claim.model, "code": failed.code.value},
             )
             return failed
+        finally:
+            if run.seat is not None:
+                run.seat.close()
+
+    def _share(self, run: JobRun, engine: LockStepEngine, call: str) -> None:
+        """Let other jobs go on beside this one, each in a thread of its own, if there are any that may share its run."""
+        claims = self._claim_beside(run.claim, engine.slots - 1, call)
+        if not claims:
+            return
+        table = Table(engine)
+        run.seat = table.seat(lambda: run.cancelled)
+        others = [JobRun(claim, self._settings, self._record_limit) for claim in claims]
+        for other in others:
+            other.seat = table.seat(partial(getattr, other, "cancelled"))
+        self._beside = [Beside(self._serve_claim, other, call) for other in others]
+        for thread in self._beside:
+            thread.start()
+
+    def _claim_beside(self, claim: Claim, most: int, call: str) -> list[Claim]:
+        found: list[Claim] = []
+        try:
+            while claim.kin and len(found) < most and not self._stopping:
+                other = claim_next(
+                    *(self._client, self._model.id),
+                    worker=self._worker,
+                    board=self._board,
+                    child=os.getpid(),
+                    call_id=call,
+                    lease=self._lease,
+                    beside=claim,
+                )
+                if not isinstance(other, Claim):
+                    break
+                found.append(other)
+        except UNREACHABLE as error:
+            self._redis.lost(error)
+        return found
 
     def _give_back(
         self,
@@ -304,13 +366,12 @@ class Serving:
             self._heartbeat.changed()
 
     def _cancel(self, job: str, claim: str) -> None:
-        run = self._run
-        if run is not None and (run.claim.job, run.claim.token) == (job, claim):
-            run.cancel("cancelled")
+        for run in self._runs:
+            if (run.claim.job, run.claim.token) == (job, claim):
+                run.cancel("cancelled")
 
     def _chat_waits(self, job: str, claim: str) -> None:
-        run = self._run
-        if run is not None and (run.claim.job, run.claim.token) == (job, claim):
+        if any((run.claim.job, run.claim.token) == (job, claim) for run in self._runs):
             self._heartbeat.renew_soon()
 
     def _stop(self) -> None:
@@ -326,12 +387,10 @@ class Serving:
 
     def _stop_run(self) -> None:
         self._leaving.set()
-        run = self._run
-        if run is None:
-            return
-        run.cancel("stop")
-        if run.phase is Phase.LOADING:
-            self._give_back(run, STOPPED)  # nothing else can end a load early
+        for run in self._runs:
+            run.cancel("stop")
+            if run.phase is Phase.LOADING:
+                self._give_back(run, STOPPED)  # nothing else can end a load early
 
     def _presence(self) -> Presence:
         if self._slot.loading:
@@ -339,7 +398,7 @@ class Serving:
         elif not self._slot.loaded:
             state = "idle"
         else:
-            state = "busy" if self._run is not None else "loaded"
+            state = "busy" if self._runs else "loaded"
         return Presence(
             name=self._worker,
             board=self._board,

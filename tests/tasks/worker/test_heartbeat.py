@@ -154,7 +154,7 @@ if limit == "token_stall":
 for reason in reasons:
     run.cancel(reason)
 beating = Heartbeat(client, 10, lambda: Presence(name="echo@one", board="one", model="echo"), lambda: None)
-beating.hold(run)
+beating.hold((run,))
 print("stuck", flush=True)
 threading.Event().wait()
 """

@@ -29,6 +29,7 @@ from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
 from tasks.worker import heartbeat, serving, slot
+from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
 from tests.fakes import engines
@@ -63,6 +64,11 @@ class Place:
         eventually(lambda: self.client.pubsub_numsub(keys.control(WORKER))[0][1] == 1, what="a listening worker")
         self.outcomes: list[str] = []
         self._threads: list[threading.Thread] = []
+
+    @property
+    def run(self) -> JobRun | None:
+        """The job in hand."""
+        return next(iter(self.serving._runs), None)
 
     def _open(self, *_: object) -> TextEngine:
         assert self.gate.wait(LIMIT)
@@ -203,15 +209,15 @@ def test_a_late_message_cancels_nothing_else(make: Make) -> None:
     place.call()
     talker.say(2)
     eventually(lambda: place.text(job) == "ab", what="the first words")
-    assert place.serving._run is not None
-    token = place.serving._run.claim.token
+    assert place.run is not None
+    token = place.run.claim.token
     late = [(new_job_id(), token), (job, first.token), (job, "2-7"), (job, token.replace("2-", "3-"))]
     for other, claim in late:
         place.client.publish(keys.control(WORKER), f"cancel {other} {claim}")
     eventually(lambda: heard == late, what="the messages")
     talker.say(1)
     eventually(lambda: place.text(job) == "abc", what="more words")
-    assert place.serving._run is not None and not place.serving._run.cancelled
+    assert place.run is not None and not place.run.cancelled
     place.client.publish(keys.control(WORKER), f"cancel {job} {token}")
     place.until(job, JobState.CANCELLED)
     assert place.text(job) == "abc"
@@ -243,7 +249,7 @@ def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Mak
     place.gate.clear()
     job = place.accept()
     serving_ = place.call()
-    eventually(lambda: place.serving._run is not None, what="the claim")
+    eventually(lambda: place.run is not None, what="the claim")
     place.client.publish(keys.control(WORKER), "stop")
     place.until(job, JobState.QUEUED)
     assert serving_.is_alive() and place.loaded == 0
@@ -283,12 +289,12 @@ def test_a_load_that_outlasts_the_lease_while_the_pulse_is_frozen(
 
     eventually(lapsed, what="the end of the lease")
     if taken:
-        assert place.serving._run is not None
-        token = place.serving._run.claim.token
+        assert place.run is not None
+        token = place.run.claim.token
         back = hand_back(place.client, "echo", job, token, "vanished", crashed=True, lapsed_only=True)
         assert back is HandedBack.WAITING
         thawed.set()
-        eventually(lambda: place.serving._run is not None and place.serving._run.cancelled, what="the news")
+        eventually(lambda: place.run is not None and place.run.cancelled, what="the news")
     else:
         thawed.set()
         eventually(lambda: not lapsed(), what="the renewal")
@@ -364,7 +370,7 @@ def test_an_outage_longer_than_a_workers_patience(
     if begun:
         talker.say(1)
         eventually(lambda: place.text(job) == "a", what="a part of the answer")
-    eventually(lambda: place.serving._run is not None and place.serving._run.phase != "loading", what="the run")
+    eventually(lambda: place.run is not None and place.run.phase != "loading", what="the run")
     stop(shaky)
     talker.say(1)
     eventually(lambda: len(in_vain) > 1, what="the end of its patience, and tries in vain")
@@ -409,7 +415,7 @@ def test_an_outage_is_no_standstill_of_the_engine(shaky: Stack, make: Make, monk
     serving_ = place.call()
     talker.say(1)
     eventually(lambda: place.text(job) == "a", what="the first word")
-    run = place.serving._run
+    run = place.run
     assert run is not None
     stop(shaky)
     talker.say(5)
@@ -437,7 +443,7 @@ def test_a_worker_that_stops_in_an_outage_waits_no_longer(
     serving_ = place.call()
     talker.say(1)
     eventually(lambda: place.text(job) == "a", what="the first word")
-    run = place.serving._run
+    run = place.run
     assert run is not None
     stop(shaky)
     talker.say(5)
@@ -542,7 +548,7 @@ def test_a_chat_goes_before_what_runs_in_the_background(make: Make, monkeypatch:
     place.engine = lambda: EchoEngine(Model(id="echo", engine="echo", folder=Path("echo"), engine_options=options))
     low = place.accept("l" * 3000, Lane.BACKGROUND)
     serving_ = place.call()
-    eventually(lambda: place.serving._run is not None and place.serving._run.done >= 128, what="a part of the prefill")
+    eventually(lambda: place.run is not None and place.run.done >= 128, what="a part of the prefill")
     options["prefill_tokens_per_second"] = 0.0
     chat = place.accept("hello")
     serving_.join(LIMIT)
@@ -567,9 +573,9 @@ def test_a_chat_that_comes_while_the_model_loads_is_the_first_to_be_answered(mak
     place.gate.clear()
     low = place.accept(lane=Lane.BATCH)
     serving_ = place.call()
-    eventually(lambda: place.serving._run is not None, what="the claim")
+    eventually(lambda: place.run is not None, what="the claim")
     chat = place.accept()
-    eventually(lambda: place.serving._run is not None and place.serving._run.cancelled, what="the pause")
+    eventually(lambda: place.run is not None and place.run.cancelled, what="the pause")
     place.gate.set()
     serving_.join(LIMIT)
     jobs = [outcome.split()[0] for outcome in place.outcomes[0].split("; ")]
@@ -583,10 +589,10 @@ def test_a_worker_that_is_told_to_stop_pauses_and_takes_nothing_more(make: Make)
     place.gate.clear()
     low = place.accept(lane=Lane.BACKGROUND)
     serving_ = place.call()
-    eventually(lambda: place.serving._run is not None, what="the claim")
+    eventually(lambda: place.run is not None, what="the claim")
     place.client.publish(keys.control(WORKER), "stop")
     chat = place.accept()
-    eventually(lambda: place.serving._run is not None and place.serving._run.reason == "pause", what="the pause")
+    eventually(lambda: place.run is not None and place.run.reason == "pause", what="the pause")
     eventually(lambda: place.serving._stopping, what="the stop")
     place.gate.set()
     serving_.join(LIMIT)
@@ -642,8 +648,8 @@ def test_what_earlier_claims_wrote_counts(make: Make, monkeypatch: pytest.Monkey
     job = place.accept()
     place.call()
     eventually(lambda: place.text(job) == "abcde", what="the first words")
-    assert place.serving._run is not None
-    place.serving._run.cancel("pause")
+    assert place.run is not None
+    place.run.cancel("pause")
     place.until(job, JobState.RUNNING)
     talker.say(6)
     found = place.until(job, JobState.FAILED)
@@ -691,12 +697,12 @@ def test_a_job_that_is_to_be_paused_can_still_be_cancelled(make: Make) -> None:
     place.gate.clear()
     low = place.accept(lane=Lane.BACKGROUND)
     place.call()
-    eventually(lambda: place.serving._run is not None, what="the claim")
+    eventually(lambda: place.run is not None, what="the claim")
     place.accept()
-    eventually(lambda: place.serving._run is not None and place.serving._run.reason == "pause", what="the pause")
+    eventually(lambda: place.run is not None and place.run.reason == "pause", what="the pause")
     place.cancel(low)
     place.until(low, JobState.CANCELLED)
-    assert place.serving._run is not None and place.serving._run.claim.job == low  # the load goes on
+    assert place.run is not None and place.run.claim.job == low  # the load goes on
     place.gate.set()
 
 
