@@ -37,7 +37,7 @@ log = logging.getLogger("rockchipllama.batch")
 MOST_LINES = 100_000
 MOST_PROBLEMS = 100
 """Of the problems of an input so many are shown."""
-LEAST_AHEAD, AHEAD, MOST_AHEAD = 8, 4, 128
+LEAST_AHEAD, AHEAD, MOST_AHEAD = 16, 8, 128
 """Items that are on their way at once: so many for each worker, within these bounds."""
 COMMIT = 1.0
 """Seconds for which answers are collected before they are written, since SD cards wear."""
@@ -400,6 +400,7 @@ class Feeder:
                     "queued_ms": round(times.queued_ms, 3),
                     "prefill_ms": round(times.prefill_ms, 3),
                     "decode_ms": round(times.decode_ms, 3),
+                    "together": times.together,
                 },
             }
         )

@@ -103,6 +103,8 @@ class RkllmTogether:
         for place, slot in enumerate(self.slots):
             slot.over(stopped)
             self._engine.cache.holds(slot.prompt.tokens, slot.said, slot=place)
+        read = sum(len(slot.prompt.tokens) - slot.cached for slot in self.slots)
+        self._engine.prefilled(read, max(slot.stats.prefill_ms for slot in self.slots))
 
 
 class RkllmSlot(OneRun):

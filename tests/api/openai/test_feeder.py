@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import redis.asyncio
 
-from api.openai.feeder import Feeder
+from api.openai.feeder import LEAST_AHEAD, Feeder
 from api.openai.feeding import Feeding
 from api.settings import ApiSettings
 from api.storage import Check, LocalStorage
@@ -377,7 +377,7 @@ async def test_what_cannot_be_written_lets_no_more_lines_in(world: World) -> Non
         with pytest.raises(OSError, match="space"):
             await world.feeder(await world.hold(), Full(world.folder)).run()
     world.queue.stuck = False
-    assert await cast(Any, world.client.hlen(keys.batch_items(world.order.id))) <= 8
+    assert await cast(Any, world.client.hlen(keys.batch_items(world.order.id))) <= LEAST_AHEAD
     await world.feeder(await world.hold()).run()
     assert world.lines(world.order.output_file) == names(100)
 
