@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 from ops.batch.pace import Pace, duration
@@ -15,6 +15,10 @@ from ops.batch.service import OVER, Service, ServiceAway
 
 LOOK = 1.0
 """Seconds between two looks."""
+SOON = 0.2
+"""The same, while the lines of a batch are checked."""
+PATIENCE = 60.0
+"""Seconds that this may take before nobody waits for it any more; 100,000 lines take a few."""
 
 Show: TypeAlias = Callable[[dict[str, Any], Pace, dict[str, float]], None]
 
@@ -46,6 +50,16 @@ def watch(service: Service, batch: str, *, as_json: bool = False, seen: list[Mom
                     print(f"{error} Waiting for it.", file=sys.stderr, flush=True)
                 away = True
                 time.sleep(LOOK)
+
+
+def checked(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch once its input was looked through, at most `PATIENCE` seconds later. Raises `ServiceError`."""
+    end = time.monotonic() + PATIENCE
+    while batch["status"] == "validating" and time.monotonic() < end:
+        time.sleep(SOON)
+        with suppress(ServiceAway):
+            batch = service.batch(batch["id"])
+    return batch
 
 
 def told(batch: dict[str, Any]) -> str:

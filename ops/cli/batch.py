@@ -56,12 +56,21 @@ def submit(
     url: Url = None,
     config: options.Config = None,
 ) -> None:
-    """Send prompts to be answered, and write the id of their batch."""
+    """Send prompts to be answered, and write the id of their batch, once its lines were checked."""
     service = service_of(config, url)
     made = _submit(service, file, form, model, template, system, max_tokens, window)
     print(made["id"], flush=True)
     if wait:
         _end(_watch(service, made["id"], as_json=False))
+        return
+    import sys
+
+    from ops.batch import watch
+
+    found = watch.checked(service, made)
+    if found["status"] == "failed":
+        print(watch.told(found), file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -129,9 +129,10 @@ def test_what_was_not_answered_is_beside_the_answers_and_in_the_exit_code(stack:
     assert lines(tmp_path / "out.errors.jsonl")["long"]["response"]["status_code"] == 400
 
 
-def test_a_line_that_is_wrong_is_told_by_its_number(stack: Stack) -> None:
-    """No answer is made then."""
-    done = batch(stack, "submit", "-", "--wait", given=request("a", "x") + request("b", "x", model="nobody"), code=1)
+@pytest.mark.parametrize("wait", [("--wait",), ()], ids=["watched", "submitted"])
+def test_a_line_that_is_wrong_is_told_by_its_number(stack: Stack, wait: tuple[str, ...]) -> None:
+    """No answer is made then; nor need anybody wait for one to hear it."""
+    done = batch(stack, "submit", "-", *wait, given=request("a", "x") + request("b", "x", model="nobody"), code=1)
     assert b"failed: 0 of 0 answered" in done.stderr and b"line 2: " in done.stderr and b"nobody" in done.stderr
 
 
