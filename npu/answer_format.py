@@ -13,6 +13,8 @@ class ToolFormat(StrEnum):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen 2.5 and 3."""
     XML = "xml"
     """`<tool_call><function=…><parameter=…>…</parameter></function></tool_call>`: Qwen3-Coder, Qwen 3.5."""
+    GLM = "glm"
+    """`<tool_call>name<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>`: GLM 4.5 and later."""
     LLAMA = "llama"
     """`{"name": …, "parameters": {…}}` as the whole answer, or behind `<|python_tag|>`: Llama 3.1 to 3.3."""
     MISTRAL = "mistral"
@@ -72,6 +74,7 @@ HIDDEN = ThinkingFormat.THINK.closing
 MARKERS: dict[ToolFormat, tuple[str, ...]] = {
     ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
     ToolFormat.XML: ("<tool_call>", "</tool_call>"),
+    ToolFormat.GLM: ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     ToolFormat.LLAMA: ("<|python_tag|>",),
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
     ToolFormat.GEMMA: ("<start_function_call>", "<end_function_call>", "<escape>", "<start_function_response>"),
@@ -88,8 +91,8 @@ MARKERS: dict[ToolFormat, tuple[str, ...]] = {
 """What may be a control token in these formats: engines give such a token no bytes."""
 
 _SIGNS: tuple[tuple[str, ToolFormat | None], ...] = (
-    ("<arg_key>", None),  # GLM's own, which begins like Hermes'
-    ("<|channel|>", None),  # gpt-oss
+    ("<arg_key>", ToolFormat.GLM),  # before Hermes', which begins like it
+    ("<|channel|>", None),  # gpt-oss, whose whole answer is written in channels
     ("<function=", ToolFormat.XML),
     ("<tool_call>", ToolFormat.HERMES),
     ("[TOOL_CALLS]", ToolFormat.MISTRAL),

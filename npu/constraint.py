@@ -41,6 +41,43 @@ class Gbnf:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """These words as they are; what is a control token of the model is that token."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Any text up to and with `end`, where that comes first."""
+
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One behind the other."""
+
+    forms: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of these, of which there is at least one."""
+
+    forms: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The same `least` to `most` times; None is any number."""
+
+    form: Form
+    least: int = 0
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A part of a text that begins and ends with given words, between which stands what fits `form`.
 
@@ -59,15 +96,17 @@ class Calls:
 
     `required`: nothing but calls, and at least one. `several`: more than one may follow. Behind the last one the answer ends.
     `otherwise`: what the answer has to fit where it is no calls; it is then one of the two as a whole.
+    `closing`: what the model may write behind the last call, before the end.
     """
 
     calls: tuple[Call, ...]
     required: bool = False
     several: bool = True
     otherwise: Form | None = None
+    closing: str = ""
 
 
-Form: TypeAlias = JsonObject | JsonSchema | Regex | Lark | Gbnf | Calls
+Form: TypeAlias = JsonObject | JsonSchema | Regex | Lark | Gbnf | Words | Until | Row | OneOf | Repeated | Calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,22 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from npu.constraint import Calls, Constraint, Form, Gbnf, JsonObject, JsonSchema, Lark, Regex, Thought
+from npu.constraint import (
+    Calls,
+    Constraint,
+    Form,
+    Gbnf,
+    JsonObject,
+    JsonSchema,
+    Lark,
+    OneOf,
+    Regex,
+    Repeated,
+    Row,
+    Thought,
+    Until,
+    Words,
+)
 from npu.errors import SamplingRefused
 
 if TYPE_CHECKING:
@@ -114,14 +129,14 @@ def limits() -> LLParserLimits:
 
 def _grammars(constraint: Constraint, written: Written) -> Iterator[tuple[str, str]]:
     """The grammars by name; the first is the whole."""
-    nested: dict[str, str] = {}
     form, thought = constraint.form, constraint.thought
     if thought is None and isinstance(form, Lark | Gbnf):
         yield "whole", _HEAD + _own(form)
         return
-    rules = _calls(form, written, nested) if isinstance(form, Calls) else f"answer: {_term(form, nested)}\n"
-    yield "whole", _HEAD + _start(thought, written) + rules
-    yield from nested.items()
+    parts = _Parts(written)
+    answer = _calls(form, parts) if isinstance(form, Calls) else f"answer: {parts.term(form)}\n"
+    yield "whole", _HEAD + _start(thought, written) + answer + "".join(parts.rules.values())
+    yield from parts.nested.items()
 
 
 def _start(thought: Thought | None, written: Written) -> str:
@@ -142,41 +157,75 @@ def _until(rule: str, end: str) -> str:
     return f"{rule}[suffix={end}]: {_ANYTHING}\n"
 
 
-def _calls(form: Calls, written: Written, nested: dict[str, str]) -> str:
+def _calls(form: Calls, parts: _Parts) -> str:
     by_trigger: dict[str, list[str]] = {}
     for call in form.calls:
         begin = call.begin.removeprefix(call.trigger)
-        parts = (written(begin) if begin else "", _term(call.form, nested), written(call.end) if call.end else "")
-        by_trigger.setdefault(call.trigger, []).append(" ".join(filter(None, parts)))
+        words = (parts.words(begin), parts.term(call.form), parts.words(call.end))
+        by_trigger.setdefault(call.trigger, []).append(" ".join(filter(None, words)))
     bodies = [f"({' | '.join(bodies)})" for bodies in by_trigger.values()]
-    triggers = [written(trigger) for trigger in by_trigger]
+    triggers = [parts.written(trigger) for trigger in by_trigger]
     whole = " | ".join(f"{trigger} {body}" for trigger, body in zip(triggers, bodies, strict=True))
     more = f" ({_SPACE} call)* {_SPACE}" if form.several else f" {_SPACE}"
+    if form.closing:
+        more += f" ({parts.written(form.closing)})?"
     if form.required:
         return f"answer: {_SPACE} call{more}\ncall: {whole}\n"
     if form.otherwise is not None:
-        return f"answer: {_term(form.otherwise, nested)} | {_SPACE} call{more}\ncall: {whole}\n"
+        return f"answer: {parts.term(form.otherwise)} | {_SPACE} call{more}\ncall: {whole}\n"
     leads = [f"lead_{place} {body}" for place, body in enumerate(bodies)]
     texts = "".join(_until(f"lead_{place}", trigger) for place, trigger in enumerate(triggers))
     return f"answer: text | ({' | '.join(leads)}){more}\ntext: {_ANYTHING}\n{texts}call: {whole}\n"
 
 
-def _term(form: Form, nested: dict[str, str]) -> str:
-    match form:
-        case JsonObject():
-            return _json({"type": "object"})
-        case JsonSchema(schema):
-            return _json(schema)
-        case Regex(pattern):
-            return f"/{_pattern(pattern)}/"
-        case Lark() | Gbnf():
-            name = f"form_{len(nested)}"
-            nested[name] = _own(form)
-            return f"@{name}"
-        case Calls():
-            raise refuse("calls cannot stand inside of something else")
-        case _:
-            assert_never(form)
+class _Parts:
+    """Forms as parts of one grammar, with the rules and the other grammars that they name."""
+
+    def __init__(self, written: Written) -> None:
+        self.written = written
+        self.rules: dict[str, str] = {}
+        self.nested: dict[str, str] = {}
+        self._rows: dict[int, str] = {}
+
+    def words(self, text: str) -> str:
+        return self.written(text) if text else ""
+
+    def term(self, form: Form) -> str:
+        """How the grammar names it. Raises `SamplingRefused`."""
+        match form:
+            case JsonObject():
+                return _json({"type": "object"})
+            case JsonSchema(schema):
+                return _json(schema)
+            case Regex(pattern):
+                return f"/{_pattern(pattern)}/"
+            case Lark() | Gbnf():
+                name = f"form_{len(self.nested)}"
+                self.nested[name] = _own(form)
+                return f"@{name}"
+            case Words(text):
+                return self.written(text)
+            case Until(end):
+                return self._rule(f"until_{len(self.rules)}", lambda name: _until(name, self.written(end)))
+            case Row(forms):
+                if id(form) not in self._rows:  # the same row may stand in many places
+                    row = " ".join(filter(None, map(self.term, forms)))
+                    self._rows[id(form)] = (
+                        self._rule(f"row_{len(self.rules)}", lambda name: f"{name}: {row}\n") if row else ""
+                    )
+                return self._rows[id(form)]
+            case OneOf(forms):
+                return f"({' | '.join(map(self.term, forms))})"
+            case Repeated(inner, least, most):
+                return f"({self.term(inner)}){{{least},{'' if most is None else most}}}"
+            case Calls():
+                raise refuse("calls cannot stand inside of something else")
+            case _:
+                assert_never(form)
+
+    def _rule(self, name: str, write: Callable[[str], str]) -> str:
+        self.rules[name] = write(name)
+        return name
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, assert_never
 
 from npu import constraint
 from npu.answer_format import ToolFormat
-from npu.constraint import Call, Calls, Constraint, Form, Thought
+from npu.constraint import Call, Calls, Constraint, Form, Thought, Words
 from npu.errors import FieldRefused, PromptRefused, SamplingRefused
 from npu.grammar import check_constraint
 from tasks import requests
+from tasks.prompting import arguments
 from tasks.prompting.reading import Reading
 from tasks.requests import ChatRequest, GenerateRequest, OutputFormat, Tool
+
+_CLOSING = {ToolFormat.GEMMA: "<start_function_response>", ToolFormat.GEMMA4: "<|tool_response>"}
+"""Where a model ends its turn behind calls by beginning what they will bring."""
 
 
 def constraint_of(request: GenerateRequest, reading: Reading | None, template: str) -> Constraint | None:
@@ -72,10 +77,12 @@ def _calls(request: ChatRequest, reading: Reading | None, template: str, output:
     if not required and output is None and not any(tool.strict for tool in reading.tools):
         return None
     several = reading.most_calls is None and reading.calls is not ToolFormat.JSON  # there it would have to be a list
-    if required or output is None:
-        return Calls(tuple(_call(reading.calls, tool, required, template) for tool in reading.tools), required, several)
-    if reading.calls not in (ToolFormat.LLAMA, ToolFormat.JSON):
+    closing = _CLOSING.get(reading.calls, "")
+    if required or output is None or reading.calls not in (ToolFormat.LLAMA, ToolFormat.JSON):
         calls = tuple(_call(reading.calls, tool, required, template) for tool in reading.tools)
+        if reading.calls is ToolFormat.XML and not required and output is None:
+            calls += tuple(_without_marks(call) for call in calls)
+        output = None if required else output
     elif isinstance(output, constraint.JsonObject | constraint.JsonSchema):
         calls = tuple(_bare_call(reading.calls, tool) for tool in reading.tools)
     else:
@@ -84,7 +91,7 @@ def _calls(request: ChatRequest, reading: Reading | None, template: str, output:
             f"this model writes calls in the format '{reading.calls}', without marks, so an answer that may be one can be held "
             "to JSON, but to no regular expression or grammar. Leave out the tools or the format.",
         )
-    return Calls(calls, several=several, otherwise=output)
+    return Calls(calls, required, several, output, closing)
 
 
 def _bare_call(form: ToolFormat, tool: Tool) -> Call:
@@ -93,12 +100,12 @@ def _bare_call(form: ToolFormat, tool: Tool) -> Call:
     roots = {
         key: parameters[key] for key in ("$defs", "definitions") if key in parameters
     }  # references begin at the root
-    arguments = "parameters" if form is ToolFormat.LLAMA else "arguments"
+    arguments_key = "parameters" if form is ToolFormat.LLAMA else "arguments"
     whole = {
         **roots,
         "type": "object",
-        "properties": {"name": {"const": tool.name}, arguments: parameters},
-        "required": ["name", arguments],
+        "properties": {"name": {"const": tool.name}, arguments_key: parameters},
+        "required": ["name", arguments_key],
         "additionalProperties": False,
     }
     return Call("", "", constraint.JsonSchema(whole))
@@ -109,34 +116,56 @@ def _parameters(tool: Tool) -> dict[str, Any]:
 
 
 def _call(form: ToolFormat, tool: Tool, required: bool, template: str) -> Call:
-    arguments: Form = constraint.JsonObject()
-    if tool.strict or required:
-        arguments = constraint.JsonSchema(_parameters(tool))
+    held, field = tool.strict or required, "strict" if tool.strict else "tool_choice" if required else "tools"
+    given: Form = constraint.JsonSchema(_parameters(tool)) if held else constraint.JsonObject()
     name = json.dumps(tool.name, ensure_ascii=False)
     match form:
         case ToolFormat.HERMES:
             begin = f'<tool_call>\n{{"name": {name}, "arguments": '
-            return Call("<tool_call>", begin, arguments, "}\n</tool_call>")
+            return Call("<tool_call>", begin, given, "}\n</tool_call>")
         case ToolFormat.LLAMA:
-            return Call('{"name": ', f'{{"name": {name}, "parameters": ', arguments, "}")
+            return Call('{"name": ', f'{{"name": {name}, "parameters": ', given, "}")
         case ToolFormat.JSON:
-            return Call('{"name": ', f'{{"name": {name}, "arguments": ', arguments, "}")
+            return Call('{"name": ', f'{{"name": {name}, "arguments": ', given, "}")
         case ToolFormat.MISTRAL if "[ARGS]" in template:
-            return Call("[TOOL_CALLS]", f"[TOOL_CALLS]{tool.name}[ARGS]", arguments)
+            return Call("[TOOL_CALLS]", f"[TOOL_CALLS]{tool.name}[ARGS]", given)
         case ToolFormat.MISTRAL:
-            return Call("[TOOL_CALLS]", f'[TOOL_CALLS][{{"name": {name}, "arguments": ', arguments, "}]")
+            return Call("[TOOL_CALLS]", f'[TOOL_CALLS][{{"name": {name}, "arguments": ', given, "}]")
         case ToolFormat.DEEPSEEK:
             outer, inner = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"
             end = "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
             if "```json" in template:
-                return Call(
-                    outer, f"{outer}{inner}function<｜tool▁sep｜>{tool.name}\n```json\n", arguments, f"\n```{end}"
-                )
-            return Call(outer, f"{outer}{inner}{tool.name}<｜tool▁sep｜>", arguments, end)
-        case ToolFormat.XML | ToolFormat.GEMMA | ToolFormat.GEMMA4:
-            raise FieldRefused(
-                "tool_choice" if required else "strict" if tool.strict else "output",
-                f"this model writes calls in the format '{form}', which is not JSON, and cannot be held to it. Leave it out.",
+                return Call(outer, f"{outer}{inner}function<｜tool▁sep｜>{tool.name}\n```json\n", given, f"\n```{end}")
+            return Call(outer, f"{outer}{inner}{tool.name}<｜tool▁sep｜>", given, end)
+        case ToolFormat.XML:
+            tagged = arguments.tagged(tool, _xml, "</parameter>", "\n", "\n", held=held, field=field)
+            return Call("<tool_call>", f"<tool_call>\n<function={tool.name}>\n", tagged, "</function>\n</tool_call>")
+        case ToolFormat.GLM:
+            gap = "" if "</arg_key><arg_value>" in template else "\n"  # newer ones write it all on one line
+            tags = partial(_glm, gap)
+            tagged = arguments.tagged(tool, tags, "</arg_value>", "", gap, held=held, field=field)
+            return Call("<tool_call>", f"<tool_call>{tool.name}{gap}", tagged, "</tool_call>")
+        case ToolFormat.GEMMA:
+            written = arguments.gemma(tool, "<escape>", held=held, field=field)
+            return Call(
+                "<start_function_call>", f"<start_function_call>call:{tool.name}", written, "<end_function_call>"
             )
+        case ToolFormat.GEMMA4:
+            written = arguments.gemma(tool, '<|"|>', held=held, field=field)
+            return Call("<|tool_call>", f"<|tool_call>call:{tool.name}", written, "<tool_call|>")
         case _:
             assert_never(form)
+
+
+def _without_marks(call: Call) -> Call:
+    """The same as models write it that leave out the outer marks."""
+    inner = call.begin.removeprefix("<tool_call>\n")
+    return Call("<function=", inner, call.form, call.end.removesuffix("\n</tool_call>"))
+
+
+def _xml(name: Form) -> tuple[Form, ...]:
+    return Words("<parameter="), name, Words(">\n")
+
+
+def _glm(gap: str, name: Form) -> tuple[Form, ...]:
+    return Words("<arg_key>"), name, Words("</arg_key>"), Words(gap), Words("<arg_value>")

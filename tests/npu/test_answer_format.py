@@ -20,7 +20,7 @@ from npu.answer_format import MARKERS, NONE, ThinkingFormat, ToolFormat, thinkin
         ("{{ message['tool_calls'] }}<｜tool▁calls▁begin｜>", ToolFormat.DEEPSEEK),
         ("{{ message['tool_calls'] }}", None),
         ("{% if tools %}call one", ToolFormat.JSON),
-        ("{% if tools %}<tool_call>x<arg_key>", None),
+        ("{% if tools %}<tool_call>x<arg_key>", ToolFormat.GLM),
         ("<tool_call>, {{ my_tools }}", None),
         ("{{ messages }}", None),
     ],

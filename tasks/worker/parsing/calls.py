@@ -14,6 +14,7 @@ from math import isinf
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from tasks.requests import Tool
+from tasks.worker.parsing.json_end import JsonEnd
 from tasks.worker.parsing.text import overlap
 
 Result = TypeVar("Result")
@@ -221,6 +222,25 @@ class Format(ABC):
                 raise NotACall
             yield from self._more()
 
+    def _value_upto(self, *ends: str) -> Steps[str]:
+        """What stands before the first of `ends` that is not within a string of a JSON object or list."""
+        end, seen, start = JsonEnd(), 0, 0
+        while len(self._text) < MOST_HELD:
+            found = min((at for each in ends if (at := self._text.find(each, start)) >= 0), default=None)
+            if found is None:
+                if self._final:
+                    break
+                yield
+                continue
+            if self._text.lstrip()[:1] in ("{", "[") and end.find(self._text[seen:found]) is None and end.in_text:
+                seen, start = found, found + 1
+                continue
+            value = self._take(found)
+            self._take(next(len(each) for each in ends if self._text.startswith(each)))
+            return value
+        value, _ = yield from self._upto(*ends)  # the string has no end, so it was none
+        return value
+
     def _pass_upto(self, ends: Sequence[str], to: Callable[[str], None]) -> Steps[None]:
         """Hand over text as it comes until the first of `ends`, which is taken."""
         while True:
@@ -336,43 +356,6 @@ class MarkedFormat(Format):
     @abstractmethod
     def _call(self) -> Steps[None]:
         """Read on from a marker."""
-
-
-class JsonEnd:
-    """Finds the end of a JSON value that comes in parts. It counts brackets and knows strings; more is not checked."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._string = False
-        self._escaped = False
-        self._begun = False
-
-    def find(self, text: str) -> int | None:
-        """How much of `text`, which follows what was looked at, belongs to the value; None while it goes on."""
-        for at, char in enumerate(text):
-            if self._string:
-                if self._escaped:
-                    self._escaped = False
-                elif char == "\\":
-                    self._escaped = True
-                elif char == '"':
-                    self._string = False
-                    if not self._depth:
-                        return at + 1
-            elif char == '"':
-                self._string = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                if not self._depth:
-                    return at
-                self._depth -= 1
-                if not self._depth:
-                    return at + 1
-            elif not self._depth and (char == "," or char.isspace()) and self._begun:
-                return at
-            self._begun = True
-        return None
 
 
 def read_json(text: str) -> Any:

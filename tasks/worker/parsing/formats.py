@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from npu.answer_format import ToolFormat
+from tasks.prompting.tool_schema import KINDS, kinds_of
 from tasks.requests import Tool
 from tasks.worker.parsing.calls import CallReader, Format, MarkedFormat, NotACall, Steps, read_json, write_json
 
@@ -66,15 +66,48 @@ class Xml(MarkedFormat):
             self._argue(f"{before}{_quoted(key)}: ")
             before = ", "
             yield from self._has("\n")
-            kinds = _kinds(tool, key)
+            kinds = kinds_of(tool, key)
             ends = ("\n</parameter>", "</parameter>")
             if kinds <= {"string"}:
                 self._argue('"')
                 yield from self._pass_upto(ends, lambda text: self._argue(_quoted(text)[1:-1]))
                 self._argue('"')
             else:
-                text, _ = yield from self._upto(*ends)
-                self._argue(_value(text, kinds))
+                self._argue(_value((yield from self._value_upto(*ends)), kinds))
+
+
+class Glm(MarkedFormat):
+    """`<tool_call>name<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>`; the tool's schema says what is a text."""
+
+    markers = ("<tool_call>",)
+
+    def _call(self) -> Steps[None]:
+        yield from self._expect("<tool_call>")
+        yield from self._blanks()
+        name, end = yield from self._upto("<arg_key>", "</tool_call>", within=MOST_NAME)
+        name = name.strip()
+        self._begin(name)
+        before = "{"
+        while end == "<arg_key>":
+            key, _ = yield from self._upto("</arg_key>", within=MOST_NAME)
+            key = key.strip()
+            yield from self._blanks()
+            yield from self._expect("<arg_value>")
+            self._argue(f"{before}{_quoted(key)}: ")
+            before = ", "
+            kinds = kinds_of(self.tools.get(name), key)
+            if kinds <= {"string"}:
+                self._argue('"')
+                yield from self._pass_upto(("</arg_value>",), lambda text: self._argue(_quoted(text)[1:-1]))
+                self._argue('"')
+            else:
+                self._argue(_value((yield from self._value_upto("</arg_value>")), kinds))
+            yield from self._blanks()
+            end = "<arg_key>" if (yield from self._has("<arg_key>")) else "</tool_call>"
+            if end == "</tool_call>":
+                yield from self._expect(end)
+        self._argue("{}" if before == "{" else "}")
+        yield from self._end()
 
 
 class Mistral(MarkedFormat):
@@ -274,35 +307,6 @@ def _quoted(text: str) -> str:
     return write_json(text)
 
 
-def _kinds(tool: Tool | None, key: str) -> frozenset[str]:
-    """The JSON types that a tool's schema allows for one of its arguments; none where it does not say."""
-    schema: Any = ((tool.parameters if tool else None) or {}).get("properties")
-    schema = schema.get(key) if isinstance(schema, dict) else None
-    return _types(schema)
-
-
-def _types(schema: Any) -> frozenset[str]:
-    if not isinstance(schema, dict):
-        return frozenset()
-    given = schema.get("type")
-    if isinstance(given, str):
-        return frozenset({given})
-    if isinstance(given, list):
-        return frozenset(map(str, given))
-    return frozenset(kind for key in ("anyOf", "oneOf") for each in schema.get(key) or () for kind in _types(each))
-
-
-_KIND: dict[type, tuple[str, ...]] = {
-    str: ("string",),
-    bool: ("boolean",),
-    int: ("integer", "number"),
-    float: ("number",),
-    dict: ("object",),
-    list: ("array",),
-    type(None): ("null",),
-}
-
-
 def _value(text: str, kinds: frozenset[str]) -> str:
     """A value that is written without quotes, as JSON: what its type allows, else a text."""
     plain = text.strip()
@@ -310,7 +314,7 @@ def _value(text: str, kinds: frozenset[str]) -> str:
         value = read_json({"True": "true", "False": "false", "None": "null"}.get(plain, plain))
     except NotACall:
         return _quoted(text)
-    if "string" in kinds and not kinds.intersection(_KIND[type(value)]):
+    if "string" in kinds and not kinds.intersection(KINDS[type(value)]):
         return _quoted(text)
     return write_json(value)
 
@@ -318,6 +322,7 @@ def _value(text: str, kinds: frozenset[str]) -> str:
 _READERS: dict[ToolFormat, type[Format]] = {
     ToolFormat.HERMES: Hermes,
     ToolFormat.XML: Xml,
+    ToolFormat.GLM: Glm,
     ToolFormat.LLAMA: Llama,
     ToolFormat.MISTRAL: Mistral,
     ToolFormat.GEMMA: Gemma,

@@ -32,6 +32,7 @@ from tasks.worker.parsing.answer import answer_parser
 MODEL = Model(id="m", engine="echo", folder=Path("/nowhere"))
 TIME = Tool("time", "Tells the time.", {"type": "object", "properties": {"zone": {"type": "string"}}})
 RAIN = Tool("rain")
+PATTERN = Tool("rain", parameters={"properties": {"zone": {"type": "string", "pattern": "a"}}}, strict=True)
 CALL = ToolCall("call_a", "time", '{"zone": "CET"}')
 TURNS = (
     Message("user", "When?"),
@@ -191,8 +192,8 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
         (TEMPLATE, ask(tools=(TIME,)), "tools"),
         (AS_OBJECT, ask(tools=(TIME,), tool_choice=ToolChoice("auto", ("snow",))), "tool_choice"),
         (AS_OBJECT, ask(tool_choice=ToolChoice("required")), "tool_choice"),
-        (AS_OBJECT + "<function=", ask(tools=(TIME,), tool_choice=ToolChoice("required")), "tool_choice"),
-        (AS_OBJECT + "<function=", ask(tools=(Tool("rain", strict=True),)), "strict"),
+        (AS_OBJECT + "<function=", ask(tools=(PATTERN,), tool_choice=ToolChoice("required")), "strict"),
+        (AS_OBJECT + "<function=", ask(tools=(PATTERN,)), "strict"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(source: str, request_: ChatRequest, field: str) -> None:
@@ -348,7 +349,9 @@ def test_what_is_thought_before_is_held_to_nothing() -> None:
         assert made.thought == Thought("<think>", "</think>", opened=True)
 
 
-@pytest.mark.parametrize("form", sorted(set(ToolFormat) - {ToolFormat.XML, ToolFormat.GEMMA, ToolFormat.GEMMA4}))
+@pytest.mark.parametrize(
+    "form", sorted(set(ToolFormat) - {ToolFormat.XML, ToolFormat.GLM, ToolFormat.GEMMA, ToolFormat.GEMMA4})
+)
 @pytest.mark.parametrize("hint", ["", "[ARGS]", "```json"])
 def test_what_calls_are_held_to_is_what_is_read(form: ToolFormat, hint: str) -> None:
     """Each format is written as its reader takes it."""

@@ -75,6 +75,13 @@ Paris
 </parameter>
 </function>
 </tool_call>"""
+GLM = """\
+<tool_call>weather
+<arg_key>city</arg_key>
+<arg_value>Paris</arg_value>
+<arg_key>days</arg_key>
+<arg_value>3</arg_value>
+</tool_call>"""
 GEMMA4 = '<|tool_call>call:weather{city:<|"|>Paris<|"|>,<|"|>days<|"|>:3}<tool_call|>'
 GEMMA = "<start_function_call>call:weather{city:<escape>Paris<escape>,days:3}<end_function_call>"
 BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -97,6 +104,8 @@ ONE: dict[str, tuple[ToolFormat, str]] = {
         ToolFormat.XML,
         "<function=weather><parameter=city>Paris</parameter><parameter=days>3</parameter></function>",
     ),
+    "glm": (ToolFormat.GLM, GLM),
+    "glm-on-one-line": (ToolFormat.GLM, GLM.replace("\n", "")),
     "llama": (ToolFormat.LLAMA, '{"name": "weather", "parameters": {"city": "Paris", "days": 3}}'),
     "llama-tag": (
         ToolFormat.LLAMA,
@@ -117,6 +126,7 @@ ONE: dict[str, tuple[ToolFormat, str]] = {
 TWO: dict[str, tuple[ToolFormat, str]] = {
     "hermes": (ToolFormat.HERMES, f"<tool_call>{OBJECT}</tool_call>\n<tool_call>{TIME}</tool_call>"),
     "xml": (ToolFormat.XML, f"{XML}\n<tool_call>\n<function=time>\n</function>\n</tool_call>"),
+    "glm": (ToolFormat.GLM, f"{GLM}\n<tool_call>time\n</tool_call>"),
     "llama": (ToolFormat.LLAMA, f"{OBJECT}; {TIME}"),
     "mistral-list": (ToolFormat.MISTRAL, f"[TOOL_CALLS][{OBJECT}, {TIME}]"),
     "mistral-name": (ToolFormat.MISTRAL, ONE["mistral-name"][1] + "[TOOL_CALLS]time[ARGS]{}"),
