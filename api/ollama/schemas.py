@@ -11,7 +11,8 @@ from pydantic.types import FailFast
 
 from api.body import Whole, Wire, bounded
 from api.ollama.options import OllamaOptions
-from api.refusals import refused
+from api.ollama.refusals import REFUSED
+from api.refusals import refuse, refused
 
 LEVELS = ("low", "medium", "high", "max")
 
@@ -103,6 +104,12 @@ class GenerationBody(ModelBody):
     truncate: bool = True
     logprobs: bool = False
     top_logprobs: Whole = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        refuse(data, REFUSED)
+        return data
 
     @model_validator(mode="after")
     def _likeliest(self) -> GenerationBody:

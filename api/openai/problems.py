@@ -8,7 +8,12 @@ import msgspec
 
 from api.errors import Problem
 
-PARAMS = {"prompts": "prompt", "template_options": "chat_template_kwargs", "output": "response_format"}
+PARAMS = {
+    "prompts": "prompt",
+    "template_options": "chat_template_kwargs",
+    "output": "response_format",
+    "continue_last": "continue_final_message",
+}
 """Fields that the shared vocabulary names otherwise."""
 
 

@@ -8,6 +8,7 @@ from api.refusals import Refusal
 
 _TOOLS = "Only a chat can be given tools: send it to /v1/chat/completions."
 _SAMPLER = "Leave {field} out; the other sampling fields are listed in docs/openai.md."
+_LENGTH = "Send the most tokens of an answer as 'max_tokens'."
 _NO_AUDIO = "The models here answer in text only."
 
 REFUSED: Mapping[str, Refusal] = {
@@ -26,25 +27,56 @@ REFUSED: Mapping[str, Refusal] = {
     "stop_token_ids": (([],), "Answers do not stop at token ids; use 'stop' with text."),
     "bad_words": (([],), "Words cannot be forbidden; use 'logit_bias'."),
     "include_stop_str_in_output": ((False,), "A stop sequence is never part of the answer here."),
-    "continue_final_message": (
-        (False,),
-        "The last message is never continued; the model always begins a turn of its own.",
-    ),
-    "add_generation_prompt": ((True,), "The prompt always ends where the model's own turn begins."),
     "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
 }
 """Fields that would change the answer and cannot be honoured; true in every body of this front."""
 
+
+def of_other_dialects(length: str, output: str, system: str) -> dict[str, Refusal]:
+    """What other dialects call the most tokens of an answer, what it is held to, and the system message; and what else they
+    have that an endpoint has under another name. The three sentences say the names it has there."""
+    return {
+        "max_output_tokens": ((), length),
+        "max_new_tokens": ((), length),
+        "max_tokens_to_sample": ((), length),
+        "num_predict": ((-1,), length),
+        "n_predict": ((-1,), length),
+        "stop_sequences": (([],), "Send them as 'stop'."),
+        "format": (("",), output),
+        "output_config": (({},), output),
+        "output_format": ((), output),
+        "system": (("", []), system),
+        "instructions": (("",), system),
+    }
+
+
+_THINKING = "Send 'think', or 'thinking_budget_tokens' with the most tokens of a thought."
+
 REFUSED_IN_CHAT: Mapping[str, Refusal] = {
     "best_of": ((1,), _SAMPLER),
+    "thinking": ((), _THINKING),
+    "enable_thinking": ((), _THINKING),
+    **of_other_dialects(
+        "Send the most tokens of an answer as 'max_completion_tokens'.",
+        "Send what an answer is held to as 'response_format'.",
+        "Send it as the first of the 'messages', with the role 'system'.",
+    ),
 }
 REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
+    "continue_final_message": ((False,), "A text is always continued; there are no messages here."),
+    "add_generation_prompt": ((True,), "A text is continued without a template."),
     "tools": (([],), _TOOLS),
     "tool_choice": (("none", "auto"), _TOOLS),
     "functions": (([],), _TOOLS),
     "function_call": (("none", "auto"), _TOOLS),
     "thinking_budget_tokens": ((-1,), "A text is continued without a template, so nobody knows what is thought in it."),
     "top_logprobs": ((0,), "Send the number as 'logprobs'."),
+    "max_completion_tokens": ((), _LENGTH),
+    **of_other_dialects(
+        _LENGTH,
+        "Send what an answer is held to as 'response_format'.",
+        "A text is continued without a template; write all that the model shall read into 'prompt'.",
+    ),
     "suffix": (
         ("",),
         "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",

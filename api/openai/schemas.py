@@ -289,6 +289,8 @@ class ChatCompletionBody(GenerationBody):
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, PlainValidator(_template_options), _shape({"type": "object"})
     ] = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
     logprobs: bool = False
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
 
@@ -302,6 +304,31 @@ class ChatCompletionBody(GenerationBody):
     def _with_logprobs(self) -> ChatCompletionBody:
         if self.top_logprobs and not self.logprobs:
             raise refused("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs", "invalid_value")
+        return self
+
+    @model_validator(mode="after")
+    def _begun(self) -> ChatCompletionBody:
+        if self.continue_final_message:
+            last = self.messages[-1]
+            if self.add_generation_prompt:
+                raise refused(
+                    "'continue_final_message' goes on with the last message, so no new turn can begin behind it: leave "
+                    "'add_generation_prompt' out.",
+                    "add_generation_prompt",
+                    "invalid_value",
+                )
+            if last.role != "assistant" or last.tool_calls or last.function_call:
+                raise refused(
+                    "'continue_final_message' needs a last message of the assistant, without calls of tools.",
+                    "continue_final_message",
+                    "invalid_value",
+                )
+        elif self.add_generation_prompt is False:
+            raise refused(
+                "'add_generation_prompt' is not supported as false but together with 'continue_final_message': else the prompt "
+                "ends where the model's own turn begins.",
+                "add_generation_prompt",
+            )
         return self
 
 

@@ -11,7 +11,7 @@ from pydantic.types import FailFast
 from typing_extensions import TypeAliasType
 
 from api.body import Whole, Wire, bounded
-from api.openai.refusals import REFUSED
+from api.openai.refusals import REFUSED, of_other_dialects
 from api.openai.schemas import Content, Effort, SamplingBody
 from api.refusals import Refusal, refuse, refused
 
@@ -24,6 +24,15 @@ _THINKING = "How much is thought stands in 'reasoning.effort'."
 _LOGPROBS = 'Ask for log probabilities with "include": ["message.output_text.logprobs"] and \'top_logprobs\'.'
 
 REFUSED_IN_RESPONSES: Mapping[str, Refusal] = {
+    **{
+        name: each
+        for name, each in of_other_dialects(_LENGTH, _FORMAT, "Send it as 'instructions'.").items()
+        if name not in ("max_output_tokens", "instructions")
+    },
+    "continue_final_message": ((False,), "An answer is begun by the model here."),
+    "add_generation_prompt": ((True,), "An answer is begun by the model here."),
+    "thinking": ((), _THINKING),
+    "enable_thinking": ((), _THINKING),
     "messages": (([],), "The conversation stands in 'input'."),
     "n": ((1,), "There is one answer to a request here."),
     "max_tokens": ((), _LENGTH),

@@ -35,6 +35,7 @@ def to_request(body: ChatCompletionBody) -> ChatRequest:
         stop=body.stop,
         n=body.n,
         template_options=_template_options(body),
+        continue_last=body.continue_final_message,
         tools=tools,
         tool_choice=choice_of(body, tools),
         # Before there were tools, an answer had one call.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api.anthropic.refusals import REFUSED
 from api.anthropic.schemas import MessagesBody
 from api.anthropic.translate.prompt import to_request
 from api.body import check
@@ -80,6 +81,16 @@ def test_what_cannot_be_done_is_refused_by_name(field: str, value: Any, param: s
     with pytest.raises(HttpProblem) as caught:
         request(**{field: value})
     assert (caught.value.problem.status, caught.value.problem.param) == (400, param)
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED))
+def test_what_other_dialects_have_is_refused_by_name(field: str) -> None:
+    """An option that would change the answer is never read over; one that asks for nothing is."""
+    with pytest.raises(HttpProblem) as caught:
+        request(**{field: "something"})
+    assert caught.value.problem.param == field
+    for neutral in REFUSED[field][0]:
+        assert request(**{field: neutral}) == request()
 
 
 def test_a_stop_sequence_without_its_list_is_told_what_is_missing() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from api.body import check
 from api.errors import HttpProblem
+from api.ollama.refusals import REFUSED
 from api.ollama.schemas import ChatBody, EmbedBody, GenerateBody, seconds
 from api.ollama.translate import chat, context, generate
 from tasks.requests import JsonObject, JsonSchema
@@ -156,3 +157,12 @@ def test_a_new_system_prompt_stands_for_the_old_one() -> None:
     before = context.encode([("system", "old"), ("user", "a"), ("assistant", "b")])
     body = check({"model": "m", "prompt": "c", "system": "new", "context": before}, GenerateBody)
     assert generate.turns(body) == (("system", "new"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED))
+def test_what_stands_beside_the_options_is_refused_by_name(field: str) -> None:
+    """Ollama reads over it; whoever sent it would not get what was asked for."""
+    said = refusal(ChatBody, {"model": "m", field: "something"})
+    assert field in said
+    assert "not supported here" in said
+    assert refusal(GenerateBody, {"model": "m", field: "something"}) == said

@@ -601,3 +601,40 @@ def test_a_choice_of_what_is_not_there(fields: dict[str, Any], param: str) -> No
 def test_a_budget_of_thought(fields: dict[str, Any], budget: int | None) -> None:
     """In either place."""
     assert chat_request(**fields).thinking_budget == budget
+
+
+BEGUN = {"role": "assistant", "content": "Once"}
+
+
+def test_a_last_message_is_gone_on_with() -> None:
+    """With either of vLLM's two fields said or not."""
+    for fields in ({}, {"add_generation_prompt": False}):
+        body = {"messages": [USER, BEGUN], "continue_final_message": True, **fields}
+        assert chat.to_request(check(body, ChatCompletionBody, ApiSettings())).continue_last
+    body = {"messages": [USER, BEGUN], "continue_final_message": False, "add_generation_prompt": True}
+    assert not chat.to_request(check(body, ChatCompletionBody, ApiSettings())).continue_last
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"add_generation_prompt": True}, ("add_generation_prompt", "invalid_value")),
+        ({"messages": [USER]}, ("continue_final_message", "invalid_value")),
+        (
+            {"messages": [USER, BEGUN | {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]}]},
+            ("continue_final_message", "invalid_value"),
+        ),
+        ({"continue_final_message": False, "add_generation_prompt": False}, ("add_generation_prompt", "unsupported_parameter")),
+    ],
+)  # fmt: skip
+def test_a_beginning_that_cannot_be_gone_on_with(fields: dict[str, Any], expected: tuple[str, str]) -> None:
+    """By the field at fault."""
+    body = {"messages": [USER, BEGUN], "continue_final_message": True, **fields}
+    assert refusal(ChatCompletionBody, body) == expected
+
+
+def test_the_right_name_is_told() -> None:
+    """Of a field that another dialect has."""
+    with pytest.raises(HttpProblem, match="'max_completion_tokens'"):
+        check({"messages": [USER], "max_output_tokens": 5}, ChatCompletionBody, ApiSettings())
+    assert check({"messages": [USER], "n_predict": -1}, ChatCompletionBody, ApiSettings()).n == 1
