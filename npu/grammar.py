@@ -56,6 +56,13 @@ _OPTIONS = re.compile(r"^[ \t]*%llguidance\b.*$", re.MULTILINE)
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON comes on one line: blanks cost a slow board a token each, and small models go on with them for as long as they are let."""
 _ANYTHING = r"/(.|\n)*/"
+_PLAINLY = {
+    "too many states": "it lets or makes a text be too long, or too varied, to be followed",
+    "consider making your grammar left-recursive": "there are too many ways to go on at one place, as where thousands of "
+    "properties may be left out",
+    "NoExtensionBias": "nothing at all fits it",
+}
+"""What llguidance says while it follows a grammar, for people who do not know how it does that."""
 _SPACE = r"/[ \t\r\n]{0,20}/"
 
 
@@ -83,12 +90,15 @@ def check_constraint(constraint: Constraint) -> None:
 
     Nothing but a constraint that was checked is safe to follow: others may be the end of the process.
     """
-    if message := _answer("grammar", write_grammar(constraint))["error"]:
+    grammars = [write_grammar(constraint)]
+    if isinstance(constraint.form, Calls):  # of which an answer may have any, or none
+        grammars += (write_grammar(Constraint(call.form)) for call in constraint.form.calls)
+    if message := _answer("grammars", tuple(grammars))["error"]:
         raise refuse(message)
 
 
 @lru_cache(maxsize=256)
-def _answer(what: str, text: str) -> dict[str, str]:
+def _answer(what: str, text: str | tuple[str, ...]) -> dict[str, str]:
     """What the other process says of it. Most clients send the same few again and again."""
     script = Path(__file__).with_name("grammar_process.py")
     bounds = map(str, (MEMORY_BYTES, STACK_BYTES, MAX_LEXER_STATES))
@@ -116,6 +126,7 @@ def refuse(message: str) -> SamplingRefused:
     said = re.sub(r"^at \d+\(\d+\): |^failed to compile JSON schema: ", "", message.split("\n   1 | ")[0])
     said = re.sub(r"^failed to compile JSON schema: ", "", said)
     said = " ".join(said.removesuffix("<non-verbose/>").split())
+    said = next((plain for sign, plain in _PLAINLY.items() if sign in said), said)
     return SamplingRefused("constraint", said[:500].rstrip("."))
 
 

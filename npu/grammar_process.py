@@ -1,22 +1,43 @@
 """Tries a grammar in a process of its own, which may die of it: the compiler goes deeper with each rule, until the stack ends.
 
 It runs as a script and imports nothing of this project: `python -I grammar_process.py MEMORY_BYTES STACK_BYTES STATES`, with
-`{"grammar": TEXT}` or `{"gbnf": TEXT}` as standard input. It writes `{"error": WHY}`, which is empty for a good grammar, or
-`{"lark": TEXT}`, what the other is in Lark's notation.
+`{"grammars": [TEXT, …]}` or `{"gbnf": TEXT}` as standard input. It writes `{"error": WHY}`, which is empty for good grammars,
+or `{"lark": TEXT}`, what the other is in Lark's notation.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import resource
 import sys
 import threading
+import time
+from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
+WALK_SECONDS = 1.0
+"""How long answers are tried out, for all grammars together; most end within some milliseconds."""
+END = 256
+CLOSING = b'"}])>\n, '
+"""What is likely to end something."""
 
-def try_out(asked: dict[str, str], states: int) -> None:
+
+class Bytes:
+    """A vocabulary of all bytes, and an end."""
+
+    eos_token_id = END
+    bos_token_id = None
+    tokens = (*(bytes((byte,)) for byte in range(256)), b"\xff<end>")
+    special_token_ids = (END,)
+
+    def __call__(self, data: bytes) -> list[int]:
+        return list(data)
+
+
+def try_out(asked: dict[str, Any], states: int) -> None:
     """Answer what was asked."""
     if "gbnf" in asked:
         try:
@@ -25,8 +46,32 @@ def try_out(asked: dict[str, str], states: int) -> None:
             answer = {"error": f"the grammar cannot be read: {error}"}
     else:
         limits = LLParserLimits(max_lexer_states=states, verbose_errors=False)
-        answer = {"error": LLMatcher.validate_grammar(asked["grammar"], limits=limits)}
+        found = (LLMatcher.validate_grammar(text, limits=limits) for text in asked["grammars"])
+        answer = {"error": next(filter(None, found), "") or walk(asked["grammars"], limits)}
     sys.stdout.write(json.dumps(answer))
+
+
+def walk(grammars: list[str], limits: LLParserLimits) -> str:
+    """Why no answer can be given that fits, as far as it shows on the way to a short one. Some grammars are read well, and then
+    nothing fits them, or what fits is too much to be followed."""
+    tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), slices=[])
+    end = time.monotonic() + WALK_SECONDS
+    for text in grammars:
+        matcher, chance = LLMatcher(tokenizer, text, log_level=0, limits=limits), random.Random(0)
+        if matcher.is_error():  # it names tokens of its model, of which nothing is known here
+            continue
+        while not matcher.is_accepting() and time.monotonic() < end:
+            mask = matcher.compute_bitmask()
+            if not matcher.is_error():
+                start = chance.randrange(256)
+                order = (*CLOSING, *range(start, 256), *range(start))
+                byte = next((byte for byte in order if mask[byte >> 3] >> (byte & 7) & 1), None)
+                if byte is None:  # it asks for a token of its model
+                    break
+                matcher.consume_token(byte)
+            if matcher.is_error():
+                return str(matcher.get_error())
+    return ""
 
 
 def main() -> None:

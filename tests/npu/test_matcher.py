@@ -131,6 +131,30 @@ def test_a_control_token_is_written_as_one() -> None:
     assert matcher.accept(299)
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (JsonSchema({"type": "object", "properties": {f"p{n}": {} for n in range(3000)}}), "may be left out"),
+        (JsonSchema({"$ref": "#"}), "nothing at all"),
+        (JsonSchema({"type": "string", "minLength": 10**9}), "too long"),
+        (Calls((Call("<t>", "<t>", JsonSchema({"type": "string", "minLength": 10**9})),)), "too long"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_no_answer_can_fit_is_refused_before_one_begins(form: Form, words: str) -> None:
+    """Though it can be read: nothing fits it, or what does is too much to follow."""
+    with pytest.raises(SamplingRefused, match=words):
+        check_constraint(Constraint(form))
+
+
+def test_a_clients_grammar_does_not_set_how_it_is_followed(matchers: Matchers) -> None:
+    """Lines that would are left out."""
+    form = Lark('%llguidance {"no_forcing": "perhaps"}\nstart: "a"')
+    check_constraint(Constraint(form))
+    for thought in (None, THOUGHT):
+        assert fits(matchers.match(Constraint(form, thought)), "a")
+
+
 def nested(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object"}
     for _ in range(depth):
