@@ -337,9 +337,16 @@ class Roster:
             # A default that is not there is told by the board; the next best model answers, as it is the one that is loaded.
             if self._default is not None and (found := self._named(self._default)) is not None:
                 return found
+            there = {status.card.id for status in self._snapshot.models}
             return min(
                 self._snapshot.models,
-                key=lambda status: (not status.card.chats, not status.served, status.card.engine == "echo"),
+                # Who names none means no model that somebody has made of another, with a role to play.
+                key=lambda status: (
+                    not status.card.chats,
+                    status.card.base in there,
+                    not status.served,
+                    status.card.engine == "echo",
+                ),
                 default=None,
             )
         lowered = name.lower()

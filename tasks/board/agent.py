@@ -263,7 +263,11 @@ class Agent:
         if not self._board_settings.preload or self._drain.on:
             return
         # Most come to chat; and an echo is for trying things out: whoever has another model means that one.
-        for model in sorted(candidates, key=lambda model: (model.id not in self._chats, model.engine == "echo")):
+        # One made of another may have a role to play, and comes after that.
+        ids = {model.id for model in candidates}
+        for model in sorted(
+            candidates, key=lambda model: (model.id not in self._chats, model.base in ids, model.engine == "echo")
+        ):
             try:
                 self.load(model)
                 return

@@ -173,6 +173,16 @@ async def test_the_default_model_can_chat(client: redis.Redis, aclient: redis.as
     assert (await read(aclient)).resolve(None).card.id == "chats-too"
 
 
+async def test_the_default_model_is_none_made_from_another(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
+    """While that one is there, whichever of them is served; else it is as any other."""
+    announce(client, card("a-pirate", base="qwen"))
+    breathe(client, worker("a-pirate"))
+    assert (await read(aclient)).resolve(None).card.id == "a-pirate"
+    announce(client, card("qwen"))
+    assert (await read(aclient)).resolve(None).card.id == "qwen"
+    assert (await read(aclient, default="a-pirate")).resolve(None).card.id == "a-pirate"
+
+
 async def test_a_name_whose_files_are_refused(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
     """Who asks for it is told which board has it and why it is none; not any more when that board is gone."""
     breathe(client, msgspec.structs.replace(board(), refused={"qwen3-0.6b": "…/Qwen3.gguf was cut off."}))

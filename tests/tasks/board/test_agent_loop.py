@@ -291,6 +291,15 @@ def test_what_can_chat_is_loaded_first(board: Board) -> None:
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
+def test_what_is_made_of_another_is_loaded_after_it(board: Board) -> None:
+    """Though it comes before it by its name."""
+    made = Model(id="a", engine="echo", folder=board.models, base="b")
+    board.agent._catalog = Catalog((made, Model(id="b", engine="echo", folder=board.models)))
+    board.agent._announced = board.agent._chats = set("ab")
+    board.agent._preload()
+    assert board.agent._workers.has("b") and not board.agent._workers.has("a")
+
+
 def test_files_that_are_refused_are_told_with_each_breath(board: Board, client: redis.Redis) -> None:
     """Under the names people would ask for, with the reason, and without the folders that lead there."""
     board.models.joinpath("Cut-Off-1B.gguf").write_bytes(b"no GGUF")
