@@ -30,7 +30,10 @@ def of_completion(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]
     return {
         "tokens": [_text(each.token) for each in tokens],
         "token_logprobs": [each.logprob for each in tokens],
-        "top_logprobs": [{_text(token): logprob for token, logprob in each.top} for each in tokens]
+        # The token itself is always among them, and may be one more than was asked for.
+        "top_logprobs": [
+            {_text(token): logprob for token, logprob in (*each.top, (each.token, each.logprob))} for each in tokens
+        ]
         if any(each.top for each in tokens)
         else None,
         "text_offset": offsets,
