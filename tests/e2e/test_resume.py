@@ -436,3 +436,62 @@ def test_a_job_that_nobody_waits_for_outlives_the_api_that_accepted_it(stack: St
     made = httpx.post(f"{second}/v1/jobs", json={"endpoint": "/v1/embeddings", "body": {"input": "a"}}, timeout=LIMIT)
     result = httpx.get(f"{stack.url}{made.json()['links']['result']}?wait=60s", timeout=LIMIT + 10)
     assert len(result.json()["data"][0]["embedding"]) > 1
+
+
+def test_a_call_that_ollamas_client_waits_for_goes_on_where_its_engine_died(stack: Stack) -> None:
+    """In the middle of the call, of which that client hears nothing before it is whole."""
+    client = ollama.Client(host=stack.url, timeout=LIMIT)
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
+    said, calls, jobs = "", [], []
+    for part in client.chat("caller", [{"role": "user", "content": CALLING}], tools=tools, think=True, stream=True):
+        said += part.message.content or ""
+        calls += part.message.tool_calls or []
+        if said == "Let me see." and not jobs:
+            jobs = httpx.get(f"{stack.url}/v1/jobs?state=running", timeout=LIMIT).json()["data"]
+            stack.child("caller").kill()
+    [call], [job] = calls, jobs
+    assert (call.function.name, call.function.arguments) == ("weather", {"city": CITY})
+    assert view(stack, job["id"])["attempts"] == 2
+
+
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"words": {"type": "array", "items": {"enum": ["sea", "land"]}, "minItems": 60, "maxItems": 60}},
+    "required": ["words"],
+    "additionalProperties": False,
+}
+WORDS = json.dumps({"words": ["sea", "land", "land"] * 20})
+
+
+@pytest.mark.parametrize("front", ["responses", "anthropic", "ollama"])
+def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, front: str) -> None:
+    """In the middle of it, on each front besides the chats of `test_rkllm.py`: it fits, and nothing comes twice."""
+    said = ""
+    for piece in held(stack.url, front):
+        if len(said) <= 100 < len(said + piece):
+            [job] = httpx.get(f"{stack.url}/v1/jobs?state=running", timeout=LIMIT).json()["data"]
+            stack.child("steady").kill()
+        said += piece
+    assert json.loads(said) == json.loads(WORDS)
+    assert view(stack, job["id"])["attempts"] == 2
+
+
+def held(url: str, front: str) -> Iterator[str]:
+    """The pieces of an answer that is held to the schema."""
+    turns: Any = [{"role": "user", "content": WORDS}]
+    match front:
+        case "responses":
+            form: Any = {"format": {"type": "json_schema", "name": "words", "schema": SCHEMA, "strict": True}}
+            for event in client_of(url).responses.create(model="steady", input=turns, text=form, stream=True):
+                if event.type == "response.output_text.delta":
+                    yield event.delta
+        case "anthropic":
+            client = anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0, timeout=LIMIT)
+            config: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
+            with client.messages.stream(
+                model="steady", max_tokens=2000, messages=turns, output_config=config
+            ) as stream:
+                yield from stream.text_stream
+        case "ollama":
+            for part in ollama.Client(host=url, timeout=LIMIT).chat("steady", turns, format=SCHEMA, stream=True):
+                yield part.message.content or ""
