@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 from starlette.requests import Request
 
+from api.blobs import BlobShelf
 from api.drain import Drain
 from api.fronts import Front
 from api.relay import Relay
@@ -111,6 +112,9 @@ class ModelShelf(Protocol):
     def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
         """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing."""
 
+    async def assemble(self, command: Create) -> None:
+        """Have a board make a model of files that were sent, one on whose machine they are."""
+
     async def change(self, model: str, command: Create | Copy | Delete) -> None:
         """Have every board that has the model `model` do this. Raises `UnknownModel` as well."""
 
@@ -162,6 +166,7 @@ class Services(TypedDict):
     feeding: Attendant
     texts: TextBook
     shelf: ModelShelf
+    blobs: BlobShelf
     ping: Callable[[], Awaitable[None]]
 
 

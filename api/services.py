@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from api.blobs import Blobs
 from api.needs import Services
 from api.openai.feeding import Feeding
 from api.presence import breathing
@@ -113,5 +114,6 @@ async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSet
             "feeding": feeding,
             "texts": Texts(roster, commander),
             "shelf": Shelf(roster, commander, feed),
+            "blobs": Blobs(tasks_settings.models_dir),
             "ping": ping,
         }

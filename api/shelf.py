@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from tasks.commands import Commander, Copy, Create, Delete, PullProgress
-from tasks.errors import ModelDown
+from tasks.commands import CommandCode, Commander, Copy, Create, Delete, PullProgress
+from tasks.errors import CommandFailed, ModelDown
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull
 from tasks.roster import Roster
@@ -33,6 +33,23 @@ class Shelf:
         async for progress in follow_pull(self._commander, self._feed, boards[0], name):
             yield progress
         await self._roster.refresh()
+
+    async def assemble(self, command: Create) -> None:
+        """Have a board make a model of files that were sent: the first by name on whose machine they are. Raises
+        `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
+        await self._roster.refresh()
+        refused: Exception = ModelDown(command.model, "no board is there to make it.")
+        for board in self._roster.snapshot.boards:
+            try:
+                await self._commander.ask(board, command, PATIENCE)
+            except CommandFailed as error:
+                refused = error
+                if error.code != CommandCode.FILE_MISSING:
+                    break
+            else:
+                await self._roster.refresh()
+                return
+        raise refused
 
     async def change(self, model: str, command: Create | Copy | Delete) -> None:
         """Have every board that has the model `model` do this. Raises `UnknownModel`, `CommandFailed`, `ModelDown` and

@@ -139,10 +139,10 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
 
 class Create(msgspec.Struct, frozen=True, tag="create"):
     """Make the model `model` out of `base`, one the board has, without a second copy of its weights. What is left out is as
-    in the base; a model made so before is replaced."""
+    in the base; a model made so before is replaced. With `files` it has no base, and is made of those."""
 
     model: str
-    base: str
+    base: str = ""
     system: str | None = None
     """The system message of chats that have none."""
     template: str | None = None
@@ -153,6 +153,11 @@ class Create(msgspec.Struct, frozen=True, tag="create"):
     context_length: int | None = None
     adapter: str | None = None
     """The one of the base's adapters that answers when a request names none."""
+    files: dict[str, str] = {}
+    """The digests of files that were sent to the board's machine (`tasks/blobs.py`), by their names: weights, and what belongs
+    beside them."""
+    adapters: dict[str, str] = {}
+    """The same of an adapter, which goes with `files`."""
 
 
 Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
@@ -188,6 +193,8 @@ class CommandCode(StrEnum):
     """What is asked of the new model its engine or its base cannot do."""
     SOURCE_MISSING = "source_missing"
     """There is nothing of that name to pull."""
+    FILE_MISSING = "file_missing"
+    """A file that the new model is to be made of was not sent to this board's machine."""
     SOURCE_FORBIDDEN = "source_forbidden"
     """Its owner wants to know who asks: terms to be accepted, a token to be set."""
     DOES_NOT_FIT = "does_not_fit"

@@ -28,6 +28,7 @@ SHELF: dict[str, int] = {
     CommandCode.MODEL_IN_USE: 409,
     CommandCode.NOT_POSSIBLE: 400,
     CommandCode.SOURCE_MISSING: 404,
+    CommandCode.FILE_MISSING: 400,
     CommandCode.SOURCE_FORBIDDEN: 403,
     CommandCode.DOES_NOT_FIT: 400,
     CommandCode.NO_SPACE: 507,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,16 +13,17 @@ from starlette.responses import Response, StreamingResponse
 from api.auth import require
 from api.body import read_body
 from api.delivery import while_connected
-from api.errors import HttpProblem, Problem, of_error
+from api.errors import HttpProblem, Problem, invalid, of_error
 from api.framing import LINES
 from api.json_response import json_response
-from api.needs import services_of
+from api.needs import services_of, settings_of
 from api.ollama.problems import named, of_shelf, render
 from api.ollama.routes import takes
 from api.ollama.shelf_schemas import CopyBody, CreateBody, DeleteBody, PullBody
 from api.ollama.translate.lines import line
 from api.ollama.translate.shelf import create, progress_line
 from tasks.api_keys import Scope
+from tasks.blobs import is_digest
 from tasks.commands import Copy, Delete, PullProgress
 from tasks.errors import CommandFailed, TasksError
 
@@ -78,13 +80,20 @@ async def _lines(told: AsyncGenerator[PullProgress, None], first: PullProgress) 
         await told.aclose()
 
 
-@router.post("/api/create", summary="Make a model of another", openapi_extra=takes(CreateBody))
+@router.post("/api/create", summary="Make a model of another, or of files", openapi_extra=takes(CreateBody))
 async def make(http: Request) -> Response:
-    """A model like another, with a system prompt, a template, parameters or an adapter of its own."""
+    """A model like another, with a system prompt, a template, parameters or an adapter of its own; or one of files that were
+    sent before."""
     require(http, Scope.ADMIN)
     body = await read_body(http, CreateBody)
-    base = await named(http, body.base)
-    await _change(http, base.card.id, create(body, base))
+    try:
+        if body.files:
+            await while_connected(http, services_of(http)["shelf"].assemble(create(body, None)))
+        else:
+            base = await named(http, body.base)
+            await while_connected(http, services_of(http)["shelf"].change(base.card.id, create(body, base)))
+    except CommandFailed as error:
+        raise HttpProblem(of_shelf(error)) from None
     return (
         Response(line({"status": "writing manifest"}) + line(SUCCESS), media_type=LINES)
         if body.stream
@@ -120,13 +129,41 @@ async def _change(http: Request, model: str, command: Any) -> None:
 
 
 @router.get("/api/blobs/{digest}", include_in_schema=False)
-async def blob(http: Request, digest: str) -> Response:
-    """There are none."""
-    return Response(status_code=404)
+async def find_blob(http: Request, digest: str) -> Response:
+    """Whether a file was sent already. Clients ask with HEAD."""
+    require(http, Scope.ADMIN)
+    _check(digest)
+    return Response(status_code=200 if services_of(http)["blobs"].has(digest) else 404)
 
 
 @router.post("/api/blobs/{digest}", include_in_schema=False)
 async def send_blob(http: Request, digest: str) -> Response:
-    """Files come onto boards in other ways."""
-    message = "files are not taken over this way: put them into the models folder of a board, or pull the model"
-    raise HttpProblem(Problem(501, "not_offered", message, close=True))
+    """Take over a file that a model is to be made of."""
+    require(http, Scope.ADMIN)
+    _check(digest)
+    announced = http.headers.get("content-length", "")
+    size = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+    await services_of(http)["blobs"].take(digest, _pieces(http), size)
+    return Response(status_code=201)
+
+
+def _check(digest: str) -> None:
+    if not is_digest(digest):
+        raise invalid("invalid digest format: it is `sha256:` and 64 hexadecimal digits", "digest")
+
+
+async def _pieces(http: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, however long it is. Raises `HttpProblem` when it stops, and `ClientDisconnect`."""
+    patience = settings_of(http).body_timeout
+    stream = http.stream()
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            message = f"The file stopped: nothing came for {patience:g} s. Send it again."
+            raise HttpProblem(Problem(408, "request_timeout", message, close=True)) from None
+        if piece is None:
+            return
+        if piece:
+            yield piece

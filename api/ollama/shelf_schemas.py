@@ -11,17 +11,16 @@ from api.body import Wire
 from api.ollama.options import OllamaOptions
 from api.ollama.schemas import NamedBody, check_template
 from api.refusals import Refusal, refuse, refused
+from tasks.blobs import is_digest
 
 REFUSED: Mapping[str, Refusal] = {
-    "files": (
-        ({},),
-        "Files are not taken over this way: put them into the models folder of a board, or pull the model.",
-    ),
-    "adapters": (({},), 'Name the adapter behind the model it belongs to: "from": "model:adapter".'),
     "messages": (([],), "A model has no turns of its own to begin with; leave {field} out."),
     "quantize": (("",), "Weights are used as they are; leave {field} out."),
 }
 """Fields of a new model that cannot be honoured."""
+
+MOST_FILES = 16
+"""Files a model is made of."""
 
 REFUSED_PARAMETERS: Mapping[str, str] = {
     "seed": "A seed belongs to a request.",
@@ -53,6 +52,8 @@ class CreateBody(NamedBody):
     system: str | None = Field(None, max_length=1_000_000)
     template: str | None = Field(None, max_length=1_000_000)
     parameters: OllamaOptions = OllamaOptions()
+    files: dict[str, str] = Field({}, max_length=MOST_FILES)
+    adapters: dict[str, str] = Field({}, max_length=MOST_FILES)
     stream: bool = True
 
     @model_validator(mode="before")
@@ -67,7 +68,24 @@ class CreateBody(NamedBody):
 
     @model_validator(mode="after")
     def _made_of_something(self) -> CreateBody:
-        if not self.base:
+        if self.base and self.files:
+            raise refused("'from' and 'files' exclude each other: a model is made of another, or of files", "files")
+        if self.adapters and not self.files:
+            raise refused(
+                "'adapters' go with the 'files' they were made for, in one request. An adapter that a model has here already "
+                'is named behind it: "from": "model:adapter"',
+                "adapters",
+            )
+        for field, files in (("files", self.files), ("adapters", self.adapters)):
+            for name, digest in files.items():
+                if not is_digest(digest):
+                    raise refused(
+                        f"invalid digest format: '{name[:100]}' has {digest[:80]!r}, which is not `sha256:` and 64 "
+                        "hexadecimal digits",
+                        field,
+                        "invalid_value",
+                    )
+        if not self.base and not self.files:
             raise refused("neither 'from' or 'files' was specified", "from", "missing_required_parameter")
         if self.template is not None:
             check_template(self.template)

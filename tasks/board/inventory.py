@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks import commands
+from tasks.board.assembling import assemble
 from tasks.board.pulls import Pulls
 from tasks.board.shelving import copy, create, remove
 
@@ -37,6 +38,8 @@ class Inventory:
                     remove(self._models_dir, model)
                 case commands.Copy(model=model, to=to):
                     copy(self._models_dir, model, to)
+                case commands.Create() if command.files:
+                    assemble(self._models_dir, command)
                 case commands.Create():
                     create(self._models_dir, command)
         self._look()

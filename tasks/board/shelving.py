@@ -50,7 +50,7 @@ def remove(models_dir: Path, name: str) -> Model:
             f"The folder of '{model.id}' has other models in it: {', '.join(inside)}. Remove those first.",
         )
     # Renamed first: a folder that is being removed would still be read as a model, and be half of one.
-    gone = _partial(models_dir) / f"{model.id}.gone"
+    gone = partial_folder(models_dir) / f"{model.id}.gone"
     shutil.rmtree(gone, ignore_errors=True)
     home.rename(gone)
     sync(home.parent)
@@ -65,28 +65,26 @@ def copy(models_dir: Path, name: str, to: str) -> Model:
 
 def create(models_dir: Path, wanted: Create) -> Model:
     """Make a model out of one that is there: a manifest that names it as its base. Raises `CommandFailed` and `OSError`."""
-    model_id, names = _named(wanted.model)
+    model_id, names = named(wanted.model)
     catalog = find_models(models_dir)
     base = _present(wanted.base, catalog)
     folder = models_dir / model_id
     for name in (model_id, *names):
         owner = catalog.named(name)
         if owner is not None and not (owner.base and owner.id == model_id and owner.manifest == folder / FILE_NAME):
-            raise _taken(wanted.model, f"'{owner.id}' has it")
+            raise taken(wanted.model, f"'{owner.id}' has it")
     if folder.exists() and catalog.named(model_id) is None:
-        raise _taken(wanted.model, f"the folder {folder} has something else in it")
+        raise taken(wanted.model, f"the folder {folder} has something else in it")
     if base.id == model_id or _comes_from(base, model_id, catalog):
         raise CommandFailed(
             CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made from itself. Give it another name."
         )
-    stage = _partial(models_dir) / f"{model_id}.new"
+    stage = partial_folder(models_dir) / f"{model_id}.new"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     try:
-        if wanted.template is not None:
-            ChatTemplate(wanted.template).check()
-            write_whole(stage / TEMPLATE, wanted.template.encode())
-        write_whole(stage / FILE_NAME, _manifest(model_id, names, base, wanted).encode())
+        write_template(stage, wanted)
+        write_whole(stage / FILE_NAME, manifest_text({"id": model_id, "names": list(names), "base": base.id}, wanted).encode())
         made = read_manifest(stage / FILE_NAME, catalog.named)
     except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
         shutil.rmtree(stage, ignore_errors=True)
@@ -103,7 +101,7 @@ def _present(name: str, catalog: Catalog) -> Model:
     return model
 
 
-def _named(name: str) -> tuple[str, tuple[str, ...]]:
+def named(name: str) -> tuple[str, tuple[str, ...]]:
     """The id and the further names of a model that is to be called so. Raises `CommandFailed`."""
     bare = name.strip().lower().removesuffix(":latest")
     model_id = re.sub(r"[:/]", "-", bare)
@@ -115,7 +113,8 @@ def _named(name: str) -> tuple[str, tuple[str, ...]]:
     return model_id, (bare,) if bare != model_id else ()
 
 
-def _taken(name: str, why: str) -> CommandFailed:
+def taken(name: str, why: str) -> CommandFailed:
+    """The refusal of a name that something else has."""
     return CommandFailed(
         CommandCode.NAME_REFUSED, f"The name '{name}' is taken: {why}. Choose another, or delete that first."
     )
@@ -134,8 +133,8 @@ def _comes_from(model: Model, base: str, catalog: Catalog) -> bool:
     return False
 
 
-def _manifest(model_id: str, names: tuple[str, ...], base: Model, wanted: Create) -> str:
-    keys: dict[str, Any] = {"id": model_id, "names": list(names), "base": base.id}
+def manifest_text(keys: dict[str, Any], wanted: Create) -> str:
+    """A manifest with these keys, and with what is asked of the model."""
     given = {
         "system": wanted.system,
         "stop": list(wanted.stop) if wanted.stop is not None else None,
@@ -143,10 +142,12 @@ def _manifest(model_id: str, names: tuple[str, ...], base: Model, wanted: Create
         "adapter": wanted.adapter,
         "chat_template": TEMPLATE if wanted.template is not None else None,
     }
-    keys |= {key: value for key, value in given.items() if value is not None}
-    lines = [f"{key} = {_toml(value)}" for key, value in keys.items()]
-    if wanted.sampling:
-        lines += ["", "[sampling]", *(f"{_toml(key)} = {_toml(value)}" for key, value in wanted.sampling.items())]
+    keys = keys | {key: value for key, value in given.items() if value is not None}
+    tables = {key: value for key, value in (keys | {"sampling": wanted.sampling}).items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in keys.items() if key not in tables]
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -155,11 +156,19 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def write_template(stage: Path, wanted: Create) -> None:
+    """Put the model's own template beside its manifest, where it has one. Raises `TemplateFailed` and `OSError`."""
+    if wanted.template is not None:
+        ChatTemplate(wanted.template).check()
+        write_whole(stage / TEMPLATE, wanted.template.encode())
+
+
 def _home(model: Model) -> Path:
     return model.manifest.parent if model.manifest is not None else model.folder
 
 
-def _partial(models_dir: Path) -> Path:
+def partial_folder(models_dir: Path) -> Path:
+    """Where models are put together: on the disk of the models folder, and no catalogue looks there."""
     folder = models_dir / PARTIAL
     folder.mkdir(exist_ok=True)
     return folder

@@ -19,6 +19,7 @@ from starlette.requests import Request as HttpRequest
 
 from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.app import create_app
+from api.blobs import Blobs
 from api.needs import Services
 from api.relay import Relay
 from api.server import Server, bind, server
@@ -414,6 +415,11 @@ class ScriptedShelf:
                 raise step
             yield step
 
+    async def assemble(self, command: Create) -> None:
+        self.told.append(command)
+        if self.refusal is not None:
+            raise self.refusal
+
     async def change(self, model: str, command: Create | Copy | Delete) -> None:
         self.told.append(command)
         if self.refusal is not None:
@@ -529,6 +535,7 @@ class World:
         self.feeding = Nobody()
         self.texts = ScriptedTexts()
         self.shelf = ScriptedShelf()
+        self.blobs = Blobs(Path("/nowhere"))
         self.redis_down = False
 
     async def ping(self) -> None:
@@ -553,6 +560,7 @@ class World:
                 "feeding": self.feeding,
                 "texts": self.texts,
                 "shelf": self.shelf,
+                "blobs": self.blobs,
                 "ping": self.ping,
             }
 

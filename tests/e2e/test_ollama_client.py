@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
 import pytest
 
+from tests.npu.tiny_model import SPM_BYTES, UNKNOWN, tiny_model
 from tests.stack import Stack, eventually
 
 
@@ -164,6 +166,19 @@ def test_models_are_made_copied_and_removed(client: ollama.Client, stack: Stack)
     assert not names() & {"brief:latest", "short:latest"}
     with pytest.raises(ollama.ResponseError, match="model 'brief' not found"):
         client.chat("brief", ask("hi"))
+
+
+def test_a_model_is_made_of_a_file_that_was_sent(client: ollama.Client, stack: Stack, tmp_path: Path) -> None:
+    """Which its board then has; a second model needs it sent again."""
+    made = tiny_model(tmp_path, {"model": "llama"}, [("<unk>", UNKNOWN), *SPM_BYTES])
+    assert made.path is not None
+    digest = client.create_blob(made.path)
+    assert client.create("sent", files={"tiny.gguf": digest}, template="{{ messages[-1].content }}").status == "success"
+    assert client.generate("sent", "hi", options={"num_predict": 2}).eval_count == 2
+    with pytest.raises(ollama.ResponseError, match="a model was made of it already"):
+        client.create("again", files={"tiny.gguf": digest})
+    client.delete("sent")
+    assert not (stack.folder / "models" / "sent").exists()
 
 
 def test_a_pull_of_nothing_says_so(client: ollama.Client) -> None:

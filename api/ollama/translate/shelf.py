@@ -36,16 +36,18 @@ def progress_line(progress: PullProgress) -> dict[str, Any]:
             return {"error": progress.message}
 
 
-def create(body: CreateBody, base: ModelStatus) -> Create:
-    """What the body asks for, in the shared vocabulary."""
+def create(body: CreateBody, base: ModelStatus | None) -> Create:
+    """What the body asks for, in the shared vocabulary; without a base, of files."""
     wishes = {name: value for name in SAMPLING if (value := getattr(body.parameters, name)) is not None}
     return Create(
         model=body.called,
-        base=base.card.id,
+        base=base.card.id if base is not None else "",
         system=body.system,
         template=body.template,
         sampling=wishes | ({"top_k": max(0, wishes["top_k"])} if "top_k" in wishes else {}),
         stop=body.parameters.stop or None,
         context_length=body.parameters.num_ctx,
-        adapter=base.adapter,
+        adapter=base.adapter if base is not None else None,
+        files=body.files,
+        adapters=body.adapters,
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
 
 from tasks.api_keys import Scope
+from tasks.blobs import FOLDER
 from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress, PullStep
 from tasks.errors import CommandFailed, ModelDown
 from tests.api.scripted import Site, site
+from tests.stack import eventually
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -123,8 +129,9 @@ def test_a_model_is_made_of_another(client: ollama.Client, place: Site) -> None:
         ({"from": "tiny", "template": "{{- range .Messages }}{{ end }}"}, 400, "Go's language"),
         ({"from": "tiny", "quantize": "q4_K_M"}, 400, "'quantize' is not supported here"),
         ({"from": "tiny", "messages": [{"role": "user", "content": "x"}]}, 400, "'messages' is not supported here"),
-        ({"files": {"a.gguf": DIGEST}}, 400, "'files' is not supported here"),
-        ({"from": "tiny", "adapters": {"a": DIGEST}}, 400, "'adapters' is not supported here"),
+        ({"files": {"a.gguf": "ab"}}, 400, "invalid digest format"),
+        ({"from": "tiny", "files": {"a.gguf": DIGEST}}, 400, "exclude each other"),
+        ({"from": "tiny", "adapters": {"a": DIGEST}}, 400, "'adapters' go with the 'files'"),
         ({"from": "tiny", "parameters": {"seed": 3}}, 400, "parameter 'seed' is not supported"),
         ({"from": "tiny", "parameters": {"top_k": "x"}}, 400, 'option "top_k" must be of type integer'),
     ],
@@ -153,11 +160,47 @@ def test_what_a_board_refuses_is_told(place: Site) -> None:
     assert (reply.status_code, reply.json()["error"][:21]) == (404, 'model "tiy" not found')
 
 
-def test_files_come_in_other_ways(place: Site) -> None:
-    """There are no blobs, and none are taken."""
-    assert place.http.head(f"/api/blobs/{DIGEST}").status_code == 404
+@pytest.fixture
+def kept(place: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the files lie that are sent."""
+    monkeypatch.setattr(place.world.blobs, "_models_dir", tmp_path)
+    return tmp_path / FOLDER
+
+
+def test_a_model_is_made_of_files(client: ollama.Client, place: Site, kept: Path, tmp_path: Path) -> None:
+    """They are sent first, and named by their digests."""
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF" + bytes(range(256)) * 4000)
+    missing = place.http.head("/api/blobs/sha256:" + hashlib.sha256(file.read_bytes()).hexdigest())
+    digest = client.create_blob(file)
+    assert (missing.status_code, place.http.head(f"/api/blobs/{digest}").status_code) == (404, 200)
+    assert [path.read_bytes() for path in kept.iterdir()] == [file.read_bytes()]
+    assert client.create("new", files={"a.gguf": digest}, system="Hm.").status == "success"
+    assert place.world.shelf.told == [Create(model="new", files={"a.gguf": digest}, system="Hm.")]
+
+
+def test_a_file_that_is_not_what_was_announced_is_not_kept(place: Site, kept: Path) -> None:
+    """Neither another one, nor one that was cut off."""
     reply = place.http.post(f"/api/blobs/{DIGEST}", content=b"x" * 1000)
-    assert (reply.status_code, "models folder" in reply.json()["error"]) == (501, True)
+    assert (reply.status_code, "not what was announced" in reply.json()["error"]) == (400, True)
+    with socket.create_connection(("127.0.0.1", place.port)) as line:
+        line.sendall(f"POST /api/blobs/{DIGEST} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx".encode())
+        eventually(lambda: list(kept.iterdir()), what="the beginning of a file")
+    eventually(lambda: not list(kept.iterdir()), what="its end")
+    assert place.http.post("/api/blobs/sha256:../../etc/passwd", content=b"x").status_code in (400, 404)
+    assert place.http.head("/api/blobs/sha256:ab").status_code == 400
+
+
+def test_a_file_too_large_for_the_disk_is_refused(
+    place: Site, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is sent where its size is told, and in the middle otherwise."""
+    usage = shutil.disk_usage(kept.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000_500))
+    for content in (b"x" * 600, (b"x" * 600 for _ in range(2))):
+        reply = place.http.post(f"/api/blobs/{DIGEST}", content=content)
+        assert (reply.status_code, "Make room" in reply.json()["error"]) == (507, True)
+        assert list(kept.iterdir()) == []
 
 
 def test_only_administrators_change_models() -> None:
@@ -176,3 +219,5 @@ def test_only_administrators_change_models() -> None:
             for method, path, body in asked:
                 headers = {"authorization": f"Bearer {key}"}
                 assert place.http.request(method, path, json=body, headers=headers).status_code == status, path
+        headers = {"authorization": "Bearer chats"}
+        assert place.http.post(f"/api/blobs/{DIGEST}", content=b"x", headers=headers).status_code == 403
