@@ -100,6 +100,7 @@ class _Manifest:
             template=self._template("chat_template"),
             cached_system_prompt=self._cached_system_prompt(engine),
             rerank_template=self._template("rerank_template"),
+            fill_in_middle=self._fill_in_middle(),
             template_options=self._values("template_options"),
             tool_format=self._format("tool_format", tuple(ToolFormat)),
             thinking_format=self._format("thinking_format", tuple(ThinkingFormat)),
@@ -277,6 +278,14 @@ class _Manifest:
             why = f"is nothing the engine {engine} can keep. Leave it out, or use rkllm"
             raise self._refuse("cached_system_prompt", why)
         return self._template("cached_system_prompt")
+
+    def _fill_in_middle(self) -> tuple[str, ...] | None:
+        markers: list[str] | None = self._table.get("fill_in_middle")
+        if markers is None:
+            return None
+        if markers and (len(markers) != 3 or not all(markers)):
+            raise self._refuse("fill_in_middle", "must be three strings, or none for a model that fills no gaps")
+        return tuple(markers)
 
     def _template(self, key: str) -> str | None:
         if key not in self._table:

@@ -36,6 +36,11 @@ KEYS: Mapping[str, tuple[type, str]] = {
         "a text file in the manifest's folder: the system prompt most requests begin with, kept in a file as it was read",
     ),
     "rerank_template": (str, "a Jinja file in the manifest's folder, which makes a prompt of `query` and `document`"),
+    "fill_in_middle": (
+        list,
+        "the control tokens before a text with a gap, in the gap, and before what fills it; told by its vocabulary when absent, "
+        "and `[]` for a model that fills none",
+    ),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
     "notes": (list, "sentences its user should know"),
@@ -63,6 +68,6 @@ KEYS: Mapping[str, tuple[type, str]] = {
 
 OF_WEIGHTS = (
     *("engine", "file", "family", "parameters", "quantization", "soc", "abilities", "pooling", "adapters"),
-    "cached_system_prompt",
+    *("cached_system_prompt", "fill_in_middle"),
 )
 """What a model that has a base cannot say differently."""

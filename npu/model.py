@@ -85,6 +85,9 @@ class Model:
     """The text most requests begin with: what the model has read of it is kept in a file."""
     rerank_template: str | None = None
     """The text of a template for `query` and `document`, instead of a chat that asks whether they belong together."""
+    fill_in_middle: tuple[str, ...] | None = None
+    """The control tokens before a text with a gap, in the gap, and before what fills it. None leaves it to the vocabulary;
+    empty is a model that fills none."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
     system: str | None = None

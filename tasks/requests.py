@@ -146,6 +146,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="co
     stop: tuple[str, ...] = ()
     n: int = 1
     echo: bool = False
+    suffix: str = ""
+    """What follows behind the gap that the answer is to fill; empty is no gap. Each prompt is what stands before it."""
     adapter: str | None = None
     output: OutputFormat | None = None
     logprobs: int | None = None

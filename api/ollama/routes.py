@@ -141,13 +141,11 @@ def _chat(status: ModelStatus, body: ChatBody, head: Head) -> Asked:
 
 def _generate(status: ModelStatus, body: GenerateBody, head: Head) -> Asked:
     _check(status, body)
-    if body.suffix:
-        raise unsupported("suffix", f'"{body.model}" does not support insert')
     if body.images:
         raise _no_images(body.model)
     request: JobRequest
-    if body.raw or (not status.card.chat and not body.template):
-        if not body.raw and (body.system or body.context):
+    if body.raw or body.suffix or (not status.card.chat and not body.template):
+        if not body.raw and not body.suffix and (body.system or body.context):
             raise unsupported(
                 "system", f'"{body.model}" has no chat template, so there is no place for a system prompt or a context'
             )

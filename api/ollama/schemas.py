@@ -189,6 +189,10 @@ class GenerateBody(GenerationBody):
     def _plain(self) -> GenerateBody:
         if self.raw and (self.template or self.system or self.context):
             raise refused("raw mode does not support template, system, or context", "raw")
+        if self.suffix and (self.raw or self.template or self.system or self.context):
+            raise refused(
+                "a gap before suffix is filled without a conversation: leave raw, template, system and context out", "suffix"
+            )
         check_template(self.template)
         return self
 

@@ -77,8 +77,4 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refusal] = {
         "Send what an answer is held to as 'response_format'.",
         "A text is continued without a template; write all that the model shall read into 'prompt'.",
     ),
-    "suffix": (
-        ("",),
-        "Filling in the middle is not supported: send the text before the gap as 'prompt' and leave 'suffix' out.",
-    ),
 }

@@ -342,6 +342,7 @@ class CompletionBody(GenerationBody):
     ]
     max_tokens: Whole = Field(16, ge=1, lt=2**63)
     echo: bool = False
+    suffix: str = ""
     best_of: Whole | None = Field(None, ge=1, le=20)
     logprobs: Annotated[Whole | None, Field(ge=0, le=20), BeforeValidator(_count)] = None
 
@@ -364,6 +365,8 @@ class CompletionBody(GenerationBody):
                 "'echo' and 'logprobs' are not supported together: the prompt's own log probabilities are not computed.",
                 "logprobs",
             )
+        if self.echo and self.suffix:
+            raise refused("'echo' and 'suffix' are not supported together: an answer that fills a gap is told alone.", "suffix")
         if self.best_of is not None and self.best_of < self.n:
             raise refused("'best_of' should not be less than 'n'.", "best_of", "invalid_value")
         if self.best_of is not None and self.best_of > self.n and self.stream:

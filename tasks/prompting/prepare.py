@@ -18,6 +18,7 @@ from npu.model import Model
 from tasks.errors import AbilityMissing
 from tasks.prompting import overflow
 from tasks.prompting.conversation import Conversation, calls_tools
+from tasks.prompting.filling import gap_of
 from tasks.prompting.holding import constraint_of
 from tasks.prompting.reading import Reading, control_markers, offered, reading_of
 from tasks.requests import (
@@ -208,10 +209,24 @@ class Preparer:
 
     def _text_tokens(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> tuple[Sequence[int], int]:
         """A text's tokens, and how many of them were left out."""
-        tokens = self._completion_tokens(prompt)
-        if request.overflow == "refuse":
-            return tokens, 0
-        return overflow.end_of(tokens, self._context(request), request.max_tokens, self._tokenizer)
+        context = self._context(request)
+        if not request.suffix:
+            tokens = self._completion_tokens(prompt)
+            if request.overflow == "refuse":
+                return tokens, 0
+            return overflow.end_of(tokens, context, request.max_tokens, self._tokenizer)
+        gap = gap_of(self._model, self._tokenizer)
+        # What a file has of such tokens is text, and ends no part of it.
+        before = (
+            self._tokenizer.encode(prompt, parse_special=False)
+            if isinstance(prompt, str)
+            else self._completion_tokens(prompt)
+        )
+        behind = self._tokenizer.encode(request.suffix, parse_special=False)
+        left_out, room = 0, context - len(gap.around((), behind))
+        if request.overflow == "truncate" and room > 0:
+            before, left_out = overflow.end_of(before, room, request.max_tokens, self._tokenizer)
+        return gap.around(before, behind), left_out
 
     def _context(self, request: GenerateRequest) -> int:
         return min(self._context_length, request.context_limit or self._context_length)

@@ -22,6 +22,7 @@ def stack() -> Iterator[Stack]:
     """An echo to chat with, one that thinks and calls tools, and one that embeds; they stay ten minutes."""
     stack = Stack({"echo": {}}, default_model="echo", keep_alive=600)
     stack.add_model("caller", {}, 'tool_format = "hermes"\nthinking_format = "think"')
+    stack.add_model("filler", {}, 'fill_in_middle = ["<|system|>", "<|user|>", "<|assistant|>"]')
     stack.add_model("reader", {}, 'abilities = ["embedding"]')
     with stack:
         yield stack
@@ -143,6 +144,19 @@ def test_a_template_of_the_request(client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError, match="template") as caught:
         client.generate("echo", "hi", template="{% for %}")
     assert caught.value.status_code == 400
+
+
+def test_a_gap_is_filled(client: ollama.Client, stack: Stack) -> None:
+    """From what stands before it and what follows, by a model that has tokens for that; for others it is refused by name."""
+    reply = client.generate("filler", "before", suffix="behind")
+    assert (reply.response, reply.prompt_eval_count) == ("behind", len("beforebehind") + 4)
+    url = stack.url + "/v1/completions"
+    body = {"model": "filler", "prompt": "before", "suffix": "behind"}
+    assert httpx.post(url, json=body, timeout=60).json()["choices"][0]["text"] == "behind"
+    for path in ("/v1/completions", "/api/generate"):
+        refused = httpx.post(stack.url + path, json=body | {"model": "echo"}, timeout=60)
+        assert "suffix cannot be honoured: 'echo' has no fill-in-the-middle tokens" in refused.text
+        assert refused.status_code == 400
 
 
 def test_models_are_made_copied_and_removed(client: ollama.Client, stack: Stack) -> None:

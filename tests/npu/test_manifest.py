@@ -97,6 +97,7 @@ WRONG = [
     ('chat_template = "none.jinja"', "there is no such file"),
     ("context_length = 0", "must be between 1"),
     ("context_length = true", "must be a whole number"),
+    ('fill_in_middle = ["<PRE>"]', "must be three strings"),
     ('soc = "z80"', "chips known here"),
     ("[sampling]\n\nheat = 1", "line 3: `sampling.heat` is not a sampling field"),
     ('[sampling]\ntemperature = "hot"', "must be a float"),

@@ -35,9 +35,10 @@ def to_chat(body: GenerateBody, before: tuple[context.Turn, ...]) -> ChatRequest
 
 
 def to_completion(body: GenerateBody) -> CompletionRequest:
-    """The prompt as it is."""
+    """The prompt as it is, and what follows behind the gap."""
     return CompletionRequest(
         prompts=(body.prompt,),
+        suffix=body.suffix,
         sampling=sampling(body.options),
         stop=body.options.stop,
         output=output(body.format),

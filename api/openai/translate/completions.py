@@ -26,6 +26,7 @@ def to_request(body: CompletionBody) -> CompletionRequest:
         stop=body.stop,
         n=best.made if best is not None else body.n,
         echo=body.echo,
+        suffix=body.suffix,
         output=output_of(body),
         logprobs=0 if best is not None and body.logprobs is None else body.logprobs,
     )

@@ -185,7 +185,6 @@ ASKING: dict[str, Any] = {
     "top_logprobs": 3,
     "thinking_budget_tokens": 100,
     "add_generation_prompt": False,
-    "suffix": "end",
     "best_of": 3,
 }
 
