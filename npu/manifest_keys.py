@@ -38,8 +38,7 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "rerank_template": (str, "a Jinja file in the manifest's folder, which makes a prompt of `query` and `document`"),
     "fill_in_middle": (
         list,
-        "the control tokens before a text with a gap, in the gap, and before what fills it; told by its vocabulary when absent, "
-        "and `[]` for a model that fills none",
+        "the control tokens for filling gaps; told by its vocabulary when absent, `[]` for a model that fills none",
     ),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),

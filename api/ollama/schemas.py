@@ -191,7 +191,8 @@ class GenerateBody(GenerationBody):
             raise refused("raw mode does not support template, system, or context", "raw")
         if self.suffix and (self.raw or self.template or self.system or self.context):
             raise refused(
-                "a gap before suffix is filled without a conversation: leave raw, template, system and context out", "suffix"
+                "a gap before suffix is filled without a conversation: leave raw, template, system and context out",
+                "suffix",
             )
         check_template(self.template)
         return self

@@ -366,7 +366,9 @@ class CompletionBody(GenerationBody):
                 "logprobs",
             )
         if self.echo and self.suffix:
-            raise refused("'echo' and 'suffix' are not supported together: an answer that fills a gap is told alone.", "suffix")
+            raise refused(
+                "'echo' and 'suffix' are not supported together: an answer that fills a gap is told alone.", "suffix"
+            )
         if self.best_of is not None and self.best_of < self.n:
             raise refused("'best_of' should not be less than 'n'.", "best_of", "invalid_value")
         if self.best_of is not None and self.best_of > self.n and self.stream:

@@ -84,7 +84,9 @@ def create(models_dir: Path, wanted: Create) -> Model:
     stage.mkdir()
     try:
         write_template(stage, wanted)
-        write_whole(stage / FILE_NAME, manifest_text({"id": model_id, "names": list(names), "base": base.id}, wanted).encode())
+        write_whole(
+            stage / FILE_NAME, manifest_text({"id": model_id, "names": list(names), "base": base.id}, wanted).encode()
+        )
         made = read_manifest(stage / FILE_NAME, catalog.named)
     except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
         shutil.rmtree(stage, ignore_errors=True)

@@ -191,9 +191,7 @@ def test_a_file_that_is_not_what_was_announced_is_not_kept(place: Site, kept: Pa
     assert place.http.head("/api/blobs/sha256:ab").status_code == 400
 
 
-def test_a_file_too_large_for_the_disk_is_refused(
-    place: Site, kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_too_large_for_the_disk_is_refused(place: Site, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it is sent where its size is told, and in the middle otherwise."""
     usage = shutil.disk_usage(kept.parent.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000_500))
