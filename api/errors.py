@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +45,9 @@ log = logging.getLogger("rockchipllama.api")
 
 CLIENT_GONE = 499
 """Nobody reads this status; it only stands in the log."""
+
+_TWICE = re.compile(r"(/v1|/api)((?:/v1|/api)/.*)")
+"""The path of a client whose base URL has a part that it adds itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ def of_http(error: HTTPException, method: str, path: str) -> Problem:
     match error.status_code:
         case 404:
             shown = path if len(path) <= 200 else path[:200] + "…"
-            return Problem(404, "unknown_url", f"There is nothing at {method} {shown}. GET /docs lists what there is.")
+            return Problem(404, "unknown_url", f"There is nothing at {method} {shown}. {_hint(path)}")
         case 405:
             # HEAD goes wherever GET does; the router knows nothing of it.
             allow = ", ".join(
@@ -195,6 +199,14 @@ def of_http(error: HTTPException, method: str, path: str) -> Problem:
             return Problem(405, "method_not_allowed", f"{method} is not allowed here; allowed: {allow}.", allow=allow)
         case status:
             return Problem(status, None, str(error.detail))
+
+
+def _hint(path: str) -> str:
+    """What to do about a path that is none."""
+    twice = _TWICE.match(path)
+    if twice is None:
+        return "GET /docs lists what there is."
+    return f"The client puts {twice[2][:100]} behind its base URL itself: leave '{twice[1]}' out of the base URL in the client's settings."
 
 
 def room_headers(room: Room) -> dict[str, str]:

@@ -231,6 +231,8 @@ class Relay:
         """Have every board that has a worker of the model stop it. Raises `CommandFailed`, `QueueUnavailable`."""
         boards = {worker.board for worker in self._roster.workers(model)}
         await asyncio.gather(*(self._commander.ask(board, Unload(model), UNLOAD_PATIENCE) for board in boards))
+        # Who asks for it next must not be taken for served.
+        await self._roster.refresh()
 
     def keep(self, status: ModelStatus, seconds: float) -> None:
         """Have the boards that have the model let it stay loaded so long after its last job, soon; below 0 is for ever."""

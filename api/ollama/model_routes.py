@@ -49,7 +49,9 @@ async def tags(http: Request) -> Response:
 @router.get("/api/ps", summary="List the loaded models")
 async def ps(http: Request) -> Response:
     """Every model that is loaded, the one that stays longest first."""
-    loaded = [each for each in services_of(http)["roster"].models() if each.loaded]
+    roster = services_of(http)["roster"]
+    await roster.refresh()  # a model that was just loaded or unloaded is what is asked for here
+    loaded = [each for each in roster.models() if each.loaded]
     longest = sorted(loaded, key=lambda each: float("inf") if each.stays is None else each.stays, reverse=True)
     return json_response({"models": [models.running(each) for each in longest]})
 

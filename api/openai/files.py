@@ -26,7 +26,7 @@ log = logging.getLogger("rockchipllama.api")
 
 router = APIRouter(tags=["Files and batches"])
 
-PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+PURPOSES = ("batch", "user_data", "assistants", "vision", "evals")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REST = re.compile(r"bytes=([0-9]{1,15})-")
 MONTH = 30 * 24 * 3600
@@ -114,6 +114,11 @@ def _described(upload: Upload, file_id: str, owner: str, size: int) -> StoredFil
     purpose = fields.get("purpose")
     if purpose is None:
         raise invalid("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
+    if purpose == "fine-tune":
+        raise invalid(
+            f"'purpose' is 'fine-tune', and nothing is trained here. It should be one of {', '.join(PURPOSES)}.",
+            "purpose",
+        )
     if purpose not in PURPOSES:
         raise invalid(f"'purpose' should be one of {', '.join(PURPOSES)}.", "purpose")
     return StoredFile(

@@ -92,6 +92,8 @@ class Agent:
         self._drain = Drain(self._client, self._board, self._workers, self._dismiss, self._load_again)
         self._started = time.time()
         self._leaving = threading.Event()
+        self._unloaded = threading.Event()
+        """A model was unloaded: jobs may wait for it, and need not wait for the next look as well."""
         self._looked = threading.Condition()
         self._looks_asked = self._looks_done = 0
         pulls = Pulls(
@@ -136,6 +138,9 @@ class Agent:
             self._try(self._tell_to_load)
             if self._looks_asked > self._looks_done:
                 due[self._look] = 0.0
+            if self._unloaded.is_set():
+                self._unloaded.clear()
+                due[self._demand.meet] = 0.0
             for task, at in due.items():
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
@@ -185,6 +190,7 @@ class Agent:
         self._to_load.discard(model.id)
         self._workers.stop(model.id, GRACE)
         self._keeping.forget(model.id)
+        self._unloaded.set()
 
     def _rest(self) -> None:
         """Unload what nobody has asked for in its time."""

@@ -75,6 +75,22 @@ def test_an_error_carries_the_headers_clients_read(place: Site) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/v1/v1/chat/completions", "puts /v1/chat/completions behind its base URL itself: leave '/v1' out"),
+        ("/v1/v1/messages", "puts /v1/messages behind its base URL itself: leave '/v1' out"),
+        ("/v1/api/chat", "puts /api/chat behind its base URL itself: leave '/v1' out"),
+        ("/api/v1/models", "puts /v1/models behind its base URL itself: leave '/api' out"),
+        ("/v1/version/1", "GET /docs lists what there is."),
+    ],
+)
+def test_a_base_url_with_a_part_too_many_is_told(place: Site, path: str, hint: str) -> None:
+    """In every dialect, since it is the first mistake that people make."""
+    reply = place.http.post(path, json={})
+    assert (reply.status_code, hint in reply.text) == (404, True)
+
+
 @pytest.mark.parametrize("sent", ["x" * 200, "a b", 'a"b', "ü"])
 def test_an_insane_request_id_is_replaced(place: Site, sent: str) -> None:
     """What could break a header or a log line is not echoed."""

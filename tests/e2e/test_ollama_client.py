@@ -222,6 +222,7 @@ def test_a_model_stays_as_long_as_was_asked(client: ollama.Client) -> None:
     assert client.generate("echo").done_reason == "load"
     assert running(client, "echo") is not None
     assert client.generate("echo", keep_alive=0).done_reason == "unload"
+    assert running(client, "echo") is None
 
 
 @pytest.mark.full

@@ -45,6 +45,10 @@ class Place:
 
 Asked: TypeAlias = Name | Repository | Address | Place
 
+EXAMPLES = (
+    "Name a model, such as qwen3:0.6b, or a repository of Hugging Face, such as Qwen/Qwen3-0.6B-GGUF (with :Q4_K_M behind it "
+    "for that quantization)."
+)
 MOST = 1000
 """Characters that are read at all."""
 
@@ -61,13 +65,15 @@ def parse(text: str, *, local: bool) -> Asked:
     """
     text = text.strip()
     found: Asked
+    if not text:
+        raise PullFailed(CommandCode.SOURCE_MISSING, f"Nothing was named to be pulled. {EXAMPLES}")
     if len(text) > MOST:
         raise _unknown(text[:50] + "…")
     if text.startswith(("http://", "https://")):
         found = _hub_page(text) or Address(text)
     else:
         bare = next((text.removeprefix(hub) for hub in _HUBS if text.startswith(hub)), text)
-        if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+        if text.startswith(("/", "./", "../", "~")) or (bare == text and text.endswith("/")) or text in (".", ".."):
             found = Place(Path(text).expanduser())
         elif local and bare == text and Path(text).exists():
             found = Place(Path(text))
@@ -105,6 +111,5 @@ def _hub_page(url: str) -> Repository | None:
 def _unknown(text: str) -> PullFailed:
     return PullFailed(
         CommandCode.SOURCE_MISSING,
-        f"'{text}' is nothing that can be pulled. Name a model, such as qwen3:0.6b, or a repository of Hugging Face, such as "
-        "Qwen/Qwen3-0.6B-GGUF (with :Q4_K_M behind it for that quantization).",
+        f"'{text}' is nothing that can be pulled. {EXAMPLES}",
     )

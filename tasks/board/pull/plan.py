@@ -265,10 +265,16 @@ def _look(path: Path) -> tuple[Path, list[Path]]:
         except ModelRefused as refused:
             raise PullFailed(CommandCode.DAMAGED, str(refused)) from refused
         weights = [entry for entry in weights if entry == named]
-    if len(weights) != 1:
-        names = ", ".join(entry.name for entry in weights[:5]) or "none"
+    if not weights:
         raise PullFailed(
-            CommandCode.SOURCE_MISSING, f"{path} should have one model's weights, and has {names}. Name the file."
+            CommandCode.SOURCE_MISSING,
+            f"The folder {path.absolute()} has no .gguf or .rkllm file in it. Name the one that has, or the file.",
+        )
+    if len(weights) > 1:
+        names = ", ".join(entry.name for entry in weights[:5]) + (", …" if weights[5:] else "")
+        raise PullFailed(
+            CommandCode.SOURCE_MISSING,
+            f"The folder {path.absolute()} has several models in it: {names}. Name one file: {path / weights[0].name}",
         )
     if manifest in inside:
         return weights[0], [entry for entry in inside if entry != weights[0]]

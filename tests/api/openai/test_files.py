@@ -97,6 +97,8 @@ def test_what_is_no_upload_is_refused(place: Site, client: openai.OpenAI, folder
     before = kept(folder)
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=("a", b"x"), purpose="fun")  # type: ignore[arg-type]
+    with pytest.raises(openai.BadRequestError, match="nothing is trained here"):
+        client.files.create(file=("a", b"x"), purpose="fine-tune")
     with pytest.raises(openai.APIStatusError, match="larger than 2000000") as caught:
         client.files.create(file=("a", b"x" * (MOST + 1)), purpose="batch")
     assert caught.value.status_code == 413

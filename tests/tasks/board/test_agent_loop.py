@@ -368,6 +368,22 @@ def test_a_model_that_jobs_wait_for_is_loaded_again(board: Board, client: redis.
     eventually(lambda: board.agent._workers.has("first"), what="another worker")
 
 
+def test_jobs_do_not_wait_for_a_look_when_their_model_was_unloaded(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be some seconds away."""
+    monkeypatch.setattr(module, "WATCH", 10 * LIMIT)
+    board.start()
+    before = eventually(board.agent._workers.living, what="a worker")
+    model = board.agent._catalog.find("first")
+    assert model is not None
+    client.hset(keys.job("j"), mapping={"state": "queued", "deadline": 10**15, "model": "first"})
+    client.zadd(keys.waiting("first"), {"j": 1})
+    board.agent.unload(model)
+    eventually(board.agent._workers.living, what="another worker")
+    assert board.agent._workers.living() != before
+
+
 def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(board: Board, client: redis.Redis) -> None:
     """Nobody need notice first that jobs wait for it."""
     board.start()

@@ -287,8 +287,11 @@ def test_a_file_or_a_folder_is_copied(site: Site, tmp_path: Path) -> None:
     shutil.rmtree(site.weights.parent)
     site.pull(str(stick / FILE))
     assert site.weights.read_bytes() == WEIGHTS
-    with pytest.raises(PullFailed, match="should have one model's weights, and has none"):
+    with pytest.raises(PullFailed, match=r"has no \.gguf or \.rkllm file in it"):
         site.pull(str(tmp_path))
+    (stick / "other.gguf").write_bytes(WEIGHTS)
+    with pytest.raises(PullFailed, match=f"several models in it: {FILE}, other.gguf"):
+        site.pull(str(stick))
 
 
 def test_an_address_is_fetched(site: Site) -> None:
