@@ -206,7 +206,7 @@ def _hint(path: str) -> str:
     twice = _TWICE.match(path)
     if twice is None:
         return "GET /docs lists what there is."
-    return f"The client puts {twice[2][:100]} behind its base URL itself: leave '{twice[1]}' out of the base URL in the client's settings."
+    return f"The client puts {twice[2][:100]} behind its base URL itself: leave '{twice[1]}' out of that."
 
 
 def room_headers(room: Room) -> dict[str, str]:
