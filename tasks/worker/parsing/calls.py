@@ -225,13 +225,13 @@ class Format(ABC):
     def _value_upto(self, *ends: str) -> Steps[str]:
         """What stands before the first of `ends` that is not within a string of a JSON object or list."""
         end, seen, start = JsonEnd(), 0, 0
-        while len(self._text) < MOST_HELD:
+        while True:
             found = min((at for each in ends if (at := self._text.find(each, start)) >= 0), default=None)
-            if found is None:
-                if self._final:
-                    break
+            if found is None and not self._final and len(self._text) < MOST_HELD:
                 yield
                 continue
+            if found is None or found > MOST_HELD:
+                break
             if self._text.lstrip()[:1] in ("{", "[") and end.find(self._text[seen:found]) is None and end.in_text:
                 seen, start = found, found + 1
                 continue

@@ -423,3 +423,17 @@ def test_a_format_beside_tools_is_text_whatever_it_holds(form: ToolFormat) -> No
             for cuts in ((), (len(whole.encode()),)):
                 choice = parse(form, whole, cuts=cuts, alone=True)
                 assert (choice.text, choice.tool_calls) == (whole, []), name
+
+
+@pytest.mark.parametrize("form", [ToolFormat.XML, ToolFormat.GLM])
+def test_a_mark_within_a_json_text_does_not_end_a_value(form: ToolFormat) -> None:
+    """However it comes; a string that never ends was none, and then the first mark ends the value."""
+    for value, read in (
+        ('{"a": "</parameter></arg_value>"}', {"a": "</parameter></arg_value>"}),
+        ('{"a": "', '{"a": "'),
+    ):
+        text = f"<tool_call>\n<function=weather>\n<parameter=where>\n{value}\n</parameter>\n</function>\n</tool_call>"
+        if form is ToolFormat.GLM:
+            text = f"<tool_call>weather\n<arg_key>where</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+        for cuts in ((), (len(text),), (60, 75)):
+            assert calls_of(parse(form, text, cuts=cuts)) == [("weather", {"where": read})]
