@@ -1,11 +1,11 @@
-"""The service as a client sees it: files and batches over HTTP."""
+"""The service as a client sees it: files, batches, jobs and answers over HTTP."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -94,16 +94,39 @@ class Service:
     def content(self, file: str, start: int = 0) -> Iterator[Iterator[bytes]]:
         """Its bytes from `start` on."""
         headers = {"range": f"bytes={start}-"} if start else {}
+        with self.stream("GET", f"/v1/files/{_part(file)}/content", headers=headers) as reply:
+            if start and reply.status_code != 206:
+                raise ServiceError("The service cannot go on in the middle of a file; it is of an older version.")
+            yield reply.iter_bytes()
+
+    @contextmanager
+    def stream(self, method: str, path: str, **more: Any) -> Iterator[httpx.Response]:
+        """An answer that is read as it comes."""
         try:
-            with self._http.stream("GET", f"/v1/files/{_part(file)}/content", headers=headers) as reply:
+            with self._http.stream(method, path, **more) as reply:
                 if reply.status_code >= 400:
                     reply.read()
                     raise _refusal(reply)
-                if start and reply.status_code != 206:
-                    raise ServiceError("The service cannot go on in the middle of a file; it is of an older version.")
-                yield reply.iter_bytes()
+                yield reply
         except httpx.TransportError as error:
             raise self._away(error) from error
+
+    def jobs(self, state: str, limit: int) -> list[dict[str, Any]]:
+        """Those in this state, the newest first."""
+        return list(self._ask("GET", "/v1/jobs", params={"state": state, "limit": str(limit)})["data"])
+
+    def job(self, job: str) -> dict[str, Any]:
+        """How it stands."""
+        return self._ask("GET", f"/v1/jobs/{_part(job)}")
+
+    def cancel_job(self, job: str) -> dict[str, Any]:
+        """End it; the job then."""
+        return self._ask("POST", f"/v1/jobs/{_part(job)}/cancel")
+
+    def job_events(self, job: str, after: str = "") -> AbstractContextManager[httpx.Response]:
+        """The stream of its answer, from behind the frame `after` on."""
+        headers = {"last-event-id": after} if after else {}
+        return self.stream("GET", f"/v1/jobs/{_part(job)}/events", headers=headers)
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:

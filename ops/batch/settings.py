@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, SecretStr
@@ -16,8 +17,10 @@ class ClientSettings(Settings):
 
     service_url: str | None = Field(
         None,
-        description="Where the service is that `rockchipllama batch` asks. Unset: on this machine, at the port it has.",
+        description="Where the service is that `rockchipllama run`, `chat`, `jobs` and `batch` ask. Unset: on this machine, "
+        "at the port it has.",
     )
-    service_key: SecretStr | None = Field(
-        None, description="The API key that `rockchipllama batch` shows to it, where keys are made."
+    service_key: SecretStr | None = Field(None, description="The API key that they show to it, where keys are made.")
+    chat_history: Path = Field(
+        Path("~/.rockchipllama_history"), description="The file in which `rockchipllama chat` keeps what was typed."
     )

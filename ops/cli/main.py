@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, backup, batch, bench, board, boards, doctor, join, keys, models, settings, up, worker
+from ops.cli import api, backup, batch, bench, board, boards, chat, doctor, join, keys, models, settings, up, worker
 
 app = typer.Typer(
     name="rockchipllama",
@@ -55,6 +55,8 @@ app.command("api")(api.api)
 app.command("board")(board.board)
 app.command("join")(join.join)
 app.command("worker")(worker.worker)
+app.command("run")(chat.run)
+app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

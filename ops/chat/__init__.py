@@ -1,0 +1,1 @@
+"""Talking to a model of a running service from a terminal."""

@@ -1,0 +1,46 @@
+"""An answer on the screen, or in a pipe, as it comes."""
+
+from __future__ import annotations
+
+import sys
+
+from ops.chat.answer import Piece
+
+_HARMLESS = str.maketrans({code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"})
+"""Without what terminals obey: an answer may be anything."""
+
+
+class Screen:
+    """Text goes to standard output. Thoughts go to standard error, dim, and only where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._plain = not sys.stdout.isatty()
+        self._thoughts = sys.stderr.isatty()
+        self._thinking = False
+        self._open = False
+
+    def show(self, piece: Piece) -> None:
+        """One more piece."""
+        if piece.thought:
+            if self._thoughts:
+                self._thinking = True
+                print(f"\x1b[2m{piece.text.translate(_HARMLESS)}\x1b[0m", end="", file=sys.stderr, flush=True)
+            return
+        if self._thinking:
+            print("\n", file=sys.stderr, flush=True)
+            self._thinking = False
+        print(piece.text if self._plain else piece.text.translate(_HARMLESS), end="", flush=True)
+        self._open = not piece.text.endswith("\n")
+
+    def end(self) -> None:
+        """Begin a new line, unless there is one."""
+        if self._thinking:
+            print(file=sys.stderr, flush=True)
+        if self._open:
+            print(flush=True)
+        self._thinking = self._open = False
+
+
+def note(sentence: str) -> None:
+    """Something that is no part of an answer."""
+    print(sentence, file=sys.stderr, flush=True)

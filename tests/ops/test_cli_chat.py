@@ -1,0 +1,196 @@
+"""`rockchipllama run` and `chat`, against a running service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ops import environment
+from ops.chat.answer import frames
+from tests.stack import LIMIT, Stack, eventually
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A fast echo, and one that can be interrupted."""
+    with Stack({"echo": {"tokens_per_second": 5000}, "slow": {"tokens_per_second": 20}}, default_model="echo") as stack:
+        yield stack
+
+
+def run(
+    stack: Stack, *words: str, given: bytes = b"", code: int = 0, url: str = ""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command through pipes, where it must say nothing that only a terminal understands."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ops.cli.main", *words, "--url", url or stack.url],
+        env=environment.for_child({"TERM": "xterm-256color"}),
+        input=given,
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == code, done.stderr.decode()
+    assert b"\x1b" not in done.stderr + done.stdout and b"Traceback" not in done.stderr
+    return done
+
+
+class Terminal:
+    """The command in a terminal: what it has written so far, and a keyboard."""
+
+    def __init__(self, *words: str, **variables: str) -> None:
+        self._main, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ops.cli.main", *words],
+            env=environment.for_child({"TERM": "xterm", "COLUMNS": "200", **variables}),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            # A shell that runs the tests in its background has them ignore Ctrl-C, and so their children.
+            preexec_fn=lambda: (signal.signal(signal.SIGINT, signal.SIG_DFL), _own_terminal()),  # type: ignore[arg-type]
+        )
+        os.close(terminal)
+        self.seen = b""
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # that is how the end of a terminal reads
+            while more := os.read(self._main, 65536):
+                self.seen += more
+
+    def type(self, text: str) -> int:
+        """Press these keys; how much was seen before."""
+        before = len(self.seen)
+        os.write(self._main, text.encode())
+        return before
+
+    def wait(self, text: str, after: int = 0) -> None:
+        """Until this was written, behind the first `after` bytes."""
+        eventually(lambda: text.encode() in self.seen[after:], what=f"{text!r} in {self.seen[after:]!r}")
+
+    def close(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(LIMIT)
+        self._reading.join(LIMIT)
+        os.close(self._main)
+        return code
+
+
+def _own_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_prompt_and_what_is_piped_in_are_answered(stack: Stack) -> None:
+    """The answer and nothing else goes out; with --json all there is to know."""
+    assert run(stack, "run", "echo", "Say this:", given=b"one\ntwo").stdout == b"Say this:\n\none\ntwo\n"
+    found = json.loads(run(stack, "run", "echo", "--json", "--max-tokens", "2", given=b"abc").stdout)
+    assert (found["content"], found["finish_reason"], found["usage"]["completion_tokens"]) == ("ab", "length", 2)
+    assert found["timings"]["predicted_n"] == 2 and len(found["job"]) == 22
+
+
+def test_what_cannot_be_asked_is_one_line(stack: Stack) -> None:
+    """With the exit code of what went wrong."""
+    assert run(stack, "run", "nobody", "x", code=1).stderr.count(b"\n") == 1
+    run(stack, "run", "echo", code=2)
+    away = run(stack, "run", "echo", "x", url="http://127.0.0.1:1", code=1).stderr
+    assert b"does not answer at http://127.0.0.1:1" in away and away.count(b"\n") == 1
+
+
+def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
+    """With the exit code of Ctrl-C; the service was asked for time to come back, and does not take it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ops.cli.main", "run", "slow", "x" * 2000, "--url", stack.url],
+        env=environment.for_child({}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.read(3) == b"xxx"
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=LIMIT)
+    assert running.returncode == 130 and b"Traceback" not in said
+    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["data"][0]
+    assert newest["model"] == "slow" and newest["state"] == "cancelled"
+
+
+def test_a_conversation_in_a_terminal(stack: Stack, tmp_path: Path) -> None:
+    """Several lines, settings, an answer that is stopped, what is kept, and what was typed the last time."""
+    history, saved = tmp_path / "history", tmp_path / "said.json"
+    terminal = Terminal("chat", "echo", "--url", stack.url, ROCKCHIPLLAMA_CHAT_HISTORY=str(history))
+    terminal.wait(">>> ")
+    terminal.wait("\n>>> ", terminal.type('"""first\nsecond"""\n'))
+    terminal.wait("echo", terminal.type("/model\n"))
+    terminal.wait("tokens/s", terminal.type("/stats\n"))
+    terminal.wait("is a number", terminal.type("/set temperature hot\n"))
+    terminal.wait("There is no /nonsense", terminal.type("/nonsense\n"))
+    terminal.wait("slow", terminal.type("/model slow\n"))
+    before = terminal.type("y" * 900 + "\n")
+    terminal.wait("yyy", before + 1000)  # behind what was typed
+    before = terminal.type("\x03")
+    terminal.wait("Stopped.", before)
+    terminal.wait("Written", terminal.type(f"/save {saved}\n"))
+    terminal.type("\x04")
+    assert terminal.close() == 0
+    said = [(each["role"], each["content"]) for each in json.loads(saved.read_text())["messages"]]
+    assert said[:3] == [("user", "first\nsecond"), ("assistant", "first\nsecond"), ("user", "y" * 900)]
+    assert said[3][0] == "assistant" and 3 <= len(said[3][1]) < 900
+    assert "/set temperature hot" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == stat.S_IMODE(saved.stat().st_mode) == 0o600
+    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["data"][0]
+    assert newest["model"] == "slow" and newest["state"] == "cancelled"
+
+
+def test_an_answer_goes_on_when_the_service_comes_back(stack: Stack) -> None:
+    """To the letter, behind what was read; and the conversation goes on after it."""
+    text = "".join(f"{number:03}," for number in range(20))
+    with subprocess.Popen(
+        [sys.executable, "-m", "ops.cli.main", "chat", "slow", "--url", stack.url],
+        env=environment.for_child({}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdin is not None and running.stdout is not None and running.stderr is not None
+        running.stdin.write(f"{text}\n".encode())
+        running.stdin.flush()
+        assert running.stdout.read(8) == text[:8].encode()
+        stack.kill("api")
+        assert b"Waiting for it" in running.stderr.readline()
+        stack.start("api")
+        said, _ = running.communicate(b"/model echo\nand on\n", timeout=LIMIT)
+    assert said.decode() == f"{text[8:]}\nand on\n"
+    assert running.returncode == 0
+
+
+def test_a_refused_turn_costs_nothing_of_the_conversation(stack: Stack) -> None:
+    """What was said before is in the next request, what was refused is not."""
+    words = "one\n/model nobody\ntwo\n/model echo\nthree\n/save said.json\n"
+    assert stack.folder.is_dir()
+    done = run(stack, "chat", "echo", given=words.replace("said.json", str(stack.folder / "said.json")).encode())
+    assert done.stdout == b"one\nthree\n" and b"nobody" in done.stderr
+    saved = json.loads((stack.folder / "said.json").read_text())["messages"]
+    assert [each["content"] for each in saved] == ["one", "one", "three", "three"]
+
+
+def test_frames_are_read_with_their_places() -> None:
+    """An id belongs to the frame behind it, and to no other."""
+    lines = ["id: 1-5", 'data: {"a": 1}', "", ": position 3", "data: [DONE]", ""]
+    assert list(frames(lines)) == [("1-5", '{"a": 1}'), ("", "[DONE]")]
