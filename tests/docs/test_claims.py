@@ -48,6 +48,15 @@ def test_every_page_is_in_the_index() -> None:
         assert page.name == "index.md" or f"({page.name})" in index
 
 
+def test_every_page_is_in_the_sites_navigation() -> None:
+    """Once; and the decisions in order."""
+    listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    there = [page.relative_to(ROOT / "docs").as_posix() for page in sorted((ROOT / "docs").rglob("*.md"))]
+    assert sorted(listed) == sorted(there)
+    decisions = [page for page in listed if page.startswith("decisions/")]
+    assert decisions == sorted(decisions)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_can_be_pasted(page: Path) -> None:
     """The command lies in `.venv`, and is on nobody's path."""

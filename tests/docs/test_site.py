@@ -1,0 +1,52 @@
+"""The documentation as a site, with its generator installed for this test alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import ROOT
+
+LOCK = ROOT / "requirements-docs.lock"
+
+
+@pytest.fixture(scope="module")
+def mkdocs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generator. At home it is done without when it cannot be fetched."""
+    folder = tmp_path_factory.mktemp("mkdocs")
+    venv.create(folder, with_pip=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "--require-hashes", "--no-deps", "-r", LOCK], capture_output=True, text=True, check=False
+    )
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"the generator of the site cannot be fetched: {done.stderr[-500:]}")
+    assert done.returncode == 0, done.stderr
+    return folder / "bin" / "mkdocs"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_site(mkdocs: Path, tmp_path: Path) -> None:
+    """Builds without a warning, finds each page by its words, and loads nothing from elsewhere."""
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [mkdocs, "build", "--strict", "--site-dir", site], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    assert {entry["location"].split("#")[0].rstrip("/") or "index" for entry in found} == pages
+    for page in site.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", page.read_text()
+        )
+        assert not loaded, page.relative_to(site)
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.relative_to(site)
