@@ -64,6 +64,46 @@ def pull(
     show(steps(model, shelf, pull_id=new_job_id(), local=True), as_json=as_json)
 
 
+@app.command()
+def recommend(
+    soc: Annotated[
+        str | None, typer.Option(metavar="CHIP", help="For this chip, such as rk3588, instead of this machine's own.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, metavar="GIB", help="The board's memory, instead of this machine's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    models_dir: options.ModelsDir = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """List the models that `models pull` knows by name and this board can run: what each takes, and how fast it was measured."""
+    options.apply(config, models_dir=models_dir, data_dir=data_dir)
+    import json
+    from dataclasses import asdict, replace
+
+    from npu.hardware import soc_named
+    from ops.configuration import load
+    from ops.recommend import advise, table
+    from tasks.board.pull.index import read_index
+    from tasks.board.pull.machine import read_machine
+    from tasks.board.settings import BoardSettings
+    from tasks.prompting.setup import setup_of
+    from tasks.settings import TaskSettings
+
+    if soc is not None:
+        try:
+            soc_named(soc)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--soc") from error
+    reserve = load(BoardSettings).memory_reserve
+    machine = read_machine(setup_of(load(TaskSettings)), reserve, soc)
+    if memory is not None:
+        machine = replace(machine, memory=int(memory * 2**30 * (1 - reserve)))
+    found = advise(machine, read_index())
+    print(json.dumps([asdict(each) for each in found], indent=2) if as_json else table(machine, found))
+
+
 @app.command("list")
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,

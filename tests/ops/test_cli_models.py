@@ -1,4 +1,4 @@
-"""`rockchipllama models pull`, `list` and `rm`, as people and programs run them."""
+"""`rockchipllama models pull`, `recommend`, `list` and `rm`, as people and programs run them."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def test_a_model_comes_and_goes(hub: Hub, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".partial"]
     again = run(hub, tmp_path, "rm", "tiny:1b")
     assert again.returncode == 1 and "has no model 'tiny:1b'" in again.stderr
+
+
+def test_models_are_recommended(hub: Hub, tmp_path: Path) -> None:
+    """For this machine, or for a board that is somewhere else."""
+    told = run(hub, tmp_path, "recommend", "--soc", "rk3588", "--memory", "2")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("For the rk3588, runtime ")
+    assert "qwen3:0.6b    NPU" in told.stdout and "qwen3:8b cannot run here" in told.stdout
+    rows = json.loads(run(hub, tmp_path, "recommend", "--soc", "rk3588", "--memory", "2", "--json").stdout)
+    assert {row["name"] for row in rows if not row["runs"]} >= {"qwen3:8b", "qwen3:4b"}
+    assert run(hub, tmp_path, "recommend", "--soc", "rk9999").returncode == 2
+    assert hub.asked == []
 
 
 def test_a_program_reads_each_step(hub: Hub, tmp_path: Path) -> None:

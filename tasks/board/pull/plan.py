@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,9 @@ from tasks.board.pull.weights import (
     stem,
 )
 from tasks.commands import CommandCode
+
+_PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)([bm])")
+_BITS = re.compile(r"(?:w|I?Q)(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def _named(name: str, index: Mapping[str, IndexModel]) -> IndexModel:
 
 
 def _from_index(model: IndexModel, machine: Machine, hub: Hub) -> Plan:
-    chosen, passed = _first_fitting(model, machine)
+    chosen, passed = first_fitting(model, machine)
     listing = hub.listing(chosen.repository, chosen.revision)
     found = listing.file(chosen.file)
     if found is None:
@@ -134,12 +138,25 @@ def _from_index(model: IndexModel, machine: Machine, hub: Hub) -> Plan:
     )
 
 
-def _first_fitting(model: IndexModel, machine: Machine) -> tuple[IndexFile, list[str]]:
-    """The first file that can run here, and why those before it cannot."""
+def memory_of(model: IndexModel, file: IndexFile) -> int | None:
+    """Bytes that a file of the index takes once loaded, at least; None when nobody knows."""
+    if file.memory_mb is not None:
+        return file.memory_mb << 20
+    if file.size is not None:
+        return file.size + OVERHEAD
+    # Each weight takes the bits that its kind names, and some take more.
+    parameters = _PARAMETERS.fullmatch(model.name.partition(":")[2])
+    bits = _BITS.match(file.dtype)
+    if parameters is None or bits is None:
+        return None
+    return int(float(parameters[1]) * (1e9 if parameters[2] == "b" else 1e6) * int(bits[1]) / 8) + OVERHEAD
+
+
+def first_fitting(model: IndexModel, machine: Machine) -> tuple[IndexFile, list[str]]:
+    """The first file that can run here, and why those before it cannot. Raises `PullFailed` when none can."""
     passed: list[str] = []
     for file in model.file:
-        memory = file.memory_mb << 20 if file.memory_mb else file.size + OVERHEAD if file.size else None
-        refusal = machine.refuses(soc=file.soc, toolkit=file.toolkit, dtype=file.dtype, memory=memory)
+        refusal = machine.refuses(soc=file.soc, toolkit=file.toolkit, dtype=file.dtype, memory=memory_of(model, file))
         if refusal is None:
             return file, passed
         passed.append(f"{file.file} {refusal}")

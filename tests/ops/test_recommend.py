@@ -1,0 +1,45 @@
+"""Which models are recommended for a board: those that a pull would fetch for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from npu.simulator.profile import profile_of
+from ops.recommend import advise, table
+from tasks.board.pull.index import read_index
+from tasks.board.pull.machine import Machine
+
+BOARD = Machine("rk3588", "1.3.0", 6 << 30)
+INDEX = read_index()
+
+
+def test_what_a_pull_would_fetch_is_recommended() -> None:
+    """For the NPU first, with what is known of each; nothing is made up where the vendor measured nothing."""
+    found = advise(BOARD, INDEX)
+    assert {each.name for each in found} == set(INDEX)
+    by_name = {each.name: each for each in found}
+    small = by_name["qwen3:0.6b"]
+    measured = profile_of("RK3588", "Qwen3", "0.6B", "w8a8").decode_tps
+    assert (small.engine, small.memory_mib, small.context, small.tokens_per_s) == ("rkllm", 792, 16384, measured)
+    assert by_name["qwen3:8b"].engine == "llamacpp" and by_name["qwen3:8b"].tokens_per_s is None
+    engines = [each.engine for each in found if each.runs]
+    assert engines == sorted(engines, key=lambda engine: engine != "rkllm")
+    assert all(each.memory_mib is None or each.memory_mib <= BOARD.memory >> 20 for each in found if each.runs)
+
+
+def test_what_cannot_run_says_why() -> None:
+    """Too large for the memory, and nothing for an NPU that is not there."""
+    machine = Machine(None, None, 1 << 30)
+    found = advise(machine, INDEX)
+    assert {each.engine for each in found if each.runs} == {"llamacpp"}
+    [large] = [each for each in found if each.name == "qwen3:8b"]
+    assert not large.runs and large.why_not is not None and "MiB of memory" in large.why_not
+    told = table(machine, found)
+    assert large.why_not in told
+    assert "qwen2.5:0.5b" in told and "CPU" in told
+
+
+def test_where_no_size_is_told_the_weights_are_counted() -> None:
+    """Four thousand millions of eight bits do not fit into two GiB, whatever the file is like."""
+    [large] = [each for each in advise(replace(BOARD, memory=2 << 30), INDEX) if each.name == "qwen3:4b"]
+    assert not large.runs and large.why_not is not None and "4070 MiB" in large.why_not
