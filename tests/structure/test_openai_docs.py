@@ -42,14 +42,13 @@ def rows(heading: str) -> set[str]:
 def test_every_field_has_its_row(heading: str, shape: type, besides: type | None) -> None:
     """No field is supported without being described, and none is described that is gone."""
     fields = set(shape.model_fields) - set(besides.model_fields if besides else ())  # type: ignore[attr-defined]
-    named = rows(heading) - {"model", "suffix", *REFUSED_IN_RERANK}
+    named = rows(heading) - {"model", *REFUSED_IN_RERANK}
     assert named == fields - {"model"}
 
 
 def test_every_refusal_has_its_row() -> None:
     """Nor is any refused without being listed."""
-    assert rows("Refused") == {*REFUSED, *REFUSED_IN_CHAT, *(set(REFUSED_IN_COMPLETIONS) - {"suffix"})}
-    assert "suffix" in rows("Completions")
+    assert rows("Refused") == {*REFUSED, *REFUSED_IN_CHAT, *REFUSED_IN_COMPLETIONS}
     assert rows("Rerank") == {*RerankBody.model_fields, *REFUSED_IN_RERANK}
     assert all(f"`{field}`" in PAGE for field in RerankTextsBody.model_fields)
 
