@@ -123,6 +123,11 @@ class Service:
         """End it; the job then."""
         return self._ask("POST", f"/v1/jobs/{_part(job)}/cancel")
 
+    def events_page(self, job: str, after: int) -> dict[str, Any]:
+        """Some of its events behind number `after`, in no dialect."""
+        headers = {"accept": "application/json"}
+        return self._ask("GET", f"/v1/jobs/{_part(job)}/events", params={"after": str(after)}, headers=headers)
+
     def job_events(self, job: str, after: str = "") -> AbstractContextManager[httpx.Response]:
         """The stream of its answer, from behind the frame `after` on."""
         headers = {"last-event-id": after} if after else {}

@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from ops.cli import api, backup, batch, bench, board, boards, chat, doctor, join, keys, models, settings, up, worker
+from ops.cli import (
+    api,
+    backup,
+    batch,
+    bench,
+    board,
+    boards,
+    chat,
+    doctor,
+    jobs,
+    join,
+    keys,
+    models,
+    settings,
+    up,
+    worker,
+)
 
 app = typer.Typer(
     name="rockchipllama",
@@ -57,6 +73,7 @@ app.command("join")(join.join)
 app.command("worker")(worker.worker)
 app.command("run")(chat.run)
 app.command("chat")(chat.chat)
+app.command("attach")(jobs.attach)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
@@ -64,6 +81,7 @@ app.add_typer(settings.app, name="settings")
 app.add_typer(models.app, name="models")
 app.add_typer(boards.app, name="boards")
 app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 

@@ -194,3 +194,35 @@ def test_frames_are_read_with_their_places() -> None:
     """An id belongs to the frame behind it, and to no other."""
     lines = ["id: 1-5", 'data: {"a": 1}', "", ": position 3", "data: [DONE]", ""]
     assert list(frames(lines)) == [("1-5", '{"a": 1}'), ("", "[DONE]")]
+
+
+def begun(stack: Stack, text: str) -> str:
+    """A job that nobody waits for."""
+    body = {"model": "slow", "messages": [{"role": "user", "content": text}]}
+    asked = {"endpoint": "/v1/chat/completions", "body": body}
+    return str(httpx.post(f"{stack.url}/v1/jobs", json=asked, timeout=LIMIT).json()["id"])
+
+
+def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
+    """By whoever knows its id: as text for people, each event for programs; and it is in the list."""
+    job = begun(stack, "twelve bytes")
+    done = run(stack, "attach", job)
+    assert done.stdout == b"twelve bytes\n" and b"Started on test-board" in done.stderr and b"12 said" in done.stderr
+    events = [json.loads(line) for line in run(stack, "attach", job, "--json").stdout.splitlines()]
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    assert (events[0]["type"], events[-1]["type"]) == ("queued", "finished")
+    listed = json.loads(run(stack, "jobs", "--json", "--state", "finished").stdout)
+    assert {job: "finished"}.items() <= {each["id"]: each["state"] for each in listed}.items()
+    assert f"{job}  " in run(stack, "jobs").stdout.decode()
+    assert b"state" in run(stack, "jobs", "--state", "nonsense", code=1).stderr
+
+
+def test_a_job_is_cancelled(stack: Stack) -> None:
+    """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
+    job = begun(stack, "z" * 900)
+    assert f"{job} is cancelled.\n".encode() == run(stack, "jobs", "cancel", job).stdout
+    assert b"Cancelled" in run(stack, "attach", job, code=1).stderr
+    over = begun(stack, "")
+    run(stack, "attach", over)
+    assert b"can no longer be cancelled" in run(stack, "jobs", "cancel", over, code=1).stderr
+    assert run(stack, "attach", "nothing", code=1).stderr.count(b"\n") == 1
