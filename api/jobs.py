@@ -14,6 +14,7 @@ from api.delivery import while_connected
 from api.durations import read_duration
 from api.errors import HttpProblem, Problem, invalid
 from api.needs import services_of
+from tasks.account import account
 from tasks.api_keys import Scope
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, is_job_id
@@ -91,6 +92,22 @@ async def show_job(http: Request, job: str) -> Response:
     if seconds > 0 and view.ended_at is None:
         view = await while_connected(http, jobs.wait(view.id, view, seconds))
     return _json(view)
+
+
+@router.get("/{job}/why", summary="Show where a job's time went")
+async def explain_job(http: Request, job: str) -> Response:
+    """The parts of a job's time in their order: waits, interruptions, loading, prefill, decode, the rest. Those of a job that has
+    ended add up to all of it."""
+    view = await services_of(http)["jobs"].view(checked_id(job))
+    parts = account(view)
+    shown = {
+        "object": "job.why",
+        "id": view.id,
+        "state": view.state,
+        "wall_ms": round((view.ended_at - view.created_at) * 1000, 3) if view.ended_at is not None else None,
+        "parts": parts,
+    }
+    return Response(msgspec.json.encode(shown), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 @router.post("/{job}/cancel", summary="Cancel a job")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from tasks.events import Failed, Finished, Timings, decode_events
-from tasks.jobs import JobState, JobView, Lane, Phase
+from tasks.jobs import EndedClaim, JobState, JobView, Lane, Phase
 from tasks.standing import read_standing
 
 
@@ -49,7 +50,16 @@ def read_view(
         worker=word("worker"),
         board=word("board"),
         events=seq,
+        ahead=int(record["ahead"]) if "ahead" in record else None,
+        waiting_since=seconds("since"),
+        claims=tuple(_claims(record.get("claims", b"").decode(errors="replace"), shift)),
     )
+
+
+def _claims(lines: str, shift: int) -> Iterator[EndedClaim]:
+    for line in lines.splitlines():
+        _, started, ended, board, why = line.split(" ", 4)
+        yield EndedClaim((int(started) + shift) / 1000, (int(ended) + shift) / 1000, board, why)
 
 
 def name_of(record: dict[str, bytes]) -> str:

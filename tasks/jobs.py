@@ -93,6 +93,15 @@ def is_job_id(text: str) -> bool:
     return _JOB_ID.fullmatch(text) is not None
 
 
+class EndedClaim(msgspec.Struct, frozen=True):
+    """A claim that ended before its job did. Times are unix seconds."""
+
+    started_at: float
+    ended_at: float
+    board: str
+    why: str
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A job as clients see it. Times are unix seconds; `position` counts from 1 and is None unless queued."""
 
@@ -123,3 +132,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     board: str | None = None
     events: int = 0
     """Sequence number of the last event."""
+    ahead: int | None = None
+    """How many jobs workers had or would take before it, when it was accepted."""
+    waiting_since: float | None = None
+    """When it began to wait for the last time."""
+    claims: tuple[EndedClaim, ...] = ()
+    """Those that ended before it did, as far as its record has room for them."""

@@ -23,6 +23,9 @@ Written down together because they share the record's fields:
   worker child board call started phase done   of the newest claim; `phase` is loading, prefill or decode
   since waited prefill paused pausing through passed   of its waits and pauses: `tasks/policy.py`
   pauses    how often it was paused
+  ahead     how many jobs its workers had and would take before it, when it was accepted
+  claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD WHY: when it began to wait, was claimed
+            and handed back; as many as fit into 8000 bytes
   read      tokens of the prompt that claims had prefilled, the one that came farthest
   again     tokens that were prefilled once more because a claim had ended early
   sent      1 once a client may have seen a part of the answer
@@ -253,6 +256,7 @@ if tokens > 0 then redis.call('HSET', KEYS[1], 'tokens', tokens) end
 if ARGV[9] ~= '' then redis.call('SET', KEYS[11], ARGV[9]) end
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
+redis.call('HSET', KEYS[1], 'ahead', redis.call('ZRANK', KEYS[3], ARGV[1]) + redis.call('ZCARD', KEYS[4]))
 if order < LANE then
   -- Whoever runs what a chat need not wait for looks at once; the next renewal would tell it as well.
   for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
@@ -397,7 +401,8 @@ HAND_BACK = Script(
 -- [ms that the prefill took, of a job that is paused]
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
-  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call', 'together')
+  'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call', 'together',
+  'claims', 'since', 'started', 'board')
 if not kept[2] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 0
@@ -427,6 +432,11 @@ if payload then
   tell(KEYS[1], KEYS[2], payload)
   finish(KEYS[1], KEYS[2], kept[5] and 'cancelled' or 'failed', payload)
   return kept[5] and 3 or 1
+end
+local claims = kept[13] or ''
+if #claims < 8000 then
+  claims = claims .. table.concat({kept[14], kept[15], now(), kept[16], string.sub(ARGV[11], 1, 200)}, ' ') .. '\\n'
+  redis.call('HSET', KEYS[1], 'claims', claims)
 end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),
   'read', math.max(kept[8] or 0, kept[10] or 0))

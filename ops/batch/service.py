@@ -119,6 +119,10 @@ class Service:
         """How it stands."""
         return self._ask("GET", f"/v1/jobs/{_part(job)}")
 
+    def why(self, job: str) -> dict[str, Any]:
+        """Where its time went."""
+        return self._ask("GET", f"/v1/jobs/{_part(job)}/why")
+
     def cancel_job(self, job: str) -> dict[str, Any]:
         """End it; the job then."""
         return self._ask("POST", f"/v1/jobs/{_part(job)}/cancel")

@@ -59,6 +59,21 @@ def attach(job: Job, as_json: AsJson = False, url: Url = None, config: options.C
         raise typer.Exit(1)
 
 
+def why(job: Job, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """Show where a job's time went: waits, interruptions, loading, prefill, decode, the rest."""
+    import json
+
+    found = service_of(config, url).why(job)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for part in found["parts"]:
+        where = f" on {part['board']}" if part["board"] else ""
+        print(f"{part['ms'] / 1000:10.3f} s  {part['kind']}{where}{': ' + part['why'] if part['why'] else ''}")
+    wall = found["wall_ms"]
+    print(f"{wall / 1000:10.3f} s  in all, {found['state']}" if wall is not None else f"It is {found['state']}.")
+
+
 def _clock(seconds: float) -> str:
     import time
 

@@ -59,6 +59,11 @@ def test_an_answer_that_chats_pause_is_one_unbroken_stream(stack: Stack) -> None
     found = view(stack, job)
     assert (found["pauses"], found["attempts"], found["interruptions"]) == (5, 6, [])
     assert found["prompt_tokens_again"] > 0
+    told = httpx.get(f"{stack.url}/v1/jobs/{job}/why").json()
+    kinds = [part["kind"] for part in told["parts"]]
+    assert kinds == ["waiting", "interrupted"] * 5 + ["waiting", "prefill", "decode", "handling"]
+    assert all(part["ms"] >= 0 for part in told["parts"])
+    assert abs(sum(part["ms"] for part in told["parts"]) - told["wall_ms"]) <= told["wall_ms"] / 100
 
 
 def test_a_models_name_sends_a_request_behind_chats(stack: Stack) -> None:

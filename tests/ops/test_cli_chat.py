@@ -214,6 +214,8 @@ def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
     listed = json.loads(run(stack, "jobs", "--json", "--state", "finished").stdout)
     assert {job: "finished"}.items() <= {each["id"]: each["state"] for each in listed}.items()
     assert f"{job}  " in run(stack, "jobs").stdout.decode()
+    told = run(stack, "why", job).stdout.decode()
+    assert "decode on test-board: 12 tokens" in told and "in all, finished" in told
     assert b"state" in run(stack, "jobs", "--state", "nonsense", code=1).stderr
 
 

@@ -1,0 +1,92 @@
+"""Where the time of a job went: parts that follow one another and add up to all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import msgspec
+
+from tasks.events import Timings
+from tasks.jobs import JobView
+
+
+class PartKind(StrEnum):
+    """What a job's time was spent on."""
+
+    WAITING = "waiting"
+    """It waited for a worker."""
+    INTERRUPTED = "interrupted"
+    """A worker had it, and it was paused or handed back."""
+    LOADING = "loading"
+    """Its model was being loaded."""
+    PREFILL = "prefill"
+    """Its prompt was computed."""
+    DECODE = "decode"
+    """Its answer was made."""
+    HANDLING = "handling"
+    """A worker had it and the engine did not compute: the prompt was prepared, the answer parsed and published."""
+    RUNNING = "running"
+    """A worker had it, and it failed or was cancelled before anybody said what the time went on."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some milliseconds, on a board unless it waited, and what there is to say of them."""
+
+    kind: PartKind
+    ms: float
+    board: str | None = None
+    why: str | None = None
+
+
+def account(view: JobView) -> list[Part]:
+    """The parts in their order: up to the end of a job that has ended, else up to the newest wait or claim."""
+    return list(_parts(view))
+
+
+def _parts(view: JobView) -> Iterator[Part]:
+    now = view.created_at
+    why = "" if view.ahead is None else f"{view.ahead} before it when it was accepted"
+    for claim in view.claims:
+        yield _waited(now, claim.started_at, why)
+        yield Part(PartKind.INTERRUPTED, _ms(claim.started_at, claim.ended_at), claim.board, claim.why)
+        now, why = claim.ended_at, "after it was interrupted"
+    if view.waiting_since is not None and view.waiting_since > now:
+        # More claims than a record keeps.
+        yield Part(PartKind.INTERRUPTED, _ms(now, view.waiting_since), None, "further times, of which nothing is kept")
+        now = view.waiting_since
+    if view.board is not None and view.started_at is not None:
+        yield _waited(now, view.started_at, why)
+        if view.ended_at is not None:
+            yield from _ran(view, _ms(view.started_at, view.ended_at))
+    elif view.ended_at is not None:
+        yield _waited(now, view.ended_at, why)
+
+
+def _waited(since: float, until: float, why: str) -> Part:
+    return Part(PartKind.WAITING, _ms(since, until), None, why or None)
+
+
+def _ran(view: JobView, ms: float) -> Iterator[Part]:
+    times = view.timings or Timings()
+    known = times.load_ms + times.prefill_ms + times.decode_ms
+    if not known:
+        yield Part(PartKind.RUNNING, ms, view.board, view.error.message if view.error is not None else None)
+        return
+    # The engine's clock is another, and counts no whole milliseconds.
+    scale = min(1.0, ms / known)
+    again = f"{view.prompt_tokens_again} tokens of it had been computed before" if view.prompt_tokens_again else None
+    cached = f"{view.usage.cached_tokens} of {view.usage.prompt_tokens} tokens from the cache" if view.usage else None
+    spent = (
+        (PartKind.LOADING, times.load_ms, None),
+        (PartKind.PREFILL, times.prefill_ms, "; ".join(word for word in (cached, again) if word) or None),
+        (PartKind.DECODE, times.decode_ms, f"{view.usage.completion_tokens} tokens" if view.usage else None),
+    )
+    for kind, took, why in spent:
+        if took:
+            yield Part(kind, took * scale, view.board, why)
+    yield Part(PartKind.HANDLING, max(0.0, ms - known), view.board)
+
+
+def _ms(since: float, until: float) -> float:
+    return round((until - since) * 1000, 3)

@@ -1,0 +1,73 @@
+"""Where the time of a job went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.account import PartKind, account
+from tasks.events import Failed, FailureCode, Timings, Usage
+from tasks.jobs import EndedClaim, JobState, JobView, Lane
+
+TIMES = Timings(load_ms=2000.0, prefill_ms=1000.0, decode_ms=3000.0)
+
+
+def view(**changed: Any) -> JobView:
+    """A job that was accepted at 100, handed back once, and ended at 120."""
+    fields: dict[str, Any] = {
+        "id": "j",
+        "model": "m",
+        "kind": "chat",
+        "lane": Lane.INTERACTIVE,
+        "state": JobState.FINISHED,
+        "created_at": 100.0,
+        "started_at": 112.0,
+        "ended_at": 120.0,
+        "waiting_since": 107.0,
+        "claims": (EndedClaim(103.0, 107.0, "a", "the process died"),),
+        "board": "b",
+        "ahead": 2,
+        "usage": Usage(30, 5, 20),
+        "timings": TIMES,
+    }
+    return JobView(**(fields | changed))
+
+
+def test_the_parts_follow_one_another() -> None:
+    """With where each was, and what is known of it."""
+    assert [(part.kind.value, part.ms, part.board) for part in account(view())] == [
+        ("waiting", 3000.0, None),
+        ("interrupted", 4000.0, "a"),
+        ("waiting", 5000.0, None),
+        ("loading", 2000.0, "b"),
+        ("prefill", 1000.0, "b"),
+        ("decode", 3000.0, "b"),
+        ("handling", 2000.0, "b"),
+    ]
+    said = [part.why for part in account(view())]
+    assert said[:2] == ["2 before it when it was accepted", "the process died"]
+    assert said[4] == "20 of 30 tokens from the cache"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"waiting_since": 110.0},
+        {"timings": Timings(prefill_ms=9000.0, decode_ms=1000.0)},
+        {"timings": None, "usage": None, "error": Failed(FailureCode.INTERNAL, "a defect")},
+        {"board": None, "timings": None, "usage": None},
+        {"claims": (), "waiting_since": 100.0},
+    ],
+    ids=["whole", "more claims than are kept", "another clock", "failed", "ended while it waited", "undisturbed"],
+)
+def test_they_add_up(changed: dict[str, Any]) -> None:
+    """To all of it, whatever became of the job."""
+    assert sum(part.ms for part in account(view(**changed))) == pytest.approx(20_000)
+
+
+def test_what_has_not_ended_is_told_up_to_now() -> None:
+    """The newest claim has no length yet."""
+    running = account(view(state=JobState.RUNNING, ended_at=None, timings=None, usage=None))
+    assert [part.kind for part in running] == [PartKind.WAITING, PartKind.INTERRUPTED, PartKind.WAITING]
