@@ -80,11 +80,19 @@ class Service:
     def boards(self) -> dict[str, float]:
         """The boards that are at work now, each with the tokens it has lately said per second."""
         found: dict[str, float] = {}
-        for queue in self._ask("GET", "/v1/queue")["data"]:
+        for queue in self.queues():
             for board in queue["boards"]:
                 if board["state"] == "busy":
                     found[board["name"]] = found.get(board["name"], 0.0) + (board.get("decode_tps") or 0.0)
         return found
+
+    def living_boards(self) -> list[dict[str, Any]]:
+        """All boards that are there, with what they are and have."""
+        return list(self._ask("GET", "/v1/boards")["data"])
+
+    def queues(self) -> list[dict[str, Any]]:
+        """The queue of each model."""
+        return list(self._ask("GET", "/v1/queue")["data"])
 
     def size(self, file: str) -> int:
         """The bytes of a file."""

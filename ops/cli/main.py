@@ -21,6 +21,7 @@ from ops.cli import (
     keys,
     models,
     settings,
+    top,
     up,
     worker,
 )
@@ -75,6 +76,7 @@ app.command("run")(chat.run)
 app.command("chat")(chat.chat)
 app.command("attach")(jobs.attach)
 app.command("why")(jobs.why)
+app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

@@ -219,6 +219,24 @@ def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
     assert b"state" in run(stack, "jobs", "--state", "nonsense", code=1).stderr
 
 
+def test_what_the_service_is_at(stack: Stack) -> None:
+    """Once through a pipe; in a terminal kept up to date until somebody types q."""
+    job = begun(stack, "w" * 2000)
+    eventually(lambda: httpx.get(f"{stack.url}/v1/jobs/{job}").json()["phase"] == "decode", what="decode")
+    found = json.loads(run(stack, "top", "--json").stdout)
+    assert [board["id"] for board in found["boards"]] == ["test-board"]
+    assert {"echo", "slow"} == {queue["id"] for queue in found["queues"]}
+    assert [each["id"] for each in found["jobs"]] == [job]
+    once = run(stack, "top", "--once").stdout.decode()
+    assert job in once and "test-board" in once and "decode" in once
+    terminal = Terminal("top", "--url", stack.url)
+    terminal.wait(job)
+    httpx.post(f"{stack.url}/v1/jobs/{job}/cancel", timeout=LIMIT)
+    terminal.wait("Nothing runs")
+    terminal.type("q")
+    assert terminal.close() == 0
+
+
 def test_a_job_is_cancelled(stack: Stack) -> None:
     """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
     job = begun(stack, "z" * 900)

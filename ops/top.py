@@ -1,0 +1,138 @@
+"""What a service is at: its boards, queues and jobs, once or as a view that is kept up to date."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ops.batch.service import Service, ServiceAway, ServiceError
+
+LOOK = 1.0
+"""Seconds between two looks."""
+MOST_JOBS = 20
+"""Shown at once; the newest."""
+
+
+def look(service: Service) -> dict[str, Any]:
+    """Its boards and queues, and what runs and waits, which is None where the key may not see that. Raises `ServiceError`."""
+    found: dict[str, Any] = {"boards": service.living_boards(), "queues": service.queues()}
+    try:
+        found["jobs"] = service.jobs("active", MOST_JOBS)
+    except ServiceAway:
+        raise
+    except ServiceError as error:
+        found |= {"jobs": None, "jobs_refused": str(error)}
+    return found
+
+
+def view(found: dict[str, Any]) -> Group:
+    """The same for people."""
+    parts: list[Table | Text] = [_boards(found["boards"]), Text(), _queues(found["queues"]), Text()]
+    if found["jobs"] is None:
+        parts.append(Text(found["jobs_refused"]))
+    elif found["jobs"]:
+        parts.append(_jobs(found["jobs"]))
+    else:
+        parts.append(Text("Nothing runs and nothing waits."))
+    return Group(*parts)
+
+
+def watch(service: Service) -> None:
+    """Keep the view up to date until somebody types q, through times in which the service is away. Raises `ServiceError`."""
+    shown = view(look(service))
+    with _keys(), Live(shown, console=Console(), screen=True, auto_refresh=False) as live:
+        while not _left(LOOK):
+            try:
+                shown = view(look(service))
+                live.update(shown, refresh=True)
+            except ServiceAway as error:
+                live.update(Group(Text(f"{error} Waiting for it to come back."), Text(), shown), refresh=True)
+
+
+def _boards(boards: list[dict[str, Any]]) -> Table:
+    table = _table("BOARD", "CHIP", "NPU", "°C", "FREE MEMORY", "MODELS")
+    for board in boards:
+        load, heat, memory = board["npu_load"], board["temperature"], board["memory"]
+        table.add_row(
+            Text(board["id"] + (" (drained)" if board["drained"] else "")),
+            Text(board["soc"] or board["machine"] or ""),
+            " ".join(f"{core}%" for core in load) if load else "-",
+            f"{heat:.0f}" if heat else "-",
+            f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB" if memory else "-",
+            Text(", ".join(f"{model['id']} {model['state']}" for model in board["models"])),
+        )
+    return table
+
+
+def _queues(queues: list[dict[str, Any]]) -> Table:
+    table = _table("MODEL", "QUEUE", "WAITING", "RUNNING", "NEXT IN", "TOKENS/S")
+    for queue in queues:
+        wait = queue["estimated_wait"]
+        speeds = [board["decode_tps"] for board in queue["boards"] if board.get("decode_tps")]
+        table.add_row(
+            Text(queue["id"]),
+            queue["state"],
+            str(queue["waiting"]),
+            str(queue["running"]),
+            "-" if wait is None else f"{wait:.0f} s",
+            f"{sum(speeds):.1f}" if speeds else "-",
+        )
+    return table
+
+
+def _jobs(jobs: list[dict[str, Any]]) -> Table:
+    table = _table("JOB", "MODEL", "LANE", "STATE", "SINCE", "BOARD")
+    for job in jobs:
+        stands = job["phase"] or job["state"]
+        if job["position"] is not None:
+            stands += f", position {job['position']}"
+        since = time.strftime("%H:%M:%S", time.localtime(job["started_at"] or job["created_at"]))
+        table.add_row(job["id"], Text(job["model"]), job["lane"], stands, since, Text(job["board"] or "-"))
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=name in ("JOB", "MODEL"))
+    return table
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Have each key at once, where there is a keyboard."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _left(seconds: float) -> bool:
+    """Whether somebody types q within this time."""
+    if not sys.stdin.isatty():
+        time.sleep(seconds)
+        return False
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if select.select([sys.stdin], [], [], left)[0]:
+            typed = os.read(sys.stdin.fileno(), 64)
+            if not typed or b"q" in typed.lower():
+                return True
+    return False
