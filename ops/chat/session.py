@@ -119,7 +119,7 @@ class Session:
     def _set(self, name: str, value: str) -> str:
         if not name:
             known = {name: self._options.get(field) for name, (field, _, _) in _SETTINGS.items()}
-            return "\n".join(f"{name} {'(the model’s)' if v is None else v}" for name, v in known.items())
+            return "\n".join(f"{name} {'is left to the model' if v is None else v}" for name, v in known.items())
         if name not in _SETTINGS:
             return f"'{name}' cannot be set. There are {', '.join(_SETTINGS)}."
         field, read, kind = _SETTINGS[name]

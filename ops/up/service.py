@@ -125,6 +125,8 @@ class _Service:
 
     def start(self, listen_fd: int) -> None:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
+        from ops.up import contact  # here, since a part of npu comes along, which this process is else without
+
         say(f"RockchipLlama {VERSION}")
         redis_url = self._plan.tasks.redis_url or self._start_store()
         if self._plan.check_keys is not None:
@@ -138,7 +140,9 @@ class _Service:
         api = {**shared, environment.LISTEN_FD: str(listen_fd)}
         self._start_part("api", self._plan.commands.api, api, (listen_fd,), secrets=True)
         say(f"  api     {self._shown_url}")
+        say(f"  clients {contact.clients(self._shown_url)}")
         self._start_part("board", self._plan.commands.board, shared)
+        say(f"  engine  {contact.computes(self._plan.tasks.rkllm_library)}")
         say(f"  models  {self._plan.tasks.models_dir}")
         say(f"  logs    {self._logs}")
 

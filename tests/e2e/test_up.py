@@ -272,6 +272,7 @@ def test_only_the_api_knows_its_keys_and_the_network_its_address(folder: Path) -
     assert found, up.said
     with listen.listen("0.0.0.0", 0) as sock:
         assert found[1].rpartition(":")[0] == listen.network_url(sock).rpartition(":")[0]
+    assert f"  clients Open WebUI {found[1]}/v1, Home Assistant {found[1]} " in up.said
     assert f"curl {found[1]}/v1/chat/completions" in up.curl
     assert "Bearer YOUR-KEY" in up.curl
     reply = httpx.get(f"{found[1]}/v1/models", headers={"authorization": "Bearer sesame"}, timeout=LIMIT)
