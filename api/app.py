@@ -22,6 +22,7 @@ from api import (
     job_events,
     jobs,
     key_routes,
+    metrics,
     ollama,
     openai,
     props,
@@ -66,6 +67,7 @@ def create_app(
         render = front(scope).render
         return lambda problem: render(replace(problem, request=scope.get(REQUEST)))
 
+    requests = metrics.HttpRequests()
     app = FastAPI(
         title="RockchipLlama",
         version=VERSION,
@@ -77,7 +79,7 @@ def create_app(
         # Nothing leaves the machine unless somebody asked for it.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=[
-            Middleware(RequestLog, front_of=front),
+            Middleware(RequestLog, front_of=front, count=requests.count),
             Middleware(Cors, settings=settings, render=FRONTS[0].render),
             Middleware(Leniency),
             Middleware(Auth, settings=settings, renderer_of=renderer),
@@ -85,10 +87,11 @@ def create_app(
     )
     app.state.settings = live
     app.state.drain = Drain()
+    app.state.requests = requests
     app.state.fronts = FRONTS
     errors.register(app, renderer)
     about_jobs = (jobs, async_jobs, job_events, queues)
-    for part in (health, props, *about_jobs, boards, runtime_settings, key_routes, console_page, docs_page):
+    for part in (health, metrics, props, *about_jobs, boards, runtime_settings, key_routes, console_page, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.

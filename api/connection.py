@@ -34,8 +34,10 @@ CROWD = 64
 """Connections beyond the bound that are still told so; more are closed without a word."""
 
 
-def crowded(app: ASGIApp, front_of: Callable[[Scope], Front], limit: int) -> ASGIApp:
-    """What answers a connection beyond the `limit`: probes rightly, everything else with a refusal."""
+def crowded(
+    app: ASGIApp, front_of: Callable[[Scope], Front], limit: int, count: Callable[[Scope, int], None]
+) -> ASGIApp:
+    """What answers a connection beyond the `limit`: probes rightly, everything else with a refusal, which is counted."""
     problem = Problem(
         503,
         "too_many_connections",
@@ -48,7 +50,7 @@ def crowded(app: ASGIApp, front_of: Callable[[Scope], Front], limit: int) -> ASG
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(problem, front_of(scope).render)(scope, receive, send)
 
-    refusing = RequestLog(refuse, front_of)
+    refusing = RequestLog(refuse, front_of, count)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await (app if scope["path"] in PROBES else refusing)(scope, receive, send)

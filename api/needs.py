@@ -16,6 +16,7 @@ from api.storage import Storage
 from tasks.api_keys import ApiKey, Scope
 from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
+from tasks.counts import Counts
 from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Lane, Once
 from tasks.limits import Limits
@@ -84,6 +85,8 @@ class QueueBook(Protocol):
     """Queues by their model's id. Each raises `QueueUnavailable`."""
 
     async def view(self, models: Sequence[str]) -> list[QueueView]: ...
+
+    async def counts(self) -> Counts: ...
 
     async def set_gate(self, model: str, gate: Gate) -> None: ...
 

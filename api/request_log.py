@@ -39,10 +39,11 @@ def new_request_id() -> str:
 
 
 class RequestLog:
-    """ASGI middleware around everything else. Looks at sizes, never at contents."""
+    """ASGI middleware around everything else, which `count`s requests by their statuses. Looks at sizes, never at contents."""
 
-    def __init__(self, app: ASGIApp, front_of: Callable[[Scope], Front]) -> None:
+    def __init__(self, app: ASGIApp, front_of: Callable[[Scope], Front], count: Callable[[Scope, int], None]) -> None:
         self.app = app
+        self.count = count
         self.front_of = front_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +61,7 @@ class RequestLog:
                 await respond(problem, exchange.front.render)(scope, receive, exchange.send)
         finally:
             exchange.write_line()
+            self.count(scope, exchange.outcome)
 
 
 class _Exchange:
@@ -98,6 +100,11 @@ class _Exchange:
     def started(self) -> bool:
         return self.status != 0
 
+    @property
+    def outcome(self) -> int:
+        """The status, or that the client left before the answer was whole."""
+        return CLIENT_GONE if self.left or not self.ended else self.status
+
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
@@ -132,13 +139,12 @@ class _Exchange:
         level = logging.DEBUG if path in PROBES else logging.INFO
         if not log.isEnabledFor(level):
             return
-        status = CLIENT_GONE if self.left or not self.ended else self.status
         log.log(
             level,
             "%s %s %d",
             self.scope["method"],
             path if len(path) <= 200 else path[:200] + "…",
-            status,
+            self.outcome,
             extra={
                 "job": self.job,
                 "request": self.id,

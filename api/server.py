@@ -74,7 +74,7 @@ def bind(host: str, port: int) -> socket.socket:
 def server(settings: ApiSettings, app: FastAPI) -> Server:
     """The server, not yet running."""
     settings = _within_open_files(settings)
-    overfull = crowded(app, lambda scope: front_of(scope, FRONTS), settings.max_connections)
+    overfull = crowded(app, lambda scope: front_of(scope, FRONTS), settings.max_connections, app.state.requests.count)
     return Server(
         uvicorn.Config(
             app,

@@ -1,4 +1,4 @@
-"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md and .env.example.
+"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md, docs/metrics.md and .env.example.
 
 `python -m ops.docs` writes them; with `--check` it only says which are stale, and fails.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from pydantic_core import PydanticUndefined
 
 from ops.configuration import Setting, declared
@@ -38,6 +39,7 @@ def pages() -> Iterator[tuple[str, str]]:
     makers: dict[str, Callable[[], Iterator[str]]] = {
         "docs/settings.md": _settings,
         "docs/cli.md": _cli,
+        "docs/metrics.md": _metrics,
         ".env.example": _env,
     }
     for name, maker in makers.items():
@@ -108,6 +110,28 @@ def _cli() -> Iterator[str]:
     yield from _command("rockchipllama", root)
     for path, command in _commands("rockchipllama", root):
         yield from _command(path, command)
+
+
+def _metrics() -> Iterator[str]:
+    from api.metrics import METRICS, OTHER, PREFIX
+
+    kinds = {CounterMetricFamily: "counter", GaugeMetricFamily: "gauge", HistogramMetricFamily: "histogram"}
+    yield f"<!-- {_NOTE} -->\n"
+    yield "# Metrics\n"
+    yield "`GET /metrics` answers in the text format of Prometheus, to whoever may use the API ([who](security.md))."
+    yield "With API keys, Prometheus has to show one; a key without any scope but `inference` will do.\n"
+    yield "```yaml\nscrape_configs:\n  - job_name: rockchipllama\n    authorization: {credentials: YOUR-KEY}"
+    yield '    static_configs: [{targets: ["127.0.0.1:8080"]}]\n```\n'
+    yield "Jobs are counted in Redis where they end, each once, whichever processes had to do with it."
+    yield "So one API process tells of the whole service; where several are scraped, take `max`, not `sum`, of all but"
+    yield f"`{PREFIX}{METRICS[0].name}_total`, which each has of its own."
+    yield "These counters begin anew when Redis has forgotten them: a restart may cost some, since SD cards wear.\n"
+    yield f"A model that no board has any more is counted as `{OTHER}`, and so is a path that nothing answers.\n"
+    yield "| metric | kind | labels | meaning |\n|---|---|---|---|"
+    for metric in METRICS:
+        name = PREFIX + metric.name + ("_total" if metric.kind is CounterMetricFamily else "")
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        yield f"| `{name}` | {kinds[metric.kind]} | {labels} | {metric.meaning} |"
 
 
 def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,7 @@ The same, and is written past the append-only file:
 rl:ended rl:failed     list     jobs that ended, and those that failed, the newest first
 rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
+rl:counts              hash     NAME MODEL LANE [which] -> a count of what became of jobs (`tasks/counts.py`)
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS,
 rl:pulls:BOARD (how far models are that it fetches).
@@ -67,6 +68,7 @@ GATES = "rl:gates"
 CARDS = "rl:cards"
 PRESENCE = "rl:presence"
 PACE = "rl:pace"
+COUNTS = "rl:counts"
 CLOCK = "rl:clock"
 REFUSAL = "rl:refusal"
 SECRET = "rl:secret"

@@ -11,6 +11,7 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
+from tasks.counts import Counts
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, Lane
 from tasks.policy import LANE, rank
@@ -56,6 +57,12 @@ class QueueBook:
             )
             for standing, waiting, pace in replies
         ]
+
+    async def counts(self) -> Counts:
+        """What became of the jobs of all models."""
+        with unavailable_as_refusal():
+            fields = cast("dict[bytes, bytes]", await self._client.hgetall(keys.COUNTS))
+        return Counts({text(field): int(count) for field, count in fields.items()})
 
     async def set_gate(self, model: str, gate: Gate) -> None:
         """Let through what it says, from now on and until it is told otherwise."""

@@ -49,7 +49,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from tasks import limits
+from tasks import counts, limits
 from tasks.policy import RULES
 
 _COMMON = (
@@ -85,6 +85,7 @@ local function keep_clock()
 end
 """
     + limits.RULES
+    + counts.RULES
     + """
 local function last_id(events)
   local entry = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
@@ -145,6 +146,7 @@ local function finish(job, events, state, payload)
     'lane')
   redis.call('HSET', job, 'state', state, 'end', payload, 'ended', now())
   note_ended(job, state, held[9])
+  count_end(job, held[2], held[9], held[6], payload)
   if held[8] then charge(held[5], tonumber(held[8]), payload) end
   if held[7] then
     -- Beside the record, which may make room for others before anybody could be told.

@@ -30,6 +30,7 @@ from tasks.batch import BatchBook
 from tasks.card import Card
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
+from tasks.counts import Counts
 from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
@@ -380,11 +381,15 @@ class ScriptedQueues:
         self.standing = Standing(Gate.OPEN, running=1, pace=4.0)
         self.jobs: list[Held] = []
         self.listed: tuple[list[str], set[JobState], int] | None = None
+        self.counted: dict[str, int] = {}
         self.cancelled: list[tuple[str, bool, str | None, Lane | None]] = []
 
     async def view(self, models: Sequence[str]) -> list[QueueView]:
         waiting = {lane: sum(job.state is JobState.QUEUED and job.lane is lane for job in self.jobs) for lane in Lane}
         return [QueueView(self.standing, waiting, 4.0) for _ in models]
+
+    async def counts(self) -> Counts:
+        return Counts(self.counted)
 
     async def set_gate(self, model: str, gate: Gate) -> None:
         self.standing = Standing(gate, running=1, pace=4.0)

@@ -1,0 +1,236 @@
+"""Figures for Prometheus: what this process was asked, what became of all jobs, how queues and boards stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import Counter as Counted
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from api.needs import services_of
+from tasks.counts import BOUNDS, Counts
+from tasks.jobs import Lane
+from tasks.queue_book import QueueView
+from tasks.roster import Snapshot
+from tasks.standing import Gate
+
+router = APIRouter(tags=["Service"])
+
+PREFIX = "rockchipllama_"
+OTHER = "other"
+"""Stands for models that no board has any more, and for paths that nothing answers: so labels have few values."""
+
+
+class Metric(NamedTuple):
+    """One metric as it is declared; the name goes without the prefix, and for counters without `_total`."""
+
+    name: str
+    kind: type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+_PER_MODEL = ("model", "lane")
+
+REQUESTS = Metric(
+    "http_requests",
+    CounterMetricFamily,
+    ("route", "status"),
+    "Requests that were answered, or whose client left (499). Of this API process alone.",
+)
+ENDED = Metric(
+    "jobs",
+    CounterMetricFamily,
+    (*_PER_MODEL, "outcome"),
+    "Jobs that ended, by the reason they finished for (`stop`, `length`, `tool_calls`, `cancelled`) or the code they "
+    "failed with.",
+)
+TOTALS = {
+    "prompt": Metric("prompt_tokens", CounterMetricFamily, _PER_MODEL, "Tokens of the prompts of finished jobs."),
+    "cached": Metric("cached_tokens", CounterMetricFamily, _PER_MODEL, "Those of them that were not read again."),
+    "completion": Metric("completion_tokens", CounterMetricFamily, _PER_MODEL, "Tokens of their answers."),
+    "again": Metric(
+        "reread_tokens",
+        CounterMetricFamily,
+        _PER_MODEL,
+        "Tokens of prompts that were read once more because a worker was paused, stopped or lost.",
+    ),
+    "crashes": Metric(
+        "job_crashes",
+        CounterMetricFamily,
+        _PER_MODEL,
+        "Workers that were lost at a job that has ended since, well or not.",
+    ),
+    "pauses": Metric("job_pauses", CounterMetricFamily, _PER_MODEL, "Pauses of such jobs in favour of a chat."),
+}
+TIMES = {
+    "wait": Metric("queue_wait_seconds", HistogramMetricFamily, _PER_MODEL, "From acceptance to a worker."),
+    "first": Metric(
+        "first_token_seconds",
+        HistogramMetricFamily,
+        _PER_MODEL,
+        "From acceptance to the first token: waiting, loading and reading the prompt.",
+    ),
+    "token": Metric(
+        "token_seconds", HistogramMetricFamily, _PER_MODEL, "For a token of an answer, the mean of each job."
+    ),
+}
+WAITING = Metric("queue_waiting", GaugeMetricFamily, _PER_MODEL, "Jobs that wait.")
+RUNNING = Metric("queue_running", GaugeMetricFamily, ("model",), "Jobs that run.")
+ESTIMATE = Metric(
+    "queue_estimated_wait_seconds",
+    GaugeMetricFamily,
+    ("model",),
+    "How long one more job is likely to wait; absent while nobody can tell.",
+)
+OPEN = Metric("queue_open", GaugeMetricFamily, ("model",), "1, or 0 while it is paused or draining.")
+WORKER = Metric(
+    "worker_loaded", GaugeMetricFamily, ("board", "model"), "1 of a worker that has its model loaded, 0 of another."
+)
+PREFILL = Metric(
+    "worker_prefill_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast it has lately read."
+)
+DECODE = Metric(
+    "worker_decode_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast it has lately answered."
+)
+BOARD = Metric(
+    "board_serving", GaugeMetricFamily, ("board", "version"), "1 of a living board, 0 of one that is drained."
+)
+LOAD = Metric(
+    "board_npu_load_ratio",
+    GaugeMetricFamily,
+    ("board", "core"),
+    "How much of the last second a core of the NPU was busy.",
+)
+HEAT = Metric("board_temperature_celsius", GaugeMetricFamily, ("board",), "Of the hottest sensor.")
+MEMORY = Metric("board_memory_bytes", GaugeMetricFamily, ("board",), "All there is.")
+AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",), "What programs can still have.")
+
+METRICS: tuple[Metric, ...] = (
+    *(REQUESTS, ENDED, *TOTALS.values(), *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
+    *(WORKER, PREFILL, DECODE, BOARD, LOAD, HEAT, MEMORY, AVAILABLE),
+)
+"""All there are."""
+
+
+class HttpRequests:
+    """Counts the requests of one API process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._counted = Counted(PREFIX + REQUESTS.name, REQUESTS.meaning, REQUESTS.labels, registry=self.registry)
+
+    def count(self, scope: Scope, status: int) -> None:
+        """A request of that scope has been answered so."""
+        self._counted.labels(getattr(scope.get("route"), "path", OTHER), str(status)).inc()
+
+
+@router.get("/metrics", summary="Show the figures for Prometheus", response_class=Response)
+async def show_metrics(http: Request) -> Response:
+    """In the text format of Prometheus. Jobs, queues and boards are those of the whole service, whichever process is asked."""
+    roster = services_of(http)["roster"]
+    if not roster.snapshot.breaths:
+        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
+    snapshot = roster.snapshot
+    models = [status.card.id for status in snapshot.models]
+    views = await services_of(http)["queues"].view(models)
+    counts = await services_of(http)["queues"].counts()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Service(counts, dict(zip(models, views, strict=True)), snapshot))
+    own: HttpRequests = http.app.state.requests
+    text = generate_latest(own.registry) + generate_latest(registry)
+    return Response(text, headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
+
+
+class _Service(Collector):
+    """The service at one moment."""
+
+    def __init__(self, counts: Counts, queues: dict[str, QueueView], snapshot: Snapshot) -> None:
+        self._counts = counts
+        self._queues = queues
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        yield from self._jobs()
+        for metric, rows in (*self._queue_gauges(), *self._board_gauges()):
+            family = GaugeMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)
+            for labels, value in rows:
+                family.add_metric(labels, value)
+            yield family
+
+    def _jobs(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        ends = ((key, outcome, count) for key, all in self._counts.ends().items() for outcome, count in all.items())
+        yield _counter(ENDED, (((*self._labels(key), outcome), count) for key, outcome, count in ends))
+        for name, metric in TOTALS.items():
+            yield _counter(metric, ((self._labels(key), count) for key, count in self._counts.total(name).items()))
+        for name, metric in TIMES.items():
+            yield self._histogram(name, metric)
+
+    def _histogram(self, name: str, metric: Metric) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)
+        bounds = [*(str(bound / 1000) for bound in BOUNDS[name]), "+Inf"]
+        summed: dict[tuple[str, str], tuple[list[int], float]] = {}
+        for key, seen in self._counts.histogram(name).items():
+            within, seconds = summed.get(self._labels(key), ([0] * len(bounds), 0.0))
+            added = [before + more for before, more in zip(within, seen.within, strict=True)]
+            summed[self._labels(key)] = (added, seconds + seen.seconds)
+        for labels, (within, seconds) in summed.items():
+            family.add_metric(labels, list(zip(bounds, map(float, within), strict=True)), seconds)
+        return family
+
+    def _labels(self, key: tuple[str, Lane]) -> tuple[str, str]:
+        model, lane = key
+        return (model if model in self._queues else OTHER, lane.value)
+
+    def _queue_gauges(self) -> Iterator[_Rows]:
+        queues = self._queues.items()
+        yield (
+            WAITING,
+            [((model, lane.value), count) for model, view in queues for lane, count in view.waiting.items()],
+        )
+        yield RUNNING, [((model,), view.standing.running) for model, view in queues]
+        waits = [((model,), view.standing.wait(sum(view.waiting.values()))) for model, view in queues]
+        yield ESTIMATE, [(labels, wait) for labels, wait in waits if wait is not None]
+        yield OPEN, [((model,), view.standing.gate is Gate.OPEN) for model, view in queues]
+
+    def _board_gauges(self) -> Iterator[_Rows]:
+        workers = [((its.board, its.model or OTHER), its) for its in self._snapshot.workers if its.model is not None]
+        yield WORKER, [(labels, its.state in ("loaded", "busy")) for labels, its in workers]
+        yield PREFILL, [(labels, its.prefill_tps) for labels, its in workers if its.prefill_tps is not None]
+        yield DECODE, [(labels, its.decode_tps) for labels, its in workers if its.decode_tps is not None]
+        breaths = self._snapshot.breaths
+        yield BOARD, [((breath.board, breath.version), not breath.drained) for breath in breaths]
+        machines = [((breath.board,), breath.machine) for breath in breaths if breath.machine is not None]
+        yield (
+            LOAD,
+            [
+                ((*labels, str(core)), percent / 100)
+                for labels, its in machines
+                for core, percent in enumerate(its.npu_load or ())
+            ],
+        )
+        yield HEAT, [(labels, its.temperature) for labels, its in machines if its.temperature is not None]
+        yield MEMORY, [(labels, its.memory) for labels, its in machines]
+        yield AVAILABLE, [(labels, its.memory_available) for labels, its in machines]
+
+
+_Rows = tuple[Metric, Sequence[tuple[tuple[str, ...], float]]]
+"""A gauge, and its values with their labels."""
+
+
+def _counter(metric: Metric, rows: Iterable[tuple[tuple[str, ...], int]]) -> CounterMetricFamily:
+    """Rows of the same labels are summed: those of models that are gone."""
+    summed: dict[tuple[str, ...], int] = {}
+    for labels, count in rows:
+        summed[labels] = summed.get(labels, 0) + count
+    family = CounterMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)
+    for labels, count in summed.items():
+        family.add_metric(labels, count)
+    return family

@@ -1,0 +1,112 @@
+"""The figures for Prometheus, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.metrics import METRICS, PREFIX
+from tasks.api_keys import Scope
+from tasks.jobs import JobState, Lane
+from tasks.queue_book import Held
+from tasks.roster import Machine, Presence
+from tests.api.scripted import TINY, Site
+
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(place: Site, **headers: str) -> Samples:
+    reply = place.http.get("/metrics", headers=headers)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/plain")
+    families = list(text_string_to_metric_families(reply.text))
+    assert {family.name for family in families} <= {PREFIX + metric.name for metric in METRICS} | {
+        f"{PREFIX}http_requests_created"
+    }
+    return {
+        (sample.name.removeprefix(PREFIX), frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def test_every_metric_is_shown(place: Site) -> None:
+    """With what it means, also while there is nothing to count."""
+    shown = place.http.get("/metrics").text
+    assert [metric.name for metric in METRICS if f"# HELP {PREFIX}{metric.name}" not in shown] == []
+
+
+def test_jobs_are_told_by_model_and_lane(place: Site) -> None:
+    """Those of models that are gone are one; the sum of a histogram is of all that was measured."""
+    place.world.queues.counted = {
+        "jobs tiny interactive stop": 3,
+        "jobs gone batch deadline": 1,
+        "jobs lost batch deadline": 2,
+        "first tiny interactive 250": 2,
+        "first tiny interactive inf": 1,
+        "first_us tiny interactive": 401_500_000,
+        "cached tiny interactive": 44,
+    }
+    shown = scrape(place)
+    assert value(shown, "jobs_total", model="tiny", lane="interactive", outcome="stop") == 3
+    assert value(shown, "jobs_total", model="other", lane="batch", outcome="deadline") == 3
+    assert value(shown, "cached_tokens_total", model="tiny", lane="interactive") == 44
+    of = {"model": "tiny", "lane": "interactive"}
+    buckets = [value(shown, "first_token_seconds_bucket", le=le, **of) for le in ("0.1", "0.25", "300.0", "+Inf")]
+    assert buckets == [0, 2, 2, 3]
+    assert value(shown, "first_token_seconds_count", **of) == 3
+    assert value(shown, "first_token_seconds_sum", **of) == 401.5
+
+
+def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
+    """What a board's kernel does not tell is absent, rather than 0."""
+    place.world.queues.jobs = [Held("a" * 22, JobState.QUEUED, "key:1", Lane.BATCH)]
+    place.world.roster.known = [msgspec.structs.replace(TINY, boards=("b1",))]
+    machine = Machine(npu_load=(50, 0, 7), temperature=61.5, memory=8_000, memory_available=3_000)
+    place.world.roster.alive = [
+        Presence(name="tiny@b1", board="b1", model="tiny", state="busy", decode_tps=9.5),
+        Presence(name="board:b1", board="b1", version="0.1.0", machine=machine),
+        Presence(name="board:b2", board="b2", version="0.1.0", machine=Machine(), drained=True),
+    ]
+    shown = scrape(place)
+    assert value(shown, "queue_waiting", model="tiny", lane="batch") == 1
+    assert value(shown, "queue_waiting", model="tiny", lane="interactive") == 0
+    assert value(shown, "queue_estimated_wait_seconds", model="tiny") == 8.0
+    assert value(shown, "worker_loaded", board="b1", model="tiny") == 1
+    assert value(shown, "worker_decode_tokens_per_second", board="b1", model="tiny") == 9.5
+    assert value(shown, "worker_prefill_tokens_per_second", board="b1", model="tiny") is None
+    assert value(shown, "board_npu_load_ratio", board="b1", core="2") == 0.07
+    assert value(shown, "board_temperature_celsius", board="b1") == 61.5
+    assert value(shown, "board_temperature_celsius", board="b2") is None
+    assert [value(shown, "board_serving", board=board, version="0.1.0") for board in ("b1", "b2")] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "route"), [("/v1/queue/tiny", "/v1/queue/{model:path}"), ("/healthz", "/healthz"), ("/no/such", "other")]
+)
+def test_requests_are_counted_by_route_and_status(place: Site, path: str, route: str) -> None:
+    """A path that somebody made up is none of the labels."""
+    status = str(place.http.get(path).status_code)
+    before = value(scrape(place), "http_requests_total", route=route, status=status) or 0
+    place.http.get(path)
+    assert value(scrape(place), "http_requests_total", route=route, status=status) == before + 1
+
+
+def test_who_may_use_the_api_may_read_them(place: Site) -> None:
+    """And nobody else, once there are keys."""
+    place.world.api_keys.make("user-key", Scope.INFERENCE)
+    assert place.http.get("/metrics").status_code == 401
+    assert scrape(place, authorization="Bearer user-key")
+
+
+def test_a_redis_that_is_away_is_told(place: Site) -> None:
+    """Prometheus takes the target for down then, rather than all queues for empty."""
+    place.world.roster.away = True
+    assert place.http.get("/metrics").status_code == 503
