@@ -95,6 +95,7 @@ class Answer:
         self.waiting: Waiting | None = None
         self.room: Room | None = None
         self.allowance: Allowance | None = None
+        self.tools_left_out = 0
         self.rendering: Rendering | None = None
         self.grace = 0.0
         self.known = False

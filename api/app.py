@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
@@ -96,7 +97,10 @@ def create_app(
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.
         app.include_router(each.router)
-    docs_page.describe(
-        app, (*async_jobs.SHAPES, *key_routes.SHAPES, *(shape for each in FRONTS for shape in each.shapes))
+    shapes: tuple[type[BaseModel], ...] = (
+        *async_jobs.SHAPES,
+        *key_routes.SHAPES,
+        *(shape for each in FRONTS for shape in each.shapes),
     )
+    docs_page.describe(app, shapes, lambda path: front({"path": path, "headers": []}))
     return app

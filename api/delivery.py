@@ -15,7 +15,7 @@ from api.drain import close
 from api.durations import read_duration
 from api.errors import INTERNAL, STOPPING, HttpProblem, allowance_headers, room_headers, unsupported
 from api.framing import GRACE, waiting_headers
-from api.known_clients import clock_last, is_side_request
+from api.known_clients import clock_last, is_side_request, without_own_tools
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
 from tasks.errors import JobCancelled, JobFailed
@@ -89,6 +89,17 @@ async def begin(
         request = as_read(http, request)
     if lane is Lane.INTERACTIVE and settings_of(http).side_requests and is_side_request(request):
         lane = Lane.BACKGROUND
+    left_out = 0
+
+    def spared(status: ModelStatus, asked: Request) -> Request:
+        nonlocal left_out
+        if not isinstance(asked, ChatRequest):
+            return asked
+        calls_tools, length = "tools" in status.capabilities, status.card.context_length
+        rest = without_own_tools(asked, calls_tools=calls_tools, context_length=length)
+        left_out = len(asked.tools) - len(rest.tools)
+        return rest
+
     start = services_of(http)["relay"].start(
         model,
         request,
@@ -102,9 +113,12 @@ async def begin(
         webhook=webhook,
         once=once,
         limits=limits_of(http),
+        for_model=spared if settings_of(http).spare_tools else None,
     )
     # It may take long: until the first event of a stream, or until a board has begun to load the model.
-    return await while_connected(http, start)
+    answer = await while_connected(http, start)
+    answer.tools_left_out = left_out
+    return answer
 
 
 def as_read(http: HttpRequest, request: ChatRequest) -> ChatRequest:
@@ -134,6 +148,8 @@ def headers_of(answer: Answer) -> dict[str, str]:
         headers |= room_headers(answer.room)
     if answer.allowance is not None:
         headers |= allowance_headers(answer.allowance)
+    if answer.tools_left_out:
+        headers["x-tools-left-out"] = str(answer.tools_left_out)
     return headers
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+
+from api.errors import Problem, Renderer
+from api.fronts import Front
 
 router = APIRouter(include_in_schema=False)
 
@@ -61,6 +66,27 @@ async def asset(asset: str) -> Response:
     return FileResponse(_folder() / asset, media_type=ASSETS[asset], headers={"cache-control": "max-age=86400"})
 
 
+def _refusal(render: Renderer) -> dict[str, Any]:
+    """What the document says of every answer that is none: made of two that this front would give."""
+    full = json.loads(render(Problem(400, "invalid_value", "What is wrong, and what to do.", "field")))
+    bare = json.loads(render(Problem(400, None, "What is wrong, and what to do.")))
+    content = {"application/json": {"schema": _shape(full, bare), "example": full}}
+    return {"description": "What was refused or failed, and why, in the form of this dialect.", "content": content}
+
+
+def _names_a_body(operation: dict[str, Any]) -> str:
+    """The shape of an operation's body; empty where it has none."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    return str(content.get("schema", {}).get("$ref", "")).rpartition("/")[2]
+
+
+def _shape(full: Any, bare: Any) -> dict[str, Any]:
+    if isinstance(full, dict):
+        properties = {name: _shape(full[name], bare[name]) for name in bare}
+        return {"type": "object", "properties": properties, "required": [*properties]}
+    return {"type": ["string", "null"]} if bare is None else {"type": "string"}
+
+
 def takes(shape: type[BaseModel]) -> dict[str, Any]:
     """What a route with such a body adds to its part of the document, for `openapi_extra`."""
     # The routes read their bodies themselves, so FastAPI cannot know what is in them.
@@ -68,11 +94,13 @@ def takes(shape: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...]) -> None:
-    """Let `/openapi.json` hold the request bodies as well, which FastAPI cannot see as the routes read them themselves."""
+def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...], front_of: Callable[[str], Front]) -> None:
+    """Let `/openapi.json` hold the request bodies as well, which FastAPI cannot see as the routes read them themselves, and
+    in which form streams and refusals come at each path: in that of its front, which `front_of` the path gives."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
+            streamed = {shape.__name__ for shape in shapes if "stream" in shape.model_fields}
             document = get_openapi(
                 title=app.title,
                 version=app.version,
@@ -81,8 +109,15 @@ def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...]) -> None:
                 tags=app.openapi_tags,
             )
             # FastAPI promises a 422 of its own wherever a path has a parameter; here every refusal is a front's error.
-            for operation in (each for path in document["paths"].values() for each in path.values()):
-                operation["responses"].pop("422", None)
+            for path, operations in document["paths"].items():
+                front = front_of(path)
+                refusal = _refusal(front.render)
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = refusal
+                    if _names_a_body(operation) in streamed:
+                        kind = "application/x-ndjson" if front.lines else "text/event-stream"
+                        operation["responses"]["200"]["content"][kind] = {"schema": {"type": "string"}}
             components = document.setdefault("components", {}).setdefault("schemas", {})
             for name in ("HTTPValidationError", "ValidationError"):
                 components.pop(name, None)

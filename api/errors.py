@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from api.answer import ClientGone
@@ -184,18 +185,15 @@ def of_error(error: TasksError) -> Problem:
     return INTERNAL
 
 
-def of_http(error: HTTPException, method: str, path: str) -> Problem:
-    """The problem behind a status that the router chose."""
-    allow = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+def of_http(error: HTTPException, method: str, path: str, taken: Collection[str] = ()) -> Problem:
+    """The problem behind a status that the router chose; `taken` are the methods that its routes take at this path."""
     match error.status_code:
         case 404:
             shown = path if len(path) <= 200 else path[:200] + "…"
             return Problem(404, "unknown_url", f"There is nothing at {method} {shown}. {_hint(path)}")
         case 405:
             # HEAD goes wherever GET does; the router knows nothing of it.
-            allow = ", ".join(
-                word for name in (allow or "").split(", ") for word in ((name, "HEAD") if name == "GET" else (name,))
-            )
+            allow = ", ".join(word for name in taken for word in ((name, "HEAD") if name == "GET" else (name,)))
             return Problem(405, "method_not_allowed", f"{method} is not allowed here; allowed: {allow}.", allow=allow)
         case status:
             return Problem(status, None, str(error.detail))
@@ -240,6 +238,17 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(int(minutes), 60)
     words = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
     return f"{words}{rest:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def _taken(request: Request) -> list[str]:
+    """The methods of all routes at this path. The router itself names those of the first one alone."""
+    methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    tried = {method: {**request.scope, "method": method} for method in methods}
+    return [
+        method
+        for method, scope in tried.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 Renderer = Callable[[Problem], bytes]
@@ -290,7 +299,8 @@ def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return respond(of_http(error, request.method, request.url.path), renderer_of(request.scope))
+        taken = _taken(request) if error.status_code == 405 else ()
+        return respond(of_http(error, request.method, request.url.path, taken), renderer_of(request.scope))
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -35,7 +35,7 @@ EXPOSED = (
         "retry-after-ms",
         "x-should-retry",
     ),
-    *("openai-version", "openai-processing-ms", "x-stream-grace"),
+    *("openai-version", "openai-processing-ms", "x-stream-grace", "x-tools-left-out"),
     *("request-id", "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
     *("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),

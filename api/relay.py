@@ -104,10 +104,12 @@ class Relay:
         webhook: str | None = None,
         once: Once | None = None,
         limits: Limits | None = None,
+        for_model: Callable[[ModelStatus, Request], Request] | None = None,
     ) -> Answer:
         """Resolve the model, accept a job, call a worker.
 
-        `rendering` makes of the job's id and the model how the answer will be said, `kept` is what the front will ask for
+        `for_model` makes of the request what that model is to be asked. `rendering` makes of the job's id and the model how the
+        answer will be said, `kept` is what the front will ask for
         later. For `grace` seconds the job goes on while nobody reads it; one that is not `attended` goes on anyway, once its
         client may know of it, or at once where it may ask for it again (`once`). `webhook` is the address that is told of its
         end.
@@ -117,6 +119,8 @@ class Relay:
         """
         status = await self._roster.find(model)
         request = _adapted(status, request)
+        if for_model is not None:
+            request = for_model(status, request)
         self._check(status, request)
         if status.background and lane is Lane.INTERACTIVE:
             lane = Lane.BACKGROUND

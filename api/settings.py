@@ -121,6 +121,12 @@ class ApiSettings(Settings):
         description="Whether Open WebUI's requests for titles, tags and follow-ups go behind chats (docs/open-webui.md).",
         json_schema_extra=LIVE,
     )
+    spare_tools: bool = Field(
+        True,
+        description="Whether the tools that Open WebUI adds to every chat by itself are left out for models that know none, or "
+        "of whose context they would take more than half (docs/open-webui.md).",
+        json_schema_extra=LIVE,
+    )
     clock_last: bool = Field(
         True,
         description="Whether a system message that begins with the clock, as Home Assistant's may, is read with the clock at "

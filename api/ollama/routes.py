@@ -18,6 +18,7 @@ from api.errors import invalid, unsupported
 from api.framing import AnswerStream
 from api.fronts import Asked, Asking
 from api.json_response import json_response
+from api.known_clients import without_own_tools
 from api.needs import drain_of, services_of, settings_of
 from api.ollama.problems import named
 from api.ollama.schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
@@ -132,11 +133,12 @@ def _check_asked(something: bool, field: str, body: GenerationBody | EmbedBody |
 
 def _chat(status: ModelStatus, body: ChatBody, head: Head) -> Asked:
     _check(status, body)
-    if body.tools and "tools" not in capabilities(status):
-        raise unsupported("tools", f'"{body.model}" does not support tools')
     if any(message.images for message in body.messages):
         raise _no_images(body.model)
-    return Asked(body.model, chat.to_request(body), lambda job, status: keep(chat.ChatWriter.kind, head))
+    request = chat.to_request(body)
+    if "tools" not in capabilities(status) and without_own_tools(request, calls_tools=False).tools:
+        raise unsupported("tools", f'"{body.model}" does not support tools')
+    return Asked(body.model, request, lambda job, status: keep(chat.ChatWriter.kind, head))
 
 
 def _generate(status: ModelStatus, body: GenerateBody, head: Head) -> Asked:

@@ -97,6 +97,7 @@ class ScriptedAnswer(Answer):
         self.job = JOB
         self.model = model
         self.waiting = waiting
+        self.tools_left_out = 0
         self.room = Room(limit=64, left=61, empty_in=6.25)
         self.allowance: Allowance | None = None
         self.script = script
@@ -228,7 +229,10 @@ class ScriptedRelay(Relay):
         webhook: str | None = None,
         once: Once | None = None,
         limits: Limits | None = None,
+        for_model: Callable[[ModelStatus, Request], Request] | None = None,
     ) -> Answer:
+        if for_model is not None:
+            request = for_model(TINY, request)
         self.calls.append(
             Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook, once, limits)
         )

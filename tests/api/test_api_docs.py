@@ -41,6 +41,28 @@ def test_the_description_knows_the_bodies(place: Site) -> None:
         assert reference in schemas
 
 
+def test_the_description_knows_refusals(place: Site) -> None:
+    """Of every operation, in the form in which they really come."""
+    paths = place.http.get("/openapi.json").json()["paths"]
+    for path, error in (("/v1/chat/completions", {}), ("/api/chat", ""), ("/v1/messages", {})):
+        described = paths[path]["post"]["responses"]["default"]["content"]["application/json"]
+        found = place.http.post(path, content=b"nothing").json()
+        assert set(described["schema"]["required"]) <= set(found)
+        assert type(found["error"]) is type(described["example"]["error"]) is type(error)
+    assert all("default" in each["responses"] for operations in paths.values() for each in operations.values())
+
+
+def test_the_description_knows_streams(place: Site) -> None:
+    """Of what can be streamed, as each front does it."""
+    paths = place.http.get("/openapi.json").json()["paths"]
+    kinds = {path: set(paths[path]["post"]["responses"]["200"]["content"]) for path in ("/v1/messages", "/api/chat")}
+    assert kinds == {
+        "/v1/messages": {"application/json", "text/event-stream"},
+        "/api/chat": {"application/json", "application/x-ndjson"},
+    }
+    assert set(paths["/v1/embeddings"]["post"]["responses"]["200"]["content"]) == {"application/json"}
+
+
 def test_no_two_bodies_share_a_name() -> None:
     """What one front calls a shape no other may, or the page would show it in the wrong place."""
     named: dict[str, object] = {}

@@ -105,6 +105,7 @@ def test_a_wrong_method_names_the_right_ones(place: Site) -> None:
     assert reply.headers["allow"] == "POST"
     assert reply.json()["error"]["code"] == "method_not_allowed"
     assert place.http.delete("/v1/models").headers["allow"] == "GET, HEAD"
+    assert place.http.put("/v1/files").headers["allow"] == "GET, HEAD, POST"  # of two routes
 
 
 @pytest.mark.parametrize(

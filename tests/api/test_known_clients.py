@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from api.known_clients import clock_last, is_side_request
+from api import known_clients
+from api.known_clients import clock_last, is_side_request, without_own_tools
 from tasks.jobs import Lane
-from tasks.requests import ChatRequest, CompletionRequest, Message
+from tasks.requests import ChatRequest, CompletionRequest, Message, Tool, ToolCall, ToolChoice
 from tests.api.scripted import Site, site
 
 CLOCK = "Current time is 14:23:11. Today's date is 2026-11-27."
@@ -91,3 +92,52 @@ def test_both_can_be_switched_off() -> None:
         first, second = place.relay.calls
         assert first.lane is Lane.INTERACTIVE
         assert second.request == chat(system["content"], role="system")
+
+
+def own_tools(count: int, size: int = 700) -> tuple[Tool, ...]:
+    """So many of Open WebUI's, each described in about as many bytes."""
+    names = ["get_current_timestamp", *sorted(known_clients._OWN_TOOLS - {"get_current_timestamp"})]
+    return tuple(Tool(name, "x" * size) for name in names[:count])
+
+
+def test_tools_that_nobody_asked_for_are_left_out() -> None:
+    """Where the model knows none, or they would take more than half of its context; else they stay."""
+    asked = ChatRequest((Message("user", "Hi"),), tools=own_tools(36), tool_choice=ToolChoice("none"))
+    assert without_own_tools(asked, calls_tools=False, context_length=100_000) == ChatRequest(asked.messages)
+    assert without_own_tools(asked, calls_tools=True, context_length=8192).tools == ()
+    assert without_own_tools(asked, calls_tools=True, context_length=32_768) is asked
+    few = ChatRequest((Message("user", "Hi"),), tools=own_tools(2))
+    assert without_own_tools(few, calls_tools=True, context_length=2048) is few
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": (*own_tools(5), Tool("weather"))},
+        {"tools": (Tool("search_web"), Tool("view_file"))},
+        {"tools": own_tools(5), "tool_choice": ToolChoice("required")},
+        {
+            "tools": own_tools(5),
+            "messages": (Message("assistant", "", tool_calls=(ToolCall("1", "view_file", "{}"),)),),
+        },
+    ],
+    ids=["one is the user's", "none is always there", "a call is wanted", "one was called"],
+)
+def test_other_tools_stay(more: dict[str, Any]) -> None:
+    """A model that knows none refuses them by name then."""
+    request = ChatRequest(**{"messages": (Message("user", "Hi"),), **more})
+    assert without_own_tools(request, calls_tools=False, context_length=512) is request
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_the_answer_says_how_many_were_left_out(place: Site, path: str) -> None:
+    """And the setting hands them on."""
+    tools = [{"type": "function", "function": {"name": tool.name}} for tool in own_tools(7)]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    reply = place.http.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    assert (reply.headers["x-tools-left-out"], place.relay.calls[-1].request.tools) == ("7", ())  # type: ignore[union-attr]
+    assert "x-tools-left-out" not in place.http.post(path, json=body | {"tools": tools[1:]}).headers
+    with site(spare_tools=False, drain=0) as other:
+        other.http.post(path, json=body)
+        assert len(other.relay.calls[-1].request.tools) == 7  # type: ignore[union-attr]
