@@ -117,7 +117,7 @@ def describe(app: FastAPI, shapes: tuple[type[BaseModel], ...], front_of: Callab
                     operation["responses"]["default"] = refusal
                     if _names_a_body(operation) in streamed:
                         kind = "application/x-ndjson" if front.lines else "text/event-stream"
-                        operation["responses"]["200"]["content"][kind] = {"schema": {"type": "string"}}
+                        operation["responses"]["200"]["content"][kind] = {}
             components = document.setdefault("components", {}).setdefault("schemas", {})
             for name in ("HTTPValidationError", "ValidationError"):
                 components.pop(name, None)
