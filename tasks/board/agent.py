@@ -14,8 +14,7 @@ from redis.exceptions import OutOfMemoryError
 
 from npu.catalog import Catalog, find_models
 from npu.engines import describe
-from npu.errors import ModelRefused, OutOfMemory
-from npu.hardware import read_memory
+from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import keys, lifeline, live_settings, logs, roster, worker_lock
 from tasks.board.board_lock import only_agent
@@ -29,6 +28,7 @@ from tasks.board.losses import Losses
 from tasks.board.machine import read_machine
 from tasks.board.pull.shelf import shelf_of
 from tasks.board.pulls import Pulls
+from tasks.board.room import MakingRoom, NoRoomYet, Room
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
@@ -78,10 +78,12 @@ class Agent:
         self._watchdog = Watchdog(self._client, self._board, self._workers)
         self._losses = Losses(self._client, self._board, settings.lease)
         self._demand = Demand(
-            *(self._client, self._board, lambda: self._catalog), self._workers.has, self._workers.leaving, self.load
+            *(self._client, self._board, lambda: self._catalog, self._workers.has, self._workers.leaving),
+            *(self.load, self.load_in_place, board_settings.room_wait),
         )
         self._live = LiveSettings(settings)
         self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
+        self._room = Room(board_settings, self._workers, self._keeping)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -162,7 +164,30 @@ class Agent:
             self._looked.wait_for(lambda: self._looks_done >= mine, timeout=LOOK)
 
     def load(self, model: Model) -> None:
-        """Have a worker of `model`, with its model loaded. Raises `OutOfMemory` with the figures when it does not fit."""
+        """Have a worker of `model`, with its model loaded, beside the others. Raises `OutOfMemory` with the figures when it does
+        not fit."""
+        self._load(model, in_place=False)
+
+    def load_in_place(self, model: Model) -> None:
+        """The same, but others that nobody uses are unloaded where it takes their memory.
+
+        Raises `MakingRoom` while they are, and `NoRoomYet` when there is something to do for them first.
+        """
+        self._load(model, in_place=True)
+
+    def load_after_others(self, model: Model) -> None:
+        """The same, once those models are gone that are being unloaded. Where others are busy it returns at once: jobs wait for
+        room, and a look for them loads the model."""
+        while True:
+            try:
+                return self.load_in_place(model)
+            except MakingRoom:
+                if self._leaving.wait(0.1):
+                    raise
+            except NoRoomYet as wait:
+                return log.info("%s", wait)
+
+    def _load(self, model: Model, *, in_place: bool) -> None:
         if self._drain.on:
             raise ModelRefused(
                 f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume` ends that."
@@ -170,20 +195,18 @@ class Agent:
         needed = describe(model, self._setup).memory_bytes
         with self._fitting:  # two at once would both find the same room
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
-            if not self._workers.has(model.id) and model.id not in self._workers.leaving():
-                self._make_sure_it_fits(model, needed)
+            successor = self._workers.has(model.id) or model.id in self._workers.leaving()
+            if not successor and not self._room.fits(needed):
+                if not in_place:
+                    raise self._room.refusal(model, needed)
+                for other in self._room.in_the_way(model, needed):
+                    log.info("%s is unloaded to make room for %s", other, model.id)
+                    self._to_load.discard(other)
+                    self._keeping.forget(other)
+                    self._workers.stop_behind(other, GRACE, self._unloaded.set)
+                raise MakingRoom(f"Other models are being unloaded to make room for '{model.id}'.")
             self._workers.start(model, needed)
         self._to_load.add(model.id)
-
-    def load_after_others(self, model: Model) -> None:
-        """The same, once those models are gone that are being unloaded, if it takes their memory."""
-        while True:
-            leaving = self._workers.leaving()
-            try:
-                return self.load(model)
-            except OutOfMemory:
-                if not leaving or self._leaving.wait(0.1):
-                    raise
 
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
@@ -218,19 +241,6 @@ class Agent:
         for model in tuple(self._to_load):
             if self._client.publish(keys.control(f"{model}@{self._board}"), "load"):
                 self._to_load.discard(model)
-
-    def _make_sure_it_fits(self, model: Model, needed: int) -> None:
-        memory = read_memory()
-        total, available = memory.total, memory.available
-        reserve = int(total * self._board_settings.memory_reserve)
-        # What loading models will take is not missing from `available` yet, so the larger claim counts.
-        free = min(available - reserve, total - reserve - self._workers.reserved())
-        if needed > free:
-            raise OutOfMemory(
-                f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but of this board's "
-                f"{total >> 20} MiB only {max(0, free) >> 20} MiB are free for it. Unload another model, or set a smaller "
-                "context_length."
-            )
 
     def _take_over(self) -> None:
         """Adopt the workers an earlier agent left behind when it was killed: nobody else would end or restart them."""

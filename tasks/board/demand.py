@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import redis
 
 from npu.catalog import Catalog
-from npu.errors import ModelRefused
+from npu.errors import ModelRefused, OutOfMemory
 from npu.model import Model
 from tasks import keys
+from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.events import encode_events
 from tasks.prompting.failures import failure
 from tasks.roster import read_roster
@@ -39,14 +41,23 @@ class Demand:
         has_worker: Callable[[str], bool],
         leaving: Callable[[], Collection[str]],
         load: Callable[[Model], None],
+        load_in_place: Callable[[Model], None],
+        room_wait: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`leaving` tells the models that are being unloaded on this board."""
+        """`leaving` tells the models that are being unloaded on this board. `load_in_place` may unload others for it, which
+        `load` never does; jobs wait `room_wait` seconds for others that have something to do."""
         self._client = client
         self._board = board
         self._catalog = catalog
         self._has_worker = has_worker
         self._leaving = leaving
         self._load = load
+        self._load_in_place = load_in_place
+        self._room_wait = room_wait
+        self._clock = clock
+        self._waits: dict[str, float] = {}
+        """Since when jobs of a model wait for room, by the clock."""
         self._looks: dict[str, int] = {}
         """How many looks in a row have found jobs of a model that nobody serves, or too few."""
         self._no_room: set[str] = set()
@@ -64,6 +75,7 @@ class Demand:
         }
         self._looks = {model: self._looks.get(model, 0) + 1 for model in wanted}
         self._no_room &= wanted.keys()
+        self._waits = {model: since for model, since in self._waits.items() if model in wanted}
         for model_id, status in wanted.items():
             place = status.boards.index(self._board) + status.served
             if self._looks[model_id] <= place or self._has_worker(model_id):
@@ -86,8 +98,18 @@ class Demand:
 
     def _serve(self, model: Model, *, last: bool) -> None:
         try:
-            self._load(model)
+            self._load_in_place(model)
+            self._waits.pop(model.id, None)
             log.info("jobs wait for %s and nobody serves it: it is loaded", model.id)
+        except MakingRoom:
+            pass  # the next look comes when there is some
+        except NoRoomYet as wait:
+            since = self._waits.setdefault(model.id, self._clock())
+            if last and self._clock() - since > self._room_wait:
+                self._refuse(
+                    model.id,
+                    OutOfMemory(f"{wait} They had something to do for {self._room_wait:.0f} s, or were just loaded."),
+                )
         except OSError as error:
             log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
         except ModelRefused as error:

@@ -69,12 +69,7 @@ class Keeping:
         found = []
         for model in models:
             worker = workers.get(model)
-            busy = (
-                worker is None
-                or worker.state != "loaded"
-                or model in waited_for
-                or bool(self._client.zcard(keys.running(model)))
-            )
+            busy = self._busy(model, worker, waited_for)
             with self._lock:
                 rest = self._rests.get(model)
                 answered = worker.answered if worker is not None else None
@@ -87,6 +82,35 @@ class Keeping:
             for model in self._rests.keys() - set(models):
                 del self._rests[model]
         return found
+
+    def resting(self, models: Collection[str]) -> list[str]:
+        """Those of `models` that have nothing to do, the one that has had nothing for the longest time first.
+
+        Raises what the client raises.
+        """
+        workers, waited_for = self._roster()
+        idle = [model for model in models if not self._busy(model, workers.get(model), waited_for)]
+        with self._lock:
+            rests = dict(self._rests)
+
+        def since(model: str) -> float:
+            rest, worker = rests.get(model), workers[model]
+            return rest.since if rest is not None and rest.answered == worker.answered else self._clock()
+
+        return sorted(idle, key=since)
+
+    def pinned(self) -> set[str]:
+        """Models that a request asked to stay for ever. The default for all of them pins none."""
+        with self._lock:
+            return {model for model, seconds in self._asked.items() if seconds < 0}
+
+    def _busy(self, model: str, worker: Presence | None, waited_for: Collection[str]) -> bool:
+        return (
+            worker is None
+            or worker.state != "loaded"
+            or model in waited_for
+            or bool(self._client.zcard(keys.running(model)))
+        )
 
     def _limit(self, model: str) -> float:
         return self._asked.get(model, self._default())

@@ -22,6 +22,17 @@ class BoardSettings(Settings):
 
     preload: bool = Field(True, description="Load the default model when the board starts, not with the first request.")
     memory_reserve: float = Field(0.1, ge=0, lt=1, description="Part of the board's memory that models may never use.")
+    memory_total: int | None = Field(
+        None, gt=0, description="MiB of memory that this board is taken to have, where that is less than it has."
+    )
+    least_stay: float = Field(
+        10.0, ge=0, description="Seconds a model stays at least before it may be unloaded to make room for another one."
+    )
+    room_wait: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds jobs wait for room while other models have something to do; then they are refused.",
+    )
     restart_limit: float = Field(
         60.0, gt=0, description="Longest pause in seconds before a worker that keeps dying is started again."
     )

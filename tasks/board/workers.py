@@ -46,6 +46,8 @@ class Workers:
     _children: dict[str, WorkerChild] = field(default_factory=dict)
     _leaving: dict[str, WorkerProcess] = field(default_factory=dict)
     """Workers that were told to stop and still live. Their successors start after them."""
+    _held: dict[str, int] = field(default_factory=dict)
+    """Bytes that those are estimated to hold until they are gone."""
     _ended: set[str] = field(default_factory=set)
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,22 +84,47 @@ class Workers:
 
         Waits at most `grace` seconds, then kills.
         """
+        process, known = self._release(model_id)
+        if process is None:
+            return known
+        self._end(model_id, process, grace)
+        return True
+
+    def stop_behind(self, model_id: str, grace: float, then: Callable[[], None]) -> None:
+        """The same without waiting: the model is among the leaving ones at once, and `then` is called when it is gone."""
+
+        def end(process: WorkerProcess) -> None:
+            try:
+                self._end(model_id, process, grace)
+            finally:
+                then()
+
+        process, _ = self._release(model_id)
+        if process is None:
+            then()
+        else:
+            threading.Thread(target=end, args=(process,), daemon=True).start()
+
+    def _release(self, model_id: str) -> tuple[WorkerProcess | None, bool]:
+        """The process that is to be stopped, if there is one, and whether a worker was meant to be there."""
         with self._lock:
             child = self._children.pop(model_id, None)
             process = child.process if child is not None else None
             if child is None and model_id not in self._leaving:
                 process = adopt(self.data_dir, model_id)
-            if process is None:
-                return child is not None
-            self._leaving[model_id] = process
+            if process is not None:
+                self._leaving[model_id] = process
+                self._held[model_id] = child.memory_bytes if child is not None else 0
+            return process, child is not None
+
+    def _end(self, model_id: str, process: WorkerProcess, grace: float) -> None:
         try:
             process.terminate()
             wait_or_kill([process], grace)
         finally:
             with self._lock:
-                del self._leaving[model_id]
+                del self._leaving[model_id], self._held[model_id]
                 self._ended.add(model_id)
-        return True
 
     def stop_all(self, grace: float) -> None:
         """Stop every worker, together, and have none any more."""
@@ -124,9 +151,24 @@ class Workers:
             return {model: child.process.pid for model, child in self._children.items() if child.process is not None}
 
     def reserved(self) -> int:
-        """Bytes of memory that the models of all workers were estimated at."""
+        """Bytes of memory that the models of all workers were estimated at, leaving ones included."""
         with self._lock:
-            return sum(child.memory_bytes for child in self._children.values())
+            return sum(child.memory_bytes for child in self._children.values()) + sum(self._held.values())
+
+    def held_by_leaving(self) -> int:
+        """Bytes of it that will be free once those are gone that were told to stop."""
+        with self._lock:
+            return sum(self._held.values())
+
+    def sizes(self, longer_than: float = 0.0) -> dict[str, int]:
+        """What each model was estimated at whose worker was started more than so many seconds ago, in bytes."""
+        now = time.monotonic()
+        with self._lock:
+            return {
+                model: child.memory_bytes
+                for model, child in self._children.items()
+                if now - child.started >= longer_than
+            }
 
     def has(self, model_id: str) -> bool:
         """Whether there is a worker of this model, or will be again."""

@@ -15,7 +15,7 @@ from npu.errors import OutOfMemory
 from npu.hardware import Memory
 from npu.model import Model
 from tasks import keys
-from tasks.board import agent as module
+from tasks.board import room as module
 from tasks.board import workers
 from tasks.board.agent import Agent
 from tasks.board.process import WorkerProcess, wait_or_kill

@@ -14,6 +14,7 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.model import Model
 from tasks import keys, roster
 from tasks.board.demand import Demand
+from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.card import Card
 from tasks.connection import connect_async
 from tasks.events import FailureCode
@@ -34,6 +35,7 @@ class Rack:
         self.loaded: list[str] = []
         self.trouble: dict[str, Exception] = {}
         self.workers: set[str] = set()
+        self.now = 1000.0
         self.leaving: set[str] = set()
         """Models that are being unloaded."""
         self.boards = {board: self._board(board) for board in boards}
@@ -49,7 +51,10 @@ class Rack:
             self.workers.add(board)
 
         catalog = Catalog((Model(id="echo", engine="echo", folder=Path()),))
-        return Demand(self.client, board, lambda: catalog, lambda _: board in self.workers, lambda: self.leaving, load)
+        return Demand(
+            *(self.client, board, lambda: catalog, lambda _: board in self.workers, lambda: self.leaving),
+            *(load, load, 600.0, lambda: self.now),
+        )
 
     def look(self) -> list[str]:
         """Every board looks once; who has tried to load since the last time."""
@@ -147,3 +152,25 @@ def test_a_paused_queue_has_nothing_loaded(client: redis.Redis, valkey_url: str)
     assert rack.look() == []
     client.hset(keys.GATES, "echo", "draining")
     assert rack.look() == ["a"]
+
+
+def test_jobs_wait_while_others_have_something_to_do(client: redis.Redis, valkey_url: str) -> None:
+    """Not for ever: past the limit they are told the figures. The limit is that of one wait, and begins anew."""
+    rack = Rack(client, valkey_url, "a")
+    job = rack.accept()
+    rack.trouble["a"] = MakingRoom("in a moment")
+    rack.look()
+    rack.now += 601
+    rack.trouble["a"] = NoRoomYet("It needs 4096 MiB.")
+    rack.look()
+    rack.now += 599
+    rack.look()
+    assert rack.view(job).state is JobState.QUEUED
+    rack.now += 2
+    rack.look()
+    ended = rack.view(job)
+    assert ended.state is JobState.FAILED
+    assert rack.look() == []
+    second = rack.accept()
+    rack.look()
+    assert rack.view(second).state is JobState.QUEUED

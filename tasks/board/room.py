@@ -1,0 +1,80 @@
+"""Whether a model fits into the memory of this board, and which others have to go first."""
+
+from __future__ import annotations
+
+from npu.errors import OutOfMemory
+from npu.hardware import Memory, read_memory
+from npu.model import Model
+from tasks.board.keeping import Keeping
+from tasks.board.settings import BoardSettings
+from tasks.board.workers import Workers
+
+
+class NoRoomYet(OutOfMemory):
+    """Raised when a model will fit, once others that have something to do now, or were loaded just now, can be unloaded."""
+
+
+class MakingRoom(NoRoomYet):
+    """Raised when a model will fit in a moment: others are being unloaded for it."""
+
+
+class Room:
+    """The memory that models may have here, by what the kernel says is free and by what each was estimated at."""
+
+    def __init__(self, settings: BoardSettings, workers: Workers, keeping: Keeping) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._keeping = keeping
+
+    def fits(self, needed: int) -> bool:
+        """Whether so many bytes are free for one more model."""
+        return needed <= self._free(self._memory())
+
+    def in_the_way(self, model: Model, needed: int) -> list[str]:
+        """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
+
+        Raises `OutOfMemory` with the figures when it cannot fit, whatever else is unloaded, and `NoRoomYet` when it fits only
+        without models that are busy or were loaded just now. A pinned model never goes. Raises what the client raises.
+        """
+        short = needed - self._free(self._memory())
+        pinned = self._keeping.pinned()
+        loose = {name: size for name, size in self._workers.sizes().items() if name not in pinned}
+        gain = self._workers.held_by_leaving()
+        if short > gain + sum(loose.values()):
+            raise self.refusal(model, needed)
+        settled = self._workers.sizes(longer_than=self._settings.least_stay)
+        found: list[str] = []
+        for name in self._keeping.resting([name for name in loose if name in settled]):
+            if short <= gain:
+                break
+            found.append(name)
+            gain += loose[name]
+        if short > gain:
+            raise NoRoomYet(
+                f"The model '{model.id}' needs about {needed >> 20} MiB with its context, which this board has once "
+                f"others ({', '.join(sorted(loose))}) can be unloaded."
+            )
+        return found
+
+    def refusal(self, model: Model, needed: int) -> OutOfMemory:
+        """What to tell people of a model that does not fit."""
+        memory = self._memory()
+        pinned = sorted(self._keeping.pinned() & self._workers.sizes().keys())
+        kept = f" Asked to stay for ever: {', '.join(pinned)}." if pinned else ""
+        return OutOfMemory(
+            f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but of this board's "
+            f"{memory.total >> 20} MiB only {max(0, self._free(memory)) >> 20} MiB are free for it.{kept} Unload another "
+            "model, or set a smaller context_length."
+        )
+
+    def _memory(self) -> Memory:
+        memory = read_memory()
+        most = self._settings.memory_total
+        if most is None:
+            return memory
+        return Memory(min(memory.total, most << 20), min(memory.available, most << 20))
+
+    def _free(self, memory: Memory) -> int:
+        reserve = int(memory.total * self._settings.memory_reserve)
+        # What loading models will take is not missing from `available` yet, so the larger claim counts.
+        return min(memory.available - reserve, memory.total - reserve - self._workers.reserved())

@@ -1,0 +1,174 @@
+"""Models that nobody uses make room for others; busy and pinned ones stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from npu.catalog import Catalog
+from npu.errors import OutOfMemory
+from npu.hardware import Memory
+from npu.model import Model
+from tasks import keys, roster
+from tasks.board import agent as agents
+from tasks.board import room
+from tasks.board.agent import Agent
+from tasks.board.room import MakingRoom, NoRoomYet
+from tasks.board.settings import BoardSettings
+from tasks.card import Card
+from tasks.roster import Presence
+from tasks.settings import TaskSettings
+from tests.stack import eventually
+
+GIB = 1 << 30
+SIZES = {"tiny": 0.5, "small": 1.0, "middle": 2.0, "large": 3.5, "huge": 5.0}
+"""GiB that each model takes."""
+
+
+class Board:
+    """A board that is taken to have 8 GB and may use six, whose workers do nothing but live. Nobody but a test answers."""
+
+    def __init__(self, client: redis.Redis, url: str, folder: Path, least_stay: float) -> None:
+        self.client = client
+        self.models = {name: Model(id=name, engine="echo", folder=folder) for name in (*SIZES, "giant")}
+        settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one")
+        self.agent = Agent(settings, BoardSettings(memory_total=8192, memory_reserve=0.25, least_stay=least_stay))
+        self.agent._workers.command = lambda _: ["/bin/sleep", "1000"]
+        self.agent._catalog = Catalog(tuple(self.models.values()))
+        self.answered = 0
+        for name in self.models:
+            roster.announce(client, Card(id=name, board="one"))
+        roster.breathe(client, Presence(name="board:one", board="one"))
+
+    def breathe(self, name: str, state: str = "loaded") -> None:
+        """What the worker of a model says of itself."""
+        worker = Presence(name=f"{name}@one", board="one", model=name, state=state, answered=self.answered)
+        roster.breathe(self.client, worker)
+
+    def has(self, *names: str) -> None:
+        """These are loaded, and rest since then, in this order."""
+        for name in names:
+            self.agent.load(self.models[name])
+            self.breathe(name)
+            self.agent._keeping.over(self.agent._workers.living())
+
+    def loaded(self) -> set[str]:
+        """The models that have a worker."""
+        return set(self.agent._workers.living())
+
+    def gone(self) -> None:
+        """Wait until all are gone that were told to."""
+        eventually(lambda: not self.agent._workers.leaving(), what="the end of those that leave")
+
+
+@pytest.fixture
+def least_stay() -> float:
+    return 0.0
+
+
+@pytest.fixture
+def board(
+    client: redis.Redis, valkey_url: str, tmp_path: Path, least_stay: float, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Board]:
+    sizes = SIZES | {"giant": 6.5}
+    monkeypatch.setattr(agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=int(sizes[model.id] * GIB)))
+    monkeypatch.setattr(room, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
+    made = Board(client, valkey_url, tmp_path, least_stay)
+    yield made
+    made.agent._workers.stop_all(0.0)
+
+
+def test_the_longest_unused_goes_first_and_no_more_than_must(board: Board) -> None:
+    """And whoever asked for the other model has it then."""
+    board.has("middle", "small", "tiny")
+    board.agent.load_after_others(board.models["large"])
+    assert board.loaded() == {"small", "tiny", "large"}
+
+
+@pytest.mark.parametrize("why", ["running", "waiting", "busy", "loading"])
+def test_a_busy_model_stays_and_jobs_wait_for_it(board: Board, client: redis.Redis, why: str) -> None:
+    """The other one goes only where that is enough."""
+    board.has("large", "middle")
+    if why == "running":
+        client.zadd(keys.running("large"), {"j": 10**15})
+    elif why == "waiting":
+        client.zadd(keys.waiting("large"), {"j": 1})
+    else:
+        board.breathe("large", why)
+    with pytest.raises(NoRoomYet, match="5120 MiB"):
+        board.agent.load_in_place(board.models["huge"])
+    board.agent.load_after_others(board.models["huge"])  # says that it waits
+    assert board.loaded() == {"large", "middle"}
+    board.agent.load_after_others(board.models["small"])
+    assert board.loaded() == {"large", "small"}
+
+
+def test_a_pinned_model_stays(board: Board) -> None:
+    """It is named in the refusal. One that stays for ever by default is not pinned."""
+    board.has("large", "middle")
+    board.agent._keeping.ask("large", -1.0)
+    with pytest.raises(OutOfMemory, match=r"Asked to stay for ever: large\.") as refused:
+        board.agent.load_in_place(board.models["huge"])
+    assert not isinstance(refused.value, NoRoomYet)
+    assert board.loaded() == {"large", "middle"}
+
+
+def test_what_can_never_fit_unloads_nothing(board: Board) -> None:
+    """It is refused with the figures: of the simulated board, not of the machine."""
+    board.has("large", "middle")
+    with pytest.raises(OutOfMemory, match="6656 MiB with its context, but of this board's 8192 MiB"):
+        board.agent.load_after_others(board.models["giant"])
+    assert board.loaded() == {"large", "middle"}
+
+
+@pytest.mark.parametrize("least_stay", [1000.0])
+def test_what_was_loaded_just_now_stays(board: Board) -> None:
+    """Else two models that are asked for by turns would be loaded for every request."""
+    board.has("large", "middle")
+    with pytest.raises(NoRoomYet):
+        board.agent.load_in_place(board.models["huge"])
+    for child in board.agent._workers._children.values():
+        child.started -= 1001
+    with pytest.raises(MakingRoom):
+        board.agent.load_in_place(board.models["huge"])
+
+
+def test_help_and_preloads_unload_nothing(board: Board) -> None:
+    """Only what nobody serves is worth it."""
+    board.has("large", "middle")
+    with pytest.raises(OutOfMemory):
+        board.agent.load(board.models["huge"])
+    assert board.loaded() == {"large", "middle"}
+
+
+def test_five_models_share_a_small_board(board: Board, client: redis.Redis) -> None:
+    """Random requests: all are answered, the budget holds throughout, and no model is loaded but for a job."""
+    draw, loads, answered, asked = Random(7), 0, 0, 0
+    for _ in range(60):
+        for name in draw.choices(list(SIZES), k=draw.randint(1, 3)):
+            asked += 1
+            client.zadd(keys.waiting(name), {f"j{asked}": asked})
+        while any(client.zcard(keys.waiting(name)) for name in SIZES):
+            before = board.loaded()
+            board.agent._demand.meet()
+            new = board.loaded() - before
+            assert all(client.zcard(keys.waiting(name)) for name in new)
+            loads += len(new)
+            assert sum(SIZES[name] for name in board.loaded() | board.agent._workers.leaving()) <= 6.0
+            assert board.agent._workers.reserved() <= 6 * GIB
+            for name in board.loaded():
+                answered += client.zcard(keys.waiting(name))
+                board.answered += bool(client.zcard(keys.waiting(name)))
+                client.delete(keys.waiting(name))
+                board.breathe(name)
+            for name in set(SIZES) - board.loaded():
+                roster.leave(client, f"{name}@one")
+            board.agent._keeping.over(board.loaded())
+            board.gone()
+    assert answered == asked
+    assert loads <= asked
