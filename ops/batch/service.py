@@ -94,6 +94,18 @@ class Service:
         """The queue of each model."""
         return list(self._ask("GET", "/v1/queue")["data"])
 
+    def model(self, name: str) -> dict[str, Any]:
+        """What it knows of a model."""
+        return self._ask("GET", f"/v1/models/{_part(name)}")
+
+    def load(self, model: str) -> None:
+        """Bring a model into the memory of a board, unless it is in one; then this returns."""
+        self._ask("POST", "/api/generate", json={"model": model, "stream": False})
+
+    def unload(self, model: str) -> None:
+        """Take it out of the memory of all boards."""
+        self._ask("POST", "/api/generate", json={"model": model, "stream": False, "keep_alive": 0})
+
     def size(self, file: str) -> int:
         """The bytes of a file."""
         return int(self._ask("GET", f"/v1/files/{_part(file)}")["bytes"])
@@ -171,7 +183,8 @@ def _part(name: str) -> str:
 
 def _refusal(reply: httpx.Response) -> ServiceError:
     try:
-        message = str(reply.json()["error"]["message"])
+        error = reply.json()["error"]
+        message = error if isinstance(error, str) else str(error["message"])  # Ollama's have no parts
     except (ValueError, KeyError, TypeError):
         message = f"The service answered with the status {reply.status_code}."
     if reply.status_code == 401:

@@ -20,6 +20,7 @@ from ops.cli import (
     join,
     keys,
     models,
+    served_models,
     settings,
     top,
     up,
@@ -81,6 +82,9 @@ app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.add_typer(settings.app, name="settings")
+models.app.command("info")(served_models.info)
+models.app.command("load")(served_models.load)
+models.app.command("unload")(served_models.unload)
 app.add_typer(models.app, name="models")
 app.add_typer(boards.app, name="boards")
 app.add_typer(keys.app, name="keys")

@@ -8,7 +8,9 @@ import typer
 
 from ops.cli import options
 
-app = typer.Typer(help="Look after the models on this machine's disk.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look after the models on this machine's disk, and those of a running service.", no_args_is_help=True
+)
 
 
 @app.command("fetch-demo")
@@ -146,6 +148,37 @@ def list_models(
             print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join(model.names)}".rstrip())
     for sentence in (*catalog.problems, *catalog.clashes):
         print(sentence, file=sys.stderr)
+
+
+@app.command()
+def du(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    models_dir: options.ModelsDir = None,
+    config: options.Config = None,
+) -> None:
+    """Show what each model takes of the disk, the largest first, and what is free there."""
+    options.apply(config, models_dir=models_dir)
+    import json
+    import shutil
+
+    from npu.catalog import find_models
+    from ops.configuration import load
+    from tasks.errors import CommandFailed
+    from tasks.settings import TaskSettings
+
+    folder = load(TaskSettings).models_dir
+    # Those that were made from another have its weights.
+    taken = {model.id: model.size_bytes or 0 for model in find_models(folder).models if not model.base}
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CommandFailed("disk", f"The models folder {folder} cannot be read: {error.strerror}.") from error
+    if as_json:
+        print(json.dumps({"models": taken, "bytes": sum(taken.values()), "free": free}, indent=2))
+        return
+    for name, size in sorted(taken.items(), key=lambda each: -each[1]):
+        print(f"{size / 1e6:10,.0f} MB  {name}")
+    print(f"{sum(taken.values()) / 1e6:10,.0f} MB  in all; {free / 1e6:,.0f} MB are free")
 
 
 @app.command()

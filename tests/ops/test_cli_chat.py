@@ -237,6 +237,18 @@ def test_what_the_service_is_at(stack: Stack) -> None:
     assert terminal.close() == 0
 
 
+def test_a_model_is_looked_at_loaded_and_unloaded(stack: Stack) -> None:
+    """By any of its names; one that is not there is a sentence."""
+    assert json.loads(run(stack, "models", "info", "echo", "--json").stdout)["id"] == "echo"
+    shown = run(stack, "models", "info", "echo").stdout.decode()
+    assert "context_length      8192\n" in shown and "None" not in shown
+    assert run(stack, "models", "load", "echo").stdout == b"'echo' is loaded.\n"
+    eventually(lambda: stack.state("echo") == "loaded", what="loading")
+    assert run(stack, "models", "unload", "echo").stdout == b"'echo' is unloaded.\n"
+    eventually(lambda: stack.state("echo") != "loaded", what="unloading")
+    assert b"nobody" in run(stack, "models", "load", "nobody", code=1).stderr
+
+
 def test_a_job_is_cancelled(stack: Stack) -> None:
     """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
     job = begun(stack, "z" * 900)

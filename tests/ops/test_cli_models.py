@@ -93,3 +93,11 @@ def test_another_chip_is_fetched_for_when_asked(hub: Hub, tmp_path: Path) -> Non
     assert run(hub, tmp_path, "pull", "maker/X-1B", "--soc", "rk3576").returncode == 0
     assert (tmp_path / "x-1b" / "X-1B-w8a8-rk3576.rkllm").is_file()
     assert run(hub, tmp_path, "pull", "maker/X-1B", "--soc", "rk1").returncode == 2
+
+
+def test_the_disk_is_told_to_the_byte(hub: Hub, tmp_path: Path) -> None:
+    """What each takes, and all together."""
+    assert run(hub, tmp_path, "pull", REPO).returncode == 0
+    found = json.loads(run(hub, tmp_path, "du", "--json").stdout)
+    assert found["models"]["tiny-1b"] == found["bytes"] == len(WEIGHTS) and found["free"] > 0
+    assert "in all" in run(hub, tmp_path, "du").stdout
