@@ -122,6 +122,8 @@ def _metrics() -> Iterator[str]:
     yield "With API keys, Prometheus has to show one; a key without any scope but `inference` will do.\n"
     yield "```yaml\nscrape_configs:\n  - job_name: rockchipllama\n    authorization: {credentials: YOUR-KEY}"
     yield '    static_configs: [{targets: ["127.0.0.1:8080"]}]\n```\n'
+    yield "`ops/monitoring/` has this file for Docker, alert rules and a dashboard for Grafana;"
+    yield "`docker compose --profile monitoring up --build --wait` starts both beside the service.\n"
     yield "Jobs are counted in Redis where they end, each once, whichever processes had to do with it."
     yield "So one API process tells of the whole service; where several are scraped, take `max`, not `sum`, of all but"
     yield f"`{PREFIX}{METRICS[0].name}_total`, which each has of its own."
