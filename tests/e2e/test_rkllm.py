@@ -122,9 +122,9 @@ def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[st
 
 def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> None:
     """In the middle of it, drawn as it would have been."""
-    schema = {"type": "array", "items": {"enum": ["sea", "land", 1]}, "minItems": 30, "maxItems": 40}
+    schema = {"type": "array", "items": {"enum": ["sea", "land", 1]}, "minItems": 60, "maxItems": 70}
     asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], "seed": 7, "temperature": 1.1}
-    asked |= {"max_tokens": 400, "guided_json": schema}
+    asked |= {"max_tokens": 600, "guided_json": schema}
     before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
     text = ""
     with httpx.stream(
