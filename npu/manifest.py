@@ -111,6 +111,7 @@ class _Manifest:
             manifest=self._path,
             abilities=self._abilities(engine),
             pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
+            preload=self._preload(),
             notes=tuple(self._table.get("notes", ())),
         )
 
@@ -131,6 +132,7 @@ class _Manifest:
             names=self._names(model_id, name.tags, ""),
             context_length=self._context(base.context_length),
             created=int(self._path.stat().st_mtime),
+            preload=self._preload(),
             sampling_defaults=self._sampling(base.sampling_defaults),
             stop=tuple(self._table.get("stop", base.stop)),
             template=self._template("chat_template") or base.template,
@@ -340,6 +342,9 @@ class _Manifest:
 
     def _format(self, key: str, known: tuple[str, ...]) -> str | None:
         return self._one_of(key, self._table[key], (*known, NONE)) if key in self._table else None
+
+    def _preload(self) -> bool:
+        return self._one_of("load", self._table.get("load", "on-demand"), ("on-demand", "preload")) == "preload"
 
     def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
         if value not in known:

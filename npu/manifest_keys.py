@@ -42,6 +42,10 @@ KEYS: Mapping[str, tuple[type, str]] = {
     ),
     "stop": (list, "strings that end an answer, besides those of a request"),
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
+    "load": (
+        str,
+        "when it is loaded: `on-demand` (when absent) with the first request, `preload` when the board starts",
+    ),
     "notes": (list, "sentences its user should know"),
     "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
     "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),

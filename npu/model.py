@@ -88,6 +88,8 @@ class Model:
     fill_in_middle: tuple[str, ...] | None = None
     """The control tokens before a text with a gap, in the gap, and before what fills it. None leaves it to the vocabulary;
     empty is a model that fills none."""
+    preload: bool = False
+    """It is loaded when the board starts, not with its first request."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
     system: str | None = None

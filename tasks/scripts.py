@@ -436,7 +436,7 @@ if payload then
   return kept[5] and 3 or 1
 end
 local claims = kept[13] or ''
-if #claims < 8000 then
+if kept[14] and kept[15] and kept[16] and #claims < 8000 then  -- an earlier release claimed without them
   claims = claims .. table.concat({kept[14], kept[15], now(), kept[16], string.sub(ARGV[11], 1, 200)}, ' ') .. '\\n'
   redis.call('HSET', KEYS[1], 'claims', claims)
 end

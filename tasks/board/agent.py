@@ -265,7 +265,8 @@ class Agent:
         threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
 
     def _preload(self) -> None:
-        """Load the default model, or else the first that can be loaded."""
+        """Load the models that are to be there from the start, and the default model; where there are none, the first that can
+        be loaded."""
         wanted = self._settings.default_model
         candidates = [model for model in self._catalog.models if model.id in self._announced]
         if wanted:
@@ -278,17 +279,27 @@ class Agent:
                 candidates = [default]
         if not self._board_settings.preload or self._drain.on:
             return
+        named = [model for model in self._catalog.models if model.preload and model.id in self._announced]
+        for model in named:
+            self._try_to_load(model)
+        if named and not wanted:
+            return
         # Most come to chat; and an echo is for trying things out: whoever has another model means that one.
         # One made of another may have a role to play, and comes after that.
         ids = {model.id for model in candidates}
         for model in sorted(
             candidates, key=lambda model: (model.id not in self._chats, model.base in ids, model.engine == "echo")
         ):
-            try:
-                self.load(model)
+            if self._try_to_load(model):
                 return
-            except (ModelRefused, OSError) as error:
-                log.error("%s", error)
+
+    def _try_to_load(self, model: Model) -> bool:
+        try:
+            self.load(model)
+        except (ModelRefused, OSError) as error:
+            log.error("%s", error)
+            return False
+        return True
 
     def _look(self) -> None:
         """Read the models folder, and announce what is there."""

@@ -164,6 +164,7 @@ def test_what_a_model_is_for(folder: Path) -> None:
         ('abilities = ["cooking"]', "line 2.*cooking.*text, embedding, rerank"),
         ("abilities = []", "line 2.*empty"),
         ('pooling = "max"', "line 2.*max.*last, mean"),
+        ('load = "manual"', "line 2.*manual.*on-demand, preload"),
     ],
 )
 def test_what_a_model_cannot_be_for(folder: Path, text: str, words: str) -> None:
@@ -212,3 +213,10 @@ def test_an_engine_that_can_apply_no_adapter_says_so(folder: Path, engine: str) 
     """Instead of answering as if there were none."""
     with pytest.raises(ModelRefused, match=f"the engine {engine} can apply"):
         read(folder, f'engine = "{engine}"\nfile = "weights.gguf"\n[adapters]\npoet = "chat.jinja"')
+
+
+@pytest.mark.parametrize(("line", "preload"), [("", False), ('load = "on-demand"', False), ('load = "preload"', True)])
+def test_a_model_says_when_it_is_loaded(folder: Path, line: str, preload: bool) -> None:
+    """With the first request, unless it says otherwise."""
+    (folder / "weights.rkllm").touch()
+    assert read(folder, f'file = "weights.rkllm"\n{line}').preload is preload

@@ -291,6 +291,18 @@ def test_what_can_chat_is_loaded_first(board: Board) -> None:
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
+@pytest.mark.parametrize(("default", "loaded"), [("", {"b", "d"}), ("c", {"b", "c", "d"})])
+def test_models_are_loaded_that_are_to_be_there(board: Board, default: str, loaded: set[str]) -> None:
+    """All that say so, and the default model besides; nobody's first model then."""
+    board.agent._settings = board.agent._settings.model_copy(update={"default_model": default or None})
+    board.agent._catalog = Catalog(
+        tuple(Model(id=name, engine="echo", folder=board.models, preload=name in "bd") for name in "abcd")
+    )
+    board.agent._announced = board.agent._chats = set("abcd")
+    board.agent._preload()
+    assert {name for name in "abcd" if board.agent._workers.has(name)} == loaded
+
+
 def test_what_is_made_of_another_is_loaded_after_it(board: Board) -> None:
     """Though it comes before it by its name."""
     made = Model(id="a", engine="echo", folder=board.models, base="b")
