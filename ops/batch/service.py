@@ -31,10 +31,11 @@ class ServiceAway(ServiceError):
 class Service:
     """A running service. Its methods raise `ServiceError` and `ServiceAway`."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, patience: float | None = None) -> None:
+        """`patience` is how many seconds it may take to answer; None leaves it as long as such services need."""
         self._url = url.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=PATIENCE)
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=patience or PATIENCE)
 
     def upload(self, name: str, data: BinaryIO) -> str:
         """Keep the rest of `data` there as the input of a batch; the id of the file."""
@@ -97,6 +98,10 @@ class Service:
     def model(self, name: str) -> dict[str, Any]:
         """What it knows of a model."""
         return self._ask("GET", f"/v1/models/{_part(name)}")
+
+    def models(self) -> list[dict[str, Any]]:
+        """All that it knows."""
+        return list(self._ask("GET", "/v1/models")["data"])
 
     def load(self, model: str) -> None:
         """Bring a model into the memory of a board, unless it is in one; then this returns."""

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli import options
+from ops.cli import completion, options
 from ops.cli.service_address import service_of
 
-Model = Annotated[str, typer.Argument(help="The model's name.")]
+Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
 System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
 Temperature = Annotated[float | None, typer.Option(min=0, help="How much chance there is.", show_default=False)]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="The most tokens of an answer.", show_default=False)]

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli import options
+from ops.cli import completion, options
 from ops.cli.service_address import service_of
 
 app = typer.Typer(help="The requests of a running service.")
 
-Job = Annotated[str, typer.Argument(help="The job's id.")]
+Job = Annotated[str, typer.Argument(help="The job's id.", autocompletion=completion.jobs)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 

@@ -31,7 +31,6 @@ app = typer.Typer(
     name="rockchipllama",
     help="Serve language models on Rockchip NPU boards, behind the OpenAI API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -94,7 +93,7 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Run one command. Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly."""
+    """Run one command. Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly, 130 Ctrl-C."""
     try:
         app()
     except KeyboardInterrupt:

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli import options
+from ops.cli import completion, options
 from ops.cli.service_address import service_of
 
-Model = Annotated[str, typer.Argument(help="The model's name.")]
+Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ops.batch.service import Service
 
 
-def service_of(config: Path | None, url: str | None) -> Service:
-    """The one at `url`, else the one that the settings name, else this machine's."""
+def service_of(config: Path | None, url: str | None, patience: float | None = None) -> Service:
+    """The one at `url`, else the one that the settings name, else this machine's. `patience` is as `Service` has it."""
     options.apply(config, service_url=url)
     from api.settings import ApiSettings
     from ops.batch.service import Service
@@ -25,4 +25,5 @@ def service_of(config: Path | None, url: str | None) -> Service:
         local = load(ApiSettings)
         host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
         where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
-    return Service(where, settings.service_key.get_secret_value() if settings.service_key is not None else None)
+    key = settings.service_key.get_secret_value() if settings.service_key is not None else None
+    return Service(where, key, patience)

@@ -249,6 +249,29 @@ def test_a_model_is_looked_at_loaded_and_unloaded(stack: Stack) -> None:
     assert b"nobody" in run(stack, "models", "load", "nobody", code=1).stderr
 
 
+def complete(line: str) -> list[str]:
+    """What bash is offered behind this line."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("rockchipllama"))],
+        env=environment.for_child(
+            {"_ROCKCHIPLLAMA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_names_are_completed(stack: Stack) -> None:
+    """With those of the service that the line names; one that is not there spoils no prompt."""
+    assert complete("rockchipllama models inf") == ["info"]
+    assert complete(f"rockchipllama run --url {stack.url} sl") == ["slow"]
+    assert complete("rockchipllama run --url http://127.0.0.1:1 sl") == []
+
+
 def test_a_job_is_cancelled(stack: Stack) -> None:
     """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
     job = begun(stack, "z" * 900)
