@@ -135,12 +135,13 @@ class Serving:
         claim = self._claim(call)
         if claim is None:
             return None
-        outcomes = [self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)]
-        for thread in self._beside:
-            thread.join()
-        outcomes += [thread.outcome for thread in self._beside]
-        self._beside.clear()
-        return "; ".join(outcomes)
+        self._beside = []
+        try:
+            outcome = self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)
+        finally:
+            for thread in self._beside:  # whatever became of this one: the engine is theirs until they have ended
+                thread.join()
+        return "; ".join([outcome, *(thread.outcome for thread in self._beside)])
 
     def _serve_claim(self, run: JobRun, call: str) -> str:
         claim = run.claim
@@ -296,9 +297,10 @@ class Serving:
         others = [JobRun(claim, self._settings, self._record_limit) for claim in claims]
         for other in others:
             other.seat = table.seat(partial(getattr, other, "cancelled"))
-        self._beside = [Beside(self._serve_claim, other, call) for other in others]
-        for thread in self._beside:
+        for other in others:
+            thread = Beside(self._serve_claim, other, call)
             thread.start()
+            self._beside.append(thread)
 
     def _claim_beside(self, claim: Claim, most: int, call: str) -> list[Claim]:
         found: list[Claim] = []

@@ -6,6 +6,7 @@ Nothing of a job is shared but the run: its record, its parsing, its end and its
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from npu.errors import NpuError
 
 if TYPE_CHECKING:
     from tasks.worker.job_run import JobRun
+
+
+log = logging.getLogger("rockchipllama.jobs")
 
 
 class Beside(threading.Thread):
@@ -28,8 +32,14 @@ class Beside(threading.Thread):
         self._call = call
 
     def run(self) -> None:
-        """Serve it."""
-        self.outcome = self._serve(self._job_run, self._call)
+        """Serve it. A defect ends it alone: its lease lapses, and those that wait for it at the table go on."""
+        try:
+            self.outcome = self._serve(self._job_run, self._call)
+        except Exception:
+            log.exception("a job that shared a run broke off", extra={"job": self._job_run.claim.job})
+        finally:
+            if self._job_run.seat is not None:
+                self._job_run.seat.close()
 
 
 class Seat:

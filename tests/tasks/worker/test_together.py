@@ -20,6 +20,10 @@ from tasks.events import FailureCode
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, SamplingOptions, Tool, kin_of
 from tasks.store import JobStore
+from tasks.stream import EventWriter
+from tasks.worker import serving
+from tasks.worker.job_run import JobRun
+from tasks.worker.serving import Serving
 from tests.fakes.engines import ScriptedEngine, ScriptedGeneration
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.test_serving import Make, Place, make
@@ -293,3 +297,44 @@ def test_who_is_of_a_kin() -> None:
         EmbedRequest(("a",)),
     )
     assert [kin_of(request) for request in alone] == [None] * len(alone)
+
+
+def test_a_defect_beside_holds_nobody_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that wait for it at the table, nor the next job; its lease lapses then."""
+    jobs = [stage.accept(f"item {number}") for number in range(3)]
+    real = serving.EventWriter
+
+    def writer(client: redis.Redis, job: str, *more: Any, **fields: Any) -> EventWriter:
+        if job == jobs[1]:
+            raise ZeroDivisionError("a defect")
+        return real(client, job, *more, **fields)
+
+    monkeypatch.setattr(serving, "EventWriter", writer)
+    stage.engine.let()
+    stage.place.call().join(LIMIT)
+    assert stage.finished(jobs[0], jobs[2]) == ["item 0", "item 2"]
+    assert stage.engine.runs == [["item 0", "item 2"]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_of_the_first_leaves_the_engine_to_the_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next job begins when they have ended."""
+    jobs = [stage.accept(f"item {number}") for number in range(2)]
+    real = Serving._answer
+
+    def answer(self: Serving, run: JobRun, call: str) -> Any:
+        found = real(self, run, call)
+        if run.claim.job == jobs[0]:
+            raise ZeroDivisionError("a defect")
+        return found
+
+    monkeypatch.setattr(Serving, "_answer", answer)
+    stage.engine.let(3)
+    thread = stage.place.call()
+    stage.until_said(*jobs)
+    stage.place.cancel(jobs[0])
+    eventually(lambda: len(stage.place.serving._runs) == 1, what="the end of the first")
+    assert thread.is_alive()
+    stage.engine.let()
+    thread.join(LIMIT)
+    assert stage.finished(jobs[1]) == ["item 1"]
