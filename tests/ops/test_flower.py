@@ -1,0 +1,93 @@
+"""Flower, as people see it: a real one, watching calls that are announced to it as workers do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.broker import celery_app
+from tasks.queue import SERVE
+from tasks.settings import ROOT
+from tests.stack import eventually, free_port
+
+JOB = "abcdefghijklmnopqrstuv"
+PASSWORD = ("ada", "a long random word")
+
+
+@dataclass
+class Watching:
+    """A Flower that runs in a folder of its own."""
+
+    http: httpx.Client
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def flower(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watching]:
+    folder = tmp_path_factory.mktemp("flower")
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ROCKCHIPLLAMA_REDIS_URL": valkey_url,
+        "FLOWER_BASIC_AUTH": ":".join(PASSWORD),
+    }
+    command = [sys.executable, "-m", "celery", "-A", "ops.flower", "flower", "--address=127.0.0.1", f"--port={port}"]
+    with (
+        subprocess.Popen(command, cwd=folder, env=environment) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+    ):
+        try:
+            eventually(lambda: answers(http), what="Flower answers")
+            yield Watching(http, folder)
+        finally:
+            process.terminate()
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/healthcheck").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_it_asks_for_the_password(flower: Watching) -> None:
+    """Whoever has none sees whether it runs, and nothing else."""
+    assert [flower.http.get(path).status_code for path in ("/workers", "/tasks", "/healthcheck")] == [401, 401, 200]
+    assert flower.http.get("/workers", auth=PASSWORD).status_code == 200
+
+
+def test_calls_are_named_by_model_lane_and_job(flower: Watching, valkey_url: str) -> None:
+    """Instead of a function's name and three words in brackets."""
+    arguments = repr(("qwen3", "batch", JOB))
+    query = {"draw": 1, "start": 0, "length": 10, "search[value]": "", "order[0][column]": 0, "order[0][dir]": "asc"}
+
+    def shown() -> list[dict[str, str]]:
+        with celery_app(valkey_url) as app, app.events.default_dispatcher(hostname="qwen3@b1") as events:
+            events.send("task-received", uuid="u1", name=SERVE, args=arguments, kwargs="{}")
+        reply = flower.http.get("/tasks/datatable", params={**query, "columns[0][data]": "name"}, auth=PASSWORD)
+        assert reply.status_code == 200, reply.text
+        found: list[dict[str, str]] = reply.json()["data"]
+        return found
+
+    eventually(shown, what="the call is shown")
+    [task] = shown()
+    assert (task["name"], task["args"], task["worker"]) == ("qwen3, batch", JOB, "qwen3@b1")
+
+
+def test_it_only_looks(flower: Watching) -> None:
+    """What it ended, boards would start again, and no client would be told."""
+    ended = flower.http.post("/api/worker/shutdown/qwen3@b1", auth=PASSWORD)
+    assert ended.status_code == 403
+
+
+def test_it_keeps_nothing_on_the_disk(flower: Watching) -> None:
+    """SD cards wear."""
+    assert list(flower.folder.iterdir()) == []
