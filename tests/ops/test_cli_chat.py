@@ -237,6 +237,7 @@ def test_what_the_service_is_at(stack: Stack) -> None:
     assert terminal.close() == 0
 
 
+@pytest.mark.full
 def test_a_model_is_looked_at_loaded_and_unloaded(stack: Stack) -> None:
     """By any of its names; one that is not there is a sentence."""
     assert json.loads(run(stack, "models", "info", "echo", "--json").stdout)["id"] == "echo"
@@ -265,6 +266,7 @@ def complete(line: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.full
 def test_names_are_completed(stack: Stack) -> None:
     """With those of the service that the line names; one that is not there spoils no prompt."""
     assert complete("rockchipllama models inf") == ["info"]
