@@ -109,13 +109,17 @@ LOAD = Metric(
     ("board", "core"),
     "How much of the last second a core of the NPU was busy.",
 )
+CLOCK = Metric(
+    "board_npu_clock_hertz", GaugeMetricFamily, ("board",), "The clock of the NPU: low while nothing runs, and by heat."
+)
+HIGHEST = Metric("board_npu_highest_clock_hertz", GaugeMetricFamily, ("board",), "The fastest it can be set to.")
 HEAT = Metric("board_temperature_celsius", GaugeMetricFamily, ("board",), "Of the hottest sensor.")
 MEMORY = Metric("board_memory_bytes", GaugeMetricFamily, ("board",), "All there is.")
 AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",), "What programs can still have.")
 
 METRICS: tuple[Metric, ...] = (
     *(REQUESTS, ENDED, *TOTALS.values(), *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
-    *(WORKER, PREFILL, DECODE, BOARD, LOAD, HEAT, MEMORY, AVAILABLE),
+    *(WORKER, PREFILL, DECODE, BOARD, LOAD, CLOCK, HIGHEST, HEAT, MEMORY, AVAILABLE),
 )
 """All there are."""
 
@@ -216,6 +220,8 @@ class _Service(Collector):
                 for core, percent in enumerate(its.npu_load or ())
             ],
         )
+        yield CLOCK, [(labels, its.npu_hertz) for labels, its in machines if its.npu_hertz is not None]
+        yield HIGHEST, [(labels, its.npu_highest) for labels, its in machines if its.npu_highest is not None]
         yield HEAT, [(labels, its.temperature) for labels, its in machines if its.temperature is not None]
         yield MEMORY, [(labels, its.memory) for labels, its in machines]
         yield AVAILABLE, [(labels, its.memory_available) for labels, its in machines]

@@ -57,6 +57,7 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "machine": machine and machine.name,
         "driver": machine and machine.driver,
         "npu_load": machine and machine.npu_load,
+        "npu_clock": machine and {"hertz": machine.npu_hertz, "highest": machine.npu_highest},
         "temperature": machine and machine.temperature,
         "memory": machine and {"total": machine.memory, "available": machine.memory_available},
         "models": [_model(card, workers.get(card.id)) for card in cards],

@@ -41,6 +41,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The version of the NPU's."""
     npu_load: tuple[int, ...] | None = None
     """Percent of the last second that each core of the NPU was busy."""
+    npu_hertz: int | None = None
+    npu_highest: int | None = None
+    """The clock of the NPU, in hertz: now, and the fastest it can be set to."""
     temperature: float | None = None
     """Degrees Celsius of the hottest sensor."""
     memory: int = 0

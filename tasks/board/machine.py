@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from npu.hardware import read_board
+from npu.hardware.kernel import ROOT
 from tasks.roster import Machine
 
 
-def read_machine() -> Machine:
-    """The machine now. It costs under a millisecond, and wakes no NPU."""
-    board = read_board()
+def read_machine(root: Path = ROOT) -> Machine:
+    """The machine now. It costs under a millisecond, and wakes no NPU. `root` is another tree, for tests."""
+    board = read_board(root)
+    npu = next((clock for clock in board.clocks if clock.of == "npu"), None)
     return Machine(
         soc=board.soc.name if board.soc is not None else None,
         name=board.model or None,
         driver=board.npu.driver.version,
         npu_load=board.npu.load,
+        npu_hertz=npu.hertz if npu is not None else None,
+        npu_highest=npu.available[-1] if npu is not None and npu.available else None,
         temperature=max(board.temperatures.values(), default=None),
         memory=board.memory.total,
         memory_available=board.memory.available,

@@ -69,7 +69,14 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
     """What a board's kernel does not tell is absent, rather than 0."""
     place.world.queues.jobs = [Held("a" * 22, JobState.QUEUED, "key:1", Lane.BATCH)]
     place.world.roster.known = [msgspec.structs.replace(TINY, boards=("b1",))]
-    machine = Machine(npu_load=(50, 0, 7), temperature=61.5, memory=8_000, memory_available=3_000)
+    machine = Machine(
+        npu_load=(50, 0, 7),
+        temperature=61.5,
+        npu_hertz=300_000_000,
+        npu_highest=1_000_000_000,
+        memory=8_000,
+        memory_available=3_000,
+    )
     place.world.roster.alive = [
         Presence(name="tiny@b1", board="b1", model="tiny", state="busy", decode_tps=9.5),
         Presence(name="board:b1", board="b1", version="0.1.0", machine=machine),
@@ -85,6 +92,9 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
     assert value(shown, "board_npu_load_ratio", board="b1", core="2") == 0.07
     assert value(shown, "board_temperature_celsius", board="b1") == 61.5
     assert value(shown, "board_temperature_celsius", board="b2") is None
+    assert value(shown, "board_npu_clock_hertz", board="b1") == 300_000_000
+    assert value(shown, "board_npu_highest_clock_hertz", board="b1") == 1_000_000_000
+    assert value(shown, "board_npu_clock_hertz", board="b2") is None
     assert [value(shown, "board_serving", board=board, version="0.1.0") for board in ("b1", "b2")] == [1, 0]
 
 

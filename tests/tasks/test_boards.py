@@ -11,7 +11,14 @@ from tasks.card import Card, SelfTest
 from tasks.roster import Machine, Presence, announce, breathe, leave
 
 RK3588 = Machine(
-    soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
+    soc="rk3588",
+    driver="0.9.8",
+    npu_load=(87, 0, 5),
+    npu_hertz=600_000_000,
+    npu_highest=1_000_000_000,
+    temperature=61.2,
+    memory=8 << 30,
+    memory_available=3 << 30,
 )
 
 
@@ -31,6 +38,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     breathe(client, Presence(name="small@two", board="two", model="small", state="busy", decode_tps=31.4))
     one, two = shown(client)
     assert (one["id"], one["soc"], one["driver"], one["npu_load"]) == ("one", "rk3588", "0.9.8", (87, 0, 5))
+    assert one["npu_clock"] == {"hertz": 600_000_000, "highest": 1_000_000_000}
     assert one["memory"] == {"total": 8 << 30, "available": 3 << 30} and one["temperature"] == 61.2
     assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
     assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
