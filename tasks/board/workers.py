@@ -20,6 +20,9 @@ log = logging.getLogger("rockchipllama.board")
 STEADY = 60.0
 """Seconds a worker must live for its next death to count as its first."""
 
+FIRST_TO_GO = 500
+"""`oom_score_adj` of workers: when memory runs out, the kernel ends one of them, whose job goes on, and not the queue."""
+
 
 @dataclass
 class WorkerChild:
@@ -229,6 +232,10 @@ class Workers:
         except OSError as error:
             self._bury(child, f"it could not be started: {error}")
             return
+        try:
+            Path(f"/proc/{child.process.pid}/oom_score_adj").write_text(str(FIRST_TO_GO))
+        except OSError as error:
+            log.debug("the kernel may kill the queue before the worker of %s: %s", child.model.id, error)
         log.info("started a worker of %s pid=%d", child.model.id, child.process.pid)
 
 

@@ -134,6 +134,13 @@ def test_it_leads_a_session_of_its_own(board: Board) -> None:
     assert os.getsid(board.pid()) == board.pid() != os.getsid(0)
 
 
+def test_it_goes_before_the_queue_when_memory_runs_out(board: Board) -> None:
+    """The kernel ends the process with the highest number first; more than one's own needs no rights."""
+    board.start()
+    (pid,) = board.workers.living().values()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "500"
+
+
 def test_it_inherits_what_it_must(tmp_path: Path) -> None:
     """The lifeline's descriptor, and no other."""
     reader, writer = os.pipe()
