@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Final, Protocol
@@ -43,7 +44,11 @@ class Blobs:
         self._models_dir = models_dir
 
     def has(self, digest: str) -> bool:
-        return blob_path(self._models_dir, digest).is_file()
+        place = blob_path(self._models_dir, digest)
+        with suppress(FileNotFoundError):
+            os.utime(place)  # whoever hears that it is here does not send it: it stays until they have made their model
+            return place.is_file()
+        return False
 
     async def take(self, digest: str, chunks: AsyncIterable[bytes], announced: int) -> None:
         place = blob_path(self._models_dir, digest)
@@ -78,9 +83,10 @@ class Blobs:
 def _open(draft: Path) -> int:
     draft.parent.mkdir(parents=True, exist_ok=True)
     for left in draft.parent.iterdir():
-        if time.time() - left.stat().st_mtime > KEPT:
-            log.warning("a file that no model was made of is dropped: %s", left.name)
-            left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another upload has just put it in its place
+            if time.time() - left.stat().st_mtime > KEPT:
+                log.warning("a file that no model was made of is dropped: %s", left.name)
+                left.unlink()
     return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
 

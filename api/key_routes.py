@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter
 from msgspec.structs import asdict
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,6 +25,9 @@ router = APIRouter(prefix="/v1/keys", tags=["Keys"])
 class LimitsBody(BaseModel):
     """The most that a key may ask for; null is no limit."""
 
+    # A limit that is misspelt, or left out by mistake, would be none.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     requests: int | None = Field(None, ge=1, le=10**9, description="In a minute.")
     tokens: int | None = Field(None, ge=1, le=10**9, description="In a minute, of prompts and answers.")
     jobs: int | None = Field(None, ge=1, le=10**9, description="At once, waiting or running.")
@@ -37,6 +40,8 @@ class LimitsBody(BaseModel):
 
 class KeyBody(BaseModel):
     """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="Whose key it is, such as open-webui.")
     scopes: list[Scope] = Field([Scope.INFERENCE, Scope.BATCH], description="What it allows.")
@@ -67,7 +72,7 @@ async def create_key(http: Request) -> Response:
     return _json({**_shown(key), "key": plain})
 
 
-@router.patch("/{name}", summary="Limit an API key", openapi_extra=takes(LimitsBody))
+@router.patch("/{name:path}", summary="Limit an API key", openapi_extra=takes(LimitsBody))
 async def limit_key(http: Request, name: str) -> Response:
     """By its name or id: it may ask for so much from now on; what is left out is not limited. Needs the scope `admin`."""
     require(http, Scope.ADMIN)
@@ -78,7 +83,7 @@ async def limit_key(http: Request, name: str) -> Response:
         raise _missing(error) from error
 
 
-@router.delete("/{name}", summary="Revoke an API key")
+@router.delete("/{name:path}", summary="Revoke an API key")
 async def revoke_key(http: Request, name: str) -> Response:
     """By its name or id: it opens nothing any more, within two seconds; jobs that it began run on. Needs the scope `admin`."""
     require(http, Scope.ADMIN)

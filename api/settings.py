@@ -57,7 +57,7 @@ class ApiSettings(Settings):
     )
     keep_alive_comment: float = Field(
         10.0,
-        gt=0,
+        ge=0.01,
         description="Seconds between the comment lines that keep a silent stream's connection open.",
         json_schema_extra=LIVE,
     )
@@ -76,7 +76,8 @@ class ApiSettings(Settings):
     )
     response_ttl: float = Field(
         86_400.0,
-        gt=0,
+        ge=0.01,
+        le=1e8,
         description="Seconds a stored response (`/v1/responses`) is kept after its end.",
         json_schema_extra=LIVE,
     )

@@ -21,6 +21,7 @@ from tasks import keys
 from tasks.connection import UNREACHABLE, connect, text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
+from tasks.scripts import Script
 
 log = logging.getLogger("rockchipllama.keys")
 
@@ -62,6 +63,13 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(ApiKey)
+
+_REPLACE = Script("""
+-- KEYS api_keys   ARGV digest key -> 1 replaced, 0 there is none of that digest any more: who was revoked stays so
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+""")
 
 
 def digest_of(key: bytes) -> str:
@@ -117,7 +125,8 @@ def limit(client: redis.Redis, name: str, limits: Limits | None) -> ApiKey:
     none."""
     digest, key = _find(_all(client), name)
     key = msgspec.structs.replace(key, limits=limits)
-    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+    if not _REPLACE.run(client, [keys.API_KEYS], digest, msgspec.json.encode(key)):
+        raise KeyRefused(f"The API key '{name}' has just been revoked.")
     return key
 
 
@@ -168,7 +177,11 @@ class ApiKeys:
         """Let a key ask for so much from now on; by its id or its name. Raises likewise."""
         digest, key = _find(await self._look(), name)
         key = msgspec.structs.replace(key, limits=limits)
-        await self._keep(digest, key)
+        with unavailable_as_refusal():
+            replaced = await _REPLACE.arun(self._client, [keys.API_KEYS], digest, msgspec.json.encode(key))
+        await self._look()
+        if not replaced:
+            raise KeyRefused(f"The API key '{name}' has just been revoked.")
         return key
 
     async def revoke(self, name: str) -> ApiKey:

@@ -70,7 +70,8 @@ def _reader(owner: type[Settings], name: str) -> TypeAdapter[Any]:
 
 def _checked(owner: type[Settings], name: str, value: Any) -> Any:
     try:
-        return _reader(owner, name).validate_python(value)
+        # Strictly, and as JSON: true is no number, and "128" none either.
+        return _reader(owner, name).validate_json(msgspec.json.encode(value), strict=True)
     except ValidationError as error:
         why = error.errors()[0]["msg"].rstrip(".")
         meaning = owner.model_fields[name].description

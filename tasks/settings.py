@@ -134,6 +134,7 @@ class TaskSettings(Settings):
     deadline: float = Field(
         3600.0,
         gt=0,
+        le=1e8,
         description="Seconds after which an unfinished job is given up, waiting or running.",
         json_schema_extra=LIVE,
     )
@@ -144,7 +145,8 @@ class TaskSettings(Settings):
     )
     job_ttl: float = Field(
         3600.0,
-        gt=0,
+        ge=0.01,
+        le=1e8,
         description="Seconds a job's record and events are kept after its end.",
         json_schema_extra=LIVE,
     )

@@ -102,6 +102,7 @@ async function send() {
   const text = at("text").value.trim();
   if (!text || running) return;
   at("text").value = "";
+  const mine = messages; // "New chat" begins another
   messages.push({ role: "user", content: text });
   keep();
   show(messages.at(-1));
@@ -122,9 +123,11 @@ async function send() {
   running = null;
   turn.classList.remove("busy");
   draw(turn, answer);
-  if (answer.content) messages.push(answer);
-  else if (answer.error) messages.pop(), (at("text").value ||= text); // so that it can be sent again
-  keep();
+  if (mine === messages) {
+    if (answer.content) messages.push(answer);
+    else if (answer.error) messages.pop(), (at("text").value ||= text); // so that it can be sent again
+    keep();
+  }
   at("said").textContent = answer.error ?? answer.facts;
   at("send").hidden = false;
   at("stop").hidden = true;

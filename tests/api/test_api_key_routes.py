@@ -22,6 +22,8 @@ def test_a_key_is_made_listed_limited_and_revoked(place: Site) -> None:
     assert place.world.api_keys.by_digest[digest_of(plain.encode())].limits == Limits(jobs=2)
     place.http.patch(f"/v1/keys/{made['id']}", json={}, headers=admin)
     assert place.world.api_keys.by_digest[digest_of(plain.encode())].limits is None
+    place.world.api_keys.make("a/slash", Scope.INFERENCE)
+    assert place.http.delete("/v1/keys/a/slash", headers=admin).json()["name"] == "a/slash"
     gone = place.http.delete("/v1/keys/tablet", headers=admin)
     assert (gone.status_code, gone.json()["deleted"]) == (200, True)
     assert digest_of(plain.encode()) not in place.world.api_keys.by_digest
@@ -44,6 +46,9 @@ def test_only_administrators_touch_keys(place: Site) -> None:
         ("POST", "", {"name": "x", "scopes": ["everything"]}, 400, "scopes.0"),
         ("POST", "", {}, 400, "name"),
         ("POST", "", {"name": "x", "limits": {"requests": 0}}, 400, "limits.requests"),
+        ("POST", "", {"name": "x", "scope": ["admin"]}, 400, "scope"),
+        ("PATCH", "/nobody", {"request": 5}, 400, "request"),
+        ("PATCH", "/nobody", {"requests": True}, 400, "requests"),
         ("PATCH", "/nobody", {"jobs": 1}, 404, "name"),
         ("DELETE", "/nobody", {}, 404, "name"),
     ],

@@ -79,6 +79,11 @@ def test_a_conversation(page: Page) -> None:
     assert "and again" in answer(page)
     page.click("#new-chat")
     expect(page.locator(".turn")).to_have_count(0)
+    say(page, "word " * 400)
+    expect(page.locator(".turn.assistant.busy div")).to_contain_text("word word", timeout=LIMIT)
+    page.click("#new-chat")
+    expect(page.locator("#send")).to_be_visible(timeout=LIMIT)
+    assert page.evaluate("sessionStorage.getItem('rockchipllama.talk')") == "[]"
 
 
 def test_what_a_model_says_is_never_markup(page: Page) -> None:

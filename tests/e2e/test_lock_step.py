@@ -16,8 +16,8 @@ from npu.simulator import Profile, SimulatedModel
 from tests.oracle import Oracle
 from tests.stack import LIMIT, Stack, eventually
 
-ITEMS = 24
-MODEL = SimulatedModel(profile=Profile(prefill_tps=2000, decode_tps=60))
+ITEMS = 16
+MODEL = SimulatedModel(profile=Profile(prefill_tps=2000, decode_tps=100))
 
 
 @pytest.fixture(scope="module")

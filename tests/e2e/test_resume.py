@@ -463,7 +463,9 @@ SCHEMA: Any = {
 WORDS = json.dumps({"words": ["sea", "land", "land"] * 20})
 
 
-@pytest.mark.parametrize("front", ["responses", "anthropic", "ollama"])
+@pytest.mark.parametrize(
+    "front", ["anthropic", *(pytest.param(front, marks=pytest.mark.full) for front in ("responses", "ollama"))]
+)
 def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, front: str) -> None:
     """In the middle of it, on each front besides the chats of `test_rkllm.py`: it fits, and nothing comes twice."""
     said = ""

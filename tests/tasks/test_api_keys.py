@@ -7,7 +7,7 @@ import redis
 import redis.asyncio
 
 from tasks import api_keys, keys
-from tasks.api_keys import ApiKeys, KeyRefused, Scope, digest_of
+from tasks.api_keys import ApiKey, ApiKeys, KeyRefused, Scope, digest_of
 from tasks.connection import connect_async
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
@@ -124,3 +124,24 @@ async def test_keys_are_made_limited_and_revoked_by_the_api(aclient: redis.async
     assert await book.known() == {} == client.hgetall(keys.API_KEYS)
     with pytest.raises(KeyRefused, match="no API key"):
         await book.revoke("tablet")
+
+
+async def test_a_key_that_was_revoked_meanwhile_does_not_come_back(
+    aclient: redis.asyncio.Redis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever limits it read it before that."""
+    book = ApiKeys(aclient)
+    key, _ = await book.create("tablet", BOTH)
+    found = await book.known()
+
+    async def stale() -> dict[str, ApiKey]:
+        return found
+
+    client.delete(keys.API_KEYS)
+    monkeypatch.setattr(book, "_look", stale)
+    with pytest.raises(KeyRefused, match="just been revoked"):
+        await book.limit(key.id, Limits(jobs=1))
+    monkeypatch.setattr(api_keys, "_all", lambda client: found)
+    with pytest.raises(KeyRefused, match="just been revoked"):
+        api_keys.limit(client, key.id, Limits(jobs=1))
+    assert not client.exists(keys.API_KEYS)

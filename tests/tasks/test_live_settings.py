@@ -30,7 +30,7 @@ async def test_a_change_is_obeyed_and_taken_back(
 ) -> None:
     """By the process that made it at once, by any other at its next look; and those go back to what each was started with."""
     other = LiveSettings(TaskSettings(queue_limit=9))
-    await book.change({"queue_limit": 128, "deadline": "90"}, "key 'ops'")
+    await book.change({"queue_limit": 128, "deadline": 90}, "key 'ops'")
     assert (task.now.queue_limit, task.now.deadline, task.own.queue_limit) == (128, 90.0, 7)
     assert other.now.queue_limit == 9
     follow(client, other)
@@ -47,8 +47,10 @@ async def test_a_change_is_obeyed_and_taken_back(
     ("name", "value", "why"),
     [
         ("queue_limit", 0, "greater than or equal to 1"),
-        ("queue_limit", "many", "valid integer"),
-        ("deadline", float("inf"), "finite number"),
+        ("queue_limit", "128", "valid integer"),
+        ("queue_limit", True, "valid integer"),
+        ("deadline", float("inf"), "valid number"),
+        ("job_ttl", 1e300, "less than or equal"),
         ("log_level", "loud", "'debug', 'info'"),
         ("claude_model", "x" * 300, "longer than 200"),
         ("port", 80, "cannot be changed while the service runs"),
