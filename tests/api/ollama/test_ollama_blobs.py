@@ -34,6 +34,7 @@ async def test_what_nobody_made_a_model_of_goes_after_a_day_unless_it_is_asked_f
     files = [b"asked for", b"forgotten"]
     for data in files:
         await take(kept, data)
+    for data in files:
         place = blob_path(tmp_path, digest_of(data))
         os.utime(place, (time.time() - blobs.KEPT - 60,) * 2)
     assert kept.has(digest_of(files[0]))
