@@ -122,7 +122,10 @@ local function give_back(waiting, turns, lanes, owner, score)
     end
   end
   local name = rank .. ':' .. owner
-  local last = redis.call('ZSCORE', turns, name) - TURN
+  local last = redis.call('ZSCORE', turns, name)
+  -- It is forgotten where others were taken past this job: with those of their kin, or because it was left to its own board.
+  if not last then return end
+  last = last - TURN
   if last < tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE) then
     redis.call('ZREM', turns, name)
   else

@@ -107,7 +107,9 @@ class Heartbeat:
                 run.claim.job,
             )
             os.kill(os.getpid(), signal.SIGKILL)
-        match renew(self._client, run.claim, self._lease, run.phase.value, run.done, run.can_be_paused):
+        match renew(
+            self._client, run.claim, self._lease, run.phase.value, run.done, run.can_be_paused and not run.cancelled
+        ):
             case Renewal.CANCELLED:
                 run.cancel("cancelled")
             case Renewal.PAST_DEADLINE:

@@ -68,8 +68,8 @@ class JobRun:
     @property
     def stalled(self) -> float | None:
         """The limit in seconds that passed without progress; None while all is well."""
-        if self.writer.waits:
-            self._progressed = time.monotonic()  # Redis keeps the engine waiting
+        if self.writer.waits or (self.seat is not None and self.seat.waits):
+            self._progressed = time.monotonic()  # Redis keeps the engine waiting, or others have it
         limit = self._limits[self.phase]
         return limit if time.monotonic() - self._progressed > limit else None
 

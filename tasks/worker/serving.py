@@ -168,6 +168,8 @@ class Serving:
         with self._hands:
             self._runs = (*self._runs, run)
             self._heartbeat.hold(self._runs)
+        if self._leaving.is_set():
+            run.cancel("stop")  # it was claimed while the others were told
 
     def _let_go(self, run: JobRun) -> None:
         with self._hands:
@@ -249,8 +251,9 @@ class Serving:
         try:
             begun = time.monotonic()
             was_loaded = self._slot.loaded
-            engine = self._slot.engine(self._heartbeat.changed)
-            if not was_loaded:
+            # Who shares a run has its engine already, and must not load another where that one has just broken.
+            engine = run.seat.engine if run.seat is not None else self._slot.engine(self._heartbeat.changed)
+            if not was_loaded and run.seat is None:
                 run.load_ms = (time.monotonic() - begun) * 1000
                 self._heartbeat.changed()
             if run.cancelled:
@@ -268,7 +271,7 @@ class Serving:
                 raise  # not the engine's: the record could not be written
             if isinstance(error, EngineFailed):
                 # Also when this run was to end anyway: the next job must not get what broke.
-                self._slot.close()
+                self._slot.close(run.seat.engine if run.seat is not None else None)
                 self._heartbeat.changed()
             if run.cancelled:
                 return run.last_event()
@@ -297,9 +300,15 @@ class Serving:
         others = [JobRun(claim, self._settings, self._record_limit) for claim in claims]
         for other in others:
             other.seat = table.seat(partial(getattr, other, "cancelled"))
-        for other in others:
+        for place, other in enumerate(others):
             thread = Beside(self._serve_claim, other, call)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no thread is to be had: nobody waits for those that have none
+                for left in others[place:]:
+                    if left.seat is not None:
+                        left.seat.close()
+                raise
             self._beside.append(thread)
 
     def _claim_beside(self, claim: Claim, most: int, call: str) -> list[Claim]:

@@ -57,9 +57,12 @@ class Slot:
                 log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
             return self._engine
 
-    def close(self) -> None:
-        """Close the engine, if there is one. The next call of `engine` opens it anew, once this one's memory is free."""
+    def close(self, only: TextEngine | None = None) -> None:
+        """Close the engine, if there is one, and with `only` if it is that one. The next call of `engine` opens it anew, once
+        this one's memory is free."""
         with self._lock:
+            if only is not None and only is not self._engine:
+                return
             engine, self._engine = self._engine, None
             if engine is not None:
                 engine.close()

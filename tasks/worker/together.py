@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from npu.engine import Generation, LockStepEngine, Prompt, Sampling
-from npu.errors import NpuError
 
 if TYPE_CHECKING:
     from tasks.worker.job_run import JobRun
@@ -47,23 +46,33 @@ class Seat:
 
     def __init__(self, table: Table, told_to_end: Callable[[], bool]) -> None:
         """`told_to_end` says whether the job is to end without another run."""
-        engine = table.engine
+        self.engine = engine = table.engine
         self.context_length = engine.context_length
         self.version = engine.version
         self.tokenizer = engine.tokenizer
         self.together = 1
         """How many prompts its last run answered."""
         self.told_to_end = told_to_end
+        self.waits = False
+        """For the others: it stands still through no fault of its own."""
         self._table = table
+        self._run: Generation | None = None
 
     def generate(
         self, prompt: Prompt, sampling: Sampling, on_prefill: Callable[[int], None] | None = None
     ) -> Generation:
         """Prepare a run of this prompt and those of the others, once all of them have come. Raises as the engine does."""
-        return self._table.join(self, _Wish(prompt, sampling, on_prefill))
+        self.waits = True
+        try:
+            self._run = self._table.join(self, _Wish(prompt, sampling, on_prefill))
+        finally:
+            self.waits = False
+        return self._run
 
     def close(self) -> None:
         """The job needs the engine no more. Twice is safe."""
+        if self._run is not None:
+            self._run.abort()  # one that was cancelled before it began it would hold the others' run open
         self._table.leave(self)
 
 
@@ -88,7 +97,7 @@ class Table:
         self._seats: list[Seat] = []
         self._waiting: dict[Seat, _Wish] = {}
         self._running: set[Seat] = set()
-        self._given: dict[Seat, Generation | NpuError] = {}
+        self._given: dict[Seat, Generation | Exception] = {}
         self._changed = threading.Condition()
 
     def seat(self, told_to_end: Callable[[], bool]) -> Seat:
@@ -108,7 +117,7 @@ class Table:
                 self._changed.wait(0.1)  # nobody tells of an end
             self._waiting.pop(seat, None)
             given = self._given.pop(seat, None)
-        if isinstance(given, NpuError):
+        if isinstance(given, Exception):
             raise given
         # One that is to end is given a run as well, which will not begin.
         return given or self.engine.generate(wish.prompt, wish.sampling, wish.on_prefill)
@@ -119,6 +128,8 @@ class Table:
             if seat in self._seats:
                 self._seats.remove(seat)
             self._running.discard(seat)
+            self._waiting.pop(seat, None)
+            self._given.pop(seat, None)
             self._settle()
 
     def _settle(self) -> None:
@@ -130,19 +141,19 @@ class Table:
             for each, generation in self._prepare(group).items():
                 del self._waiting[each]
                 self._given[each] = generation
-                if not isinstance(generation, NpuError):
+                if not isinstance(generation, Exception):
                     self._running.add(each)
             self._changed.notify_all()
             if not self._running:
                 return  # the first was refused, and is on its way out
 
-    def _prepare(self, group: list[Seat]) -> dict[Seat, Generation | NpuError]:
+    def _prepare(self, group: list[Seat]) -> dict[Seat, Generation | Exception]:
         wishes = [self._waiting[each] for each in group]
         if len(group) > 1:
             try:
                 made = self.engine.generate_together([wish.prompt for wish in wishes], wishes[0].sampling)
-            except NpuError:
-                pass  # whose fault it is shows alone
+            except Exception:
+                pass  # whose fault it is shows alone, a defect as well
             else:
                 for each in group:
                     each.together = len(group)
@@ -151,5 +162,5 @@ class Table:
         first.together = 1
         try:
             return {first: self.engine.generate(wish.prompt, wish.sampling, wish.on_prefill)}
-        except NpuError as error:
+        except Exception as error:  # a defect, too: it is this job's alone, and the others go on
             return {first: error}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +19,15 @@ from tasks import keys
 from tasks.claims import Claim, HandedBack, claim_next, hand_back
 from tasks.connection import connect_async
 from tasks.events import FailureCode
-from tasks.jobs import JobState, Lane, new_job_id
+from tasks.jobs import JobState, Lane, Phase, new_job_id
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, SamplingOptions, Tool, kin_of
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 from tasks.worker import serving
 from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
+from tasks.worker.settings import WorkerSettings
+from tasks.worker.together import Seat, Table
 from tests.fakes.engines import ScriptedEngine, ScriptedGeneration
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.test_serving import Make, Place, make
@@ -338,3 +342,102 @@ def test_a_defect_of_the_first_leaves_the_engine_to_the_others(stage: Stage, mon
     stage.engine.let()
     thread.join(LIMIT)
     assert stage.finished(jobs[1]) == ["item 1"]
+
+
+class Abortable(ScriptedGeneration):
+    """Knows whether it was aborted."""
+
+    @property
+    def aborted(self) -> bool:
+        return self._aborted.is_set()
+
+
+class Set(Choir):
+    """Prepares runs that nobody iterates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.defect: Exception | None = None
+
+    def generate_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[ScriptedGeneration]:
+        if self.defect is not None:
+            raise self.defect
+        return [Abortable(prompt, lambda aborted: iter(())) for prompt in prompts]
+
+
+def joined(table: Table, seats: Sequence[Seat]) -> list[Any]:
+    """What each is given, asked for at the same time."""
+    given: dict[Seat, Any] = {}
+
+    def ask(seat: Seat) -> None:
+        try:
+            given[seat] = seat.generate(Prompt((1,), 5), Sampling())
+        except Exception as error:
+            given[seat] = error
+            seat.close()
+
+    threads = [threading.Thread(target=ask, args=(seat,)) for seat in seats]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive(), "it waits for ever"
+    return [given[seat] for seat in seats]
+
+
+def test_a_run_that_its_job_never_began_is_aborted() -> None:
+    """It was cancelled in between: an engine ends a shared run with the last of its slots."""
+    table = Table(Set())
+    seats = [table.seat(lambda: False) for _ in range(2)]
+    runs = joined(table, seats)
+    seats[0].close()
+    assert [run.aborted for run in runs] == [True, False]
+
+
+def test_a_defect_at_the_table_is_one_jobs_alone() -> None:
+    """One after another is told; nobody waits for those that are gone."""
+    engine = Set()
+    engine.defect = ZeroDivisionError("a defect")
+    table = Table(engine)
+    found = joined(table, [table.seat(lambda: False) for _ in range(3)])
+    assert [type(each) for each in found] == [ZeroDivisionError] * 3
+
+
+def test_waiting_for_others_is_no_standstill(make: Make) -> None:
+    """However long they take."""
+    place = make()
+    place.accept()
+    claim = claim_next(place.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
+    assert isinstance(claim, Claim)
+    run = JobRun(claim, WorkerSettings(prefill_stall=0.001), 10**6)
+    run.writer = SimpleNamespace(waits=False)  # type: ignore[assignment]
+    run.enter(Phase.PREFILL)
+    run.seat = Table(Set()).seat(lambda: False)
+    for waits in (True, False):
+        run.seat.waits = waits
+        time.sleep(0.01)
+        assert (run.stalled is None) is waits
+
+
+@pytest.mark.anyio
+async def test_one_that_was_passed_over_can_still_be_cancelled(
+    client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """Those of another kin were taken past it, and its owner's turn was forgotten with theirs."""
+    store = JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
+
+    async def accept(owner: str, temperature: float) -> str:
+        job = new_job_id()
+        request = CompletionRequest(("x",), sampling=SamplingOptions(temperature=temperature))
+        await store.accept(job, "echo", request, lane=Lane.BATCH, owner=owner)
+        return job
+
+    first = [await accept("a", 0.0) for _ in range(4)]
+    other = await accept("b", 1.0)
+    lead = claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
+    assert isinstance(lead, Claim) and lead.job == first[0]
+    for _ in range(3):
+        beside = claim_next(client, "echo", worker="w", board="b", child=1, call_id="c", lease=60, beside=lead)
+        assert isinstance(beside, Claim)
+    await store.cancel(other, "test")
+    assert (await store.view(other)).state is JobState.CANCELLED
