@@ -115,7 +115,7 @@ def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, able: str)
 
 def test_slots_may_be_read_by_threads(opens: Open, able: str) -> None:
     """Each gets its own, and an abort of one need not wait for another."""
-    engine = opens(able, SimulatedModel(profile=Profile(decode_tps=500)), engine_options=FOUR)
+    engine = opens(able, SimulatedModel(profile=Profile(decode_tps=100)), engine_options=FOUR)
     prompts = [Prompt(ask(engine, question), 40) for question in QUESTIONS[:4]]
     generations = engine.generate_together(prompts, PLAIN)
     said: list[list[int]] = [[] for _ in prompts]
