@@ -39,8 +39,6 @@ class Wishes:
 
 def format_of(name: str, said: str | None) -> str:
     """What an input is: as it was said, else by its name; what comes from a pipe is lines for the API. Raises `InputError`."""
-    if name != "-" and not Path(name).exists():
-        raise InputError(f"{name} is not there.")
     found = said or ("jsonl" if name == "-" else FORMATS.get(Path(name).suffix.lower()))
     if found is None or found not in FORMATS.values():
         raise InputError(f"What is in {name}? Say --format jsonl, csv or text.")

@@ -175,6 +175,8 @@ def _submit(
 
     from ops.batch.prompts import InputError, Wishes, format_of, write
 
+    if file != "-" and not Path(file).exists():
+        raise InputError(f"{file} is not there.")
     form = format_of(file, form)
     # Larger inputs than memory are no reason to fail, so they go through a file.
     with tempfile.TemporaryFile() as requests:
