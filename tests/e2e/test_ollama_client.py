@@ -188,7 +188,7 @@ def test_a_model_is_made_of_a_file_that_was_sent(client: ollama.Client, stack: S
     assert made.path is not None
     digest = client.create_blob(made.path)
     assert client.create("sent", files={"tiny.gguf": digest}, template="{{ messages[-1].content }}").status == "success"
-    assert client.generate("sent", "hi", options={"num_predict": 2}).eval_count == 2
+    assert client.generate("sent", "hi", options={"num_predict": 2}).eval_count in (1, 2)  # its weights are chance
     with pytest.raises(ollama.ResponseError, match="a model was made of it already"):
         client.create("again", files={"tiny.gguf": digest})
     client.delete("sent")
