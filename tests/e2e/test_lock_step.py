@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,12 +72,10 @@ def test_items_share_runs_and_are_answered_as_alone(stack: Stack) -> None:
     oracle = Oracle(stack.folder / "models" / "four", MODEL)
     assert chat(stack, "Good morning") == oracle.ask("Good morning", most=20)[0]
     batch = submit(client, ITEMS)
-    killed = threading.Event()
     for number in range(2):
         shares_a_run(stack)
         if number:
             stack.child("four").kill()
-            killed.set()
         text = f"A question in between, the {number}"
         assert chat(stack, text) == oracle.ask(text, most=20)[0]
     found = results(client, batch)

@@ -40,3 +40,12 @@ async def test_what_nobody_made_a_model_of_goes_after_a_day_unless_it_is_asked_f
     assert kept.has(digest_of(files[0]))
     await take(kept, b"another")
     assert [blob_path(tmp_path, digest_of(data)).exists() for data in files] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256:ab", "../" * 9 + "etc/passwd", "sha256:" + "../" * 21 + "x", "sha256:" + "A" * 64, ""]
+)
+def test_what_is_no_digest_never_becomes_a_path(tmp_path: Path, digest: str) -> None:
+    """A path with slashes in it does not even reach the route, so this is asked here."""
+    with pytest.raises(ValueError, match="hexadecimal"):
+        blob_path(tmp_path, digest)

@@ -304,7 +304,7 @@ def test_who_is_of_a_kin() -> None:
 
 
 def test_a_defect_beside_holds_nobody_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither those that wait for it at the table, nor the next job; its lease lapses then."""
+    """Neither those that wait for it at the table, nor the next job; nobody renews its lease any more."""
     jobs = [stage.accept(f"item {number}") for number in range(3)]
     real = serving.EventWriter
 
@@ -318,6 +318,7 @@ def test_a_defect_beside_holds_nobody_up(stage: Stage, monkeypatch: pytest.Monke
     stage.place.call().join(LIMIT)
     assert stage.finished(jobs[0], jobs[2]) == ["item 0", "item 2"]
     assert stage.engine.runs == [["item 0", "item 2"]]
+    assert stage.place.view(jobs[1]).state is JobState.RUNNING and stage.place.serving._runs == ()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
