@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.client_address import ClientAddress, in_networks
 from api.console_page import BELOW
 from api.errors import HttpProblem, Problem, Renderer, of_error, respond
-from api.needs import Services
+from api.needs import Services, services_of
 from api.origins import Origins
 from api.settings import ApiSettings
 from tasks.api_keys import EVERY_SCOPE, ApiKey, digest_of
@@ -69,6 +69,15 @@ def is_loopback(host: str) -> bool:
 def owner_of(http: Request) -> str:
     """Who asks, as the queue tells its clients apart."""
     return str(http.scope.get(OWNER, ""))
+
+
+async def who(http: Request) -> str:
+    """The same for the log: by the name of its key where it has one."""
+    owner = owner_of(http)
+    for digest, key in (await services_of(http)["api_keys"].known()).items():
+        if owner == f"key:{digest[:16]}":
+            return f"key '{key.name}'"
+    return owner
 
 
 def limits_of(http: Request) -> Limits | None:

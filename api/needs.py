@@ -97,6 +97,14 @@ class QueueBook(Protocol):
     async def cancel(self, model: str, *, running: bool, owner: str | None = None, lane: Lane | None = None) -> int: ...
 
 
+class BoardBook(Protocol):
+    """Boards, told what to do. Each raises `BoardUnknown` and `QueueUnavailable`."""
+
+    async def drain(self, board: str) -> None: ...
+
+    async def resume(self, board: str) -> None: ...
+
+
 class TextBook(Protocol):
     """What boards know of texts."""
 
@@ -161,6 +169,7 @@ class Services(TypedDict):
     roster: RosterView
     jobs: JobBook
     queues: QueueBook
+    boards: BoardBook
     api_keys: KeyBook
     settings: SettingsBook
     files: FileBook

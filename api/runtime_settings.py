@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth import owner_of, require
+from api.auth import require, who
 from api.body import parse, read_bytes
 from api.errors import invalid
 from api.needs import services_of, settings_of
@@ -56,7 +56,7 @@ async def change_settings(http: Request) -> Response:
     if not wanted:
         raise invalid("Nothing is to be changed: send an object with the settings' names and values.")
     try:
-        return _json(await services_of(http)["settings"].change(wanted, await _who(http)))
+        return _json(await services_of(http)["settings"].change(wanted, await who(http)))
     except SettingRefused as error:
         raise invalid(str(error), error.name) from error
 
@@ -82,15 +82,6 @@ async def _follow(book: SettingsBook, then: Callable[[], None]) -> None:
         except Exception:
             log.exception("settings could not be followed")
         await asyncio.sleep(FRESH)
-
-
-async def _who(http: Request) -> str:
-    """Who asks, by the name of its key where it has one."""
-    owner = owner_of(http)
-    for digest, key in (await services_of(http)["api_keys"].known()).items():
-        if owner == f"key:{digest[:16]}":
-            return f"key '{key.name}'"
-    return owner
 
 
 def _json(views: list[SettingView]) -> Response:

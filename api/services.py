@@ -21,6 +21,7 @@ from api.webhooks import calling
 from tasks import logs
 from tasks.api_keys import ApiKeys
 from tasks.batch import BatchBook
+from tasks.boards import BoardBook
 from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.disk import Disk
@@ -106,6 +107,7 @@ async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSet
             "roster": roster,
             "jobs": jobs,
             "queues": QueueBook(client, store),
+            "boards": BoardBook(client),
             "api_keys": ApiKeys(client),
             "settings": book,
             "files": files,

@@ -6,17 +6,14 @@ import time
 from typing import Any, cast
 
 import redis
+import redis.asyncio
 
 from tasks import keys
 from tasks.card import Card
-from tasks.connection import text
-from tasks.errors import TasksError
+from tasks.connection import unavailable_as_refusal
+from tasks.errors import BoardUnknown
 from tasks.roster import Presence, Snapshot, read_roster
 from tasks.scripts import ROSTER
-
-
-class BoardUnknown(TasksError):
-    """Raised when no board of that name is there, or none is drained. No front asks for one; the command line does."""
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
@@ -24,19 +21,29 @@ def snapshot(client: redis.Redis) -> Snapshot:
     return read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
 
 
-def drain(client: redis.Redis, board: str) -> None:
-    """Have a board hand over what it is at, and serve nothing until `resume`. Raises `BoardUnknown`."""
-    known = sorted(breath.board for breath in snapshot(client).breaths)
-    if board not in known:
-        raise BoardUnknown(f"There is no board '{board}'. There are: {', '.join(known) or 'none'}.")
-    client.hset(keys.DRAINED, board, str(int(time.time())))
+class BoardBook:
+    """Boards as administrators tell them what to do. Its methods raise `BoardUnknown` and `QueueUnavailable`."""
 
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
 
-def resume(client: redis.Redis, board: str) -> None:
-    """Let it serve again. Raises `BoardUnknown` when it was not drained."""
-    if not client.hdel(keys.DRAINED, board):
-        drained = sorted(map(text, cast("list[bytes]", client.hkeys(keys.DRAINED))))
-        raise BoardUnknown(f"The board '{board}' is not drained. Drained are: {', '.join(drained) or 'none'}.")
+    async def drain(self, board: str) -> None:
+        """Have a living board hand over what it is at, and serve nothing until `resume`, also when it is started anew."""
+        with unavailable_as_refusal():
+            await self._make_sure_of(board)
+            await self._client.hset(keys.DRAINED, board, str(int(time.time())))
+
+    async def resume(self, board: str) -> None:
+        """Let it serve again; one that is away, from when it comes back."""
+        with unavailable_as_refusal():
+            if not await self._client.hdel(keys.DRAINED, board):
+                await self._make_sure_of(board)
+
+    async def _make_sure_of(self, board: str) -> None:
+        reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
+        living = sorted(breath.board for breath in read_roster(cast("list[Any]", reply)).breaths)
+        if board not in living:
+            raise BoardUnknown(board, living)
 
 
 def overview(snapshot: Snapshot) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ TasksError
 ├── JobFailed               the job was accepted and failed; carries its Failed event
 ├── JobCancelled            the job was accepted, and somebody else cancelled it
 ├── JobNotFound             no job of that id, or its record has expired
+├── BoardUnknown            no board of that name is there
 ├── FileUnknown             no file of that id, or it has expired
 ├── BatchUnknown            no batch of that id, or it has expired
 ├── QueueUnavailable        Redis is away, full, or cannot serve for another reason
@@ -188,6 +189,13 @@ class JobNotFound(TasksError):
 
     def __init__(self, job: str) -> None:
         super().__init__(f"There is no job '{_shown(job)}'. Records expire some time after a job's end.")
+
+
+class BoardUnknown(TasksError):
+    """Raised when no board of that name is there; the message names those that are, `living`."""
+
+    def __init__(self, board: str, living: Iterable[str]) -> None:
+        super().__init__(f"There is no board '{_shown(board)}'. There are: {', '.join(living) or 'none'}.")
 
 
 class FileUnknown(TasksError):

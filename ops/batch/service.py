@@ -91,6 +91,14 @@ class Service:
         """All boards that are there, with what they are and have."""
         return list(self._ask("GET", "/v1/boards")["data"])
 
+    def drain_board(self, board: str) -> dict[str, Any]:
+        """Have it hand over what it is at, and serve nothing; how it is to stand."""
+        return self._ask("POST", f"/v1/boards/{_part(board)}/drain")
+
+    def resume_board(self, board: str) -> dict[str, Any]:
+        """Let it serve again; the same."""
+        return self._ask("POST", f"/v1/boards/{_part(board)}/resume")
+
     def queues(self) -> list[dict[str, Any]]:
         """The queue of each model."""
         return list(self._ask("GET", "/v1/queue")["data"])

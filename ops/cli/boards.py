@@ -7,15 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli import options, queue_of_service
+from ops.cli import completion, options, queue_of_service
+from ops.cli.service_address import service_of
 
 app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
+
+Board = Annotated[str, typer.Argument(help="The board's name.", autocompletion=completion.boards)]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
 @app.callback(invoke_without_command=True)
 def boards(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: AsJson = False,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
@@ -58,33 +63,17 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @app.command()
-def drain(
-    name: Annotated[str, typer.Argument(help="The board's name.")],
-    redis_url: options.RedisUrl = None,
-    data_dir: options.DataDir = None,
-    config: options.Config = None,
-) -> None:
-    """Have a board hand its jobs to other boards and serve nothing, until it is resumed; also when it is started anew."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
-    from tasks import boards as known
-
-    known.drain(queue_of_service.connect(), name)
-    print(f"'{name}' hands over what it is at, and serves nothing until `rockchipllama boards resume {name}`.")
+def drain(name: Board, url: Url = None, config: options.Config = None) -> None:
+    """Have a board hand its jobs to other boards and serve nothing, until it is resumed; also when it is started anew. Needs a
+    key with the scope admin, where keys are made."""
+    board = service_of(config, url).drain_board(name)["id"]
+    print(f"'{board}' hands over what it is at, and serves nothing until `rockchipllama boards resume {board}`.")
 
 
 @app.command()
-def resume(
-    name: Annotated[str, typer.Argument(help="The board's name.")],
-    redis_url: options.RedisUrl = None,
-    data_dir: options.DataDir = None,
-    config: options.Config = None,
-) -> None:
-    """Let a drained board serve again. It loads what it had loaded before."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
-    from tasks import boards as known
-
-    known.resume(queue_of_service.connect(), name)
-    print(f"'{name}' serves again.")
+def resume(name: Board, url: Url = None, config: options.Config = None) -> None:
+    """Let a drained board serve again. It loads what it had loaded before. Needs such a key as well."""
+    print(f"'{service_of(config, url).resume_board(name)['id']}' serves again.")
 
 
 @app.command()
@@ -106,6 +95,7 @@ def invite(
 
 @app.command()
 def tokens(
+    as_json: AsJson = False,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
@@ -115,7 +105,13 @@ def tokens(
 
     client = queue_of_service.connect()
     known.listens_on(client)
-    for name in known.names(client):
+    names = known.names(client)
+    if as_json:
+        import json
+
+        print(json.dumps([{"name": name} for name in names]))
+        return
+    for name in names:
         print(name)
 
 

@@ -20,13 +20,24 @@ def jobs(context: typer.Context, incomplete: str) -> list[str]:
     return _names(context, incomplete, "jobs")
 
 
+def boards(context: typer.Context, incomplete: str) -> list[str]:
+    """The boards of the service."""
+    return _names(context, incomplete, "boards")
+
+
 def _names(context: typer.Context, incomplete: str, what: str) -> list[str]:
     from ops.batch.service import ServiceError
     from ops.configuration import ConfigurationError
 
     try:
         service = service_of(context.params.get("config"), context.params.get("url"), PATIENCE)
-        found = service.models() if what == "models" else service.jobs("all", 50)
+        match what:
+            case "models":
+                found = service.models()
+            case "boards":
+                found = service.living_boards()
+            case _:
+                found = service.jobs("all", 50)
     except (ServiceError, ConfigurationError):
         return []
     return [each["id"] for each in found if each["id"].startswith(incomplete)]

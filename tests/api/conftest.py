@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.scripted import (
     RequestLines,
+    ScriptedBoards,
     ScriptedJobs,
     ScriptedKeys,
     ScriptedQueues,
@@ -35,6 +36,7 @@ def place(_running: Site) -> Site:
     _running.world.roster.__dict__.update(ScriptedRoster().__dict__)
     _running.world.jobs.__dict__.update(ScriptedJobs().__dict__)
     _running.world.queues.__dict__.update(ScriptedQueues().__dict__)
+    _running.world.boards.__dict__.update(ScriptedBoards().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
     _running.world.shelf.__dict__.update(ScriptedShelf().__dict__)
     _running.world.texts.__dict__.update(ScriptedTexts().__dict__)

@@ -31,7 +31,7 @@ from tasks.card import Card
 from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
 from tasks.counts import Counts
-from tasks.errors import JobNotFound, QueueUnavailable, UnknownModel
+from tasks.errors import BoardUnknown, JobNotFound, QueueUnavailable, UnknownModel
 from tasks.events import (
     ChoiceEnded,
     Event,
@@ -410,6 +410,24 @@ class ScriptedQueues:
         return len(self.jobs)
 
 
+class ScriptedBoards:
+    """Knows one board."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    async def drain(self, board: str) -> None:
+        self._tell("drain", board)
+
+    async def resume(self, board: str) -> None:
+        self._tell("resume", board)
+
+    def _tell(self, step: str, board: str) -> None:
+        if board != "rack/one":
+            raise BoardUnknown(board, ["rack/one"])
+        self.told.append((step, board))
+
+
 class ScriptedShelf:
     """A board that fetches as a test says, and does what it is told."""
 
@@ -536,6 +554,7 @@ class World:
         self.roster = ScriptedRoster()
         self.jobs = ScriptedJobs()
         self.queues = ScriptedQueues()
+        self.boards = ScriptedBoards()
         self.api_keys = ScriptedKeys()
         # Nobody is there to keep files; tests of those have a `RealWorld`.
         self.files = FileBook(connect_async("unix:///nowhere"))
@@ -561,6 +580,7 @@ class World:
                 "roster": self.roster,
                 "jobs": self.jobs,
                 "queues": self.queues,
+                "boards": self.boards,
                 "api_keys": self.api_keys,
                 "settings": ScriptedSettings(LiveSettings(TaskSettings()), app.state.settings),
                 "files": self.files,

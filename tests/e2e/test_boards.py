@@ -20,7 +20,6 @@ import redis
 
 from ops.up import sharing, store
 from tasks import keys
-from tasks.boards import drain
 from tasks.connection import connect
 from tasks.version import VERSION
 from tests.stack import LIMIT, eventually, free_port
@@ -101,6 +100,10 @@ class Shared(Command):
         found = httpx.get(f"{self.url}/v1/boards", timeout=LIMIT).json()["data"]
         return {model["id"]: model["state"] for each in found if each["id"] == board for model in each["models"]}
 
+    def boards(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of an administrator, over HTTP."""
+        return command("boards", *words, "--url", self.url)
+
     def models(self) -> dict[str, list[str]]:
         """What it serves, with the boards that have it."""
         found = httpx.get(f"{self.url}/v1/queue", timeout=LIMIT).json()["data"]
@@ -118,9 +121,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """A command with a data directory, that ends by itself."""
+    return command(*words, "--data-dir", str(folder / "data"))
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """One that ends by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "ops.cli.main", *words, "--data-dir", str(folder / "data")],
+        [sys.executable, "-m", "ops.cli.main", *words],
         env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
         capture_output=True,
         text=True,
@@ -157,7 +165,8 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
     board = Command(folder, "up", ROCKCHIPLLAMA_BOARD_NAME="second")
     try:
         eventually(lambda: shared.models()["echo-of-second"] == ["second"], what=board.said)
-        assert run(shared.folder, "boards", "tokens").stdout.split() == [sharing.FIRST, "second"]
+        tokens = json.loads(run(shared.folder, "boards", "tokens", "--json").stdout)
+        assert tokens == [{"name": sharing.FIRST}, {"name": "second"}]
         assert "lets nobody in" in run(shared.folder, "boards", "revoke", "second").stdout
         eventually(lambda: "invalid username-password pair" in board.said, what=board.said)
         eventually(lambda: shared.models()["echo-of-second"] == [], what="the board is gone")
@@ -195,16 +204,14 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
             answers = [pool.submit(stream, text) for text in texts[:2]]
             begun.wait()
             answers += [pool.submit(stream, text) for text in texts[2:]]
-            drain(shared.client(), "first")
+            assert shared.boards("drain", "first").returncode == 0
             assert [answer.result(LIMIT) for answer in answers] == texts
         assert re.search("job handed back .*now=waiting", shared.said), shared.said
         eventually(lambda: set(shared.states("first").values()) == {"unloaded"}, what="it serves nothing")
         assert "drained" in run(shared.folder, "boards").stdout
-        assert run(shared.folder, "boards", "resume", "first").returncode == 0
+        assert shared.boards("resume", "first").returncode == 0
         eventually(lambda: shared.states("first").get("twin") == "loaded", what="it serves again")
-        again = run(shared.folder, "boards", "resume", "first")
-        assert again.returncode == 1 and "not drained" in again.stderr
-        unknown = run(shared.folder, "boards", "drain", "third")
+        unknown = shared.boards("drain", "third")
         assert unknown.returncode == 1 and "first, second" in unknown.stderr
     finally:
         board.stop()

@@ -1,13 +1,17 @@
-"""What is shown of boards."""
+"""What is shown of boards, and what administrators tell them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import redis
+import redis.asyncio
 
-from tasks.boards import overview, snapshot
+from tasks import keys
+from tasks.boards import BoardBook, overview, snapshot
 from tasks.card import Card, SelfTest
+from tasks.errors import BoardUnknown
 from tasks.roster import Machine, Presence, announce, breathe, leave
 
 RK3588 = Machine(
@@ -56,3 +60,22 @@ def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> Non
     [model] = snapshot(client).models
     assert model.boards == ("one", "two")
     assert [board["models"][0]["quantization"] for board in shown(client)] == ["w8a8", "w4a16"]
+
+
+@pytest.mark.anyio
+async def test_a_board_is_drained_and_resumed_by_its_name(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
+    """Twice is no mistake. One that left while it was drained can be resumed, and one that never was there not be drained."""
+    book = BoardBook(aclient)
+    breathe(client, Presence(name="board:one", board="one"))
+    breathe(client, Presence(name="board:two", board="two", drained=True))
+    for _ in range(2):
+        await book.drain("one")
+        assert client.hkeys(keys.DRAINED) == [b"one"]
+    leave(client, "board:one")
+    await book.resume("one")
+    await book.resume("two")
+    assert not client.exists(keys.DRAINED)
+    for step in (book.drain, book.resume):
+        with pytest.raises(BoardUnknown, match=r"no board 'one'. There are: two\."):
+            await step("one")
+    await aclient.aclose()

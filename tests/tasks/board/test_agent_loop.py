@@ -27,7 +27,7 @@ from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.settings import BoardSettings
-from tasks.boards import BoardUnknown, drain, resume, snapshot
+from tasks.boards import snapshot
 from tasks.card import Card
 from tasks.settings import ROOT, TaskSettings
 from tests.stack import LIMIT, Stack, eventually
@@ -277,7 +277,7 @@ def test_a_drained_board_lets_go_what_it_takes_over(board: Board, client: redis.
             board.start()
             assert left["second"].wait(LIMIT) == -signal.SIGTERM
             eventually(lambda: not board.agent._workers.living(), what="no worker")
-            resume(client, "one")
+            client.hdel(keys.DRAINED, "one")
             eventually(lambda: set(board.agent._workers.living()) == {"second"}, what="it is loaded again")
         finally:
             board.leave()
@@ -444,7 +444,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     with client.pubsub() as told:
         told.psubscribe(keys.control("*@one"))
         eventually(lambda: client.pubsub_numpat(), what="the subscription")
-        drain(client, "one")
+        client.hset(keys.DRAINED, "one", "0")
         eventually(lambda: not board.agent._workers.living() and not board.agent._workers.leaving(), what="no worker")
         words = iter(lambda: told.get_message(timeout=0.1), None)
         given_up = [bytes(word["channel"]) for word in words if word["data"] == b"hand-over"]
@@ -452,12 +452,8 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     eventually(lambda: "one" not in snapshot(client).boards, what="others know")
     with pytest.raises(ModelRefused, match="drained"):
         board.agent.load(board.agent._catalog.models[0])
-    with pytest.raises(BoardUnknown, match=r"There are: one, two\."):
-        drain(client, "three")
-    resume(client, "one")
+    client.hdel(keys.DRAINED, "one")
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
-    with pytest.raises(BoardUnknown, match="not drained"):
-        resume(client, "one")
 
 
 def test_a_setting_of_the_service_is_obeyed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
