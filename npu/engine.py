@@ -124,6 +124,8 @@ class Stats:
     prefill_ms: float
     generated_tokens: int
     decode_ms: float
+    memory_mb: float = 0.0
+    """Millions of bytes that the runtime says it held at the most; 0 where it does not tell."""
 
 
 class Abortable(Protocol):

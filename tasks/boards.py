@@ -66,7 +66,9 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "npu_load": machine and machine.npu_load,
         "npu_clock": machine and {"hertz": machine.npu_hertz, "highest": machine.npu_highest},
         "temperature": machine and machine.temperature,
-        "memory": machine and {"total": machine.memory, "available": machine.memory_available},
+        "throttled": machine and machine.throttled,
+        "memory": machine
+        and {"total": machine.memory, "available": machine.memory_available, "swapped": machine.swapped},
         "models": [_model(card, workers.get(card.id)) for card in cards],
         "refused": breath.refused,
     }

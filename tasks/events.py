@@ -70,6 +70,8 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     decode_ms: float = 0.0
     together: int = 1
     """How many jobs its last run answered at once: each has its share of the speed."""
+    memory_mb: float = 0.0
+    """Millions of bytes that the runtime held at the most, with its model; 0 where it does not tell."""
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):

@@ -46,9 +46,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The clock of the NPU, in hertz: now, and the fastest it can be set to."""
     temperature: float | None = None
     """Degrees Celsius of the hottest sensor."""
+    throttled: tuple[str, ...] | None = None
+    """What the kernel slows down because of heat, by its names for that."""
     memory: int = 0
     memory_available: int = 0
     """Bytes."""
+    swapped: int | None = None
+    """Bytes that went to swap and back since the machine started."""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

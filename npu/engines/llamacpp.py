@@ -138,6 +138,7 @@ class LlamaCppEngine:
                 sampling,
                 on_prefill,
                 self.last_words,
+                self.memory_mb,
                 matcher,
             )
 
@@ -192,6 +193,10 @@ class LlamaCppEngine:
     def last_words(self) -> str | None:
         """How the server ended, as a sentence; None while it runs, and in a forked child, which cannot know."""
         return self._server.last_words() if self._server is not None and os.getpid() == self._owner else None
+
+    def memory_mb(self) -> float:
+        """Millions of bytes the server held at the most; 0 while there is none."""
+        return self._server.memory_mb if self._server is not None else 0.0
 
     def _start(self) -> None:
         self._last = None

@@ -48,9 +48,11 @@ class LlamaCppGeneration(OneRun):
         sampling: Sampling,
         on_prefill: Callable[[int], None] | None,
         last_words: Callable[[], str | None] = lambda: None,
+        memory_mb: Callable[[], float] = lambda: 0.0,
         matcher: Matcher | None = None,
     ) -> None:
-        """`last_words` says how the server ended, or None while it runs. `matcher` follows what the answer is held to."""
+        """`last_words` says how the server ended, or None while it runs, and `memory_mb` what it holds. `matcher` follows what
+        the answer is held to."""
         super().__init__()
         self._address = address
         self._vocabulary = vocabulary
@@ -66,6 +68,7 @@ class LlamaCppGeneration(OneRun):
         self._seed = random.getrandbits(31) if sampling.seed is None else sampling.seed
         self._on_prefill = on_prefill
         self._last_words = last_words
+        self._memory_mb = memory_mb
         self._said: list[int] = []
         self._lock = threading.Lock()
         self._call: Call | None = None
@@ -289,6 +292,7 @@ class LlamaCppGeneration(OneRun):
             prefill_ms=self._prefill_ms or 0.0,
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,
+            memory_mb=self._memory_mb(),
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakSet
 
 from npu.errors import EngineFailed, ModelRefused, OutOfMemory
+from npu.hardware.kernel import read
 
 LAST_WORDS_SECONDS = 2.0
 """How long a process may take to end after its connections broke, until one says it did not."""
@@ -91,6 +92,15 @@ class ServerProcess:
     def running(self) -> bool:
         """Whether it has not ended, by itself or by somebody's hand."""
         return self._process.poll() is None
+
+    @property
+    def memory_mb(self) -> float:
+        """Millions of bytes it held at the most, its weights among them; 0 once it has ended."""
+        for line in read(Path(f"/proc/{self._process.pid}/status")).splitlines():
+            name, _, rest = line.partition(":")
+            if name == "VmHWM":
+                return int(rest.split()[0]) * 1024 / 1e6
+        return 0.0
 
     def last_words(self) -> str | None:
         """How it ended, as a sentence; None when it goes on. Asked when a connection broke, it waits a moment for the end."""

@@ -42,6 +42,7 @@ class LlamaCppReplay(OneRun):
         self._current: LlamaCppGeneration | None = None
         self._aborted = False
         self._cached: int | None = None
+        self._memory_mb = 0.0
 
     @property
     def tokens(self) -> list[int]:
@@ -78,6 +79,7 @@ class LlamaCppReplay(OneRun):
                         self._count()
                 if self._cached is None:
                     self._cached = run.stats.cached_tokens
+                self._memory_mb = run.stats.memory_mb
         except GeneratorExit:  # Nobody iterates to the end.
             end = End.ABORTED
             raise
@@ -91,6 +93,7 @@ class LlamaCppReplay(OneRun):
                 prefill_ms=(read - begin) * 1000,
                 generated_tokens=len(self._said),
                 decode_ms=(now - read) * 1000,
+                memory_mb=self._memory_mb,
             )
 
     def _next(self) -> LlamaCppGeneration:

@@ -71,6 +71,7 @@ class RkllmGeneration(OneRun):
         """The same for the next run, where slices come one after another."""
         self._prefill_ms = 0.0
         self._decode_ms = 0.0
+        self._memory_mb = 0.0
 
     def abort(self) -> None:
         """See `Generation.abort`. Inside a prefill it takes effect at the end of the slice."""
@@ -248,7 +249,7 @@ class RkllmGeneration(OneRun):
         if call is None:
             return None
         taken = list(call)
-        self._call = None
+        self._ended(call)
         return call, taken
 
     def _start(self, run: Run, limit: int, take: Take = lambda results: results[0], pause: bool = False) -> Call | None:
@@ -262,7 +263,7 @@ class RkllmGeneration(OneRun):
 
     def _count(self, call: Call) -> None:
         """A run has ended: what of the prompt it worked through and how much it said, where it tells."""
-        self._call = None
+        self._ended(call)
         if call.paused:
             self._engine.cache.clear()  # or the next run would go on from here
         if call.perf is None:
@@ -274,6 +275,11 @@ class RkllmGeneration(OneRun):
             self._engine.prefilled(prefilled, call.perf.prefill_ms)
             if not call.stopped:  # one that was is not heard to its end
                 self._engine.said(len(self._said), call.perf.generate_tokens)
+
+    def _ended(self, call: Call) -> None:
+        self._call = None
+        if call.perf is not None:
+            self._memory_mb = max(self._memory_mb, call.perf.memory_mb)
 
     def _say(self, token: int) -> Piece:
         self._said.append(token)
@@ -292,4 +298,5 @@ class RkllmGeneration(OneRun):
             prefill_ms=self._prefill_ms,
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,
+            memory_mb=self._memory_mb,
         )

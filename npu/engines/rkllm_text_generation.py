@@ -135,4 +135,5 @@ class RkllmTextGeneration(OneRun):
             prefill_ms=perf.prefill_ms if perf is not None else (first - begun) * 1000,
             generated_tokens=self._said,
             decode_ms=perf.generate_ms if perf is not None else (now - first) * 1000,
+            memory_mb=perf.memory_mb if perf is not None else 0.0,
         )

@@ -15,6 +15,7 @@ from npu.hardware.device import Npu, read_npu
 from npu.hardware.kernel import ROOT, exists, number, read
 from npu.hardware.memory import Memory, read_memory
 from npu.hardware.soc import Soc, find_soc, read_compatible
+from npu.hardware.throttling import read_throttled
 
 _CONTAINERS = (".dockerenv", "run/.containerenv", "run/systemd/container")
 """What container runtimes leave in the file system they give."""
@@ -49,6 +50,8 @@ class Board:
     clocks: tuple[Clock, ...]
     temperatures: Mapping[str, float]
     """Degrees Celsius by sensor, such as `npu-thermal`."""
+    throttled: tuple[str, ...] | None
+    """What is slowed down by heat now, by the kernel's names; None where it does not tell."""
     open_files: OpenFiles | None
     container: bool
     """Whether this process sees a container's file system."""
@@ -75,6 +78,7 @@ def read_board(root: Path = ROOT, soc: str | None = None) -> Board:
         npu=read_npu(root, found.npu_cores if found is not None else None),
         clocks=read_clocks(root),
         temperatures=_temperatures(root),
+        throttled=read_throttled(root),
         open_files=_open_files(root),
         container=any(exists(root / place) for place in _CONTAINERS),
         # The link is the kernel's and always there; a container hides what it leads to.

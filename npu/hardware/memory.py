@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ class Memory:
     total: int
     available: int
     """What can still be taken without swapping: the kernel's estimate, or what a control group leaves if that is less."""
+    swapped: int | None = None
+    """What the machine has moved to swap and back since it started; None where the kernel does not tell."""
 
 
 def read_memory(root: Path = ROOT) -> Memory:
@@ -29,7 +32,14 @@ def read_memory(root: Path = ROOT) -> Memory:
     available = fields.get("MemAvailable", fields.get("MemFree", 0))
     for limit, used in _group_limits(root):
         total, available = min(total, limit), min(available, max(0, limit - used))
-    return Memory(total, available)
+    return Memory(total, available, _swapped(root))
+
+
+def _swapped(root: Path) -> int | None:
+    pages = [
+        line.split() for line in read(root / "proc/vmstat").splitlines() if line.startswith(("pswpin ", "pswpout "))
+    ]
+    return sum(int(count) for _, count in pages) * os.sysconf("SC_PAGE_SIZE") if pages else None
 
 
 def _group_limits(root: Path) -> list[tuple[int, int]]:

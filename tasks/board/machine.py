@@ -21,6 +21,8 @@ def read_machine(root: Path = ROOT) -> Machine:
         npu_hertz=npu.hertz if npu is not None else None,
         npu_highest=npu.available[-1] if npu is not None and npu.available else None,
         temperature=max(board.temperatures.values(), default=None),
+        throttled=board.throttled,
         memory=board.memory.total,
         memory_available=board.memory.available,
+        swapped=board.memory.swapped,
     )

@@ -50,6 +50,8 @@ class Totals:
     """Tokens of the request that did not fit."""
     read_again: int = 0
     """Tokens that were prefilled once more, since an answer went on behind an interruption."""
+    memory_mb: float = 0.0
+    """The most that the runtime held; 0 where it does not tell."""
 
     def add(self, stats: Stats, tokens: int, first_of_prompt: bool) -> None:
         """Count one generation with `tokens` in its answer. A prompt answered n times counts once, as clients expect."""
@@ -59,6 +61,7 @@ class Totals:
         self.completion_tokens += tokens
         self.prefill_ms += stats.prefill_ms
         self.decode_ms += stats.decode_ms
+        self.memory_mb = max(self.memory_mb, stats.memory_mb)
 
     def usage(self) -> Usage:
         """The counts a client is told."""

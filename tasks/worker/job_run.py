@@ -157,5 +157,6 @@ class JobRun:
                 round(totals.prefill_ms, 3),
                 round(totals.decode_ms, 3),
                 self.seat.together if self.seat is not None else 1,
+                round(totals.memory_mb, 2),
             ),
         )

@@ -23,6 +23,8 @@ RK3588 = Machine(
     temperature=61.2,
     memory=8 << 30,
     memory_available=3 << 30,
+    throttled=("thermal-devfreq-0",),
+    swapped=4096,
 )
 
 
@@ -43,7 +45,8 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     one, two = shown(client)
     assert (one["id"], one["soc"], one["driver"], one["npu_load"]) == ("one", "rk3588", "0.9.8", (87, 0, 5))
     assert one["npu_clock"] == {"hertz": 600_000_000, "highest": 1_000_000_000}
-    assert one["memory"] == {"total": 8 << 30, "available": 3 << 30} and one["temperature"] == 61.2
+    assert one["memory"] == {"total": 8 << 30, "available": 3 << 30, "swapped": 4096} and one["temperature"] == 61.2
+    assert one["throttled"] == ("thermal-devfreq-0",)
     assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
     assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
     assert two["refused"] == {"torn": "it is cut off"}

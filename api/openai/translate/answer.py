@@ -106,7 +106,8 @@ def _rates(what: str, tokens: int, ms: float) -> dict[str, float]:
 
 
 def _waits(times: Timings) -> dict[str, float]:
-    return {"queued_ms": round(times.queued_ms, 3), "load_ms": round(times.load_ms, 3)}
+    told = {"memory_mb": times.memory_mb} if times.memory_mb else {}
+    return {"queued_ms": round(times.queued_ms, 3), "load_ms": round(times.load_ms, 3), **told}
 
 
 def frame(value: dict[str, Any]) -> bytes:

@@ -191,6 +191,7 @@ class TestGoingOn:
             run = other.generate(Prompt(begun, 40, said=60), GREEDY, read.append)
             assert [piece.token for piece in run] == whole[60:]
             assert (run.end, run.stats.prompt_tokens, run.stats.generated_tokens) == (End.LENGTH, len(begun), 40)
+            assert run.stats.memory_mb > 10  # no process is smaller
             assert read[-60:] == list(range(len(asked.tokens) + 1, len(begun) + 1))
             # Nothing is said twice where it is remembered.
             before = len(read)

@@ -149,6 +149,7 @@ def test_times_and_counts_are_the_runtimes(opens: Open) -> None:
     assert len(answer) == stats.generated_tokens == 12
     assert stats.prefill_ms == pytest.approx(len(tokens), abs=0.01)
     assert stats.decode_ms == pytest.approx(12 * 10, abs=0.01)
+    assert stats.memory_mb == Profile().memory_mb
 
 
 @pytest.mark.parametrize("miscount", [0, -1, 1])

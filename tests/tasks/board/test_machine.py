@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from tasks.board.machine import read_machine
-from tests.npu.boards import make_board
+from tests.npu.boards import make_board, put
 
 
 def test_a_board_tells_its_chip_load_clock_and_heat(tmp_path: Path) -> None:
@@ -14,6 +15,19 @@ def test_a_board_tells_its_chip_load_clock_and_heat(tmp_path: Path) -> None:
     assert (machine.soc, machine.driver, machine.npu_load) == ("rk3588", "0.9.8", (0, 7, 14))
     assert (machine.npu_hertz, machine.npu_highest) == (300_000_000, 1_000_000_000)
     assert machine.temperature == 51.0
+
+
+def test_heat_and_swap_are_told_as_the_kernel_tells_them(tmp_path: Path) -> None:
+    """A fan that turns slows nothing down; what went to swap is counted in whole pages."""
+    root = make_board(tmp_path, "rk3588")
+    assert (read_machine(root).throttled, read_machine(root).swapped) == (None, None)
+    for number, (kind, state) in enumerate([("pwm-fan", 3), ("thermal-cpufreq-0", 0), ("thermal-devfreq-0", 2)]):
+        put(root, f"sys/class/thermal/cooling_device{number}/type", f"{kind}\n")
+        put(root, f"sys/class/thermal/cooling_device{number}/cur_state", f"{state}\n")
+    put(root, "proc/vmstat", "pgpgin 77\npswpin 2\npswpout 3\n")
+    machine = read_machine(root)
+    assert machine.throttled == ("thermal-devfreq-0",)
+    assert machine.swapped == 5 * resource.getpagesize()
 
 
 def test_a_machine_without_an_npu_tells_none_of_that(tmp_path: Path) -> None:
