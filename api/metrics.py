@@ -114,12 +114,18 @@ CLOCK = Metric(
 )
 HIGHEST = Metric("board_npu_highest_clock_hertz", GaugeMetricFamily, ("board",), "The fastest it can be set to.")
 HEAT = Metric("board_temperature_celsius", GaugeMetricFamily, ("board",), "Of the hottest sensor.")
+LIMIT = Metric(
+    "board_temperature_limit_celsius", GaugeMetricFamily, ("board",), "The temperature that its kernel holds it to."
+)
+HOT = Metric(
+    "board_hot", GaugeMetricFamily, ("board",), "1 while heat slows it down and its batches are paced, else 0."
+)
 MEMORY = Metric("board_memory_bytes", GaugeMetricFamily, ("board",), "All there is.")
 AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",), "What programs can still have.")
 
 METRICS: tuple[Metric, ...] = (
     *(REQUESTS, ENDED, *TOTALS.values(), *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
-    *(WORKER, PREFILL, DECODE, BOARD, LOAD, CLOCK, HIGHEST, HEAT, MEMORY, AVAILABLE),
+    *(WORKER, PREFILL, DECODE, BOARD, LOAD, CLOCK, HIGHEST, HEAT, LIMIT, HOT, MEMORY, AVAILABLE),
 )
 """All there are."""
 
@@ -223,6 +229,8 @@ class _Service(Collector):
         yield CLOCK, [(labels, its.npu_hertz) for labels, its in machines if its.npu_hertz is not None]
         yield HIGHEST, [(labels, its.npu_highest) for labels, its in machines if its.npu_highest is not None]
         yield HEAT, [(labels, its.temperature) for labels, its in machines if its.temperature is not None]
+        yield LIMIT, [(labels, its.limit) for labels, its in machines if its.limit is not None]
+        yield HOT, [(labels, its.hot) for labels, its in machines if its.hot is not None]
         yield MEMORY, [(labels, its.memory) for labels, its in machines]
         yield AVAILABLE, [(labels, its.memory_available) for labels, its in machines]
 

@@ -69,7 +69,7 @@ def _boards(boards: list[dict[str, Any]]) -> Table:
             Text(board["id"] + (" (drained)" if board["drained"] else "")),
             Text(board["soc"] or board["machine"] or ""),
             " ".join(f"{core}%" for core in load) if load else "-",
-            f"{heat:.0f}" if heat else "-",
+            (f"{heat:.0f}" if heat else "-") + (" (hot)" if board.get("hot") else ""),
             f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB" if memory else "-",
             Text(", ".join(f"{model['id']} {model['state']}" for model in board["models"])),
         )

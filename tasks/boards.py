@@ -66,6 +66,8 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "npu_load": machine and machine.npu_load,
         "npu_clock": machine and {"hertz": machine.npu_hertz, "highest": machine.npu_highest},
         "temperature": machine and machine.temperature,
+        "temperature_limit": machine and machine.limit,
+        "hot": machine and machine.hot,
         "throttled": machine and machine.throttled,
         "memory": machine
         and {"total": machine.memory, "available": machine.memory_available, "swapped": machine.swapped},

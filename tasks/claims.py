@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 import secrets
 import sys
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Only jobs wait that are paused or left to another board, of which this one may take none for so many seconds."""
+    """Only jobs wait that are paused, left to another board, or items of batches while this one rests: it may take none of them
+    for so many seconds."""
 
     seconds: float
 
@@ -104,9 +106,11 @@ def claim_next(
     ageing: Ageing = Ageing(),  # noqa: B008 - it is a constant
     prefix: str = "",
     beside: Claim | None = None,
+    rest: float = 0.0,
 ) -> Claim | Later | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds, `prefix` that of the job that the
-    worker served last. With `beside` it is one that may share a run with that claim's; None when there is none.
+    worker served last. With `beside` it is one that may share a run with that claim's; None when there is none. For `rest`
+    seconds the worker takes no item of a batch.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
@@ -121,6 +125,7 @@ def claim_next(
             *(int(seconds * 1000) for seconds in ageing),
             *(prefix, model, call(model, "", "")),
             *((beside.kin, beside.job, beside.token) if beside is not None else ("", "", "")),
+            math.ceil(rest * 1000),
         ),
     )
     if reply is None:

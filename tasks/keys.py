@@ -53,6 +53,7 @@ The same, and is written past the append-only file:
 
 rl:ended rl:failed     list     jobs that ended, and those that failed, the newest first
 rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
+rl:slowed:MODEL        hash     board -> how many times as long its jobs take while heat slows it down
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 rl:counts              hash     NAME MODEL LANE [which] -> a count of what became of jobs (`tasks/counts.py`)
 
@@ -142,6 +143,11 @@ def running(model: str) -> str:
 def turns(model: str) -> str:
     """Whose turn it is among those who ask for a model."""
     return f"rl:turns:{model}"
+
+
+def slowed(model: str) -> str:
+    """The boards that heat slows down, while they serve a model."""
+    return f"rl:slowed:{model}"
 
 
 def lanes(model: str) -> str:

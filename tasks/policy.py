@@ -23,6 +23,10 @@ boards leave it for `AT_HOME` ms at most, and only while that board has nothing 
 one could be served sooner, and next to none where a board has died. Whoever leaves a job sends its call on, once; those who
 wait for calls are called in turn, so that board's turn comes.
 
+A board that heat slows down rests between the items of batches, for three times as long as the last one took: its workers
+take none meanwhile, and leave them to boards that are cool, but chats and background jobs at once. A starved lane has its turn
+there, too.
+
 An engine may answer several prompts by one run. A worker that has taken a batch item then takes more of its kin (requests that
 are answered in the same way), from among the next `ALIKE` items, unless a chat waits. If the run ends in a crash, nobody knows by
 which of them: none counts it as a failure, and each runs alone from then on.
@@ -176,8 +180,8 @@ local function note_last(model, board, talk)
   redis.set_repl(redis.REPL_ALL)
 end
 -- The job to serve at the time t, and whether it is to run through; else nothing, and, when all that wait are paused or left
--- to others, after how many ms one may go on, and the first that is left to another board.
-local function choose(waiting, lanes, t, background, batch, model, board)
+-- to others, after how many ms one may go on, and the first that is left to another board. For `rest` ms no batch item is taken.
+local function choose(waiting, lanes, t, background, batch, model, board, rest)
   local id = starved(waiting, lanes, t, 1, tonumber(background)) or starved(waiting, lanes, t, 2, tonumber(batch))
   if id then return id, true end
   local quiet = since_end(lanes, 0, t)
@@ -185,7 +189,10 @@ local function choose(waiting, lanes, t, background, batch, model, board)
   while true do
     id = redis.call('ZRANGE', waiting, place, place)[1]
     if not id then return nil, nil, soonest, left_to_another end
-    local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'paused', 'prefill')
+    local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'paused', 'prefill', 'order')
+    if rest > 0 and tonumber(kept[3] or 0) >= 2 * LANE then  -- and so is all that waits behind it
+      return nil, nil, math.min(soonest or rest, rest), left_to_another or id
+    end
     local left = kept[1] and quiet and math.min(kept[2], MOST_QUIET) - quiet or 0
     local at_home = left <= 0 and is_of_another(id, model, board, t)
     if left <= 0 and not at_home then return id, false end

@@ -46,6 +46,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The clock of the NPU, in hertz: now, and the fastest it can be set to."""
     temperature: float | None = None
     """Degrees Celsius of the hottest sensor."""
+    limit: float | None = None
+    """Degrees Celsius that the kernel holds the board to; the lowest, where sensors have limits of their own."""
+    hot: bool | None = None
+    """Heat slows the board down, or did a moment ago."""
     throttled: tuple[str, ...] | None = None
     """What the kernel slows down because of heat, by its names for that."""
     memory: int = 0

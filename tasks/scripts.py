@@ -104,8 +104,19 @@ end
 local function bell(job)
   redis.call('PUBLISH', job .. ':live', '0:')
 end
--- How a model's queue stands: its gate, how many jobs run, and in how many ms a worker takes the next; 0: nothing is known.
-local function standing(model)
+-- How many times as long a job takes on a board that heat slows down, as its worker told lately (`tasks/worker/pacing.py`).
+local function slowed(model, batch)
+  local kept, found, least = redis.call('HGETALL', 'rl:slowed:' .. model), {}, nil
+  for place = 1, #kept, 2 do
+    local slower, rests = string.match(kept[place + 1], '^(%S+) (%S+)$')
+    found[kept[place]] = slower * (batch and rests or 1)
+    least = math.min(least or found[kept[place]], found[kept[place]])
+  end
+  return found, least
+end
+-- How a model's queue stands: its gate, how many jobs run, and in how many ms a worker takes the next, an item of a `batch`
+-- or another; 0: nothing is known.
+local function standing(model, batch)
   -- A worker that is at its job for longer than jobs usually take is likely to be at it for as long again; and before any
   -- has ended, what the running ones have taken is all that is known.
   local running = redis.call('ZRANGE', 'rl:running:' .. model, 0, -1)
@@ -115,7 +126,12 @@ local function standing(model)
     local age = now() - (redis.call('HGET', 'rl:{' .. id .. '}', 'started') or now())
     least = math.min(least or age, age)
   end
-  local free = math.floor(math.max(pace, least or 0) / math.max(1, #running))
+  local times, fewest = slowed(model, batch)
+  local at_once = #running == 0 and 1 / (fewest or 1) or 0
+  for _, id in ipairs(running) do
+    at_once = at_once + 1 / (fewest and times[redis.call('HGET', 'rl:{' .. id .. '}', 'board')] or 1)
+  end
+  local free = math.floor(math.max(pace, least or 0) / at_once)
   return {redis.call('HGET', 'rl:gates', model), #running, free}
 end
 -- The readers but for this one.
@@ -238,7 +254,8 @@ local function ahead()
   return redis.call('ZCOUNT', KEYS[3], '-inf', string.format('(%.0f', (ARGV[3] + 1) * LANE))
 end
 local function answer(accepted)
-  return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7]), allowance(ARGV[8], ARGV[10])}
+  return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7], ARGV[3] == '2'),
+    allowance(ARGV[8], ARGV[10])}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
 local refusal = redis.call('GET', KEYS[9])
@@ -279,9 +296,9 @@ CLAIM = Script(
     """
 -- KEYS waiting running turns lanes calls
 -- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix model call-sent-on
--- kin job-to-share-a-run-with its-claim; these are empty but where several jobs are taken for one run
--- -> {id, seq, field, value, ...} of the job now held, or nil; where only jobs wait that are paused or left to another board,
--- after how many ms one may go on.
+-- kin job-to-share-a-run-with its-claim (these are empty but where several jobs are taken for one run) ms-without-batch-items
+-- -> {id, seq, field, value, ...} of the job now held, or nil; where only jobs wait that are paused, left to another board, or
+-- items of batches while the worker rests, after how many ms one may go on.
 -- Jobs past their deadline end on the way.
 -- Sent twice with one attempt it claims once, and gives the same job again.
 local function held(id, job, seq)
@@ -302,7 +319,8 @@ while true do
     id = of_kin(KEYS[1], KEYS[4], now(), ARGV[14])
     if not id then return nil end
   else
-    id, through, soonest, other = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10], ARGV[12], ARGV[2])
+    id, through, soonest, other = choose(KEYS[1], KEYS[4], now(), ARGV[9], ARGV[10], ARGV[12], ARGV[2],
+      tonumber(ARGV[17]))
   end
   if not id then
     local left = other and redis.call('HGET', 'rl:{' .. other .. '}', 'left') or ' '
@@ -551,7 +569,8 @@ if #record == 0 then return nil end
 local model = redis.call('HGET', KEYS[1], 'model')
 local place = redis.call('ZRANK', 'rl:waiting:' .. model, ARGV[1])
 local _, shift = clocks()
-return {place or -1, place and standing(model), last_seq(KEYS[2]), shift, unpack(record)}
+local batch = redis.call('HGET', KEYS[1], 'lane') == 'batch'
+return {place or -1, place and standing(model, batch), last_seq(KEYS[2]), shift, unpack(record)}
 """,
     flags="no-writes",
 )
@@ -561,7 +580,7 @@ PLACE = Script(
 -- KEYS job waiting   ARGV id model -> {place or -1, standing of its queue where it waits}, or nil: no such job
 if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
 local place = redis.call('ZRANK', KEYS[2], ARGV[1])
-return {place or -1, place and standing(ARGV[2])}
+return {place or -1, place and standing(ARGV[2], redis.call('HGET', KEYS[1], 'lane') == 'batch')}
 """,
     flags="no-writes",
 )
@@ -592,6 +611,15 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   local seen = tonumber(string.match(redis.call('HGET', KEYS[1], name), '^%d+'))
   if t - seen > tonumber(ARGV[3]) * 4 then redis.call('HDEL', KEYS[1], name) end
 end
+"""
+)
+
+SLOWED = Script(
+    """
+-- KEYS slowed   ARGV board slower-and-rests ttl-ms -> nothing.  Past the append-only file, as breaths are.
+redis.set_repl(redis.REPL_NONE)
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 """
 )
 

@@ -31,7 +31,7 @@ function boardRow(board) {
     element("th", { scope: "row" }, board.id, board.drained ? " (drained)" : ""),
     board.soc ?? "no NPU",
     board.npu_load ? cell(board.npu_load.map((load, core) => gauge(load, 100, `${load} %`, `NPU core ${core}`))) : "–",
-    board.temperature === null ? "–" : `${board.temperature} °C`,
+    board.temperature === null ? "–" : `${board.temperature} °C${board.hot ? " (hot)" : ""}`,
     memory ? cell([gauge(used, memory.total, `${(used / 2 ** 30).toFixed(1)} of ${(memory.total / 2 ** 30).toFixed(1)} GiB`, "Memory in use")]) : "–",
     element("td", { class: "long" }, models || "–"),
     board.version,

@@ -11,6 +11,7 @@ from npu.hardware.device import Driver, Node, Npu, read_npu
 from npu.hardware.kernel import ROOT
 from npu.hardware.memory import Memory, read_memory
 from npu.hardware.soc import SOCS, Soc, read_soc, soc_named
+from npu.hardware.thermal import Zone
 
 __all__ = [
     "ROOT",
@@ -23,6 +24,7 @@ __all__ = [
     "Npu",
     "OpenFiles",
     "Soc",
+    "Zone",
     "read_big_cores",
     "read_board",
     "read_clocks",

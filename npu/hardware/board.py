@@ -12,9 +12,10 @@ from pathlib import Path
 from npu.hardware.clocks import Clock, read_clocks
 from npu.hardware.cpu import read_big_cores, read_cores
 from npu.hardware.device import Npu, read_npu
-from npu.hardware.kernel import ROOT, exists, number, read
+from npu.hardware.kernel import ROOT, exists, read
 from npu.hardware.memory import Memory, read_memory
 from npu.hardware.soc import Soc, find_soc, read_compatible
+from npu.hardware.thermal import Zone, read_zones
 from npu.hardware.throttling import read_throttled
 
 _CONTAINERS = (".dockerenv", "run/.containerenv", "run/systemd/container")
@@ -48,8 +49,8 @@ class Board:
     memory: Memory
     npu: Npu
     clocks: tuple[Clock, ...]
-    temperatures: Mapping[str, float]
-    """Degrees Celsius by sensor, such as `npu-thermal`."""
+    zones: tuple[Zone, ...]
+    """Its sensors of heat."""
     throttled: tuple[str, ...] | None
     """What is slowed down by heat now, by the kernel's names; None where it does not tell."""
     open_files: OpenFiles | None
@@ -57,6 +58,11 @@ class Board:
     """Whether this process sees a container's file system."""
     device_tree_hidden: bool
     """Whether the kernel has a device tree that cannot be seen, as in a container: the RKLLM runtime looks for it, too."""
+
+    @property
+    def temperatures(self) -> Mapping[str, float]:
+        """Degrees Celsius by sensor, such as `npu-thermal`."""
+        return {zone.name: zone.celsius for zone in self.zones}
 
 
 def read_board(root: Path = ROOT, soc: str | None = None) -> Board:
@@ -77,23 +83,13 @@ def read_board(root: Path = ROOT, soc: str | None = None) -> Board:
         memory=read_memory(root),
         npu=read_npu(root, found.npu_cores if found is not None else None),
         clocks=read_clocks(root),
-        temperatures=_temperatures(root),
+        zones=read_zones(root),
         throttled=read_throttled(root),
         open_files=_open_files(root),
         container=any(exists(root / place) for place in _CONTAINERS),
         # The link is the kernel's and always there; a container hides what it leads to.
         device_tree_hidden=not compatible and os.path.lexists(root / "proc/device-tree"),
     )
-
-
-def _temperatures(root: Path) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        thousandths = number(zone / "temp")
-        if thousandths is not None:
-            name = read(zone / "type") or zone.name
-            found[name if name not in found else f"{name} ({zone.name})"] = thousandths / 1000
-    return found
 
 
 def _open_files(root: Path) -> OpenFiles | None:

@@ -20,9 +20,16 @@ class Clock:
     """Now."""
     available: tuple[int, ...]
     """What it may be set to, in rising order."""
+    cap: int | None
+    """The fastest it is let go at the moment, by heat or by who runs the machine."""
     governor: str | None
     governors: tuple[str, ...]
     """Those the kernel has for it."""
+
+    @property
+    def capped(self) -> bool:
+        """Whether it may not go as fast as it could."""
+        return self.cap is not None and bool(self.available) and self.cap < self.available[-1]
 
 
 def read_clocks(root: Path = ROOT) -> tuple[Clock, ...]:
@@ -44,6 +51,7 @@ def _cpu(folder: Path) -> Clock:
         name=folder.name,
         hertz=now * 1000 if now is not None else None,
         available=_numbers(folder / "scaling_available_frequencies", 1000),
+        cap=cap * 1000 if (cap := number(folder / "scaling_max_freq")) is not None else None,
         governor=read(folder / "scaling_governor") or None,
         governors=tuple(read(folder / "scaling_available_governors").split()),
     )
@@ -55,6 +63,7 @@ def _device(of: Literal["npu", "ddr"], folder: Path) -> Clock:
         name=folder.name,
         hertz=number(folder / "cur_freq"),
         available=_numbers(folder / "available_frequencies", 1),
+        cap=number(folder / "max_freq"),
         governor=read(folder / "governor") or None,
         governors=tuple(read(folder / "available_governors").split()),
     )

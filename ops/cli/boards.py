@@ -48,6 +48,7 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
             board["driver"] and f"driver {board['driver']}",
             load and f"NPU {' '.join(f'{core} %' for core in load)}",
             heat and f"{heat:.0f} °C",
+            "slowed down by heat" if board["hot"] else None,
             memory and f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB free",
             f"version {board['version'] or 'unknown'}",
             "drained" if board["drained"] else None,

@@ -22,6 +22,7 @@ from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
 from tasks.board.drain import Drain
+from tasks.board.heat import HOT, Heat
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
@@ -84,6 +85,7 @@ class Agent:
         self._live = LiveSettings(settings)
         self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
         self._room = Room(board_settings, self._workers, self._keeping)
+        self._heat = Heat()
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -366,8 +368,8 @@ class Agent:
                 if model.id in self._announced:
                     found[model.id] = None
                 continue
-            note = self._workers.note(model.id)
-            found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, note)) if note else card
+            notes = [note for note in (self._workers.note(model.id), HOT if self._heat.hot else None) if note]
+            found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, *notes))
         shown = tuple(refused.items())[:MOST_REFUSED]
         self._refused = {name: without_folders(why)[:LONGEST_REFUSAL] for name, why in shown}
         return found
@@ -381,7 +383,7 @@ class Agent:
             stays=self._keeping.stays(),
             started=self._started,
             version=VERSION,
-            machine=read_machine(),
+            machine=read_machine(self._heat),
             drained=self._drain.on,
         )
         roster.breathe(self._client, breath)

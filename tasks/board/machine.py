@@ -6,11 +6,13 @@ from pathlib import Path
 
 from npu.hardware import read_board
 from npu.hardware.kernel import ROOT
+from tasks.board.heat import Heat
 from tasks.roster import Machine
 
 
-def read_machine(root: Path = ROOT) -> Machine:
-    """The machine now. It costs under a millisecond, and wakes no NPU. `root` is another tree, for tests."""
+def read_machine(heat: Heat, root: Path = ROOT) -> Machine:
+    """The machine now, and what `heat` makes of it. It costs under a millisecond, and wakes no NPU. `root` is another tree,
+    for tests."""
     board = read_board(root)
     npu = next((clock for clock in board.clocks if clock.of == "npu"), None)
     return Machine(
@@ -21,6 +23,8 @@ def read_machine(root: Path = ROOT) -> Machine:
         npu_hertz=npu.hertz if npu is not None else None,
         npu_highest=npu.available[-1] if npu is not None and npu.available else None,
         temperature=max(board.temperatures.values(), default=None),
+        limit=min((zone.limit for zone in board.zones if zone.limit is not None), default=None),
+        hot=heat.look(board),
         throttled=board.throttled,
         memory=board.memory.total,
         memory_available=board.memory.available,

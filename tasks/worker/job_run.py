@@ -30,6 +30,8 @@ class JobRun:
         self.phase = Phase.LOADING
         self.done = 0
         """Tokens of the prompt that are prefilled."""
+        self.said = 0
+        """Tokens that the engine has said in this run."""
         self.can_be_paused = True
         """False once it must not be: whoever claimed it next could not go on with its answer."""
         self.before = 0
@@ -103,6 +105,7 @@ class JobRun:
     def write(self, events: tuple[Event, ...], piece: RecordedPiece | None = None) -> None:
         """See `Sink.write`."""
         if piece is not None:
+            self.said += 1
             self.phase = Phase.DECODE
             self._progressed = time.monotonic()
         self.writer.write(events, piece)

@@ -31,6 +31,7 @@ from tasks.worker.cancellation import ControlListener
 from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
+from tasks.worker.pacing import Pacing, is_hot
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
 from tasks.worker.speeds import Speeds
@@ -79,6 +80,7 @@ class Serving:
         self._lease = tasks_settings.lease
         self._record_limit = tasks_settings.record_limit
         self._speeds = Speeds()
+        self._pacing = Pacing()
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
         self._runs: tuple[JobRun, ...] = ()
         """The job in hand, and those that share its run."""
@@ -91,12 +93,12 @@ class Serving:
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
         self._look_again: threading.Timer | None = None
-        """Where only paused jobs wait: until the first of them may go on."""
+        """Where only jobs wait that are not to be taken yet: until the first of them is."""
         self._prefix = ""
         """Of the job that was served last: the engine has it in its cache."""
         self._redis = Outages(log, "the worker's queue")
         self._started = time.time()
-        self._heartbeat = Heartbeat(client, self._lease, self._presence, lambda: follow(client, self._live))
+        self._heartbeat = Heartbeat(client, self._lease, self._presence, self._follow)
         self._control = ControlListener(
             client,
             worker,
@@ -136,11 +138,13 @@ class Serving:
         if claim is None:
             return None
         self._beside = []
+        begun = time.monotonic()
         try:
             outcome = self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)
         finally:
             for thread in self._beside:  # whatever became of this one: the engine is theirs until they have ended
                 thread.join()
+            self._pacing.served(claim.lane, time.monotonic() - begun)
         return "; ".join([outcome, *(thread.outcome for thread in self._beside)])
 
     def _serve_claim(self, run: JobRun, call: str) -> str:
@@ -179,7 +183,7 @@ class Serving:
     def _claim(self, call: str) -> Claim | None:
         """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time.
 
-        Where only paused jobs wait, there is a call when the first of them may go on.
+        Where only jobs wait that it may not take yet, there is a call when it may take the first of them.
         """
         attempt = new_attempt()
         while not self._stopping:
@@ -195,6 +199,7 @@ class Serving:
                     attempt=attempt,
                     ageing=Ageing(self._live.now.background_wait, self._live.now.batch_wait),
                     prefix=self._prefix,
+                    rest=self._pacing.rest,
                 )
             except UNREACHABLE as error:
                 self._redis.lost(error)
@@ -219,7 +224,7 @@ class Serving:
         try:
             send(self._client, self._model.id)
         except UNREACHABLE as error:
-            log.info("no call was sent for a paused job, the sweep will: %s", error)
+            log.info("no call was sent for a job that was not to be taken yet, the sweep will: %s", error)
 
     def _work(self, run: JobRun, call: str) -> str:
         claim = run.claim
@@ -402,6 +407,12 @@ class Serving:
             run.cancel("stop")
             if run.phase is Phase.LOADING:
                 self._give_back(run, STOPPED)  # nothing else can end a load early
+
+    def _follow(self) -> None:
+        """Obey what is kept of settings for the whole service, and the heat of this board."""
+        follow(self._client, self._live)
+        self._pacing.look(is_hot(self._client, self._board), self._runs, self._speeds.decode)
+        self._pacing.tell(self._client, self._model.id, self._board)
 
     def _presence(self) -> Presence:
         if self._slot.loading:

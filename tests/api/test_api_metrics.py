@@ -71,7 +71,9 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
     place.world.roster.known = [msgspec.structs.replace(TINY, boards=("b1",))]
     machine = Machine(
         npu_load=(50, 0, 7),
-        temperature=61.5,
+        temperature=85.5,
+        limit=85.0,
+        hot=True,
         npu_hertz=300_000_000,
         npu_highest=1_000_000_000,
         memory=8_000,
@@ -90,7 +92,10 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
     assert value(shown, "worker_decode_tokens_per_second", board="b1", model="tiny") == 9.5
     assert value(shown, "worker_prefill_tokens_per_second", board="b1", model="tiny") is None
     assert value(shown, "board_npu_load_ratio", board="b1", core="2") == 0.07
-    assert value(shown, "board_temperature_celsius", board="b1") == 61.5
+    assert value(shown, "board_temperature_celsius", board="b1") == 85.5
+    assert value(shown, "board_temperature_limit_celsius", board="b1") == 85.0
+    assert value(shown, "board_hot", board="b1") == 1
+    assert value(shown, "board_hot", board="b2") is None
     assert value(shown, "board_temperature_celsius", board="b2") is None
     assert value(shown, "board_npu_clock_hertz", board="b1") == 300_000_000
     assert value(shown, "board_npu_highest_clock_hertz", board="b1") == 1_000_000_000

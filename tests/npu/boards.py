@@ -94,6 +94,12 @@ def make_board(root: Path, chip: str, *, driver: str = "0.9.8", awake: bool = Tr
     put(root, "proc/self/limits", f"{'Limit':26}Soft Limit\n{'Max open files':26}1024{'':17}524288{'':15}files\n")
     put(root, "sys/class/thermal/thermal_zone0/type", "soc-thermal\n")
     put(root, "sys/class/thermal/thermal_zone0/temp", "45384\n")
+    for trip, (kind_of_trip, limit) in enumerate((("passive", 75), ("passive", 85), ("critical", 115))):
+        put(root, f"sys/class/thermal/thermal_zone0/trip_point_{trip}_type", f"{kind_of_trip}\n")
+        put(root, f"sys/class/thermal/thermal_zone0/trip_point_{trip}_temp", f"{limit}000\n")
+    for device, name in enumerate(("thermal-cpufreq-0", "thermal-devfreq-1", "pwm-fan")):
+        put(root, f"sys/class/thermal/cooling_device{device}/type", f"{name}\n")
+        put(root, f"sys/class/thermal/cooling_device{device}/cur_state", f"{3 * (name == 'pwm-fan')}\n")
     put(root, "sys/class/thermal/thermal_zone1/type", "npu-thermal\n")
     put(root, "sys/class/thermal/thermal_zone1/temp", "51000\n")
     _cpus(root, kind, governor)
@@ -141,6 +147,7 @@ def _cpus(root: Path, kind: Kind, governor: str) -> None:
         put(root, f"{folder}/scaling_available_governors", "ondemand userspace performance schedutil \n")
         put(root, f"{folder}/scaling_available_frequencies", "408000 1200000 1800000 \n")
         put(root, f"{folder}/scaling_cur_freq", "1200000\n")
+        put(root, f"{folder}/scaling_max_freq", "1800000\n")
 
 
 def _npu(root: Path, kind: Kind, driver: str, awake: bool, governor: str) -> None:
@@ -154,6 +161,7 @@ def _npu(root: Path, kind: Kind, driver: str, awake: bool, governor: str) -> Non
             f"{device}/devfreq/{name}/available_frequencies",
             " ".join(str(hertz) for hertz in reversed(kind.npu_hertz)),
         )
+        put(root, f"{device}/devfreq/{name}/max_freq", f"{kind.npu_hertz[-1]}\n")
         link(root, f"{device}/devfreq/{name}/device", "../..")
         link(root, f"sys/class/devfreq/{name}", f"../../devices/platform/{name}/devfreq/{name}")
     device = f"sys/devices/platform/{kind.npu}"

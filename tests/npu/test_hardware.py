@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from npu.hardware import SOCS, Node, read_big_cores, read_board, read_cores, read_memory, read_npu, read_soc
+from npu.hardware import SOCS, Node, Zone, read_big_cores, read_board, read_cores, read_memory, read_npu, read_soc
 from npu.model_name import SOCS as NAMED_SOCS
 from tests.npu.boards import KINDS, as_nobody, make_board, put, put_in_container
 
@@ -36,6 +36,8 @@ def test_each_chip(tmp_path: Path, chip: str) -> None:
     assert found.npu.load == {3: (0, 7, 14), 2: (0, 7), 1: (12,)}[kind.npu_cores]
     assert found.npu.load_source == "/sys/kernel/debug/rknpu/load"
     assert found.temperatures == {"soc-thermal": 45.384, "npu-thermal": 51.0}
+    assert found.zones == (Zone("soc-thermal", 45.384, 85.0), Zone("npu-thermal", 51.0, None))
+    assert found.throttled == () and not any(clock.capped for clock in found.clocks)
     assert found.open_files is not None and (found.open_files.soft, found.open_files.hard) == (1024, 524288)
     assert (found.container, found.device_tree_hidden) == (False, False)
 
@@ -54,6 +56,19 @@ def test_the_clocks_of_each_chip(tmp_path: Path, chip: str) -> None:
     assert cpu.governors == ("ondemand", "userspace", "performance", "schedutil")
     assert (npu.of, npu.hertz, npu.available) == ("npu", kind.npu_hertz[0], kind.npu_hertz)
     assert clocks["dmc"].of == "ddr"
+
+
+def test_what_heat_does_to_clocks_is_told(tmp_path: Path) -> None:
+    """A fan that turns holds no clock down, and a limit that a driver tells for want of one is none."""
+    make_board(tmp_path, "rk3588")
+    put(tmp_path, "sys/class/thermal/cooling_device1/cur_state", "2\n")
+    put(tmp_path, "sys/class/devfreq/fdab0000.npu/max_freq", "700000000\n")
+    put(tmp_path, "sys/class/thermal/thermal_zone1/trip_point_0_type", "passive\n")
+    put(tmp_path, "sys/class/thermal/thermal_zone1/trip_point_0_temp", "-274000\n")
+    found = read_board(tmp_path)
+    assert found.throttled == ("thermal-devfreq-1",)
+    assert [clock.name for clock in found.clocks if clock.capped] == ["fdab0000.npu"]
+    assert [zone.limit for zone in found.zones] == [85.0, None]
 
 
 def test_every_chip_a_model_can_be_made_for_is_in_the_table() -> None:

@@ -25,6 +25,9 @@ def test_versions_that_differ_are_told(client: redis.Redis) -> None:
     assert list(lines_of(boards(client))) == [
         "one: rk3588, driver 0.9.8, NPU 87 % 0 % 5 %, 61 °C, 3072 of 8192 MiB free, version 1.0"
     ]
-    breathe(client, Presence(name="board:two", board="two", version="1.1"))
-    assert "different versions (1.0, 1.1)" in list(lines_of(boards(client)))[-1]
+    hot = Machine(soc="rk3588", temperature=86.4, hot=True, memory=8 << 30, memory_available=3 << 30)
+    breathe(client, Presence(name="board:two", board="two", version="1.1", machine=hot))
+    told = list(lines_of(boards(client)))
+    assert "two: rk3588, 86 °C, slowed down by heat, 3072 of 8192 MiB free, version 1.1" in told
+    assert "different versions (1.0, 1.1)" in told[-1]
     assert list(lines_of([])) == ["No board is there. `.venv/bin/rockchipllama board` starts one."]

@@ -21,6 +21,8 @@ RK3588 = Machine(
     npu_hertz=600_000_000,
     npu_highest=1_000_000_000,
     temperature=61.2,
+    limit=85.0,
+    hot=False,
     memory=8 << 30,
     memory_available=3 << 30,
     throttled=("thermal-devfreq-0",),
@@ -47,6 +49,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     assert one["npu_clock"] == {"hertz": 600_000_000, "highest": 1_000_000_000}
     assert one["memory"] == {"total": 8 << 30, "available": 3 << 30, "swapped": 4096} and one["temperature"] == 61.2
     assert one["throttled"] == ("thermal-devfreq-0",)
+    assert (one["temperature_limit"], one["hot"], two["hot"]) == (85.0, False, None)
     assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
     assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
     assert two["refused"] == {"torn": "it is cut off"}

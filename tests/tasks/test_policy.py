@@ -509,3 +509,33 @@ async def test_a_paused_job_can_be_cancelled_and_may_be_late(queue: Queue, clien
     assert [view.state for view in views] == [JobState.CANCELLED, JobState.CANCELLED, JobState.FAILED]
     assert views[2].error is not None and views[2].error.code is FailureCode.DEADLINE
     assert not client.exists(keys.waiting("echo"), keys.running("echo"), keys.lanes("echo"), keys.turns("echo"))
+
+
+async def test_a_hot_board_rests_between_items_of_batches(queue: Queue) -> None:
+    """Chats and background jobs are taken at once, items by boards that are cool, which hear of them once."""
+    item = await queue.accept("a", Lane.BATCH)
+    low = await queue.accept("a", Lane.BACKGROUND)
+    chat = await queue.accept("a")
+
+    def hot() -> Claim | Later | None:
+        return claim_next(queue.client, "echo", worker="w", board="hot", child=1, call_id="c", lease=60, rest=30)
+
+    calls = queue.client.llen(keys.calls("echo"))
+    for expected in (chat, low):
+        found = hot()
+        assert isinstance(found, Claim) and found.job == expected
+        queue.end(found)
+    assert queue.client.llen(keys.calls("echo")) == calls
+    for _ in range(2):
+        later = hot()
+        assert isinstance(later, Later) and later.seconds == 30
+        assert queue.client.llen(keys.calls("echo")) == calls + 1
+    assert queue.serve() == item
+
+
+async def test_a_hot_board_serves_a_batch_that_was_starved(queue: Queue) -> None:
+    """A batch ends, however hot its only board stays."""
+    item = await queue.accept("a", Lane.BATCH)
+    queue.waited(item, 3601)
+    found = claim_next(queue.client, "echo", worker="w", board="hot", child=1, call_id="c", lease=60, rest=30)
+    assert isinstance(found, Claim) and found.job == item

@@ -28,7 +28,7 @@ from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
-from tasks.worker import heartbeat, serving, slot
+from tasks.worker import heartbeat, pacing, serving, slot
 from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
@@ -241,6 +241,37 @@ def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
     place.gate.set()
     serving_.join(LIMIT)
     eventually(lambda: answered() == 2, what="the news")
+
+
+def test_a_worker_of_a_hot_board_rests_after_an_item_and_serves_chats(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the board has cooled, which its agent says; then the next call has the item."""
+    monkeypatch.setattr(pacing, "REST", 1e6)  # a scripted item takes no time
+    place = make()
+
+    def board(hot: bool) -> None:
+        machine = roster.Machine(hot=hot)
+        roster.breathe(place.client, roster.Presence(name="board:one", board="one", machine=machine))
+        place.serving._heartbeat.changed()
+        eventually(lambda: place.serving._pacing.hot is hot, what="the news")
+
+    board(hot=True)
+    talker = talking(place)
+    first, second = (place.accept(lane=Lane.BATCH) for _ in range(2))
+    serving_ = place.call()
+    talker.say(6)
+    serving_.join(LIMIT)
+    assert place.view(first).state is JobState.FINISHED
+    chat = place.accept()
+    talker.say(6)
+    place.call().join(LIMIT)
+    assert place.view(chat).state is JobState.FINISHED
+    assert place.view(second).state is JobState.QUEUED
+    board(hot=False)
+    talker.say(6)
+    place.call().join(LIMIT)
+    assert place.view(second).state is JobState.FINISHED
 
 
 def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Make) -> None:
