@@ -23,6 +23,7 @@ from api.connection import BoundedHttp, crowded
 from api.drain import Drain
 from api.fronts import front_of
 from api.settings import ApiSettings
+from tasks import systemd
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -125,11 +126,14 @@ class Server(uvicorn.Server):
         AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
         AppStatus.should_exit = False
         self._told = asyncio.Event()
+        self._pulse = systemd.Pulse()
 
     async def main_loop(self) -> None:
         """Wait until told to stop. The library's own loop wakes ten times a second, all day long."""
         loop = asyncio.get_running_loop()
+        systemd.tell("READY=1")
         while not await self.on_tick(0):
+            self._pulse.beat()
             timer = loop.call_later(LOOK, self._told.set)
             await self._told.wait()
             self._told.clear()
@@ -142,6 +146,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, in that order."""
+        longest = self.config.timeout_graceful_shutdown or 0
+        systemd.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(longest + 5) * 1_000_000}")
         ending = asyncio.ensure_future(self._end_after_grace())
         try:
             await super().shutdown(sockets)

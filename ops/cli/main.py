@@ -21,6 +21,7 @@ from ops.cli import (
     keys,
     models,
     served_models,
+    service,
     settings,
     top,
     up,
@@ -39,6 +40,7 @@ app = typer.Typer(
 _USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
 _FOR_THE_USER = _USAGE | {
     "ops.cli.queue_of_service:QueueAway",
+    "ops.systemd.installation:ServiceRefused",
     "ops.up.errors:UpError",
     "ops.demo_model:FetchError",
     "ops.batch.service:ServiceError",
@@ -80,6 +82,7 @@ app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
+app.add_typer(service.app, name="service")
 app.add_typer(settings.app, name="settings")
 models.app.command("info")(served_models.info)
 models.app.command("load")(served_models.load)

@@ -15,6 +15,7 @@ import psutil
 
 from ops import environment
 from ops.up.output import TAIL, LogFile, Output
+from tasks import systemd
 
 WINDOW = 60.0
 """Seconds in which deaths are counted together."""
@@ -47,6 +48,8 @@ class Part:
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.start_again_at: float | None = None
         """When to start it again, by `time.monotonic`; None while it runs or is not wanted."""
+        self.started = 0.0
+        """When it was started last, by the same clock."""
         self._command = list(command)
         self._log = LogFile(log)
         self._env = dict(env or {})
@@ -54,7 +57,7 @@ class Part:
         self._stdin = stdin
         self._show = show
         self._whole_group = whole_group
-        self._without = frozenset() if secrets else environment.API_SECRETS
+        self._without = systemd.VARIABLES | (frozenset() if secrets else environment.API_SECRETS)
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=TOO_OFTEN)
         self._mend = mend
@@ -90,6 +93,7 @@ class Part:
             raise
         finally:
             os.close(writer)
+        self.started = now()
         return Output(reader, self._log, self.tail, self._show)
 
     def ended(self) -> int | None:

@@ -25,7 +25,8 @@ from ops.up.part import Part, now
 from ops.up.ready import Probe
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
-from tasks import lifeline
+from ops.up.vitals import Vitals
+from tasks import lifeline, systemd
 from tasks.settings import TaskSettings
 from tasks.version import VERSION
 
@@ -121,6 +122,7 @@ class _Service:
         self._store_socket: Path | None = None
         self._disk: DiskWatch | None = None
         self._parts: list[Part] = []
+        self._vitals = Vitals(lambda: store.socket_dir(plan.tasks.data_dir))
         self._access = sharing.Access(plan.tasks.data_dir)
 
     def start(self, listen_fd: int) -> None:
@@ -138,7 +140,8 @@ class _Service:
         if self._plan.tasks.redis_url:
             say(f"  queue   {configuration.without_password(redis_url)}")
         api = {**shared, environment.LISTEN_FD: str(listen_fd)}
-        self._start_part("api", self._plan.commands.api, api, (listen_fd,), secrets=True)
+        # Models come later, and may be none: the service answers, and says so.
+        self._start_part("api", self._plan.commands.api, api, (listen_fd,), secrets=True, on_ready=self._tell_systemd)
         say(f"  api     {self._shown_url}")
         say(f"  clients {contact.clients(self._shown_url)}")
         self._start_part("board", self._plan.commands.board, shared)
@@ -170,26 +173,39 @@ class _Service:
                 late = True
                 why = " ".join(state.reasons) or f"{self._logs / 'board.log'} may say why."
                 say(f"No model is ready after {waited:.0f} s. {why} Waiting on.")
-            self._supervisor.turn(None if ready or late else max(0.1, PATIENCE - waited))
+            self._vitals.look(self._parts)
+            limits = [self._vitals.pause] if self._vitals.pause is not None else []
+            if not ready and not late:
+                limits.append(max(0.1, PATIENCE - waited))
+            self._supervisor.turn(min(limits, default=None))
 
     def stop(self) -> None:
         """API first (it lets answers end, which needs the workers), then the board with its workers, the store last."""
         self._probe.stop()
+        order = self._order_of_ends()
+        longest = sum(patience for _, patience in order) + lifeline.GRACE + 2.0
+        systemd.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}")
         if self._disk is not None:
             self._disk.stop()
-        patience = self._plan.up.stop_timeout
-        order = [
-            (part, max(patience, self._plan.drain + 5.0) if part.name == "api" else patience) for part in self._parts
-        ]
-        if self._store is not None:
-            order.append((self._store, patience))
         self._supervisor.stop(order)
         # A worker whose agent was killed notices now, and holds its output open until it is gone.
         self._supervisor.let_go()
         if not self._supervisor.drain(lifeline.GRACE + 2.0):
             log.warning("some processes of the service have not ended; the next start waits for them")
+        self._vitals.close()
         if self._store_socket is not None:
             store.clean_up(self._store_socket, self._plan.tasks.data_dir)
+
+    def _order_of_ends(self) -> list[tuple[Part, float]]:
+        """The parts, in the order in which they are stopped, and the seconds that each may take."""
+        patience = self._plan.up.stop_timeout
+        order = [
+            (part, max(patience, self._plan.drain + 5.0) if part.name == "api" else patience) for part in self._parts
+        ]
+        return order if self._store is None else [*order, (self._store, patience)]
+
+    def _tell_systemd(self) -> None:
+        systemd.tell("READY=1", f"STATUS=Listening at {self._shown_url}")
 
     def _start_store(self) -> str:
         folder = self._plan.tasks.data_dir / "valkey"
@@ -279,12 +295,16 @@ class _Service:
         fds: tuple[int, ...] = (),
         *,
         secrets: bool = False,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
+        ear, told = self._vitals.listen_to(name, on_ready)
+        if ear is not None:
+            self._supervisor.hear(ear)
         part = Part(
             name,
             command,
             log=self._logs / f"{name}.log",
-            env=env,
+            env={**env, **told},
             fds=(self._supervisor.lifeline, self._lock.parts, *fds),
             show=self._terminal.show,
             secrets=secrets,
@@ -295,6 +315,7 @@ class _Service:
 
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         shown = ", ".join(_shown(model) for model in models[:5])
+        systemd.tell(f"STATUS=Listening at {self._shown_url}{', with ' + shown if shown else ''}")
         needs_key = self._probe.state.needs_key
         how = trial(self._shown_url, self._plan.trusted_networks, needs_key=needs_key)
         say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. {how}")

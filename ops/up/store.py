@@ -95,6 +95,11 @@ def socket_dir(data_dir: Path) -> Path:
     )
 
 
+def holds_socket(data_dir: Path) -> bool:
+    """Whether the socket fits below the data directory itself, where every process finds it, whatever its own /tmp."""
+    return _fits(data_dir.resolve() / "run")
+
+
 def clean_up(sock: Path, data_dir: Path) -> None:
     """Take the socket away, which a killed server leaves behind, and its folder if that lies outside the data directory."""
     sock.unlink(missing_ok=True)

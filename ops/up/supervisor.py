@@ -16,6 +16,7 @@ from typing import Self
 from ops.up.errors import PartFailed
 from ops.up.output import Output
 from ops.up.part import TOO_OFTEN, WINDOW, Part, describe_end, now
+from ops.up.vitals import Ear
 
 log = logging.getLogger("rockchipllama.up")
 
@@ -84,6 +85,10 @@ class Supervisor:
     def keep(self, part: Part) -> None:
         """Keep a started part alive from now on."""
         self._kept.append(part)
+
+    def hear(self, ear: Ear) -> None:
+        """Have `ear` read whenever something is said to it."""
+        self._selector.register(ear.fd, selectors.EVENT_READ, ear)
 
     def wake(self) -> None:
         """End the current wait. From any thread."""

@@ -16,7 +16,7 @@ from npu.catalog import Catalog, find_models
 from npu.engines import describe
 from npu.errors import ModelRefused
 from npu.model import Model
-from tasks import keys, lifeline, live_settings, logs, roster, worker_lock
+from tasks import keys, lifeline, live_settings, logs, roster, systemd, worker_lock
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
@@ -26,7 +26,7 @@ from tasks.board.heat import HOT, Heat
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
 from tasks.board.losses import Losses
-from tasks.board.machine import read_machine
+from tasks.board.machine import node_is_missing, read_machine, since_boot
 from tasks.board.pull.shelf import shelf_of
 from tasks.board.pulls import Pulls
 from tasks.board.room import MakingRoom, NoRoomYet, Room
@@ -96,6 +96,7 @@ class Agent:
         self._drain = Drain(self._client, self._board, self._workers, self._dismiss, self._load_again)
         self._started = time.time()
         self._leaving = threading.Event()
+        self._pulse = systemd.Pulse()
         self._unloaded = threading.Event()
         """A model was unloaded: jobs may wait for it, and need not wait for the next look as well."""
         self._looked = threading.Condition()
@@ -112,8 +113,11 @@ class Agent:
 
     def run(self) -> int:
         """Work until told to leave."""
+        systemd.tell("READY=1")  # nothing else of the machine waits for a Redis that may be away for long
         while not self._leaving.is_set() and not self._reaches_redis():
+            self._pulse.beat()
             self._leaving.wait(1.0)
+        self._await_node()
         self._try(self._drain.look)
         self._try(self._look)
         self._desk = Desk(
@@ -149,6 +153,7 @@ class Agent:
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
                     self._try(task)
+        systemd.tell("STOPPING=1")
         self._inventory.close()
         self._desk.close()
         self._try(self._drain.hand_over)
@@ -402,6 +407,17 @@ class Agent:
     def _sweep(self) -> None:
         self._sweeper.sweep({field.split("/", 1)[0] for field in map(text, self._client.hkeys(keys.CARDS))})
 
+    def _await_node(self) -> None:
+        """Give the NPU's driver the time to show itself, when the machine has only just started."""
+        until = self._board_settings.npu_wait
+        if self._settings.rkllm_library.startswith("simulator") or since_boot() >= until or not node_is_missing():
+            return
+        log.warning("the NPU's device file is not there yet, or not open to this user: waiting for it")
+        while node_is_missing() and since_boot() < until and not self._leaving.wait(0.5):
+            self._pulse.beat()
+        if node_is_missing():
+            log.error("the NPU cannot be used; `rockchipllama doctor` says what mends that")
+
     def _reaches_redis(self) -> bool:
         try:
             return bool(self._client.ping())
@@ -413,6 +429,7 @@ class Agent:
 
     def _try(self, task: Callable[[], None]) -> None:
         """Do something that needs Redis. The loop goes on whatever comes of it."""
+        self._pulse.beat()
         try:
             task()
         except UNREACHABLE as error:
@@ -426,6 +443,7 @@ class Agent:
 
     def _survive(self, task: Callable[[], None]) -> None:
         """Do something that does not need Redis. The loop goes on whatever comes of it."""
+        self._pulse.beat()
         try:
             task()
         except Exception as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from npu.hardware import read_board
+from npu.hardware.device import read_npu
 from npu.hardware.kernel import ROOT
+from npu.hardware.soc import read_soc
 from tasks.board.heat import Heat
 from tasks.roster import Machine
 
@@ -30,3 +33,17 @@ def read_machine(heat: Heat, root: Path = ROOT) -> Machine:
         memory_available=board.memory.available,
         swapped=board.memory.swapped,
     )
+
+
+def node_is_missing(root: Path = ROOT) -> bool:
+    """Whether this machine has an NPU that this user cannot reach yet; drivers come up after services, at times. One that the
+    kernel's own driver has will not be there later either."""
+    if read_soc(root) is None:
+        return False
+    npu = read_npu(root)
+    return not npu.driver.mainline and (npu.node is None or not npu.node.usable)
+
+
+def since_boot() -> float:
+    """Seconds since this machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -36,6 +36,12 @@ class BoardSettings(Settings):
     restart_limit: float = Field(
         60.0, gt=0, description="Longest pause in seconds before a worker that keeps dying is started again."
     )
+    npu_wait: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds after the machine's boot for which the board waits for the device file of its NPU, whose driver "
+        "may come up late; then it serves what runs without.",
+    )
     hf_token: SecretStr | None = Field(
         default_factory=lambda: SecretStr(token) if (token := _hugging_face("TOKEN")) else None,
         description="A token of Hugging Face, to pull models that are gated or private. Unset: what `HF_TOKEN` says.",

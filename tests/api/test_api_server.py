@@ -16,10 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
+from api import server
 from api.answer import Stopped
 from api.drain import Drain
 from tasks.events import Queued, Started, TextDelta
 from tests.api.scripted import Hold, ScriptedAnswer, Site, StartHolds, Step, site
+from tests.fakes.notified import Notified
 from tests.stack import LIMIT, eventually
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
@@ -71,6 +73,38 @@ def test_an_answer_that_is_still_to_begin_is_refused(stream: bool) -> None:
         thread.join(LIMIT)
     assert (replies[0].status_code, replies[0].json()["error"]["code"]) == (503, "server_stopping")
     assert place.relay.start_cancelled.is_set()
+
+
+def test_systemd_hears_of_it_while_the_loop_turns(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it answers, that it lives, that it stops; nothing while something keeps the loop."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    stuck, free = threading.Event(), threading.Event()
+    real = server.Server.on_tick
+
+    async def on_tick(self: server.Server, counter: int) -> bool:
+        loops.append(asyncio.get_running_loop())
+        return await real(self, counter)
+
+    def stand_still() -> None:
+        stuck.set()
+        free.wait(LIMIT)
+
+    monkeypatch.setattr(server.Server, "on_tick", on_tick)
+    monkeypatch.setattr(server, "LOOK", 0.01)
+    with Notified(str(tmp_path / "systemd")) as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+        monkeypatch.setenv("WATCHDOG_USEC", "60000")
+        with site() as place:
+            systemd.until("READY=1")
+            assert place.http.get("/healthz").status_code == 200
+            systemd.until("WATCHDOG=1")
+            loops[0].call_soon_threadsafe(stand_still)
+            assert stuck.wait(LIMIT)
+            systemd.forget()
+            assert systemd.hears_nothing(0.2)
+            free.set()
+            systemd.until("WATCHDOG=1")
+        systemd.until("STOPPING=1")
 
 
 @pytest.mark.anyio

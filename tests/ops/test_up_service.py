@@ -18,6 +18,7 @@ import pytest
 
 from ops import environment
 from ops.up.store import SOCKET_NAME, socket_dir
+from tests.fakes.notified import Notified
 
 PARTS = Path(__file__).parent / "parts"
 LIMIT = 60.0
@@ -276,6 +277,33 @@ def test_a_queue_in_memory_alone_writes_nothing(up: Callable[..., Up], monkeypat
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 0
     assert list((one.folder / "data/valkey").iterdir()) == []
+
+
+def test_systemd_hears_that_it_answers_and_that_all_of_it_lives(
+    up: Callable[..., Up], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing while a part stands still, though it has not ended."""
+    with Notified(str(tmp_path / "systemd")) as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+        monkeypatch.setenv("WATCHDOG_USEC", "600000")
+        one = up()
+        systemd.until("READY=1")
+        one.is_up()
+        url = re.search(r"http://127\.0\.0\.1:\d+", one.said)
+        assert url is not None
+        systemd.until(f"STATUS=Listening at {url[0]}, with tiny on echo")
+        systemd.until("WATCHDOG=1")
+        [board] = one.noted("board started")
+        os.kill(board, signal.SIGSTOP)
+        eventually(lambda: systemd.hears_nothing(0.6), "silence")
+        one.says("board gives no sign of life")
+        os.kill(board, signal.SIGCONT)
+        systemd.until("WATCHDOG=1")
+        one.process.send_signal(signal.SIGTERM)
+        stopping = systemd.until("STOPPING=1")
+        assert "EXTEND_TIMEOUT_USEC=67000000" in stopping  # twenty for each of three parts, and those that are orphans
+        assert one.ended() == 0
+    assert list((one.folder / "data/run").glob("*.notify")) == []
 
 
 def _redis(one: Up, command: bytes) -> bytes:

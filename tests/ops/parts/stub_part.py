@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ops import environment
-from tasks import lifeline
+from tasks import lifeline, systemd
 
 behaviour, journal = sys.argv[1], Path(sys.argv[2])
 
@@ -67,5 +67,10 @@ if behaviour in ("api", "ignores_sigterm"):
 if behaviour == "board":
     child = [sys.executable, __file__, "worker", str(journal)]
     subprocess.Popen(child, start_new_session=True, pass_fds=lifeline.fds())
+if behaviour == "api":
+    systemd.tell("READY=1")
+pulse = systemd.Pulse()
 while True:
-    time.sleep(1)
+    if behaviour != "worker":
+        pulse.beat()
+    time.sleep(1 if pulse.pause is None else pulse.pause / 4)

@@ -22,7 +22,7 @@ from npu.catalog import Catalog
 from npu.engines import Setup
 from npu.errors import ModelRefused
 from npu.model import Model
-from tasks import keys, roster
+from tasks import keys, roster, systemd
 from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
@@ -30,6 +30,7 @@ from tasks.board.settings import BoardSettings
 from tasks.boards import snapshot
 from tasks.card import Card
 from tasks.settings import ROOT, TaskSettings
+from tests.fakes.notified import Notified
 from tests.stack import LIMIT, Stack, eventually
 
 MANIFEST = 'engine = "echo"\nid = "%s"\n'
@@ -129,6 +130,61 @@ def test_workers_that_cannot_be_looked_after_are_no_outage(
     board.goes_on()
     assert "Cannot allocate memory" in caplog.text
     assert "lost Redis" not in caplog.text
+
+
+def test_systemd_hears_of_it_while_the_loop_turns(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it is there, that it lives, that it stops; nothing while it stands still."""
+    stuck, free = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        stuck.set()
+        free.wait(LIMIT)
+
+    with Notified(str(tmp_path / "systemd")) as notified:
+        monkeypatch.setenv("NOTIFY_SOCKET", notified.address)
+        monkeypatch.setenv("WATCHDOG_USEC", "60000")
+        board.agent._pulse = systemd.Pulse()
+        board.start()
+        notified.until("READY=1")
+        notified.until("WATCHDOG=1")
+        monkeypatch.setattr(board.agent._workers, "tick", stand_still)
+        assert stuck.wait(LIMIT)
+        notified.forget()
+        assert notified.hears_nothing(0.2)
+        free.set()
+        notified.until("WATCHDOG=1")
+        board.leave()
+        notified.until("STOPPING=1")
+
+
+def test_a_board_waits_for_its_npu(
+    board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the machine has only just started; its models are announced once the driver is there."""
+    there = threading.Event()
+    monkeypatch.setattr(module, "since_boot", lambda: 5.0)
+    monkeypatch.setattr(module, "node_is_missing", lambda: not there.is_set())
+    starting = threading.Thread(target=board.start)
+    starting.start()
+    eventually(lambda: "waiting for it" in caplog.text, what="the wait")
+    assert not board.client.hexists(keys.CARDS, "first/one")
+    there.set()
+    starting.join(LIMIT)
+    board.goes_on()
+    assert "cannot be used" not in caplog.text
+
+
+def test_a_board_does_not_wait_for_its_npu_for_ever(
+    board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What runs without is served."""
+    moments = iter([5.0, 59.0])
+    monkeypatch.setattr(module, "since_boot", lambda: next(moments, 61.0))
+    monkeypatch.setattr(module, "node_is_missing", lambda: True)
+    board.start()
+    assert "the NPU cannot be used" in caplog.text
 
 
 def test_a_full_redis_ends_nothing(

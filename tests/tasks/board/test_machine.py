@@ -6,7 +6,7 @@ import resource
 from pathlib import Path
 
 from tasks.board.heat import Heat
-from tasks.board.machine import read_machine
+from tasks.board.machine import node_is_missing, read_machine
 from tests.npu.boards import make_board, put
 
 
@@ -37,3 +37,14 @@ def test_a_machine_without_an_npu_tells_none_of_that(tmp_path: Path) -> None:
     machine = read_machine(Heat(), tmp_path)
     assert (machine.soc, machine.npu_load, machine.npu_hertz, machine.npu_highest) == (None, None, None, None)
     assert (machine.temperature, machine.limit, machine.throttled, machine.hot) == (None, None, None, None)
+
+
+def test_a_node_is_missing_where_there_is_an_npu_that_cannot_be_reached_yet(tmp_path: Path) -> None:
+    """Not where there is none, and not where it will not come, as another driver has it."""
+    root = make_board(tmp_path / "board", "rk3588")
+    assert not node_is_missing(root)
+    (root / "dev/dri/renderD129").unlink()
+    assert node_is_missing(root)
+    (root / "sys/module/rocket").mkdir(parents=True)
+    assert not node_is_missing(root)
+    assert not node_is_missing(tmp_path)

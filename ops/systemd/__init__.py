@@ -1,0 +1,1 @@
+"""The service under systemd: its units, and how they are put into place."""
