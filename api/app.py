@@ -24,6 +24,7 @@ from api import (
     jobs,
     key_routes,
     metrics,
+    model_routes,
     ollama,
     openai,
     props,
@@ -92,7 +93,8 @@ def create_app(
     app.state.fronts = FRONTS
     errors.register(app, renderer)
     about_jobs = (jobs, async_jobs, job_events, queues)
-    for part in (health, metrics, props, *about_jobs, boards, runtime_settings, key_routes, console_page, docs_page):
+    about_boards = (boards, model_routes, runtime_settings)
+    for part in (health, metrics, props, *about_jobs, *about_boards, key_routes, console_page, docs_page):
         app.include_router(part.router)
     for each in reversed(FRONTS):
         # The first one last: a path that it shares with others is theirs where they can tell that it is meant for them.
@@ -100,6 +102,7 @@ def create_app(
     shapes: tuple[type[BaseModel], ...] = (
         *async_jobs.SHAPES,
         *key_routes.SHAPES,
+        *model_routes.SHAPES,
         *(shape for each in FRONTS for shape in each.shapes),
     )
     docs_page.describe(app, shapes, lambda path: front({"path": path, "headers": []}))

@@ -136,7 +136,7 @@ ERRORS: dict[type[TasksError], Rule] = {
     FieldRefused: Rule(400, "unsupported_parameter"),
     JobNotFound: Rule(404, "job_not_found"),
     JobCancelled: Rule(409, "job_cancelled", retry=False),
-    BoardUnknown: Rule(404, "board_not_found"),
+    BoardUnknown: Rule(404, "board_not_found", param="board"),
     FileUnknown: Rule(404, "file_not_found", param="id"),
     BatchUnknown: Rule(404, "batch_not_found", param="id"),
     QueueUnavailable: Rule(503, "queue_unavailable"),

@@ -130,6 +130,18 @@ class ModelShelf(Protocol):
         """Have every board that has the model `model` do this. Raises `UnknownModel` as well."""
 
 
+class ModelLoading(Protocol):
+    """Models loaded and unloaded on boards. Each raises `UnknownModel`, `BoardUnknown`, `QueueUnavailable`, and
+    `HttpProblem` where a board refuses."""
+
+    async def load(self, model: str, board: str | None, keep: float | None, *, wait: bool) -> tuple[str, str]:
+        """Have that board, or the one where it suits best, load a model, which then stays for `keep` seconds after its last job;
+        its id and the board. With `wait` it is loaded then. Raises `ModelDown` as well."""
+
+    async def unload(self, model: str, board: str | None) -> tuple[str, list[str]]:
+        """Have that board, or all of them, unload a model; its id and those that had it."""
+
+
 class KeyBook(Protocol):
     """The API keys that were made."""
 
@@ -178,6 +190,7 @@ class Services(TypedDict):
     feeding: Attendant
     texts: TextBook
     shelf: ModelShelf
+    loading: ModelLoading
     blobs: BlobShelf
     ping: Callable[[], Awaitable[None]]
 

@@ -14,7 +14,7 @@ import redis.asyncio
 
 from api.answer import Answer, Waiting
 from tasks import keys
-from tasks.commands import Commander, Keep, Load, Prepare, Unload
+from tasks.commands import AWAY, Commander, Keep, Load, Prepare, Unload
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,
@@ -315,7 +315,7 @@ class Relay:
                 except CommandFailed as error:
                     failures.append(error)
             # An agent that breathed a moment ago and does not listen is being restarted.
-            if any(error.code != "board_away" for error in failures) or loop.time() > give_up:
+            if any(error.code != AWAY for error in failures) or loop.time() > give_up:
                 raise ModelDown(model, str(failures[-1]))
             await asyncio.sleep(0.5)
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from api.blobs import Blobs
+from api.loading import Loading
 from api.needs import Services
 from api.openai.feeding import Feeding
 from api.presence import breathing
@@ -115,6 +116,7 @@ async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSet
             "batches": batches,
             "feeding": feeding,
             "texts": Texts(roster, commander),
+            "loading": Loading(roster, commander),
             "shelf": Shelf(roster, commander, feed),
             "blobs": Blobs(tasks_settings.models_dir),
             "ping": ping,

@@ -10,7 +10,7 @@ from pathlib import Path
 from npu.engines import ENGINES
 from npu.errors import ModelRefused
 from npu.manifest import FILE_NAME, has_base, is_adapter, is_weights, read_manifest
-from npu.model import Model
+from npu.model import RESERVED, Model
 from npu.model_name import SUFFIXES, parse_model_name
 
 MAX_DEPTH = 3
@@ -157,6 +157,10 @@ def _bare(path: Path, problems: list[_Problem]) -> Iterator[Model]:
         problems.append((path, f"{path}: no engine here can run {path.suffix} files yet. It is left alone."))
         return
     name = parse_model_name(re.sub(r"-\d{5}-of-\d{5}$", "", path.stem))
+    if name.id in RESERVED:
+        why = f"{path}: no model can be called '{name.id}', for the API has something else there. Rename the file."
+        problems.append((path, why))
+        return
     try:
         stat = path.stat()
     except OSError as error:

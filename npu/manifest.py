@@ -14,7 +14,7 @@ from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
 from npu.manifest_keys import KEYS, OF_WEIGHTS
-from npu.model import SAMPLING_DEFAULTS, LoraAdapter, Model, Value, is_model_id
+from npu.model import RESERVED, SAMPLING_DEFAULTS, LoraAdapter, Model, Value, is_model_id
 from npu.model_name import SOCS, SUFFIXES, parse_model_name
 from npu.sampling import check_sampling
 
@@ -158,6 +158,8 @@ class _Manifest:
         model_id = self._table.get("id", default)
         if not is_model_id(model_id):
             raise self._refuse("id", f"is {model_id!r}: only lower-case letters, digits, `.`, `_` and `-` may be in it")
+        if model_id in RESERVED:
+            raise self._refuse("id", f"is {model_id!r}, where the API has something else. Choose another")
         return str(model_id)
 
     def _context(self, default: int | None) -> int | None:
@@ -254,7 +256,9 @@ class _Manifest:
         for name in given:
             if not _NAME.fullmatch(name):
                 raise self._refuse("names", f"holds {name!r}: a name has 1 to 200 characters and no blanks")
-        names = [*(given or tags), stem]
+            if name.lower() in RESERVED:
+                raise self._refuse("names", f"holds {name!r}, where the API has something else. Leave it out")
+        names = [*(given or tags), "" if stem.lower() in RESERVED else stem]
         return tuple(name for name in dict.fromkeys(names) if name and name != model_id)
 
     def _sampling(

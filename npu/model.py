@@ -20,6 +20,9 @@ SAMPLING_DEFAULTS: Mapping[str, float | int] = {
 }
 """How a model is sampled when neither its manifest nor the request says otherwise. The rest stays neutral."""
 
+RESERVED = frozenset({"available", "loaded", "load", "unload"})
+"""What no model is called: the API has something else where a model of that name would be (`/v1/models/loaded`)."""
+
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 

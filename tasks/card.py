@@ -51,6 +51,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created: int = 0
     """Unix seconds."""
     size_bytes: int = 0
+    memory_bytes: int = 0
+    """About what it takes with its context once it is loaded; 0 where nobody told."""
     family: str = ""
     parameters: str = ""
     """Such as `0.6B`."""

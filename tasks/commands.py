@@ -32,12 +32,16 @@ does not know, it refuses with a reply that says so."""
 
 BUSY = "busy"
 """The code of the reply to a command of a kind of which too many wait already."""
+AWAY = "board_away"
+"""The code of the failure of a command to a board that does not listen."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Start a worker for the model and load it. The reply comes when that has begun, or cannot."""
+    """Start a worker for the model and load it. The reply comes when that has begun, or cannot. Where others have something to do
+    first, it is also begun, for jobs will wait for it; with `at_once` it is refused then."""
 
     model: str
+    at_once: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
@@ -181,7 +185,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandCode(StrEnum):
-    """Why a command that changes which models there are failed; the other commands fail as jobs do."""
+    """Why a command failed that changes which models there are, or that loads one; the other commands fail as jobs do."""
 
     MODEL_MISSING = "model_missing"
     """The board has no model of that name."""
@@ -199,6 +203,8 @@ class CommandCode(StrEnum):
     """Its owner wants to know who asks: terms to be accepted, a token to be set."""
     DOES_NOT_FIT = "does_not_fit"
     """It cannot run on this board: its chip, its runtime or its memory."""
+    NO_ROOM_YET = "no_room_yet"
+    """It fits once others can be unloaded that have something to do now, or were loaded just now."""
     NO_SPACE = "no_space"
     """The disk cannot hold it."""
     DAMAGED = "damaged"
@@ -365,7 +371,7 @@ class Commander:
             with unavailable_as_refusal():
                 heard = await self._client.publish(keys.commands(board), _encoder.encode(envelope))
             if heard == 0:
-                raise CommandFailed("board_away", f"The board '{board}' does not answer.")
+                raise CommandFailed(AWAY, f"The board '{board}' does not answer.")
             async with asyncio.timeout(seconds):
                 answer = await future
         except TimeoutError:

@@ -59,6 +59,17 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that went to swap and back since the machine started."""
 
 
+class Resident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a board tells of a model that has a worker on it."""
+
+    memory: int = 0
+    """Bytes it was estimated at."""
+    idle: float | None = None
+    """For how many seconds it has had nothing to do; None while it has, or is not loaded yet."""
+    pinned: bool = False
+    """It was asked to stay for ever."""
+
+
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One breath of a worker (with its model) or of a board (without)."""
 
@@ -72,10 +83,22 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens a worker has lately read and said per second; None before it has."""
     answered: int | None = None
     """Calls to serve that a worker has answered; none while it answers one."""
+    tries: int = 0
+    """How often a worker's process has begun to load its model."""
+    problem: str = ""
+    """Why it could not, the last time; empty once it could."""
+    loaded_for: float | None = None
+    """For how many seconds a worker has had its model loaded; None while it has not."""
     refused: dict[str, str] = {}
     """Of a board: what it would call a model whose files cannot be used, and why, for those who ask for it all the same."""
     stays: dict[str, float] = {}
     """Of a board: for how many seconds a loaded model will stay if nobody asks for it. Those that stay for ever are left out."""
+    residents: dict[str, Resident] = {}
+    """Of a board: the models that have a worker there."""
+    budget: int = 0
+    """Of a board: bytes of memory that its models may have together; 0 where it does not tell."""
+    room: int = 0
+    """Of a board: bytes of that which one more could have now."""
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""
@@ -140,6 +163,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Those of the boards."""
     cards: tuple[Card, ...] = ()
     """Of every model on every board, those that are away as well."""
+    ages: dict[str, float] = {}
+    """Seconds since each of those who are alive breathed, by their names."""
 
     def refused(self, name: str) -> tuple[str, str] | None:
         """A living board that has files of that name, and why it cannot use them."""
@@ -245,7 +270,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
     refusals = tuple(breath for breath in alive if breath.refused)
     breaths = tuple(breath for breath in alive if breath.model is None)
     every = tuple(chain.from_iterable(found.values()))
-    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable), breaths, every)
+    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable), breaths, every, ages)
 
 
 def _stays(model: str, alive: list[Presence], ages: dict[str, float]) -> float | None:

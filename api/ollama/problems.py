@@ -31,6 +31,7 @@ SHELF: dict[str, int] = {
     CommandCode.FILE_MISSING: 400,
     CommandCode.SOURCE_FORBIDDEN: 403,
     CommandCode.DOES_NOT_FIT: 400,
+    CommandCode.NO_ROOM_YET: 503,
     CommandCode.NO_SPACE: 507,
     CommandCode.DAMAGED: 502,
     CommandCode.NETWORK: 502,

@@ -18,6 +18,8 @@ TRIES = 5
 PAUSE = 1.0
 """Seconds between them."""
 PATIENCE = httpx.Timeout(60.0, read=300.0)
+LOADING = httpx.Timeout(60.0, read=660.0)
+"""A load is waited for as long as the service itself does, and a little longer."""
 
 
 class ServiceError(Exception):
@@ -111,13 +113,23 @@ class Service:
         """All that it knows."""
         return list(self._ask("GET", "/v1/models")["data"])
 
-    def load(self, model: str) -> None:
-        """Bring a model into the memory of a board, unless it is in one; then this returns."""
-        self._ask("POST", "/api/generate", json={"model": model, "stream": False})
+    def load(self, model: str, board: str | None, keep_alive: float | str | None) -> dict[str, Any]:
+        """Bring a model into the memory of a board, any one where none is named, and return once it is there. `keep_alive` is as
+        the API takes it. Needs an administrator."""
+        asked = {"model": model, "board": board, "keep_alive": keep_alive}
+        return self._ask("POST", "/v1/models/load", json={**_said(asked), "wait": True}, timeout=LOADING)
 
-    def unload(self, model: str) -> None:
-        """Take it out of the memory of all boards."""
-        self._ask("POST", "/api/generate", json={"model": model, "stream": False, "keep_alive": 0})
+    def unload(self, model: str, board: str | None) -> dict[str, Any]:
+        """Take it out of the memory of a board, of all where none is named. Needs an administrator."""
+        return self._ask("POST", "/v1/models/unload", json=_said({"model": model, "board": board}))
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """The models that boards have loaded."""
+        return list(self._ask("GET", "/v1/models/loaded")["data"])
+
+    def available(self) -> list[dict[str, Any]]:
+        """Those that they could load."""
+        return list(self._ask("GET", "/v1/models/available")["data"])
 
     def size(self, file: str) -> int:
         """The bytes of a file."""
@@ -187,6 +199,11 @@ class Service:
         return ServiceAway(
             f"The service does not answer at {self._url} ({said}). Start it with `ops/run`, or name another with --url."
         )
+
+
+def _said(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was said of it."""
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _part(name: str) -> str:

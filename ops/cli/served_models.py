@@ -1,4 +1,4 @@
-"""`rockchipllama models info|load|unload`: the models of a running service."""
+"""`rockchipllama models info|load|unload|loaded|available`: the models of a running service."""
 
 from __future__ import annotations
 
@@ -23,16 +23,84 @@ def info(model: Model, as_json: AsJson = False, url: Url = None, config: options
     print(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
 
 
-def load(model: Model, url: Url = None, config: options.Config = None) -> None:
-    """Have a running service load a model, and wait until it has."""
-    service_of(config, url).load(model)
-    print(f"'{model}' is loaded.")
+def load(
+    model: Model,
+    board: Annotated[
+        str | None, typer.Option(metavar="NAME", help="On this board, not on the one where it suits best.")
+    ] = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How long it stays after its last job, such as 30m; -1 is for ever."),
+    ] = None,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Have a board of a running service load a model, and wait until it has."""
+    done = service_of(config, url).load(model, board, _time(keep_alive))
+    print(f"'{done['id']}' is loaded on '{done['board']}'.")
 
 
-def unload(model: Model, url: Url = None, config: options.Config = None) -> None:
-    """Have a running service unload a model from all boards; the next request loads it again."""
-    service_of(config, url).unload(model)
-    print(f"'{model}' is unloaded.")
+def unload(
+    model: Model,
+    board: Annotated[str | None, typer.Option(metavar="NAME", help="From this board, not from all.")] = None,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Have a running service unload a model; the next request loads it again."""
+    done = service_of(config, url).unload(model, board)
+    where = ", ".join(f"'{name}'" for name in done["boards"])
+    print(f"'{done['id']}' is unloaded from {where}." if where else f"'{done['id']}' is loaded nowhere.")
+
+
+def loaded(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """List the models that the boards of a running service have loaded."""
+    import json
+
+    found = service_of(config, url).loaded()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(map(_resident, found)) or "No model is loaded.")
+
+
+def available(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """List the models that the boards of a running service could load, and why others cannot."""
+    import json
+
+    found = service_of(config, url).available()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(_places(found)) or "No board has a model.")
+
+
+def _time(typed: str | None) -> float | str | None:
+    """Seconds as a number, a duration as it was typed."""
+    try:
+        return None if typed is None else float(typed)
+    except ValueError:
+        return typed
+
+
+def _resident(entry: dict[str, Any]) -> str:
+    idle, memory = entry["idle_seconds"], entry["memory_bytes"]
+    facts = [
+        entry["state"],
+        memory and f"{memory >> 20} MiB",
+        None if idle is None else f"idle for {idle:.0f} s",
+        "pinned" if entry["pinned"] else None,
+        entry["problem"],
+    ]
+    return f"{entry['id']} on {entry['board']}: {', '.join(fact for fact in facts if fact)}"
+
+
+def _places(found: list[dict[str, Any]]) -> Iterator[str]:
+    for model in found:
+        yield model["id"]
+        for place in model["boards"]:
+            memory = place["memory_bytes"]
+            facts = [
+                place["state"],
+                place["quantization"],
+                f"context {place['context_length']}",
+                memory and f"{memory >> 20} MiB",
+                place["why"] or ("" if place["beside"] else "others go first"),
+            ]
+            yield f"  {place['board']}: {', '.join(fact for fact in facts if fact)}"
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

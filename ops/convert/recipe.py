@@ -12,7 +12,7 @@ from typing import Any
 from npu.engine import Sampling
 from npu.errors import SamplingRefused
 from npu.hardware.soc import Soc, soc_named
-from npu.model import SAMPLING_DEFAULTS, is_model_id
+from npu.model import RESERVED, SAMPLING_DEFAULTS, is_model_id
 from npu.sampling import check_sampling
 from ops.convert.refusal import RecipeRefused, refusal
 
@@ -215,6 +215,8 @@ def _check_rest(recipe: Recipe, table: dict[str, Any]) -> None:
 def _check_manifest(recipe: Recipe) -> None:
     if not is_model_id(recipe("manifest", "id")):
         raise recipe.refuse("manifest", "id", "may have lower-case letters, digits, `.`, `_` and `-` only")
+    if recipe("manifest", "id") in RESERVED:
+        raise recipe.refuse("manifest", "id", f"cannot be any of {', '.join(sorted(RESERVED))}")
     sampling = recipe("manifest", "sampling")
     known = {field.name for field in fields(Sampling)} - {"seed", "logit_bias"}
     for key in sampling:

@@ -182,9 +182,9 @@ class Agent:
         """
         self._load(model, in_place=True)
 
-    def load_after_others(self, model: Model) -> None:
+    def load_after_others(self, model: Model, at_once: bool = False) -> None:
         """The same, once those models are gone that are being unloaded. Where others are busy it returns at once: jobs wait for
-        room, and a look for them loads the model."""
+        room, and a look for them loads the model. With `at_once` nobody waits, and it raises `NoRoomYet`."""
         while True:
             try:
                 return self.load_in_place(model)
@@ -192,6 +192,8 @@ class Agent:
                 if self._leaving.wait(0.1):
                     raise
             except NoRoomYet as wait:
+                if at_once:
+                    raise
                 return log.info("%s", wait)
 
     def _load(self, model: Model, *, in_place: bool) -> None:
@@ -381,11 +383,15 @@ class Agent:
 
     def _breathe(self) -> None:
         self._drain.look()
+        budget, room = self._room.budget()
         breath = roster.Presence(
             name=f"board:{self._board}",
             board=self._board,
             refused=self._refused,
             stays=self._keeping.stays(),
+            residents=self._residents(),
+            budget=budget,
+            room=room,
             started=self._started,
             version=VERSION,
             machine=read_machine(self._heat),
@@ -393,6 +399,13 @@ class Agent:
         )
         roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
+
+    def _residents(self) -> dict[str, roster.Resident]:
+        idle, pinned = self._keeping.idle(), self._keeping.pinned()
+        return {
+            model: roster.Resident(memory=size, idle=idle.get(model), pinned=model in pinned)
+            for model, size in self._workers.sizes().items()
+        }
 
     def _load_again(self, before: set[str]) -> None:
         """Load what was loaded before a drain, or what is loaded at a start."""

@@ -12,11 +12,12 @@ import redis
 
 from npu.catalog import Catalog
 from npu.engines import chat_template, describe, open_tokenizer
-from npu.errors import EngineFailed, ModelRefused, PromptRefused
+from npu.errors import EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.model import Model
 from tasks import commands, keys
 from tasks.board.defects import Defects
 from tasks.board.lanes import Lanes
+from tasks.board.room import NoRoomYet
 from tasks.connection import UNREACHABLE, Outages
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode, encode_events
@@ -46,7 +47,7 @@ class Desk:
         client: redis.Redis,
         settings: TaskSettings,
         catalog: Callable[[], Catalog],
-        load: Callable[[Model], None],
+        load: Callable[[Model, bool], None],
         unload: Callable[[Model], None],
         keep: Callable[[str, float], None],
         shelve: Callable[[commands.Shelving], object],
@@ -140,8 +141,13 @@ class Desk:
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
         match command:
-            case commands.Load():
-                self._load(model)
+            case commands.Load(at_once=at_once):
+                try:
+                    self._load(model, at_once)
+                except OutOfMemory as error:
+                    yet = isinstance(error, NoRoomYet)
+                    code = commands.CommandCode.NO_ROOM_YET if yet else commands.CommandCode.DOES_NOT_FIT
+                    raise CommandFailed(code, str(error)) from error
                 return None
             case commands.Unload():
                 self._unload(model)

@@ -63,6 +63,12 @@ class Keeping:
                 if self._limit(model) >= 0
             }
 
+    def idle(self) -> dict[str, float]:
+        """For how many seconds each model has had nothing to do; about 0 for one that is busy."""
+        now = self._clock()
+        with self._lock:
+            return {model: now - rest.since for model, rest in self._rests.items()}
+
     def over(self, models: Collection[str]) -> list[str]:
         """Those of `models`, which have a worker here, whose time is over. Raises what the client raises."""
         workers, waited_for = self._roster()

@@ -30,6 +30,11 @@ class Room:
         """Whether so many bytes are free for one more model."""
         return needed <= self._free(self._memory())
 
+    def budget(self) -> tuple[int, int]:
+        """Bytes that models may have here together, and those that one more could have now."""
+        memory = self._memory()
+        return memory.total - int(memory.total * self._settings.memory_reserve), max(0, self._free(memory))
+
     def in_the_way(self, model: Model, needed: int) -> list[str]:
         """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
 

@@ -12,7 +12,7 @@ from npu.catalog import Catalog, find_models
 from npu.chat_template import ChatTemplate
 from npu.errors import ModelRefused, TemplateFailed
 from npu.manifest import FILE_NAME, read_manifest
-from npu.model import Model, is_model_id
+from npu.model import RESERVED, Model, is_model_id
 from npu.whole_file import put_folder_in_place, sync, write_whole
 from tasks.commands import CommandCode, Create
 from tasks.errors import CommandFailed
@@ -111,6 +111,10 @@ def named(name: str) -> tuple[str, tuple[str, ...]]:
         raise CommandFailed(
             CommandCode.NAME_REFUSED,
             f"'{name[:100]}' cannot name a model: it has letters, digits, `.`, `_`, `-`, and a colon before a tag, at most 100.",
+        )
+    if model_id in RESERVED:
+        raise CommandFailed(
+            CommandCode.NAME_REFUSED, f"No model can be called '{model_id}', for the API has something else there."
         )
     return model_id, (bare,) if bare != model_id else ()
 

@@ -26,6 +26,7 @@ def card_of(model: Model, board: str, setup: Setup) -> Card:
         context_length=facts.context_length,
         created=model.created,
         size_bytes=model.size_bytes,
+        memory_bytes=facts.memory_bytes,
         family=model.family or facts.family,
         parameters=model.parameters or facts.parameters,
         quantization=model.quantization or facts.quantization,

@@ -429,6 +429,9 @@ class Serving:
             prefill_tps=self._speeds.prefill,
             decode_tps=self._speeds.decode,
             answered=None if self._call_in_hand else self._answered,
+            tries=self._slot.tries,
+            problem=self._slot.problem,
+            loaded_for=time.monotonic() - self._slot.loaded_at if self._slot.loaded else None,
             started=self._started,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from npu.engine import TextEngine
 from npu.engines import Setup, chat_template, open_engine
 from npu.model import Model
+from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Preparer
 
 log = logging.getLogger("rockchipllama.worker")
@@ -21,6 +22,12 @@ class Slot:
     def __init__(self, model: Model, setup: Setup) -> None:
         self.model = model
         self.loading = False
+        self.tries = 0
+        """How often the model was begun to load."""
+        self.problem = ""
+        """Why it could not be loaded, the last time."""
+        self.loaded_at = 0.0
+        """When it last was, by the monotonic clock."""
         self.preparer: Preparer
         """Prepares requests for the engine; there once the engine is."""
         self._setup = setup
@@ -39,23 +46,31 @@ class Slot:
         """
         with self._lock:
             if self._engine is None:
-                self.loading = True
+                self.loading, self.problem = True, ""
+                self.tries += 1
                 on_load()
-                begun = time.monotonic()
-                log.info("loading %s", self.model.id)
                 try:
-                    engine = open_engine(self.model, self._setup)
+                    self._engine = self._open()
+                except Exception as error:
+                    self.problem = failure(error).message
+                    raise
                 finally:
                     self.loading = False
-                try:
-                    template = chat_template(self.model)
-                except BaseException:
-                    engine.close()
-                    raise
-                self.preparer = Preparer(self.model, engine.tokenizer, template, engine.context_length)
-                self._engine = engine
-                log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
+                self.loaded_at = time.monotonic()
             return self._engine
+
+    def _open(self) -> TextEngine:
+        begun = time.monotonic()
+        log.info("loading %s", self.model.id)
+        engine = open_engine(self.model, self._setup)
+        try:
+            template = chat_template(self.model)
+        except BaseException:
+            engine.close()
+            raise
+        self.preparer = Preparer(self.model, engine.tokenizer, template, engine.context_length)
+        log.info("loaded %s in %.1f s (%s)", self.model.id, time.monotonic() - begun, engine.version)
+        return engine
 
     def close(self, only: TextEngine | None = None) -> None:
         """Close the engine, if there is one, and with `only` if it is that one. The next call of `engine` opens it anew, once

@@ -10,6 +10,7 @@ import pytest
 from tests.api.scripted import (
     RequestLines,
     ScriptedBoards,
+    ScriptedCommander,
     ScriptedJobs,
     ScriptedKeys,
     ScriptedQueues,
@@ -38,6 +39,7 @@ def place(_running: Site) -> Site:
     _running.world.queues.__dict__.update(ScriptedQueues().__dict__)
     _running.world.boards.__dict__.update(ScriptedBoards().__dict__)
     _running.world.api_keys.__dict__.update(ScriptedKeys().__dict__)
+    _running.world.commander.__dict__.update(ScriptedCommander().__dict__)
     _running.world.shelf.__dict__.update(ScriptedShelf().__dict__)
     _running.world.texts.__dict__.update(ScriptedTexts().__dict__)
     _running.world.redis_down = False

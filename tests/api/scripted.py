@@ -6,6 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from starlette.requests import Request as HttpRequest
 from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.app import create_app
 from api.blobs import Blobs
+from api.loading import Loading
 from api.needs import Services
 from api.relay import Relay
 from api.server import Server, bind, server
@@ -28,7 +30,7 @@ from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, KeyRefused, Scope, digest_of
 from tasks.batch import BatchBook
 from tasks.card import Card
-from tasks.commands import Command, Copy, Create, Delete, PullProgress
+from tasks.commands import Command, Commander, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
 from tasks.counts import Counts
 from tasks.errors import BoardUnknown, JobNotFound, QueueUnavailable, UnknownModel
@@ -301,16 +303,23 @@ class ScriptedRoster:
     def __init__(self) -> None:
         self.known = [TINY]
         self.alive: list[Presence] = []
+        self.cards: list[Card] = []
         self.away = False
+        self.refreshed: Callable[[], None] | None = None
+        """Called when the roster is looked at anew."""
 
     async def refresh(self) -> None:
         if self.away:
             raise QueueUnavailable("gone")
+        if self.refreshed is not None:
+            self.refreshed()
 
     @property
     def snapshot(self) -> Snapshot:
         boards = tuple(breath for breath in self.alive if breath.model is None)
-        return Snapshot(0.0, tuple(self.known), tuple(self.alive), (), breaths=boards)
+        return Snapshot(
+            time.monotonic(), tuple(self.known), tuple(self.alive), (), breaths=boards, cards=tuple(self.cards)
+        )
 
     def models(self) -> list[ModelStatus]:
         return list(self.known)
@@ -426,6 +435,20 @@ class ScriptedBoards:
         if board != "rack/one":
             raise BoardUnknown(board, ["rack/one"])
         self.told.append((step, board))
+
+
+class ScriptedCommander(Commander):
+    """Boards that do what they are told, or answer with what a test has put down for them."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Command]] = []
+        self.refusals: dict[str, Exception] = {}
+
+    async def ask(self, board: str, command: Command, seconds: float) -> msgspec.Raw:
+        self.told.append((board, command))
+        if board in self.refusals:
+            raise self.refusals[board]
+        return msgspec.Raw(b"null")
 
 
 class ScriptedShelf:
@@ -563,6 +586,7 @@ class World:
         self.feeding = Nobody()
         self.texts = ScriptedTexts()
         self.shelf = ScriptedShelf()
+        self.commander = ScriptedCommander()
         self.blobs = Blobs(Path("/nowhere"))
         self.redis_down = False
 
@@ -589,6 +613,7 @@ class World:
                 "feeding": self.feeding,
                 "texts": self.texts,
                 "shelf": self.shelf,
+                "loading": Loading(self.roster, self.commander),
                 "blobs": self.blobs,
                 "ping": self.ping,
             }

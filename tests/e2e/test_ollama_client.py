@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -223,6 +224,30 @@ def test_a_model_stays_as_long_as_was_asked(client: ollama.Client) -> None:
     assert running(client, "echo") is not None
     assert client.generate("echo", keep_alive=0).done_reason == "unload"
     assert running(client, "echo") is None
+
+
+def test_an_administrator_loads_and_unloads_a_model(stack: Stack, client: ollama.Client) -> None:
+    """On a board, waiting for it; what is told of it then is what was asked."""
+    with httpx.Client(base_url=stack.url, timeout=60) as http:
+        client.generate("echo", keep_alive=0)
+        assert http.get("/v1/models/loaded?model=echo").json()["data"] == []
+        asked = {"model": "echo", "board": "test-board", "keep_alive": "-1s", "wait": True}
+        done = http.post("/v1/models/load", json=asked)
+        assert (done.status_code, done.json()["state"]) == (200, "loaded")
+
+        def told() -> dict[str, Any] | None:
+            [entry] = http.get(done.json()["url"]).json()["data"]
+            return entry if entry["pinned"] else None
+
+        entry = eventually(told, what="the board's breath")
+        assert abs(entry["since"] - time.time()) < 60 and entry["memory_bytes"] > 0
+        assert (entry["state"], entry["until"], entry["problem"]) == ("loaded", None, None)
+        [place] = next(each for each in http.get("/v1/models/available").json()["data"] if each["id"] == "echo")[
+            "boards"
+        ]
+        assert (place["state"], place["fits"], place["beside"]) == ("loaded", True, True)
+        assert http.post("/v1/models/unload", json={"model": "echo"}).json()["boards"] == ["test-board"]
+        assert http.get("/v1/models/loaded?model=echo").json()["data"] == []
 
 
 @pytest.mark.full

@@ -80,6 +80,16 @@ def test_what_is_refused_is_known_by_the_names_it_would_have(models: Path) -> No
     assert "link" in catalog.refused["gone-1b-q4_0"]
 
 
+def test_no_model_hides_what_the_api_has(models: Path) -> None:
+    """Neither by its id, nor by the name of a file that has another one."""
+    put(models / "Load.gguf")
+    put(models / "fine" / "loaded.gguf")
+    put(models / "fine" / "manifest.toml", 'id = "fine"')
+    catalog = find_models(models)
+    assert [(model.id, "loaded" in model.names) for model in catalog.models] == [("fine", False)]
+    assert "no model can be called 'load'" in catalog.problems[0]
+
+
 def test_two_models_with_one_id(models: Path) -> None:
     first = put(models / "a" / "Same-1B-Q4_0.gguf")
     second = put(models / "b" / "Same-1B-Q8_0.gguf")

@@ -243,9 +243,11 @@ def test_a_model_is_looked_at_loaded_and_unloaded(stack: Stack) -> None:
     assert json.loads(run(stack, "models", "info", "echo", "--json").stdout)["id"] == "echo"
     shown = run(stack, "models", "info", "echo").stdout.decode()
     assert "context_length      8192\n" in shown and "None" not in shown
-    assert run(stack, "models", "load", "echo").stdout == b"'echo' is loaded.\n"
+    assert run(stack, "models", "load", "echo").stdout == b"'echo' is loaded on 'test-board'.\n"
     eventually(lambda: stack.state("echo") == "loaded", what="loading")
-    assert run(stack, "models", "unload", "echo").stdout == b"'echo' is unloaded.\n"
+    assert b"echo on test-board: loaded" in run(stack, "models", "loaded").stdout
+    assert b"context 8192" in run(stack, "models", "available").stdout
+    assert run(stack, "models", "unload", "echo").stdout == b"'echo' is unloaded from 'test-board'.\n"
     eventually(lambda: stack.state("echo") != "loaded", what="unloading")
     assert b"nobody" in run(stack, "models", "load", "nobody", code=1).stderr
 

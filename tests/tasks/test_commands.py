@@ -20,9 +20,11 @@ from npu.errors import OutOfMemory
 from npu.model import SAMPLING_DEFAULTS, Model
 from tasks import keys
 from tasks.board.desk import Desk
+from tasks.board.room import NoRoomYet
 from tasks.claims import claim_next
 from tasks.commands import (
     Command,
+    CommandCode,
     Commander,
     Count,
     Describe,
@@ -71,7 +73,7 @@ class Office:
             client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep, self._shelve
         )
 
-    def _load(self, model: Model) -> None:
+    def _load(self, model: Model, at_once: bool) -> None:
         self.gate.wait(LIMIT)
         if self.trouble is not None:
             raise self.trouble
@@ -166,7 +168,11 @@ async def test_a_refusal_has_code_and_words(commander: Commander, office: Office
     office.trouble = OutOfMemory("needs 900 MiB, 100 MiB are free")
     with pytest.raises(CommandFailed, match="900 MiB") as large:
         await ask(commander, Load("echo"))
-    assert large.value.code == FailureCode.MODEL_UNAVAILABLE
+    assert large.value.code == CommandCode.DOES_NOT_FIT
+    office.trouble = NoRoomYet("others are busy")
+    with pytest.raises(CommandFailed, match="others are busy") as busy:
+        await ask(commander, Load("echo", at_once=True))
+    assert busy.value.code == CommandCode.NO_ROOM_YET
     with pytest.raises(CommandFailed, match="tools") as reserved:
         await ask(commander, Render("echo", ChatRequest((), template_options={"tools": []})))
     assert reserved.value.code == FailureCode.BAD_PROMPT

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from npu.errors import ModelRefused
 from npu.manifest import FILE_NAME, is_weights, read_manifest
-from npu.model import is_model_id
+from npu.model import RESERVED, is_model_id
 from npu.model_name import SUFFIXES, parse_model_name
 from tasks.board.pull.asked import Address, Asked, Name, Place, Repository
 from tasks.board.pull.beside import (
@@ -66,6 +66,17 @@ class Plan:
 
 def make_plan(asked: Asked, machine: Machine, hub: Hub, index: Mapping[str, IndexModel]) -> Plan:
     """Choose the files. Asks the hub where they lie there. Raises `PullFailed`."""
+    plan = _choose(asked, machine, hub, index)
+    if plan.id in RESERVED:
+        raise PullFailed(
+            CommandCode.NAME_REFUSED,
+            f"It would be called '{plan.id}', and the API has something else there. Put its file into a folder of its own in "
+            'the models folder, with a `manifest.toml` that says `id = "…"`.',
+        )
+    return plan
+
+
+def _choose(asked: Asked, machine: Machine, hub: Hub, index: Mapping[str, IndexModel]) -> Plan:
     match asked:
         case Name(name):
             return _from_index(_named(name, index), machine, hub)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from api.body import check
 from api.errors import HttpProblem
+from api.keep_alive import seconds
 from api.ollama.refusals import REFUSED
-from api.ollama.schemas import ChatBody, EmbedBody, GenerateBody, seconds
+from api.ollama.schemas import ChatBody, EmbedBody, GenerateBody
 from api.ollama.translate import chat, context, generate
 from tasks.requests import JsonObject, JsonSchema
 

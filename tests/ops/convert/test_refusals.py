@@ -51,6 +51,7 @@ def refused(folder: Path, toolkit: Any, capsys: pytest.CaptureFixture[str]) -> s
         ("tokens = 16", "tokens = 4", 14, "between 16 and"),
         ("tokens = 16", "tokens = 500", 13, "fewer than `evaluation.tokens` (500)"),
         ('id = "tiny"', 'id = "Tiny One"', 18, "`manifest.id` may have lower-case"),
+        ('id = "tiny"', 'id = "load"', 18, "`manifest.id` cannot be any of available"),
         ('id = "tiny"', "", 17, "`manifest.id` is missing"),
         ('id = "tiny"', 'id = "tiny"\nsampling = { heat = 1 }', 19, "`manifest.sampling.heat` is not known"),
         ('id = "tiny"', 'id = "tiny"\nsampling = { top_p = 7.0 }', 19, "top_p"),

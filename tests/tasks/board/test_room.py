@@ -103,6 +103,8 @@ def test_a_busy_model_stays_and_jobs_wait_for_it(board: Board, client: redis.Red
     with pytest.raises(NoRoomYet, match="5120 MiB"):
         board.agent.load_in_place(board.models["huge"])
     board.agent.load_after_others(board.models["huge"])  # says that it waits
+    with pytest.raises(NoRoomYet):
+        board.agent.load_after_others(board.models["huge"], at_once=True)
     assert board.loaded() == {"large", "middle"}
     board.agent.load_after_others(board.models["small"])
     assert board.loaded() == {"large", "small"}

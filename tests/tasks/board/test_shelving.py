@@ -72,7 +72,9 @@ def test_a_model_that_was_made_may_be_made_anew(models: Path) -> None:
     assert [path.name for path in (models / "mario").iterdir()] == ["manifest.toml"]
 
 
-@pytest.mark.parametrize("name", ["echo", "../x", "a b", ".hidden", "", "x" * 101, "a//../b", "user/ä"])
+@pytest.mark.parametrize(
+    "name", ["echo", "../x", "a b", ".hidden", "", "x" * 101, "a//../b", "user/ä", "Loaded:latest"]
+)
 def test_a_name_that_is_taken_or_none_is_refused(models: Path, name: str) -> None:
     """And names never become paths elsewhere."""
     refusal(CommandCode.NAME_REFUSED, models, Create(name, "echo"))

@@ -164,6 +164,15 @@ def test_what_cannot_run_here_is_refused(hub: Hub, what: str, machine: Machine, 
     assert hub.ranges() == []
 
 
+def test_a_name_that_the_api_has_is_none(hub: Hub) -> None:
+    """Before anything is fetched."""
+    hub.repos["maker/Loaded"] = Repo({"loaded-Q8_0.gguf": b"GGUF"})
+    with pytest.raises(PullFailed, match="would be called 'loaded'") as caught:
+        plan(hub, "maker/Loaded", LAPTOP)
+    assert caught.value.code == CommandCode.NAME_REFUSED
+    assert hub.ranges() == []
+
+
 @pytest.mark.parametrize(
     ("what", "why"),
     [

@@ -1,0 +1,126 @@
+"""Where models are: which boards could load each, and where each is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.card import Card
+from tasks.roster import ModelStatus, Presence, Resident, Snapshot
+
+LOADED = ("loaded", "busy")
+"""The states of a worker that has its model in memory."""
+
+
+def available(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What is shown of each model that a board has announced, by id: where it is, and where it could be."""
+    return [_available(status, snapshot) for status in snapshot.models]
+
+
+def _available(status: ModelStatus, snapshot: Snapshot) -> dict[str, Any]:
+    cards = sorted((card for card in snapshot.cards if card.id == status.card.id), key=lambda card: card.board)
+    boards = {breath.board: breath for breath in snapshot.breaths}
+    return {
+        "object": "model",
+        "id": status.card.id,
+        "names": list(status.card.names),
+        "context_length": status.card.context_length,
+        "quantization": status.card.quantization or None,
+        "size_bytes": status.card.size_bytes,
+        "loaded": status.loaded,
+        "boards": [_place(card, boards.get(card.board), state_on(snapshot, card.id, card.board)) for card in cards],
+    }
+
+
+def _place(card: Card, board: Presence | None, state: str | None) -> dict[str, Any]:
+    fits, why = _fits(card, board)
+    return {
+        "board": card.board,
+        "state": "away" if board is None else state or "unloaded",
+        "context_length": card.context_length,
+        "quantization": card.quantization or None,
+        "size_bytes": card.size_bytes,
+        "memory_bytes": card.memory_bytes or None,
+        "fits": fits,
+        "beside": fits and board is not None and (state in LOADED or card.memory_bytes <= board.room),
+        "why": why,
+    }
+
+
+def _fits(card: Card, board: Presence | None) -> tuple[bool | None, str | None]:
+    """Whether the board could load the model, and why not; None where it does not tell."""
+    if board is None:
+        return False, f"The board '{card.board}' is not there."
+    if board.drained:
+        return False, f"The board '{card.board}' is drained and serves nothing."
+    if not (card.memory_bytes and board.budget):
+        return None, f"The board '{card.board}' runs a version that does not tell."
+    if card.memory_bytes > board.budget:
+        return False, (
+            f"It needs about {card.memory_bytes >> 20} MiB with its context, and models may have "
+            f"{board.budget >> 20} MiB of this board."
+        )
+    return True, None
+
+
+def loaded(snapshot: Snapshot, model: str | None = None, board: str | None = None) -> list[dict[str, Any]]:
+    """What is shown of each model that has a worker on a board, by board and id; of that model and board alone where one is
+    named. Moments are in Unix seconds by the clock of this process."""
+    return [
+        _loaded(name, where, snapshot)
+        for where in sorted(snapshot.breaths, key=lambda breath: breath.board)
+        for name in _residents(where, snapshot)
+        if model in (None, name) and board in (None, where.board)
+    ]
+
+
+def _residents(board: Presence, snapshot: Snapshot) -> Iterator[str]:
+    """Also what the board has not told of yet, whose workers breathe already."""
+    yield from sorted(
+        {
+            *board.residents,
+            *(worker.model for worker in snapshot.workers if worker.model and worker.board == board.board),
+        }
+    )
+
+
+def _loaded(model: str, board: Presence, snapshot: Snapshot) -> dict[str, Any]:
+    worker = worker_on(snapshot, model, board.board)
+    resident = board.residents.get(model, Resident())
+    state = state_on(snapshot, model, board.board)
+    now = time.time() - (time.monotonic() - snapshot.at)
+    told = now - snapshot.ages.get(board.name, 0.0)
+    since = None
+    if worker is not None and worker.loaded_for is not None:
+        since = round(now - snapshot.ages.get(worker.name, 0.0) - worker.loaded_for)
+    resting = state == "loaded"
+    stays = board.stays.get(model)
+    return {
+        "object": "model.loaded",
+        "id": model,
+        "board": board.board,
+        "state": state,
+        "since": since,
+        "memory_bytes": resident.memory or None,
+        "busy": state == "busy",
+        "idle_seconds": round(resident.idle, 1) if resting and resident.idle is not None else None,
+        "until": round(told + stays) if resting and stays is not None else None,
+        "pinned": resident.pinned,
+        "problem": (worker.problem or None) if worker is not None else None,
+    }
+
+
+def worker_on(snapshot: Snapshot, model: str, board: str) -> Presence | None:
+    """The living worker of a model on a board."""
+    return next((each for each in snapshot.workers if (each.model, each.board) == (model, board)), None)
+
+
+def state_on(snapshot: Snapshot, model: str, board: str) -> str | None:
+    """How a model is on a board: `starting` (its worker is), `idle` (it is not in memory), `loading`, `failed` (it could not be
+    loaded), `loaded`, `busy`; None where it has no worker."""
+    worker = worker_on(snapshot, model, board)
+    if worker is None:
+        has = any(model in breath.residents for breath in snapshot.breaths if breath.board == board)
+        return "starting" if has else None
+    return "failed" if worker.state == "idle" and worker.problem else worker.state
