@@ -27,33 +27,40 @@ class Room:
         self._keeping = keeping
 
     def fits(self, needed: int) -> bool:
-        """Whether so many bytes are free for one more model."""
-        return needed <= self._free(self._memory())
+        """Whether so many bytes are free for one more model, and it may be here beside others that are."""
+        return not self._taken() and needed <= self._free(self._memory())
 
     def budget(self) -> tuple[int, int]:
         """Bytes that models may have here together, and those that one more could have now."""
         memory = self._memory()
-        return memory.total - int(memory.total * self._settings.memory_reserve), max(0, self._free(memory))
+        room = 0 if self._taken() else max(0, self._free(memory))
+        return memory.total - int(memory.total * self._settings.memory_reserve), room
 
     def in_the_way(self, model: Model, needed: int) -> list[str]:
         """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
 
         Raises `OutOfMemory` with the figures when it cannot fit, whatever else is unloaded, and `NoRoomYet` when it fits only
-        without models that are busy or were loaded just now. A pinned model never goes. Raises what the client raises.
+        without models that are busy or were loaded just now. A pinned model never goes. Where one model is loaded at a time, all
+        others are in the way. Raises what the client raises.
         """
         short = needed - self._free(self._memory())
         pinned = self._keeping.pinned()
         loose = {name: size for name, size in self._workers.sizes().items() if name not in pinned}
         gain = self._workers.held_by_leaving()
-        if short > gain + sum(loose.values()):
+        alone = self._settings.single_model
+        if short > gain + sum(loose.values()) or (alone and loose.keys() != self._workers.sizes().keys()):
             raise self.refusal(model, needed)
         settled = self._workers.sizes(longer_than=self._settings.least_stay)
         found: list[str] = []
         for name in self._keeping.resting([name for name in loose if name in settled]):
-            if short <= gain:
+            if short <= gain and not alone:
                 break
             found.append(name)
             gain += loose[name]
+        if alone and len(found) < len(loose):
+            raise NoRoomYet(
+                f"This board has one model at a time, and '{model.id}' comes once {', '.join(sorted(loose))} can be unloaded."
+            )
         if short > gain:
             raise NoRoomYet(
                 f"The model '{model.id}' needs about {needed >> 20} MiB with its context, which this board has once "
@@ -66,11 +73,21 @@ class Room:
         memory = self._memory()
         pinned = sorted(self._keeping.pinned() & self._workers.sizes().keys())
         kept = f" Asked to stay for ever: {', '.join(pinned)}." if pinned else ""
+        others = self._workers.sizes().keys() | self._workers.leaving()
+        if others and self._settings.single_model:
+            return OutOfMemory(
+                f"This board has one model at a time, and that is {', '.join(sorted(others))}.{kept} Unload it, or load "
+                f"'{model.id}' elsewhere."
+            )
         return OutOfMemory(
             f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but of this board's "
             f"{memory.total >> 20} MiB only {max(0, self._free(memory)) >> 20} MiB are free for it.{kept} Unload another "
             "model, or set a smaller context_length."
         )
+
+    def _taken(self) -> bool:
+        """Whether a model is here beside which there may be no other."""
+        return self._settings.single_model and bool(self._workers.sizes() or self._workers.leaving())
 
     def _memory(self) -> Memory:
         memory = read_memory()

@@ -25,6 +25,11 @@ class BoardSettings(Settings):
     memory_total: int | None = Field(
         None, gt=0, description="MiB of memory that this board is taken to have, where that is less than it has."
     )
+    single_model: bool = Field(
+        False,
+        description="Have one model loaded at a time: another one takes its place, however much memory there is. For small "
+        "boards.",
+    )
     least_stay: float = Field(
         10.0, ge=0, description="Seconds a model stays at least before it may be unloaded to make room for another one."
     )

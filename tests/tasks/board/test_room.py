@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -33,11 +34,11 @@ SIZES = {"tiny": 0.5, "small": 1.0, "middle": 2.0, "large": 3.5, "huge": 5.0}
 class Board:
     """A board that is taken to have 8 GB and may use six, whose workers do nothing but live. Nobody but a test answers."""
 
-    def __init__(self, client: redis.Redis, url: str, folder: Path, least_stay: float) -> None:
+    def __init__(self, client: redis.Redis, url: str, folder: Path, **chosen: Any) -> None:
         self.client = client
         self.models = {name: Model(id=name, engine="echo", folder=folder) for name in (*SIZES, "giant")}
         settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one")
-        self.agent = Agent(settings, BoardSettings(memory_total=8192, memory_reserve=0.25, least_stay=least_stay))
+        self.agent = Agent(settings, BoardSettings(memory_total=8192, memory_reserve=0.25, **chosen))
         self.agent._workers.command = lambda _: ["/bin/sleep", "1000"]
         self.agent._catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
@@ -72,13 +73,23 @@ def least_stay() -> float:
 
 
 @pytest.fixture
+def single_model() -> bool:
+    return False
+
+
+@pytest.fixture
 def board(
-    client: redis.Redis, valkey_url: str, tmp_path: Path, least_stay: float, monkeypatch: pytest.MonkeyPatch
+    client: redis.Redis,
+    valkey_url: str,
+    tmp_path: Path,
+    least_stay: float,
+    single_model: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Board]:
     sizes = SIZES | {"giant": 6.5}
     monkeypatch.setattr(agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=int(sizes[model.id] * GIB)))
     monkeypatch.setattr(room, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
-    made = Board(client, valkey_url, tmp_path, least_stay)
+    made = Board(client, valkey_url, tmp_path, least_stay=least_stay, single_model=single_model)
     yield made
     made.agent._workers.stop_all(0.0)
 
@@ -118,6 +129,28 @@ def test_a_pinned_model_stays(board: Board) -> None:
         board.agent.load_in_place(board.models["huge"])
     assert not isinstance(refused.value, NoRoomYet)
     assert board.loaded() == {"large", "middle"}
+
+
+@pytest.mark.parametrize("single_model", [True])
+def test_one_model_at_a_time(board: Board) -> None:
+    """However much room there is. A busy one is waited for, a pinned one stays, and nothing is loaded to help."""
+    board.has("tiny")
+    assert board.agent._room.budget()[1] == 0
+    with pytest.raises(OutOfMemory, match="one model at a time, and that is tiny"):
+        board.agent.load(board.models["small"])
+    board.breathe("tiny", "busy")
+    with pytest.raises(NoRoomYet, match="'small' comes once tiny can be unloaded"):
+        board.agent.load_in_place(board.models["small"])
+    board.breathe("tiny")
+    board.agent.load_after_others(board.models["small"])
+    assert (board.loaded(), board.agent._workers.leaving()) == ({"small"}, set())
+    board.breathe("small")
+    board.agent.load_after_others(board.models["small"])  # it is there
+    board.agent._keeping.ask("small", -1.0)
+    with pytest.raises(OutOfMemory, match=r"Asked to stay for ever: small\.") as refused:
+        board.agent.load_in_place(board.models["tiny"])
+    assert not isinstance(refused.value, NoRoomYet)
+    assert board.loaded() == {"small"}
 
 
 def test_what_can_never_fit_unloads_nothing(board: Board) -> None:
