@@ -76,8 +76,8 @@ def check_clocks(facts: Facts) -> Iterator[Finding]:
         Level.NOTE,
         "clocks_vary",
         "The clocks go down between two tokens, which makes answers slower and their speed uneven.",
-        f"Not set to `performance`: {names}. The script below sets them until it is called with `off`, or the board is "
-        "started anew; the board draws more power and gets warmer meanwhile.",
+        f"Not set to `performance`: {names}. An agent that runs as root raises them while a job runs. The script below "
+        "does it until it is called with `off`, or the board is started anew; it draws more power and gets warmer meanwhile.",
         "sudo ops/board/performance-mode on",
     )
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from redis.exceptions import OutOfMemoryError
@@ -17,11 +18,13 @@ from npu.engines import describe
 from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import keys, lifeline, live_settings, logs, roster, systemd, worker_lock
+from tasks.at_work import anybody_at_work
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
 from tasks.board.demand import Demand
 from tasks.board.desk import Desk
 from tasks.board.drain import Drain
+from tasks.board.governors import Governors
 from tasks.board.heat import HOT, Heat
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
@@ -86,6 +89,7 @@ class Agent:
         self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
         self._room = Room(board_settings, self._workers, self._keeping)
         self._heat = Heat()
+        self._governors = Governors(board_settings.governors, settings.data_dir)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
@@ -114,6 +118,7 @@ class Agent:
     def run(self) -> int:
         """Work until told to leave."""
         systemd.tell("READY=1")  # nothing else of the machine waits for a Redis that may be away for long
+        self._survive(self._governors.give_back_an_earlier_agents)
         while not self._leaving.is_set() and not self._reaches_redis():
             self._pulse.beat()
             self._leaving.wait(1.0)
@@ -141,6 +146,7 @@ class Agent:
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
             self._survive(self._workers.tick)
+            self._survive(lambda: self._governors.look(partial(anybody_at_work, self._settings.data_dir)))
             self._losses.note(self._workers.ended())
             self._try(self._losses.report)
             self._try(self._tell_to_load)
@@ -158,6 +164,7 @@ class Agent:
         self._desk.close()
         self._try(self._drain.hand_over)
         self._survive(lambda: self._workers.stop_all(GRACE))
+        self._survive(self._governors.give_back)
         self._losses.note(self._workers.ended())
         self._try(self._losses.report)
         self._try(lambda: roster.leave(self._client, f"board:{self._board}"))

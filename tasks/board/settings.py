@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -13,6 +13,9 @@ from tasks.settings import Settings
 def _hugging_face(name: str) -> str | None:
     """What the variables say that Hugging Face's own programs read."""
     return os.environ.get(f"HF_{name}") or None  # noqa: TID251 - this is a settings module
+
+
+RaiseGovernors = Literal["on-demand", "always", "never"]
 
 
 class BoardSettings(Settings):
@@ -46,6 +49,11 @@ class BoardSettings(Settings):
         ge=0,
         description="Seconds after the machine's boot for which the board waits for the device file of its NPU, whose driver "
         "may come up late; then it serves what runs without.",
+    )
+    governors: RaiseGovernors = Field(
+        "on-demand",
+        description="When the governors of CPU, NPU and memory are raised to `performance`: while a job runs (`on-demand`), as "
+        "long as the board's agent runs (`always`), or `never`. It takes root, and a chip that has an NPU.",
     )
     hf_token: SecretStr | None = Field(
         default_factory=lambda: SecretStr(token) if (token := _hugging_face("TOKEN")) else None,

@@ -14,6 +14,7 @@ import redis
 from npu.engine import LockStepEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
+from tasks.at_work import at_work
 from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
 from tasks.events import Failed, FailureCode, Finished, FinishReason
@@ -76,6 +77,7 @@ class Serving:
         self._worker = worker
         self._board = board
         self._settings = settings
+        self._data_dir = tasks_settings.data_dir
         self._live = LiveSettings(tasks_settings)
         self._lease = tasks_settings.lease
         self._record_limit = tasks_settings.record_limit
@@ -139,12 +141,13 @@ class Serving:
             return None
         self._beside = []
         begun = time.monotonic()
-        try:
-            outcome = self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)
-        finally:
-            for thread in self._beside:  # whatever became of this one: the engine is theirs until they have ended
-                thread.join()
-            self._pacing.served(claim.lane, time.monotonic() - begun)
+        with at_work(self._data_dir):
+            try:
+                outcome = self._serve_claim(JobRun(claim, self._settings, self._record_limit), call)
+            finally:
+                for thread in self._beside:  # whatever became of this one: the engine is theirs until they have ended
+                    thread.join()
+                self._pacing.served(claim.lane, time.monotonic() - begun)
         return "; ".join([outcome, *(thread.outcome for thread in self._beside)])
 
     def _serve_claim(self, run: JobRun, call: str) -> str:

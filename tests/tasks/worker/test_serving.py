@@ -20,6 +20,7 @@ from npu.errors import EngineFailed, ModelRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
 from tasks import keys, roster
+from tasks.at_work import anybody_at_work
 from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.connection import connect, connect_async
 from tasks.events import EVENTS_VERSION, FailureCode, TextDelta
@@ -272,6 +273,18 @@ def test_a_worker_of_a_hot_board_rests_after_an_item_and_serves_chats(
     talker.say(6)
     place.call().join(LIMIT)
     assert place.view(second).state is JobState.FINISHED
+
+
+def test_a_worker_is_at_work_while_it_has_a_job(make: Make) -> None:
+    """By that its board's agent raises the clocks."""
+    place = make()
+    talker = talking(place)
+    place.accept()
+    serving_ = place.call()
+    eventually(lambda: anybody_at_work(place.model.folder), what="work")
+    talker.say(6)
+    serving_.join(LIMIT)
+    assert not anybody_at_work(place.model.folder)
 
 
 def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Make) -> None:
