@@ -94,6 +94,7 @@ def _model(status: ModelStatus) -> dict[str, Any]:
     return {
         "id": status.card.id,
         "engine": status.card.engine_version or status.card.engine,
+        "context_length": status.card.context_length,
         "served": status.served,
         "loaded": status.loaded,
         "loading": status.loading,

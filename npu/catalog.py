@@ -173,6 +173,7 @@ def _bare(path: Path, problems: list[_Problem]) -> Iterator[Model]:
         names=tuple(other for other in dict.fromkeys((*name.tags, path.stem)) if other != name.id),
         path=path,
         context_length=name.context_length,
+        made_for=name.context_length,
         family=name.family,
         parameters=name.parameters,
         quantization=name.quantization,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npu.answer_format import NONE, ThinkingFormat, ToolFormat
+from npu.context_length import AUTO, Wanted
 from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
@@ -89,6 +90,7 @@ class _Manifest:
             names=self._names(model_id, name.tags, name.stem if weights is not None else ""),
             path=weights,
             context_length=context,
+            made_for=name.context_length,
             family=self._table.get("family", name.family if weights is not None else ""),
             parameters=self._table.get("parameters", name.parameters),
             quantization=self._table.get("quantization", name.quantization),
@@ -162,10 +164,13 @@ class _Manifest:
             raise self._refuse("id", f"is {model_id!r}, where the API has something else. Choose another")
         return str(model_id)
 
-    def _context(self, default: int | None) -> int | None:
-        context: int | None = self._table.get("context_length", default)
-        if context is not None and not 1 <= context <= MAX_CONTEXT_LENGTH:
-            raise self._refuse("context_length", f"is {context}: it must be between 1 and {MAX_CONTEXT_LENGTH}")
+    def _context(self, default: Wanted | None) -> Wanted | None:
+        context: Wanted | None = self._table.get("context_length", default)
+        if context is None or context == AUTO:
+            return context
+        if isinstance(context, str) or not 1 <= context <= MAX_CONTEXT_LENGTH:
+            what = f"is {context!r}: it must be between 1 and {MAX_CONTEXT_LENGTH}, or `{AUTO}`"
+            raise self._refuse("context_length", what)
         return context
 
     def _adapter(self, adapters: tuple[LoraAdapter, ...]) -> str | None:
@@ -355,13 +360,14 @@ class _Manifest:
             raise self._refuse(key, f"holds {value!r}, which is not known. There are: {', '.join(known)}")
         return value
 
-    def _check_type(self, key: str, expected: type) -> None:
+    def _check_type(self, key: str, expected: type | tuple[type, ...]) -> None:
         value: object = self._table[key]
-        right = type(value) is expected
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        right = type(value) in kinds
         if right and isinstance(value, list):
             right = all(isinstance(entry, str) for entry in value)
         if not right:
-            raise self._refuse(key, f"must be {_WORDS[expected]}")
+            raise self._refuse(key, f"must be {' or '.join(_WORDS[kind] for kind in kinds)}")
 
     def _refuse(self, key: str, what: str, section: str = "") -> ModelRefused:
         line = self._line(key, section)

@@ -8,7 +8,7 @@ from npu.answer_format import ThinkingFormat, ToolFormat
 from npu.engine import Ability
 from npu.engines import ENGINES
 
-KEYS: Mapping[str, tuple[type, str]] = {
+KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "id": (str, "the short name; made from the file's name when absent"),
     "names": (list, "further names it answers to, `name:tag` first"),
     "engine": (
@@ -16,7 +16,10 @@ KEYS: Mapping[str, tuple[type, str]] = {
         "what runs it: " + ", ".join(f"`{name}`" for name in sorted(ENGINES)) + "; by the file's suffix when absent",
     ),
     "file": (str, "the weights, in the manifest's folder; may be absent when exactly one file lies there"),
-    "context_length": (int, "tokens the context holds, prompt and answer together"),
+    "context_length": (
+        (int, str),
+        "tokens the context holds, prompt and answer together; `auto` is the longest that fits into memory",
+    ),
     "family": (str, "such as `qwen3`"),
     "parameters": (str, "such as `0.6B`"),
     "quantization": (str, "such as `W8A8`"),
@@ -67,7 +70,7 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "adapter": (str, "the one of the adapters that answers when a request names none"),
     "adapters": (dict, "LoRA adapters by name, each a file in the manifest's folder, see below"),
 }
-"""Every key a manifest may have, with its TOML type and meaning."""
+"""Every key a manifest may have, with its TOML type, or types, and its meaning."""
 
 OF_WEIGHTS = (
     *("engine", "file", "family", "parameters", "quantization", "soc", "abilities", "pooling", "adapters"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from npu.context_length import Wanted
 from npu.engine import Ability, Pooling, Sampling
 
 Value = str | int | float | bool
@@ -55,8 +56,10 @@ class Model:
     """Other names it answers to, `name:tag` first, then the stem of its file."""
     path: Path | None = None
     """The weights; None for an engine that needs none."""
-    context_length: int | None = None
+    context_length: Wanted | None = None
     """Tokens the context is to hold; None leaves it to the file."""
+    made_for: int | None = None
+    """Tokens its context may hold at most, as its file's name tells."""
     family: str = ""
     parameters: str = ""
     """Such as `0.6B`."""

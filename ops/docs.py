@@ -1,4 +1,5 @@
-"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md, docs/metrics.md and .env.example.
+"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md, docs/metrics.md, .env.example, and a
+table of docs/models.md.
 
 `python -m ops.docs` writes them; with `--check` it only says which are stale, and fails.
 """
@@ -40,6 +41,7 @@ def pages() -> Iterator[tuple[str, str]]:
         "docs/settings.md": _settings,
         "docs/cli.md": _cli,
         "docs/metrics.md": _metrics,
+        "docs/models.md": _models,
         ".env.example": _env,
     }
     for name, maker in makers.items():
@@ -134,6 +136,18 @@ def _metrics() -> Iterator[str]:
         name = PREFIX + metric.name + ("_total" if metric.kind is CounterMetricFamily else "")
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{name}` | {kinds[metric.kind]} | {labels} | {metric.meaning} |"
+
+
+def _models() -> Iterator[str]:
+    from ops.context_table import context_table
+    from tasks.board.pull.index import read_index
+    from tasks.settings import TaskSettings
+
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8").rstrip("\n")
+    before, begin, rest = page.partition("<!-- contexts: written by `python -m ops.docs` -->\n")
+    _, end, after = rest.partition("<!-- end of contexts -->")
+    defaults = TaskSettings.model_construct()  # not those of the machine that writes the page
+    yield f"{before}{begin}" + "\n".join(context_table(read_index(), defaults)) + f"\n{end}{after}"
 
 
 def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:

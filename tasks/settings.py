@@ -109,10 +109,19 @@ class TaskSettings(Settings):
         description="The model that `up` loads first, and that answers requests which name none. "
         "Unset: the first found that can chat.",
     )
-    context_length: int | None = Field(
+    context_length: int | Literal["auto"] | None = Field(
         None,
-        ge=128,
-        description="Tokens of context to reserve where a model allows more. Unset: what its manifest or file says.",
+        description="Tokens of context to reserve where a model allows more; `auto` is the longest of 2048, 4096, 8192 and 16384 "
+        "that fits into memory. Unset: what its manifest or file says.",
+    )
+    memory_reserve: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Part of a board's memory that is left to the system, and never used by models.",
+    )
+    memory_total: int | None = Field(
+        None, gt=0, description="MiB of memory that a board is taken to have, where that is less than it has."
     )
     rkllm_library: str = Field(
         "",
@@ -186,6 +195,13 @@ class TaskSettings(Settings):
         "info", description="Least severe lines to log.", json_schema_extra=LIVE
     )
     log_format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for collectors.")
+
+    @field_validator("context_length", mode="before")
+    @classmethod
+    def _usable_context(cls, value: Any) -> Any:
+        if value in (None, "auto") or (str(value).isdecimal() and int(value) >= 128):
+            return value
+        raise ValueError("it must be a whole number of at least 128, or auto")
 
     @field_validator("redis_url")
     @classmethod

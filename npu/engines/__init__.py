@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from npu.chat_template import ChatTemplate
+from npu.context_length import Wanted
 from npu.engine import Ability, TextEngine, Tokenizer
 from npu.errors import ModelRefused
 from npu.model import Model
@@ -40,8 +41,10 @@ class Setup:
     """A private directory (mode 0700) where engine and tokenizers of one service on one board meet."""
     threads: int | None = None
     """Threads that compute; None leaves some cores free."""
-    context_length: int | None = None
+    context_length: Wanted | None = None
     """Tokens of context to reserve where a model allows more; None is what its manifest or file says."""
+    model_memory: int | None = None
+    """Bytes that models may have on this board; None where that is not bounded."""
     rkllm_library: str = ""
     """The vendor's library: its path, `simulator`, or empty to look for it."""
     rkllm_version: str = ""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from npu.chat_template import ChatTemplate
+from npu.context_length import AUTO, STEPS, Wanted
 from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
@@ -50,6 +51,12 @@ _SOONEST = (EOS, *b'"}]:,0')
 
 _PREFILL_SLICE = 64
 """Tokens between two reports of prefill progress."""
+
+
+def _context_length(model: Model, asked: Wanted | None) -> int:
+    wanted = asked or model.context_length or CONTEXT_LENGTH
+    # It keeps no cache, so the longest context fits everywhere.
+    return STEPS[-1] if wanted == AUTO else wanted
 
 
 class EchoTokenizer:
@@ -114,9 +121,9 @@ class EchoEngine:
         "jitter": Option(0.0, 0, 1, "how much the time of each token varies, the same way in every run"),
     }
 
-    def __init__(self, model: Model, context_length: int | None = None) -> None:
+    def __init__(self, model: Model, context_length: Wanted | None = None) -> None:
         self._model = model
-        self.context_length = context_length or model.context_length or CONTEXT_LENGTH
+        self.context_length = _context_length(model, context_length)
         self.version = VERSION
         self.embedding_length = EMBEDDING_LENGTH
         self.tokenizer = EchoTokenizer()
@@ -139,7 +146,7 @@ class EchoEngine:
     def describe(model: Model, setup: Setup) -> Facts:
         """Its context and what it is."""
         return Facts(
-            context_length=setup.context_length or model.context_length or CONTEXT_LENGTH,
+            context_length=_context_length(model, setup.context_length),
             version=VERSION,
             chat=True,
             template=EchoEngine.chat_template(model),

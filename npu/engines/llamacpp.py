@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from npu.chat_template import ChatTemplate
+from npu.context_length import AUTO, STEPS, largest_that_fits, story
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
@@ -52,16 +53,16 @@ class LlamaCppEngine:
         "batch_size": Option(64, 8, 2048, "tokens prefilled at a time; an abort waits for one such step"),
     }
 
-    def __init__(self, model: Model, runtime_dir: Path, threads: int | None, context_length: int | None) -> None:
+    def __init__(self, model: Model, setup: Setup) -> None:
         gguf = read_gguf(_weights(model))
-        facts = _facts(model, gguf, context_length)
+        facts = _facts(model, gguf, setup)
         self.context_length = facts.context_length
         self.version = facts.version
         self._vocabulary = Vocabulary(gguf)
-        self._folder = model_dir(model, runtime_dir)
+        self._folder = model_dir(model, setup.runtime_dir)
         self._owner = os.getpid()
         self._model = model
-        self._threads = threads or int(option(model, self.OPTIONS, "threads")) or _free_cores()
+        self._threads = setup.threads or int(option(model, self.OPTIONS, "threads")) or _free_cores()
         _check_memory(model, facts)
         self._lock = threading.Lock()
         """Held while a server is started."""
@@ -83,7 +84,7 @@ class LlamaCppEngine:
     @staticmethod
     def open(model: Model, setup: Setup) -> LlamaCppEngine:
         """Load the weights. Raises `ModelRefused`, `OutOfMemory`, `EngineFailed`."""
-        return LlamaCppEngine(model, setup.runtime_dir, setup.threads, setup.context_length)
+        return LlamaCppEngine(model, setup)
 
     @staticmethod
     def open_tokenizer(model: Model, setup: Setup) -> ServerTokenizer:
@@ -93,7 +94,7 @@ class LlamaCppEngine:
     @staticmethod
     def describe(model: Model, setup: Setup) -> Facts:
         """From the file's metadata."""
-        return _facts(model, read_gguf(_weights(model)), setup.context_length)
+        return _facts(model, read_gguf(_weights(model)), setup)
 
     @staticmethod
     def chat_template(model: Model) -> ChatTemplate | None:
@@ -224,16 +225,26 @@ def _weights(model: Model) -> Path:
     return model.path
 
 
-def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
+def _facts(model: Model, gguf: Gguf, setup: Setup) -> Facts:
     if gguf.text("general.type") == "adapter":
         raise ModelRefused(
             f"{gguf.path} is a LoRA adapter and no model, and llama.cpp is given none here. For a model on the NPU, put it "
             "beside that model and name it in its manifest."
         )
     trained = gguf.context_length
-    wanted = context_length or model.context_length
+    wanted = setup.context_length or model.context_length
     notes: list[str] = []
-    length = wanted or min(trained or DEFAULT_CONTEXT_LENGTH, DEFAULT_CONTEXT_LENGTH)
+
+    def needed(context: int) -> int:
+        return memory_needed(gguf.path.stat().st_size, gguf.cache_bytes_per_token(), context)
+
+    if wanted == AUTO:
+        given = model.context_length
+        most = min(trained or DEFAULT_CONTEXT_LENGTH, given if isinstance(given, int) else STEPS[-1])
+        length = largest_that_fits(most, setup.model_memory, needed)
+        notes.append(story(length, setup.model_memory))
+    else:
+        length = wanted or min(trained or DEFAULT_CONTEXT_LENGTH, DEFAULT_CONTEXT_LENGTH)
     if trained is not None and length > trained:
         notes.append(
             f"A context of {length} tokens was asked for, but the model was made for {trained}; it gets {trained}."
@@ -258,14 +269,17 @@ def _facts(model: Model, gguf: Gguf, context_length: int | None) -> Facts:
         version=f"llama.cpp (xllamacpp {xllamacpp_version()})",
         chat=template is not None,
         template=template,
-        memory_bytes=gguf.path.stat().st_size
-        + gguf.cache_bytes_per_token() * max(SMALLEST_CONTEXT_LENGTH, length)
-        + OVERHEAD_BYTES,
+        memory_bytes=needed(length),
         family=model.family or gguf.text("general.basename").lower() or gguf.architecture,
         parameters=model.parameters or gguf.size_label,
         quantization=model.quantization or gguf.quantization,
         notes=(*notes, *model.notes),
     )
+
+
+def memory_needed(weights: int, cache: int, context: int) -> int:
+    """Bytes that a model takes once loaded, with so many of weights, and so many in its cache for each token of the context."""
+    return weights + cache * max(SMALLEST_CONTEXT_LENGTH, context) + OVERHEAD_BYTES
 
 
 def _check_memory(model: Model, facts: Facts) -> None:

@@ -19,7 +19,15 @@ from npu.engines.rkllm_facts import (
 )
 from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration, slice_seconds
 from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_load import context_length, load_adapters, load_model, loaded_facts, memory_bytes, tokenizer_of
+from npu.engines.rkllm_load import (
+    context_length,
+    context_story,
+    load_adapters,
+    load_model,
+    loaded_facts,
+    memory_bytes,
+    tokenizer_of,
+)
 from npu.engines.rkllm_options import (
     LOGITS_SUSPECT,
     OPTIONS,
@@ -79,7 +87,7 @@ class RkllmEngine:
         """Whether logits are sampled by us where the runtime cannot."""
         self.counts_cached = False
         """Whether the runtime's count of prefilled tokens has those in it that it reused."""
-        self.context_length = wanted = context_length(model, setup, read_loaded(model, setup))
+        self.context_length = wanted = context_length(model, setup, identity, read_loaded(model, setup))
         self.handle, facts = load_model(model, identity, wanted, len(self.vocabulary))
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
@@ -119,8 +127,8 @@ class RkllmEngine:
         check_options(model, identity)
         can = identity.family.CAPABILITIES
         loaded = read_loaded(model, setup, identity.version)
-        length = context_length(model, setup, loaded)
-        notes = [*model.notes]
+        length = context_length(model, setup, identity, loaded)
+        notes = [*context_story(model, setup, loaded, length), *model.notes]
         template = find_template(model, None)
         if template is None:
             notes.append(

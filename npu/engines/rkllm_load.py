@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
+from npu.context_length import AUTO, largest_that_fits, story
 from npu.engines import Setup, option
 from npu.engines.rkllm_facts import Loaded, digest_of_tested, weights_of
 from npu.engines.rkllm_options import OPTIONS, slots_of
@@ -41,18 +43,41 @@ def tokenizer_of(model: Model) -> FileTokenizer:
     return found
 
 
-def context_length(model: Model, setup: Setup, loaded: Loaded | None) -> int:
+def context_length(model: Model, setup: Setup, identity: Identity, loaded: Loaded | None) -> int:
     """Tokens its context gets, by the settings, the manifest, and what its last load told."""
     length = setup.context_length or model.context_length or CONTEXT_LENGTH
-    return min(length, loaded.max_context) if loaded is not None and loaded.max_context else length
+    told = loaded.max_context if loaded is not None else None
+    if length != AUTO:
+        return min(length, told or length)
+    # More than was known before the first load it does not get later either: its worker has what its card says.
+    known = model.made_for if model.context_length in (None, AUTO) else model.context_length
+    limit = identity.family.CAPABILITIES.max_context
+    most = min(int(known or CONTEXT_LENGTH), told or limit, limit)
+    return largest_that_fits(most, setup.model_memory, lambda context: memory_bytes(model, context))
+
+
+def context_story(model: Model, setup: Setup, loaded: Loaded | None, length: int) -> Iterator[str]:
+    """Notes for the model's user on a context that was chosen for it."""
+    if (setup.context_length or model.context_length) != AUTO:
+        return
+    yield story(length, setup.model_memory)
+    told = loaded.max_context if loaded is not None else None
+    if told is not None and told > length and not model.made_for and not isinstance(model.context_length, int):
+        yield (
+            f"It was converted for {told} tokens, which its name does not tell; `context_length = {told}` in its manifest "
+            "gives it more."
+        )
 
 
 def memory_bytes(model: Model, context: int) -> int:
     """What it takes once loaded, with a context of that many tokens: an estimate, on the high side."""
     files = [weights_of(model), *(adapter.path for adapter in model.adapters)]
-    return (
-        sum(file.stat().st_size for file in files) + CACHE_BYTES_PER_TOKEN * context * slots_of(model) + OVERHEAD_BYTES
-    )
+    return memory_needed(sum(file.stat().st_size for file in files), context * slots_of(model))
+
+
+def memory_needed(weights: int, tokens: int) -> int:
+    """The same for so many bytes of weights, and so many tokens in its cache."""
+    return weights + CACHE_BYTES_PER_TOKEN * tokens + OVERHEAD_BYTES
 
 
 def load_model(model: Model, identity: Identity, context: int, vocabulary_size: int) -> tuple[Handle, InitFacts]:

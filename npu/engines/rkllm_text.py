@@ -8,7 +8,7 @@ from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Setup, option
 from npu.engines.rkllm_facts import read_loaded, write_loaded
 from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_load import context_length, load_adapters, load_model, loaded_facts, memory_bytes
+from npu.engines.rkllm_load import context_length, context_story, load_adapters, load_model, loaded_facts, memory_bytes
 from npu.engines.rkllm_options import OPTIONS, slots_of
 from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm_text_generation import RkllmTextGeneration
@@ -51,7 +51,7 @@ class RkllmTextEngine:
         self.family: Abi = identity.family
         self._defaults = model.sampling()
         self._closed = False
-        self.context_length = context_length(model, setup, read_loaded(model, setup))
+        self.context_length = context_length(model, setup, identity, read_loaded(model, setup))
         self.handle, facts = load_model(model, identity, self.context_length, VOCABULARY_SIZE)
         if any("auto-parsing failed" in warning for warning in facts.warnings):
             self.handle.close()
@@ -111,7 +111,7 @@ def describe_text(model: Model, setup: Setup) -> Facts:
     identity = library_of(setup)
     _check(model, identity)
     loaded = read_loaded(model, setup, identity.version)
-    length = context_length(model, setup, loaded)
+    length = context_length(model, setup, identity, loaded)
     return Facts(
         context_length=length,
         version=f"RKLLM runtime {loaded.runtime if loaded is not None and loaded.runtime else named(identity)}",
@@ -122,7 +122,12 @@ def describe_text(model: Model, setup: Setup) -> Facts:
         parameters=model.parameters,
         quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),
         refuses=dict.fromkeys(OURS_ALONE, NO_LOGITS),
-        notes=(*model.notes, HIDDEN, *(loaded.story() if loaded is not None else ())),
+        notes=(
+            *context_story(model, setup, loaded, length),
+            *model.notes,
+            HIDDEN,
+            *(loaded.story() if loaded is not None else ()),
+        ),
         last_load=loaded.last_load() if loaded is not None else None,
     )
 

@@ -89,8 +89,7 @@ def recommend(
     from ops.recommend import advise, table
     from tasks.board.pull.index import read_index
     from tasks.board.pull.machine import read_machine
-    from tasks.board.settings import BoardSettings
-    from tasks.prompting.setup import setup_of
+    from tasks.prompting.setup import model_memory, setup_of
     from tasks.settings import TaskSettings
 
     if soc is not None:
@@ -98,10 +97,10 @@ def recommend(
             soc_named(soc)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--soc") from error
-    reserve = load(BoardSettings).memory_reserve
-    machine = read_machine(setup_of(load(TaskSettings)), reserve, soc)
+    settings = load(TaskSettings)
+    machine = read_machine(setup_of(settings), soc)
     if memory is not None:
-        machine = replace(machine, memory=int(memory * 2**30 * (1 - reserve)))
+        machine = replace(machine, memory=model_memory(int(memory * 2**30), settings))
     found = advise(machine, read_index())
     print(json.dumps([asdict(each) for each in found], indent=2) if as_json else table(machine, found))
 

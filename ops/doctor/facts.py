@@ -15,6 +15,7 @@ from pathlib import Path
 import redis
 
 from npu.catalog import Catalog, find_models
+from npu.engines import Facts as EngineFacts
 from npu.engines import LastLoad, Setup, chat_template, describe
 from npu.engines.rkllm_facts import read_loaded, suspicion
 from npu.engines.rkllm_text import has_tokenizer
@@ -48,6 +49,8 @@ class ModelFacts:
     size_bytes: int = 0
     memory_bytes: int | None = None
     """What it takes once loaded."""
+    context_length: int | None = None
+    """Tokens of context it gets here; None where the runtime that would tell is missing."""
     soc: str | None = None
     """The chip it was converted for."""
     dtype: str = ""
@@ -205,12 +208,14 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
     """What is known of a model without loading it. Raises `ModelRefused` when its file is damaged."""
     told = _told_by_name(model.path) if model.path is not None else ModelFacts(model.id, model.engine, None)
     loaded = read_loaded(model, setup) if model.engine == "rkllm" else None
+    described = _described(model, setup)
     return replace(
         told,
         id=model.id,
         engine=model.engine,
         # What an .rkllm takes depends on a runtime that may not be there; its size is the least.
-        memory_bytes=describe(model, setup).memory_bytes if model.engine != "rkllm" else None,
+        memory_bytes=described.memory_bytes if described is not None and model.engine != "rkllm" else None,
+        context_length=described.context_length if described is not None else None,
         soc=model.soc,
         dtype=_dtype(model.quantization),
         chat=chat_template(model) is not None,
@@ -220,6 +225,15 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
         self_test=loaded.self_test if loaded is not None else None,
         doubt=(suspicion(model, loaded) or "") if loaded is not None else "",
     )
+
+
+def _described(model: Model, setup: Setup) -> EngineFacts | None:
+    try:
+        return describe(model, setup)
+    except ModelRefused:
+        if model.engine != "rkllm":
+            raise
+        return None  # it may be the runtime that is wrong, which other checks tell of
 
 
 def _weights(models_dir: Path) -> Iterator[Path]:

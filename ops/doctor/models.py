@@ -27,6 +27,13 @@ def check_files(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def check_contexts(facts: Facts) -> Iterator[Finding]:
+    """How long the models' contexts are here."""
+    known = [f"{model.id} {model.context_length}" for model in facts.models if model.context_length is not None]
+    if known:
+        yield Finding(Level.OK, "contexts", f"Tokens of context: {', '.join(known)}.")
+
+
 def check_chip_of_models(facts: Facts) -> Iterator[Finding]:
     """Whether each model for an NPU was made for this one."""
     soc = facts.board.soc

@@ -360,4 +360,5 @@ def _capabilities(model: dict[str, Any]) -> list[str]:
 
 def _shown(model: dict[str, Any]) -> str:
     engine = model.get("engine_version") or model.get("engine")
-    return f"{model.get('id', '?')} on {engine}" if engine else str(model.get("id", "?"))
+    context = f", context {length}" if (length := model.get("context_length")) else ""
+    return f"{model.get('id', '?')} on {engine}{context}" if engine else str(model.get("id", "?"))

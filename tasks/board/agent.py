@@ -87,7 +87,7 @@ class Agent:
         )
         self._live = LiveSettings(settings)
         self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
-        self._room = Room(board_settings, self._workers, self._keeping)
+        self._room = Room(settings, board_settings, self._workers, self._keeping)
         self._heat = Heat()
         self._governors = Governors(board_settings.governors, settings.data_dir)
         self._redis = Outages(log, "the board")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from npu.errors import OutOfMemory
-from npu.hardware import Memory, read_memory
+from npu.hardware import Memory
 from npu.model import Model
 from tasks.board.keeping import Keeping
 from tasks.board.settings import BoardSettings
 from tasks.board.workers import Workers
+from tasks.prompting.setup import memory_of, model_memory
+from tasks.settings import TaskSettings
+
+SPARE = 5
+"""The part of the memory left to the system that models leave free, one in so many: the rest may be in use already."""
 
 
 class NoRoomYet(OutOfMemory):
@@ -21,20 +26,24 @@ class MakingRoom(NoRoomYet):
 class Room:
     """The memory that models may have here, by what the kernel says is free and by what each was estimated at."""
 
-    def __init__(self, settings: BoardSettings, workers: Workers, keeping: Keeping) -> None:
+    def __init__(
+        self, settings: TaskSettings, board_settings: BoardSettings, workers: Workers, keeping: Keeping
+    ) -> None:
         self._settings = settings
+        self._least_stay = board_settings.least_stay
+        self._single_model = board_settings.single_model
         self._workers = workers
         self._keeping = keeping
 
     def fits(self, needed: int) -> bool:
         """Whether so many bytes are free for one more model, and it may be here beside others that are."""
-        return not self._taken() and needed <= self._free(self._memory())
+        return not self._taken() and needed <= self._free(memory_of(self._settings))
 
     def budget(self) -> tuple[int, int]:
         """Bytes that models may have here together, and those that one more could have now."""
-        memory = self._memory()
+        memory = memory_of(self._settings)
         room = 0 if self._taken() else max(0, self._free(memory))
-        return memory.total - int(memory.total * self._settings.memory_reserve), room
+        return model_memory(memory.total, self._settings), room
 
     def in_the_way(self, model: Model, needed: int) -> list[str]:
         """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
@@ -43,14 +52,14 @@ class Room:
         without models that are busy or were loaded just now. A pinned model never goes. Where one model is loaded at a time, all
         others are in the way. Raises what the client raises.
         """
-        short = needed - self._free(self._memory())
+        short = needed - self._free(memory_of(self._settings))
         pinned = self._keeping.pinned()
         loose = {name: size for name, size in self._workers.sizes().items() if name not in pinned}
         gain = self._workers.held_by_leaving()
-        alone = self._settings.single_model
+        alone = self._single_model
         if short > gain + sum(loose.values()) or (alone and loose.keys() != self._workers.sizes().keys()):
             raise self.refusal(model, needed)
-        settled = self._workers.sizes(longer_than=self._settings.least_stay)
+        settled = self._workers.sizes(longer_than=self._least_stay)
         found: list[str] = []
         for name in self._keeping.resting([name for name in loose if name in settled]):
             if short <= gain and not alone:
@@ -70,11 +79,11 @@ class Room:
 
     def refusal(self, model: Model, needed: int) -> OutOfMemory:
         """What to tell people of a model that does not fit."""
-        memory = self._memory()
+        memory = memory_of(self._settings)
         pinned = sorted(self._keeping.pinned() & self._workers.sizes().keys())
         kept = f" Asked to stay for ever: {', '.join(pinned)}." if pinned else ""
         others = self._workers.sizes().keys() | self._workers.leaving()
-        if others and self._settings.single_model:
+        if others and self._single_model:
             return OutOfMemory(
                 f"This board has one model at a time, and that is {', '.join(sorted(others))}.{kept} Unload it, or load "
                 f"'{model.id}' elsewhere."
@@ -87,16 +96,11 @@ class Room:
 
     def _taken(self) -> bool:
         """Whether a model is here beside which there may be no other."""
-        return self._settings.single_model and bool(self._workers.sizes() or self._workers.leaving())
-
-    def _memory(self) -> Memory:
-        memory = read_memory()
-        most = self._settings.memory_total
-        if most is None:
-            return memory
-        return Memory(min(memory.total, most << 20), min(memory.available, most << 20))
+        return self._single_model and bool(self._workers.sizes() or self._workers.leaving())
 
     def _free(self, memory: Memory) -> int:
-        reserve = int(memory.total * self._settings.memory_reserve)
+        budget = model_memory(memory.total, self._settings)
+        # Of what is left to the system, the system uses a part; some of it stays free however much that is.
+        spare = (memory.total - budget) // SPARE
         # What loading models will take is not missing from `available` yet, so the larger claim counts.
-        return min(memory.available - reserve, memory.total - reserve - self._workers.reserved())
+        return min(memory.available - spare, budget - self._workers.reserved())

@@ -24,10 +24,6 @@ class BoardSettings(Settings):
     title: ClassVar[str] = "Board"
 
     preload: bool = Field(True, description="Load the default model when the board starts, not with the first request.")
-    memory_reserve: float = Field(0.1, ge=0, lt=1, description="Part of the board's memory that models may never use.")
-    memory_total: int | None = Field(
-        None, gt=0, description="MiB of memory that this board is taken to have, where that is less than it has."
-    )
     single_model: bool = Field(
         False,
         description="Have one model loaded at a time: another one takes its place, however much memory there is. For small "

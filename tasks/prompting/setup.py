@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npu.engines import Setup
+from npu.hardware import Memory, read_memory
 from tasks.settings import TaskSettings
 
 
@@ -12,7 +13,22 @@ def setup_of(settings: TaskSettings, threads: int | None = None) -> Setup:
         runtime_dir=settings.data_dir / "run",
         threads=threads,
         context_length=settings.context_length,
+        model_memory=model_memory(memory_of(settings).total, settings),
         rkllm_library=settings.rkllm_library,
         rkllm_version=settings.rkllm_version,
         rkllm_fetched=settings.data_dir / "runtime",
     )
+
+
+def memory_of(settings: TaskSettings) -> Memory:
+    """The memory of this board, or what it is taken to have where that is less."""
+    memory = read_memory()
+    if settings.memory_total is None:
+        return memory
+    most = settings.memory_total << 20
+    return Memory(min(memory.total, most), min(memory.available, most))
+
+
+def model_memory(total: int, settings: TaskSettings) -> int:
+    """Bytes that the models of a board with `total` bytes of memory may have together."""
+    return total - int(total * settings.memory_reserve)

@@ -39,7 +39,15 @@ def test_health_lists_the_models(place: Site, path: str) -> None:
     """Readiness, with what is loaded."""
     body = place.http.get(path).json()
     assert body["status"] == "ok"
-    model = {"id": "tiny", "served": True, "loaded": True, "loading": False, "waiting": 0, "queue": "open"}
+    model = {
+        "id": "tiny",
+        "context_length": 2048,
+        "served": True,
+        "loaded": True,
+        "loading": False,
+        "waiting": 0,
+        "queue": "open",
+    }
     model["capabilities"] = ["completion", "chat"]
     assert body["models"] == [model | {"engine": CARD.engine_version or CARD.engine}]
 

@@ -92,6 +92,11 @@ def test_a_bad_value_is_one_sentence(words: tuple[str, ...], variables: dict[str
         ("port", "70000", "it must be at most 65535."),
         ("log_level", "loud", "it must be 'debug', 'info', 'warning' or 'error'."),
         ("deadline", "inf", "it must be a number."),
+        (
+            "context_length",
+            "100",
+            "is '100' (from ROCKCHIPLLAMA_CONTEXT_LENGTH), which cannot be used: it must be a whole number of",
+        ),
         ("preload", "maybe", "it must be true or false."),
         ("aliases", '{"a": 3}', "The setting aliases.a is '3'"),
         ("redis_url", "localhost", "it must begin with redis://, rediss://, unix:// or redis+sentinel://"),

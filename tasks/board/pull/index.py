@@ -65,6 +65,10 @@ class IndexModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9.-]*:[a-z0-9][a-z0-9.-]*$", max_length=100)]
     licence: str
     file: Annotated[tuple[IndexFile, ...], msgspec.Meta(min_length=1)]
+    trained_context: _Size | None = None
+    """Tokens."""
+    cache_bytes_per_token: _Size | None = None
+    """What each token of the context takes on the CPU, in 16-bit floats."""
 
 
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

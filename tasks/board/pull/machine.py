@@ -42,10 +42,9 @@ class Machine:
         return None
 
 
-def read_machine(setup: Setup, memory_reserve: float, soc: str | None = None) -> Machine:
+def read_machine(setup: Setup, soc: str | None = None) -> Machine:
     """This machine. `soc` is the chip to fetch for instead of its own; then its runtime is not looked at."""
-    total = read_memory().total
-    memory = total - int(total * memory_reserve)
+    memory = setup.model_memory if setup.model_memory is not None else read_memory().total
     if soc is not None:
         return Machine(soc_named(soc).name, _newest(), memory)
     found = read_soc()

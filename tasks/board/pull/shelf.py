@@ -42,7 +42,7 @@ def shelf_of(
     token = board.hf_token.get_secret_value() if board.hf_token is not None else None
     return Shelf(
         settings.models_dir,
-        partial(read_machine, setup_of(settings), board.memory_reserve, soc),
+        partial(read_machine, setup_of(settings), soc),
         Hub(opener(), board.hf_endpoint, token, wait=wait),
         wait=wait,
     )

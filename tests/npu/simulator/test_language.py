@@ -243,7 +243,8 @@ def test_our_template_renders_what_the_runtime_renders(start: Open) -> None:
 def test_a_model_folder_is_complete(tmp_path: Path) -> None:
     weights = write_model(tmp_path, SimulatedModel(name="tiny", max_context_limit=512))
     manifest = tomllib.loads((tmp_path / "manifest.toml").read_text())
-    assert {key: type(value) for key, value in manifest.items()} == {key: KEYS[key][0] for key in manifest}
+    kinds = {key: KEYS[key][0] for key in manifest}
+    assert all(isinstance(value, kinds[key]) for key, value in manifest.items())
     assert (manifest["id"], manifest["engine"], manifest["context_length"]) == ("tiny", "rkllm", 512)
     assert weights.name == manifest["file"] == "tiny_w8a8_rk3588.rkllm"
     assert weights.read_text().startswith("RKLLM-SIMULATED 1\n")

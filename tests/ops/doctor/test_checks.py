@@ -214,6 +214,9 @@ def test_memory(tmp_path: Path) -> None:
     told = {finding.code: finding.title for finding in examine(with_model(facts, memory_bytes=8_000_000_000))}
     assert told["memory"] == "8.2 GB of 16.4 GB of memory are free, enough for each of the models alone."
     unknown = {finding.code: finding.title for finding in examine(facts)}
+    assert "contexts" not in unknown
+    known = {finding.code: finding.title for finding in examine(with_model(facts, context_length=4096))}
+    assert known["contexts"] == "Tokens of context: qwen3-0.6b 4096."
     assert unknown["memory"] == "8.2 GB of 16.4 GB of memory are free."
 
 

@@ -75,6 +75,7 @@ def test_a_model_for_the_cpu_is_described_by_its_file(tmp_path: Path) -> None:
     (model,) = gather(settings(tmp_path), root=tmp_path).models
     assert model.engine == "llamacpp" and model.chat is True
     assert model.memory_bytes is not None and model.memory_bytes > model.size_bytes > 0
+    assert model.context_length == 8192
 
 
 def test_names_in_the_settings_that_mean_no_model(tmp_path: Path) -> None:

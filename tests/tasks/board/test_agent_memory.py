@@ -15,11 +15,11 @@ from npu.errors import OutOfMemory
 from npu.hardware import Memory
 from npu.model import Model
 from tasks import keys
-from tasks.board import room as module
 from tasks.board import workers
 from tasks.board.agent import Agent
 from tasks.board.process import WorkerProcess, wait_or_kill
 from tasks.board.settings import BoardSettings
+from tasks.prompting import setup
 from tasks.settings import TaskSettings
 from tests.stack import LIMIT, eventually
 
@@ -28,16 +28,16 @@ MIB = 1 << 20
 
 @pytest.fixture
 def agent(client: redis.Redis, valkey_url: str, tmp_path: Path) -> Iterator[Agent]:
-    """An agent whose workers do nothing but live. It keeps a tenth of the memory free."""
+    """An agent whose workers do nothing but live. It leaves a quarter of the memory to the system."""
     settings = TaskSettings(redis_url=valkey_url, data_dir=tmp_path, models_dir=tmp_path, board_name="one")
-    made = Agent(settings, BoardSettings(memory_reserve=0.1))
+    made = Agent(settings, BoardSettings())
     made._workers.command = lambda _: ["/bin/sleep", "1000"]
     yield made
     made._workers.stop_all(0.0)
 
 
 def has_memory(monkeypatch: pytest.MonkeyPatch, total: float, available: float) -> None:
-    monkeypatch.setattr(module, "read_memory", lambda: Memory(int(total * MIB), int(available * MIB)))
+    monkeypatch.setattr(setup, "read_memory", lambda: Memory(int(total * MIB), int(available * MIB)))
 
 
 def echo(name: str = "echo") -> Model:
@@ -48,7 +48,7 @@ def echo(name: str = "echo") -> Model:
 
 def test_a_model_that_does_not_fit_is_refused_with_the_figures(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it needs, what there is, what is free; no worker is started."""
-    has_memory(monkeypatch, total=4000, available=1200 - 799.5)  # 400.5 MiB, of which 400 are the reserve
+    has_memory(monkeypatch, total=4000, available=200.5)  # of which 200 stay free
     with pytest.raises(OutOfMemory) as refused:
         agent.load(echo())
     for figure in ("'echo'", "1 MiB", "4000 MiB", "only 0 MiB"):
@@ -58,7 +58,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_figures(agent: Agent, mon
 
 def test_a_model_that_fits_is_loaded(agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last byte; a worker is started, and told to load as soon as it listens."""
-    has_memory(monkeypatch, total=100, available=11)
+    has_memory(monkeypatch, total=100, available=6)
     agent.load(echo())
     assert agent._workers.has("echo")
     agent._tell_to_load()  # nobody listens yet
@@ -107,11 +107,11 @@ def test_the_memory_of_a_model_that_is_being_unloaded_is_waited_for(
     def wait(processes: list[WorkerProcess], grace: float) -> None:
         assert gone.wait(LIMIT)
         wait_or_kill(processes, 0.0)
-        has_memory(monkeypatch, total=100, available=11)
+        has_memory(monkeypatch, total=100, available=6)
 
-    has_memory(monkeypatch, total=100, available=11)
+    has_memory(monkeypatch, total=100, available=6)
     agent.load(echo())
-    has_memory(monkeypatch, total=100, available=10)
+    has_memory(monkeypatch, total=100, available=5)
     monkeypatch.setattr(workers, "wait_or_kill", wait)
     with ThreadPoolExecutor(2) as pool:
         unloaded = pool.submit(agent.unload, echo())
@@ -127,7 +127,7 @@ def test_the_memory_of_a_model_that_is_being_unloaded_is_waited_for(
 
 def test_a_board_that_leaves_waits_for_no_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks it for a model is told how things stand."""
-    has_memory(monkeypatch, total=100, available=10)
+    has_memory(monkeypatch, total=100, available=5)
     monkeypatch.setattr(agent._workers, "leaving", lambda: {"another"})
     agent.leave()
     with pytest.raises(OutOfMemory):
@@ -137,9 +137,9 @@ def test_a_board_that_leaves_waits_for_no_memory(agent: Agent, monkeypatch: pyte
 def test_a_model_that_is_being_unloaded_may_be_loaded_again(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the memory that its successor gets, which starts once it is gone."""
     gone = threading.Event()
-    has_memory(monkeypatch, total=100, available=11)
+    has_memory(monkeypatch, total=100, available=6)
     agent.load(echo())
-    has_memory(monkeypatch, total=100, available=10)
+    has_memory(monkeypatch, total=100, available=5)
     monkeypatch.setattr(workers, "wait_or_kill", lambda *_: gone.wait(LIMIT))
     with ThreadPoolExecutor(1) as pool:
         unloaded = pool.submit(agent.unload, echo())

@@ -74,7 +74,7 @@ def board(
     settings = TaskSettings(
         redis_url=valkey_url, data_dir=tmp_path / "data", models_dir=tmp_path / "models", board_name="one"
     )
-    agent = Agent(settings, BoardSettings(hf_endpoint=hub.url, memory_reserve=0.0))
+    agent = Agent(settings, BoardSettings(hf_endpoint=hub.url))
     agent._workers.command = lambda _: ["/bin/sleep", "1000"]
     thread = threading.Thread(target=agent.run)
     thread.start()

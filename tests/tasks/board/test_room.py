@@ -17,11 +17,11 @@ from npu.hardware import Memory
 from npu.model import Model
 from tasks import keys, roster
 from tasks.board import agent as agents
-from tasks.board import room
 from tasks.board.agent import Agent
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.board.settings import BoardSettings
 from tasks.card import Card
+from tasks.prompting import setup
 from tasks.roster import Presence
 from tasks.settings import TaskSettings
 from tests.stack import eventually
@@ -37,8 +37,8 @@ class Board:
     def __init__(self, client: redis.Redis, url: str, folder: Path, **chosen: Any) -> None:
         self.client = client
         self.models = {name: Model(id=name, engine="echo", folder=folder) for name in (*SIZES, "giant")}
-        settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one")
-        self.agent = Agent(settings, BoardSettings(memory_total=8192, memory_reserve=0.25, **chosen))
+        settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one", memory_total=8192)
+        self.agent = Agent(settings, BoardSettings(**chosen))
         self.agent._workers.command = lambda _: ["/bin/sleep", "1000"]
         self.agent._catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
@@ -88,7 +88,7 @@ def board(
 ) -> Iterator[Board]:
     sizes = SIZES | {"giant": 6.5}
     monkeypatch.setattr(agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=int(sizes[model.id] * GIB)))
-    monkeypatch.setattr(room, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
+    monkeypatch.setattr(setup, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
     made = Board(client, valkey_url, tmp_path, least_stay=least_stay, single_model=single_model)
     yield made
     made.agent._workers.stop_all(0.0)

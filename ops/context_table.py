@@ -1,0 +1,50 @@
+"""The table of docs/models.md that says which context each model of the index gets where it is `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from npu.context_length import STEPS, largest_that_fits
+from npu.engines import llamacpp, rkllm_load
+from tasks.board.pull.index import IndexFile, IndexModel
+from tasks.board.pull.plan import memory_of
+from tasks.board.pull.weights import OVERHEAD
+from tasks.prompting.setup import model_memory
+from tasks.settings import TaskSettings
+
+BOARDS = (4, 8, 16)
+"""Gigabytes of memory."""
+GIGABYTE = 1_000_000_000
+
+
+def context_table(index: Mapping[str, IndexModel], settings: TaskSettings) -> Iterator[str]:
+    """Its lines: what each file takes with each context, and what it gets on boards of three sizes."""
+    sizes = [f"{step // 1024}K" for step in STEPS]
+    yield f"| model | file | {' | '.join(sizes)} | {' | '.join(f'{board} GB' for board in BOARDS)} |"
+    yield f"|---|---|{'---|' * (len(STEPS) + len(BOARDS))}"
+    for model in index.values():
+        for file in model.file:
+            weights, most = memory_of(model, file), _most(model, file)
+            if weights is None or most is None:
+                continue
+            needed = _needed(model, file, weights - OVERHEAD)
+            cells = [f"{needed(step) / GIGABYTE:.1f}" if step <= most else "" for step in STEPS]
+            for board in BOARDS:
+                memory = model_memory(board * GIGABYTE, settings)
+                length = largest_that_fits(most, memory, needed)
+                cells.append(f"{length // 1024}K" if needed(length) <= memory else "no")
+            kind = f"NPU, {file.dtype}" if file.engine == "rkllm" else f"CPU, {file.dtype}"
+            yield f"| {model.name} | {kind} | {' | '.join(cells)} |"
+
+
+def _needed(model: IndexModel, file: IndexFile, weights: int) -> Callable[[int], int]:
+    if file.engine == "rkllm":
+        return lambda context: rkllm_load.memory_needed(weights, context)
+    cache = model.cache_bytes_per_token or 0
+    return lambda context: llamacpp.memory_needed(weights, cache, context)
+
+
+def _most(model: IndexModel, file: IndexFile) -> int | None:
+    if file.engine == "rkllm":
+        return file.context or rkllm_load.CONTEXT_LENGTH
+    return model.trained_context
