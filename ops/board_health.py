@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
+from ops.up import joined
 from tasks import keys
 from tasks.connection import UNREACHABLE, connect
 from tasks.roster import read_roster
@@ -16,7 +17,7 @@ def main() -> int:
     """0: it does. 1: it does not, or Redis cannot be asked."""
     settings = TaskSettings()
     try:
-        client = connect(redis_url(settings))
+        client = connect(settings.redis_url or joined.redis_url(settings.data_dir) or redis_url(settings))
         roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
     except UNREACHABLE as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ RECORD: Final = "digests.json"
 MACHINES: Final = {"aarch64": "aarch64", "armv7l": "armhf", "armv8l": "armhf"}
 """What the kernel calls a machine, and the vendor's folder for it."""
 CHECKOUT: Final = "rkllm-runtime/Linux/librkllm_api"
+LISTED: Final = "listed"
+"""Instead of a digest: the one in the table."""
 TARGETS: Final = {"aarch64": Target(183, 64), "armhf": Target(40, 32)}
 """The code the vendor's folders hold."""
 
@@ -48,6 +51,8 @@ class Library:
     url: str
     sha256: str | None
     """What the file must hash to; None: nobody has told us yet."""
+    whose: str = f"{LIBRARIES.name} lists"
+    """Who told, in a sentence that ends with the digest."""
 
 
 def find(version: str, machine: str, table: Path = LIBRARIES) -> Library:
@@ -72,6 +77,22 @@ def find(version: str, machine: str, table: Path = LIBRARIES) -> Library:
         )
     there = ", ".join(row["version"] for row in fitting)
     raise FetchFailed(f"There is no release {version} for {machine}. There are {there}.")
+
+
+def _with_digest(library: Library, sha256: str | None) -> Library:
+    """Held to what whoever runs this asks for. Raises `FetchFailed` where that is no digest, or none is listed."""
+    if sha256 is None:
+        return library
+    if sha256 != LISTED:
+        if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+            raise FetchFailed(f"'{sha256}' is no SHA-256, which has 64 hexadecimal digits.")
+        return replace(library, sha256=sha256.lower(), whose="--sha256 asks for")
+    if library.sha256 is None:
+        raise FetchFailed(
+            f"{LIBRARIES.name} lists no digest of release {library.version} for {library.machine}. Give the one that you know "
+            "with --sha256 DIGEST (RKLLM_SHA256 when an image is built)."
+        )
+    return library
 
 
 def fetch(
@@ -140,10 +161,10 @@ def _settle(library: Library, folder: Path, draft: Path, target: Path, known: st
         raise
     if known is not None and found != known:
         draft.unlink()
-        whose = f"{LIBRARIES.name} lists" if library.sha256 else f"{folder / RECORD} recorded when it was first fetched"
+        whose = library.whose if library.sha256 else f"{folder / RECORD} recorded when it was first fetched"
         raise FetchFailed(
             f"This is not the {NAME} {library.version} that was expected: its SHA-256 is {found}, and {whose} {known}. "
-            "It was deleted. If you know that the new one is right, mend or remove that line and run this again."
+            "It was deleted. If you know that the new one is right, put that right and run this again."
         )
     put_in_place(draft, target)
     if known is None:
@@ -211,13 +232,18 @@ def main(words: Sequence[str] | None = None, table: Path = LIBRARIES) -> int:
         "--from", dest="source", type=Path, metavar="PATH", help="a checkout of the vendor's repository"
     )
     parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="where the service keeps its files")
+    parser.add_argument(
+        "--sha256",
+        metavar="DIGEST",
+        help=f"what the file must hash to; `{LISTED}`: only what {LIBRARIES.name} has a digest of",
+    )
     given = parser.parse_args(words)
     here = platform.machine()
     machine = given.machine or MACHINES.get(here, here)
     # The engine looks into the folder named as the kernel names the machine it runs on.
     name = here if MACHINES.get(here) == machine else {"armhf": "armv7l"}.get(machine, machine)
     try:
-        library = find(given.version.removeprefix("v"), machine, table)
+        library = _with_digest(find(given.version.removeprefix("v"), machine, table), given.sha256)
         path = fetch(library, _data_dir(given.data_dir) / "runtime", given.source, name=name)
     except FetchFailed as error:
         print(error, file=sys.stderr)

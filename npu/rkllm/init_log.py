@@ -139,8 +139,8 @@ _FAILURES: Final[tuple[tuple[str, Explain], ...]] = (
         r"platform is unknown|Query platform error|Get device properties failed",
         lambda found: (
             "The runtime could not find out which chip this is. In a container /proc/device-tree is hidden from it: start "
-            "the container with `--security-opt systempaths=unconfined --device /dev/dri`, or privileged. Elsewhere this "
-            "machine has no NPU that the runtime supports."
+            "the container with `--security-opt systempaths=unconfined --security-opt apparmor=unconfined --device /dev/dri`, "
+            "or privileged. Elsewhere this machine has no NPU that the runtime supports."
         ),
     ),
     (

@@ -51,6 +51,9 @@ _FOR_THE_USER = _USAGE | {
 }
 """Roots of the errors whose messages are written for the user. By name: a command loads only what it needs."""
 
+_OURS = {"api", "tasks", "npu", "ops"}
+"""What is missing of these is a defect; other packages may be left out."""
+
 
 def _show_version(asked: bool) -> None:
     if asked:
@@ -106,6 +109,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OURS:
+            print(
+                f"rockchipllama: this needs the package '{error.name}', which is not installed here. A container of one part "
+                "holds only what that part needs: the API's has no engines, a board's no API (docs/containers.md).",
+                file=sys.stderr,
+            )
+            sys.exit(1)
         kinds = {f"{kind.__module__}:{kind.__name__}" for kind in type(error).__mro__}
         if not kinds & _FOR_THE_USER:
             raise

@@ -12,7 +12,9 @@ FILES_WANTED = 102_400
 """Files a process with an RKLLM model should be able to have open: old and large models hold thousands of buffers."""
 HOT = 80.0
 """Degrees Celsius from which on boards lower their clocks."""
-CONTAINER_FLAGS = "docker run --device /dev/dri --security-opt systempaths=unconfined …"
+CONTAINER_FLAGS = (
+    "docker run --device /dev/dri --security-opt systempaths=unconfined --security-opt apparmor=unconfined …"
+)
 
 
 def check_chip(facts: Facts) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ops import environment
-from ops.cli.main import app
+from ops.cli.main import app, main
 
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -84,3 +84,20 @@ def test_the_version_is_one_line() -> None:
 def test_every_command_says_what_it_does() -> None:
     """One sentence at least."""
     assert all(command.callback is not None and command.callback.__doc__ for command in app.registered_commands)
+
+
+def test_a_package_that_a_part_goes_without_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container of the API, which holds no engine; one of our own modules that is missing is a defect."""
+
+    def needs(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr("ops.cli.main.app", lambda: needs("tokenizers.models"))
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "'tokenizers.models', which is not installed here" in capsys.readouterr().err
+    monkeypatch.setattr("ops.cli.main.app", lambda: needs("ops.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        main()

@@ -153,6 +153,28 @@ def test_a_listed_digest_is_held_to(
 
 
 @needs_cc
+def test_a_digest_that_is_asked_for_is_held_to(
+    tmp_path: Path, newest: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is given, or `listed`: then a release without one in the table is refused, and not trusted this once."""
+    table = tmp_path / "libraries.toml"
+    table.write_text(LIBRARIES.read_text() + f'\n[[library]]\nversion = "1.3.0"\nmachine = "{HERE}-test"\nat = "x"\n')
+    own = tmp_path / NAME
+    own.write_bytes(newest)
+    words = ["1.3.0", "--machine", f"{HERE}-test", "--from", str(own), "--data-dir", str(tmp_path / "data"), "--sha256"]
+    for asked, sentence in (
+        ("listed", "lists no digest of release 1.3.0"),
+        ("", "no SHA-256"),
+        ("0" * 64, f"--sha256 asks for {'0' * 64}"),
+    ):
+        assert main([*words, asked], table) == 1
+        assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "data").rglob(f"{NAME}*"))
+    assert main([*words, digest(own).upper()], table) == 0
+    assert f"Verified: SHA-256 {digest(own)}" in capsys.readouterr().out
+
+
+@needs_cc
 def test_the_wrong_release_is_refused_and_what_was_there_stays(
     server: Server, newest: bytes, older: bytes, tmp_path: Path
 ) -> None:

