@@ -20,6 +20,7 @@ from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable, UnknownModel
 from tasks.scripts import BREATHE, ROSTER
 from tasks.standing import Gate, read_gate
+from tasks.version import differences
 
 log = logging.getLogger("rockchipllama.roster")
 
@@ -157,8 +158,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Living ones that serve."""
     refusals: tuple[Presence, ...] = ()
     """The breaths of boards that have files they cannot use."""
-    unreadable: tuple[str, ...] = ()
-    """A sentence for each card and breath that was skipped."""
+    problems: tuple[str, ...] = ()
+    """A sentence for each card and breath that was skipped, and for each board of another release than this."""
     breaths: tuple[Presence, ...] = ()
     """Those of the boards."""
     cards: tuple[Card, ...] = ()
@@ -217,11 +218,11 @@ def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
 
 def read_roster(reply: list[Any]) -> Snapshot:
     """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped, and named."""
-    now, cards, breaths, waiting, kept = reply
+    now, cards, told, waiting, kept = reply
     alive: list[Presence] = []
     ages: dict[str, float] = {}
-    unreadable: list[str] = []
-    for name, raw in _pairs(breaths):
+    problems: list[str] = []
+    for name, raw in _pairs(told):
         if name.startswith("api:"):
             continue  # it serves no model; `tasks.readers` listens to it
         seen, _, payload = bytes(raw).partition(b":")
@@ -230,10 +231,11 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 alive.append(_presence_decoder.decode(payload))
                 ages[name] = (now - int(seen)) / 1000
             except msgspec.DecodeError as error:
-                unreadable.append(f"the presence of {name} cannot be read: {error}")
-    boards = tuple(
-        sorted(breath.name.removeprefix("board:") for breath in alive if breath.model is None and not breath.drained)
-    )
+                problems.append(f"the presence of {name} cannot be read: {error}")
+    breaths = tuple(breath for breath in alive if breath.model is None)
+    boards = tuple(sorted(breath.board for breath in breaths if not breath.drained))
+    others = differences({breath.board: breath.version for breath in breaths})
+    problems += others.values()
     counts = {model: int(count) for model, count in _pairs(waiting)}
     gates = {model: read_gate(gate) for model, gate in _pairs(kept)}
     found: dict[str, list[Card]] = {}
@@ -241,10 +243,10 @@ def read_roster(reply: list[Any]) -> Snapshot:
         try:
             card = _card_decoder.decode(raw)
         except msgspec.DecodeError as error:
-            unreadable.append(f"the card {field} cannot be read: {error}")
+            problems.append(f"the card {field} cannot be read: {error}")
             continue
         if card.version > CARD_VERSION:
-            unreadable.append(
+            problems.append(
                 f"the card {field} was written by a newer version of rockchipllama (format {card.version}, this one "
                 f"reads up to {CARD_VERSION}), so its model is not offered here; upgrade this machine"
             )
@@ -254,9 +256,11 @@ def read_roster(reply: list[Any]) -> Snapshot:
     for model, its_cards in sorted(found.items()):
         states = [breath.state for breath in alive if breath.model == model]
         here = tuple(card.board for card in its_cards if card.board in boards)
+        card = next((card for card in its_cards if card.board in here), its_cards[0])
+        notes = (*card.notes, *(others[board] for board in here if board in others))
         models.append(
             ModelStatus(
-                card=next((card for card in its_cards if card.board in here), its_cards[0]),
+                card=msgspec.structs.replace(card, notes=notes),
                 served=bool(states),
                 loaded=any(state in ("loaded", "busy") for state in states),
                 loading="loading" in states,
@@ -268,9 +272,8 @@ def read_roster(reply: list[Any]) -> Snapshot:
         )
     workers = tuple(breath for breath in alive if breath.model is not None)
     refusals = tuple(breath for breath in alive if breath.refused)
-    breaths = tuple(breath for breath in alive if breath.model is None)
     every = tuple(chain.from_iterable(found.values()))
-    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(unreadable), breaths, every, ages)
+    return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(problems), breaths, every, ages)
 
 
 def _stays(model: str, alive: list[Presence], ages: dict[str, float]) -> float | None:
@@ -294,7 +297,7 @@ class Roster:
         self._clashes: set[str] = set()
         self._dangling: set[str] = set()
         """Aliases that were told to mean nothing."""
-        self._unreadable: tuple[str, ...] = ()
+        self._problems: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Roster:
@@ -325,10 +328,10 @@ class Roster:
         with unavailable_as_refusal():
             reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
         self._snapshot = read_roster(cast("list[Any]", reply))
-        for problem in self._snapshot.unreadable:
-            if problem not in self._unreadable:
+        for problem in self._snapshot.problems:
+            if problem not in self._problems:
                 log.warning("%s", problem)
-        self._unreadable = self._snapshot.unreadable
+        self._problems = self._snapshot.problems
         self._names = self._index(self._snapshot.models)
 
     def models(self) -> list[ModelStatus]:

@@ -53,7 +53,8 @@ def join(
     if url is not None:
         from ops.up import joining  # only now: `up` asks for the rest alone
 
-        joining.keep(settings.data_dir, url, settings.board_name)
+        for problem in joining.keep(settings.data_dir, url, settings.board_name):
+            print(problem, flush=True)
     elif joined.redis_url(settings.data_dir) is None:
         raise TokenRefused("This machine has joined nothing yet: add the URL that `rockchipllama up --share` prints.")
     run()

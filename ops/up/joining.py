@@ -11,17 +11,20 @@ from redis.exceptions import AuthenticationError
 from ops.up.joined import FILE
 from ops.up.sharing import TokenRefused, parse, write_private
 from tasks import keys
+from tasks.boards import snapshot
 from tasks.connection import UNREACHABLE, connect
 from tasks.roster import ALIVE
 
 
-def keep(data_dir: Path, url: str, board: str) -> None:
-    """Keep what was joined, once its service has let this `board` in. Raises `TokenRefused`."""
+def keep(data_dir: Path, url: str, board: str) -> tuple[str, ...]:
+    """Keep what was joined, once its service has let this `board` in; a sentence for each thing there that does not go with
+    this machine's version. Raises `TokenRefused`."""
     token, host, port = parse(url)
     client = connect(token.redis_url(host, port), retries=0)
     try:
         client.ping()
         _make_sure_of_name(client, board)
+        problems = snapshot(client).problems
     except AuthenticationError as error:
         raise TokenRefused(
             f"The service at {host}:{port} does not take the token '{token.name}': it was revoked or is damaged. "
@@ -35,6 +38,7 @@ def keep(data_dir: Path, url: str, board: str) -> None:
     finally:
         client.close()
     write_private(data_dir / FILE, url)
+    return problems
 
 
 def _make_sure_of_name(client: redis.Redis, board: str) -> None:

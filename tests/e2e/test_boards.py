@@ -21,10 +21,14 @@ import redis
 from ops.up import sharing, store
 from tasks import keys
 from tasks.connection import connect
+from tasks.events import EVENTS_VERSION
 from tasks.version import VERSION
 from tests.stack import LIMIT, eventually, free_port
 
-MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 400.0\n'
+MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 100.0\n'
+
+LONG = "-".join(f"word{number}" for number in range(100))
+"""It takes seven seconds to say."""
 
 
 class Command:
@@ -46,8 +50,9 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=folder,  # the source folder knows its version before any other place is asked
                 env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")}
-                | {"ROCKCHIPLLAMA_DEFAULT_MODEL": "twin"}
+                | {"ROCKCHIPLLAMA_DEFAULT_MODEL": "twin", "ROCKCHIPLLAMA_LEASE": "3"}
                 | variables,
                 start_new_session=True,
             )
@@ -57,9 +62,19 @@ class Command:
         """What it has said so far."""
         return self.output.read_text(errors="replace")
 
+    def family(self) -> list[psutil.Process]:
+        """All that it has started."""
+        return psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+
+    def pull_the_plug(self) -> None:
+        """End everything at once, as when the power is gone."""
+        for process in [psutil.Process(self.process.pid), *self.family()]:
+            process.kill()
+        self.process.wait(LIMIT)
+
     def stop(self) -> None:
         """Ask it to end, and wait for that."""
-        family = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        family = self.family()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(LIMIT)
@@ -100,6 +115,19 @@ class Shared(Command):
         found = httpx.get(f"{self.url}/v1/boards", timeout=LIMIT).json()["data"]
         return {model["id"]: model["state"] for each in found if each["id"] == board for model in each["models"]}
 
+    def stream(self, text: str, begun: threading.Barrier | None = None) -> tuple[str, str]:
+        """An answer and its job's id. With `begun`, a part of it is waited for, and all who do."""
+        body = {"model": "twin", "stream": True, "messages": [{"role": "user", "content": text}]}
+        said = ""
+        with httpx.stream("POST", f"{self.url}/v1/chat/completions", json=body, timeout=LIMIT) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    said += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+                if begun is not None and len(said) > 20:
+                    begun.wait()
+                    begun = None
+            return said, answer.headers["x-job-id"]
+
     def boards(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of an administrator, over HTTP."""
         return command("boards", *words, "--url", self.url)
@@ -108,6 +136,16 @@ class Shared(Command):
         """What it serves, with the boards that have it."""
         found = httpx.get(f"{self.url}/v1/queue", timeout=LIMIT).json()["data"]
         return {model["id"]: [board["name"] for board in model["boards"]] for model in found}
+
+
+def of_release(folder: Path, version: str, **formats: int) -> dict[str, str]:
+    """Variables that make a command another release, which writes events in such a format."""
+    known = folder / f"rockchipllama-{version}.dist-info" / "METADATA"
+    known.parent.mkdir(parents=True)
+    known.write_text(f"Metadata-Version: 2.1\nName: rockchipllama\nVersion: {version}\n")
+    changes = "".join(f"tasks.events.{name} = {number}\n" for name, number in formats.items())
+    (folder / "sitecustomize.py").write_text(f"import tasks.events\n{changes}")
+    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -181,31 +219,17 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
 def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) -> None:
     """32 streams of a model that two boards have: each gets its whole answer once, whichever board began it."""
     board = Command(tmp_path / "second", "join", shared.join_url, "--name", "second")
-    long = "-".join(f"word{number}" for number in range(200))
     begun = threading.Barrier(3, timeout=LIMIT)
-
-    def stream(text: str) -> str:
-        body = {"model": "twin", "stream": True, "messages": [{"role": "user", "content": text}]}
-        said, waits = "", text.endswith(long)
-        with httpx.stream("POST", f"{shared.url}/v1/chat/completions", json=body, timeout=LIMIT) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    said += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-                if waits and len(said) > 20:
-                    waits = False
-                    begun.wait()
-        return said
-
     try:
         both = ("first", "second")
         eventually(lambda: [shared.states(each).get("twin") for each in both] == ["loaded"] * 2, what=board.said)
-        texts = [*(f"{number} {long}" for number in range(2)), *(f"{number} short" for number in range(2, 32))]
+        texts = [*(f"{number} {LONG}" for number in range(2)), *(f"{number} short" for number in range(2, 32))]
         with ThreadPoolExecutor(32) as pool:
-            answers = [pool.submit(stream, text) for text in texts[:2]]
+            answers = [pool.submit(shared.stream, text, begun) for text in texts[:2]]
             begun.wait()
-            answers += [pool.submit(stream, text) for text in texts[2:]]
-            assert shared.boards("drain", "first").returncode == 0
-            assert [answer.result(LIMIT) for answer in answers] == texts
+            answers += [pool.submit(shared.stream, text) for text in texts[2:]]
+            assert httpx.post(f"{shared.url}/v1/boards/first/drain", timeout=LIMIT).json()["drained"]
+            assert [answer.result(LIMIT)[0] for answer in answers] == texts
         assert re.search("job handed back .*now=waiting", shared.said), shared.said
         eventually(lambda: set(shared.states("first").values()) == {"unloaded"}, what="it serves nothing")
         assert "drained" in run(shared.folder, "boards").stdout
@@ -214,7 +238,71 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
         unknown = shared.boards("drain", "third")
         assert unknown.returncode == 1 and "first, second" in unknown.stderr
     finally:
+        shared.client().hdel(keys.DRAINED, "first")
         board.stop()
+
+
+@pytest.mark.full
+def test_a_board_whose_plug_is_pulled_loses_no_answer(shared: Shared, tmp_path: Path) -> None:
+    """It loaded the model that was asked for, and put it away when its time was over. Then both boards are in the middle of an
+    answer, and one is gone with all its processes: the other says both to their ends, and it comes back with nothing typed."""
+    kitchen = tmp_path / "kitchen"
+    board = Command(kitchen, "join", shared.join_url, "--name", "kitchen")
+    loaded = {"echo-of-kitchen": "unloaded", "twin": "loaded"}
+    try:
+        eventually(lambda: shared.states("kitchen") == loaded, what=board.said)
+        asked = {"model": "echo-of-kitchen", "prompt": "once", "stream": False, "keep_alive": "1s"}
+        for times in (1, 2):
+            answer = httpx.post(f"{shared.url}/api/generate", json=asked, timeout=LIMIT).json()
+            assert "once" in answer["response"], answer
+            assert board.said.count("loaded echo-of-kitchen in") == times
+            put_away = "nobody asks for echo-of-kitchen any more"
+            eventually(lambda: board.said.count(put_away) == times, what="its time is over")  # noqa: B023
+        eventually(lambda: shared.states("first").get("twin") == "loaded", what="both have it")
+        begun = threading.Barrier(3, timeout=LIMIT)
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(shared.stream, f"{number} {LONG}", begun) for number in range(2)]
+            begun.wait()
+            board.pull_the_plug()
+            assert [answer.result(LIMIT)[0] for answer in answers] == [f"{number} {LONG}" for number in range(2)]
+        jobs = [httpx.get(f"{shared.url}/v1/jobs/{answer.result()[1]}", timeout=LIMIT).json() for answer in answers]
+        assert sorted((job["board"], job["attempts"]) for job in jobs) == [("first", 1), ("first", 2)]
+        board = Command(kitchen, "join", ROCKCHIPLLAMA_BOARD_NAME="kitchen")
+        eventually(lambda: shared.states("kitchen").get("twin") == "loaded", what=board.said)
+    finally:
+        board.stop()
+
+
+@pytest.mark.full
+def test_boards_of_other_releases_are_told_and_harm_nobody(shared: Shared, tmp_path: Path) -> None:
+    """One that differs in its version alone serves like any other. One that writes events as nobody here can read them fails
+    the jobs that it answers, in words, and no others; it computes nothing that nobody reads."""
+    release = of_release(tmp_path / "release", "9.9.9")
+    later = of_release(tmp_path / "later", "10.0.0", EVENTS_VERSION=EVENTS_VERSION + 1)
+    boards = [
+        Command(tmp_path / "second", "join", shared.join_url, "--name", "second", **release),
+        Command(tmp_path / "third", "join", shared.join_url, "--name", "third", **later),
+    ]
+    told = "The board 'second' runs version 9.9.9"
+    try:
+        eventually(lambda: shared.states("second") and shared.states("third"), what=boards[0].said)
+        listed = httpx.get(f"{shared.url}/v1/boards", timeout=LIMIT).json()["data"]
+        assert [board["version"] for board in listed] == [VERSION, "9.9.9", "10.0.0"]
+        eventually(lambda: told in shared.said, what="the log")
+        model = httpx.get(f"{shared.url}/v1/models/echo-of-second", timeout=LIMIT).json()
+        assert told in model["meta"]["notes"][-1]
+        assert "The board 'first' runs version" in boards[1].said, "whoever joins is told as well"
+        assert f"({VERSION}, 10.0.0, 9.9.9)" in run(shared.folder, "boards").stdout
+        assert shared.ask("echo-of-second").status_code == 200
+        failed = shared.ask("echo-of-third")
+        assert failed.json()["error"]["code"] == "unreadable_record", failed.text
+        assert "newer version" in failed.json()["error"]["message"]
+        job = failed.headers["x-job-id"]
+        eventually(lambda: shared.client().hget(keys.job(job), "state") not in (b"queued", b"running"), what="its end")
+        assert shared.ask("echo-of-first").status_code == shared.ask("echo-of-second").status_code == 200
+    finally:
+        for board in boards:
+            board.stop()
 
 
 @pytest.mark.full

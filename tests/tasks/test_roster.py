@@ -21,6 +21,7 @@ from tasks.requests import ChatRequest, Message
 from tasks.roster import ALIVE, Presence, Roster, announce, breathe, breathe_async, leave, withdraw
 from tasks.store import JobStore
 from tasks.stream import EventWriter
+from tasks.version import VERSION
 from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +59,7 @@ async def test_a_reader_is_no_board(client: redis.Redis, aclient: redis.asyncio.
     announce(client, card("echo"))
     await breathe_async(aclient, "api:x")
     snapshot = (await read(aclient)).snapshot
-    assert (snapshot.boards, snapshot.workers, snapshot.unreadable) == ((), (), ())
+    assert (snapshot.boards, snapshot.workers, snapshot.problems) == ((), (), ())
 
 
 async def test_names_resolve_in_order(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
@@ -343,6 +344,23 @@ async def test_a_newer_card_is_skipped_and_told_once(
         announce(client, card("newest", version=CARD_VERSION + 1))
         await made.refresh()
     assert len(caplog.records) == 2 and "newest/one" in caplog.records[-1].getMessage()
+
+
+async def test_a_board_of_another_release_is_told_once(
+    client: redis.Redis, aclient: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, and in the notes of the models that it serves. One of this release, and one that tells none, are no news."""
+    for name, version in (("one", VERSION), ("two", "9.9.9"), ("old", "")):
+        announce(client, card("both", board=name, notes=("It is small.",)))
+        breathe(client, Presence(name=f"board:{name}", board=name, version=version))
+    announce(client, card("alone", board="one"))
+    with caplog.at_level(logging.WARNING):
+        made = await read(aclient)
+        await made.refresh()
+    [told] = [record.getMessage() for record in caplog.records]
+    assert "The board 'two' runs version 9.9.9" in told and "upgrade" in told
+    assert made.resolve("both").card.notes == ("It is small.", told)
+    assert made.resolve("alone").card.notes == ()
 
 
 def on_disk(client: redis.Redis) -> tuple[int, bytes]:
