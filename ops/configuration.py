@@ -27,6 +27,7 @@ CLASSES = (
     "tasks.board.settings:BoardSettings",
     "tasks.worker.settings:WorkerSettings",
     "ops.up.settings:UpSettings",
+    "ops.flower.settings:FlowerSettings",
     "ops.batch.settings:ClientSettings",
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""

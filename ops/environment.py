@@ -14,7 +14,15 @@ LISTEN_FD = f"{PREFIX}LISTEN_FD"
 INTERNAL = frozenset({CONFIG, LISTEN_FD, lifeline.VARIABLE})
 """Variables with our prefix that are no settings: where the file is, and descriptors that `up` hands down."""
 
-API_SECRETS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}WEBHOOK_SECRET", f"{PREFIX}SERVICE_KEY"})
+API_SECRETS = frozenset(
+    {
+        f"{PREFIX}API_KEYS",
+        f"{PREFIX}WEBHOOK_SECRET",
+        f"{PREFIX}SERVICE_KEY",
+        f"{PREFIX}FLOWER_LOGIN",
+        "FLOWER_BASIC_AUTH",
+    }
+)
 """Variables that hold secrets of the API and its clients. No other part needs them, and a worker runs what others wrote."""
 
 BOARD_SECRETS = frozenset({f"{PREFIX}HF_TOKEN", "HF_TOKEN"})

@@ -16,6 +16,7 @@ from ops.cli import (
     boards,
     chat,
     doctor,
+    flower,
     jobs,
     join,
     keys,
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 
 
-_USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused"}
+_USAGE = {"ops.configuration:ConfigurationError", "api.auth:BindRefused", "ops.flower.watch:FlowerRefused"}
 _FOR_THE_USER = _USAGE | {
     "ops.cli.queue_of_service:QueueAway",
     "ops.systemd.installation:ServiceRefused",
@@ -82,6 +83,7 @@ app.command("chat")(chat.chat)
 app.command("attach")(jobs.attach)
 app.command("why")(jobs.why)
 app.command("top")(top.top)
+app.command("flower")(flower.flower)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
@@ -90,8 +92,6 @@ app.add_typer(settings.app, name="settings")
 models.app.command("info")(served_models.info)
 models.app.command("load")(served_models.load)
 models.app.command("unload")(served_models.unload)
-models.app.command("loaded")(served_models.loaded)
-models.app.command("available")(served_models.available)
 models.app.command("loaded")(served_models.loaded)
 models.app.command("available")(served_models.available)
 app.add_typer(models.app, name="models")

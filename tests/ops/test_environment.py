@@ -11,6 +11,7 @@ import pytest
 from api.settings import ApiSettings
 from ops import configuration, environment
 from ops.batch.settings import ClientSettings
+from ops.flower.settings import FlowerSettings
 from ops.up.part import Part
 from tests.stack import LIMIT, eventually
 
@@ -18,8 +19,8 @@ from tests.stack import LIMIT, eventually
 def test_every_secret_is_known_as_one() -> None:
     """A new one must be named where the other parts' environment is made."""
     secrets = {(setting.owner, setting.variable) for setting in configuration.declared() if setting.secret}
-    beside = (ApiSettings, ClientSettings)
-    assert {name for owner, name in secrets if owner in beside} == environment.API_SECRETS
+    beside = (ApiSettings, ClientSettings, FlowerSettings)
+    assert {name for owner, name in secrets if owner in beside} == environment.API_SECRETS - {"FLOWER_BASIC_AUTH"}
     assert {name for owner, name in secrets if owner not in beside} == environment.BOARD_SECRETS - {"HF_TOKEN"}
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr, ValidationError
 
+from ops.flower.settings import FlowerSettings
+from ops.flower.watch import FlowerRefused, watch
 from tasks.broker import celery_app
 from tasks.queue import SERVE
 from tasks.settings import ROOT
@@ -27,6 +30,7 @@ class Watching:
 
     http: httpx.Client
     folder: Path
+    said: str
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +41,19 @@ def flower(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "ROCKCHIPLLAMA_REDIS_URL": valkey_url,
-        "FLOWER_BASIC_AUTH": ":".join(PASSWORD),
+        "ROCKCHIPLLAMA_FLOWER_LOGIN": ":".join(PASSWORD),
     }
-    command = [sys.executable, "-m", "celery", "-A", "ops.flower", "flower", "--address=127.0.0.1", f"--port={port}"]
+    command = [sys.executable, "-m", "ops.cli.main", "flower", "--port", str(port)]
+    (folder / "flowerconfig.py").write_text("read_only = False\n")
     with (
-        subprocess.Popen(command, cwd=folder, env=environment) as process,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
     ):
         try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
             eventually(lambda: answers(http), what="Flower answers")
-            yield Watching(http, folder)
+            yield Watching(http, folder, said)
         finally:
             process.terminate()
 
@@ -83,11 +90,29 @@ def test_calls_are_named_by_model_lane_and_job(flower: Watching, valkey_url: str
 
 
 def test_it_only_looks(flower: Watching) -> None:
-    """What it ended, boards would start again, and no client would be told."""
+    """What it ended, boards would start again, and no client would be told; a file of Flower's in the folder says otherwise."""
     ended = flower.http.post("/api/worker/shutdown/qwen3@b1", auth=PASSWORD)
     assert ended.status_code == 403
 
 
 def test_it_keeps_nothing_on_the_disk(flower: Watching) -> None:
     """SD cards wear."""
-    assert list(flower.folder.iterdir()) == []
+    assert [path.name for path in flower.folder.iterdir()] == ["flowerconfig.py"]
+
+
+def test_it_says_where_it_is(flower: Watching) -> None:
+    """Before anything else."""
+    assert flower.said.startswith(f"Flower shows workers and calls at {str(flower.http.base_url).rstrip('/')}, ")
+
+
+def test_it_is_not_open_to_a_network_without_a_login() -> None:
+    """What is asked for, and when, is not for everybody."""
+    with pytest.raises(FlowerRefused, match="ROCKCHIPLLAMA_FLOWER_LOGIN"):
+        watch(FlowerSettings(flower_host="0.0.0.0", flower_login=None))
+
+
+@pytest.mark.parametrize("login", ["ada", ":secret", "ada:"])
+def test_a_login_is_a_name_and_a_password(login: str) -> None:
+    """What Flower would let nobody in with, or anybody."""
+    with pytest.raises(ValidationError):
+        FlowerSettings(flower_login=SecretStr(login))

@@ -10,7 +10,14 @@ import pytest
 
 from tasks.settings import ROOT
 
-ENTRIES = ("api.server", "tasks.worker.entry", "tasks.board.agent", "ops.up.service", "ops.flower", "ops.board_health")
+ENTRIES = (
+    "api.server",
+    "tasks.worker.entry",
+    "tasks.board.agent",
+    "ops.up.service",
+    "ops.flower.app",
+    "ops.board_health",
+)
 """What the commands of the service import; with the transports that Celery only looks up when it connects."""
 
 

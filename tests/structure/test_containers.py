@@ -29,7 +29,7 @@ OPTIONAL = {"obstore"}
 OWN = {"api", "tasks", "npu", "ops"}
 PARTS = {
     "api": [
-        *("api/**/*.py", "tasks/*.py", "ops/flower.py", "ops/configuration.py", "ops/environment.py"),
+        *("api/**/*.py", "tasks/*.py", "ops/flower/*.py", "ops/configuration.py", "ops/environment.py"),
         *(
             f"ops/cli/{name}.py"
             for name in ("main", "options", "part", "api", "jobs", "keys", "boards", "batch", "chat", "top")

@@ -1,4 +1,4 @@
-"""The Celery application that Flower watches (`celery -A ops.flower flower`), and what it shows of a call.
+"""The Celery application that Flower watches (`celery -A ops.flower.app flower`), and what it shows of a call.
 
 Flower keeps nothing on the disk. Its options on the command line and in `FLOWER_…` variables win over those here.
 """

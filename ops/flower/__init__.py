@@ -1,0 +1,1 @@
+"""Flower, which shows the calls of a service and its workers."""
