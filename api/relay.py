@@ -220,7 +220,7 @@ class Relay:
         """Have a board load the model, and wait until it is loaded. Raises `ModelDown`, `QueueUnavailable`."""
         if status.loaded:
             return
-        await self._load(status)
+        await self._load(status, by_hand=True)
         now = asyncio.get_running_loop().time
         begun, seen = now(), False
         while not status.loaded:
@@ -294,7 +294,7 @@ class Relay:
         if size is not None and size > self._record_limit:
             raise AnswerTooLarge(size, self._record_limit)
 
-    async def _load(self, status: ModelStatus) -> None:
+    async def _load(self, status: ModelStatus, *, by_hand: bool = False) -> None:
         """Have a board load the model. Raises `ModelDown`."""
         model = status.card.id
         loop = asyncio.get_running_loop()
@@ -310,7 +310,7 @@ class Relay:
             failures: list[CommandFailed] = []
             for board in status.boards:
                 try:
-                    await self._commander.ask(board, Load(model), LOAD_PATIENCE)
+                    await self._commander.ask(board, Load(model, by_hand=by_hand), LOAD_PATIENCE)
                     return
                 except CommandFailed as error:
                     failures.append(error)

@@ -15,7 +15,7 @@ from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
 from npu.manifest_keys import KEYS, OF_WEIGHTS
-from npu.model import RESERVED, SAMPLING_DEFAULTS, LoraAdapter, Model, Value, is_model_id
+from npu.model import RESERVED, SAMPLING_DEFAULTS, LoadWhen, LoraAdapter, Model, Value, is_model_id
 from npu.model_name import SOCS, SUFFIXES, parse_model_name
 from npu.sampling import check_sampling
 
@@ -32,7 +32,7 @@ MAX_SCALE = 100.0
 """Of an adapter, in both directions; useful ones are near 1."""
 
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
-_WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table"}
+_WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table", bool: "true or false"}
 
 
 def read_manifest(path: Path, find_base: Callable[[str], Model | None] | None = None) -> Model:
@@ -113,7 +113,8 @@ class _Manifest:
             manifest=self._path,
             abilities=self._abilities(engine),
             pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
-            preload=self._preload(),
+            load=self._load(),
+            pin=self._table.get("pin", False),
             notes=tuple(self._table.get("notes", ())),
         )
 
@@ -134,7 +135,8 @@ class _Manifest:
             names=self._names(model_id, name.tags, ""),
             context_length=self._context(base.context_length),
             created=int(self._path.stat().st_mtime),
-            preload=self._preload(),
+            load=self._load(),
+            pin=self._table.get("pin", False),
             sampling_defaults=self._sampling(base.sampling_defaults),
             stop=tuple(self._table.get("stop", base.stop)),
             template=self._template("chat_template") or base.template,
@@ -352,8 +354,8 @@ class _Manifest:
     def _format(self, key: str, known: tuple[str, ...]) -> str | None:
         return self._one_of(key, self._table[key], (*known, NONE)) if key in self._table else None
 
-    def _preload(self) -> bool:
-        return self._one_of("load", self._table.get("load", "on-demand"), ("on-demand", "preload")) == "preload"
+    def _load(self) -> LoadWhen:
+        return LoadWhen(self._one_of("load", self._table.get("load", LoadWhen.ON_DEMAND), tuple(LoadWhen)))
 
     def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
         if value not in known:

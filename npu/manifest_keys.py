@@ -47,8 +47,9 @@ KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "chat_template": (str, "a Jinja file in the manifest's folder, instead of the model's own template"),
     "load": (
         str,
-        "when it is loaded: `on-demand` (when absent) with the first request, `preload` when the board starts",
+        "when it is loaded: `on-demand` (when absent) with the first request, `preload` with the board, `manual` by hand only",
     ),
+    "pin": (bool, "whether it stays once it is loaded, until somebody unloads it; `false` when absent"),
     "notes": (list, "sentences its user should know"),
     "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),
     "template_options": (dict, "variables for the chat template, such as `enable_thinking = false`"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 from npu.context_length import Wanted
@@ -30,6 +31,17 @@ _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 def is_model_id(text: str) -> bool:
     """Whether `text` may be an id: lower-case letters, digits, `.`, `_`, `-`, first a letter or digit, at most 100."""
     return len(text) <= 100 and _ID.fullmatch(text) is not None
+
+
+class LoadWhen(StrEnum):
+    """When a model is loaded."""
+
+    ON_DEMAND = "on-demand"
+    """With the first request for it."""
+    PRELOAD = "preload"
+    """When the board starts."""
+    MANUAL = "manual"
+    """When somebody says so; requests do not load it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +106,9 @@ class Model:
     fill_in_middle: tuple[str, ...] | None = None
     """The control tokens before a text with a gap, in the gap, and before what fills it. None leaves it to the vocabulary;
     empty is a model that fills none."""
-    preload: bool = False
-    """It is loaded when the board starts, not with its first request."""
+    load: LoadWhen = LoadWhen.ON_DEMAND
+    pin: bool = False
+    """Once loaded, it stays until somebody unloads it."""
     notes: tuple[str, ...] = ()
     """What its user should know."""
     system: str | None = None

@@ -38,10 +38,12 @@ AWAY = "board_away"
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Start a worker for the model and load it. The reply comes when that has begun, or cannot. Where others have something to do
-    first, it is also begun, for jobs will wait for it; with `at_once` it is refused then."""
+    first, it is also begun, for jobs will wait for it; with `at_once` it is refused then. A model that requests do not load
+    is refused unless somebody asked for just that, `by_hand`."""
 
     model: str
     at_once: bool = False
+    by_hand: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):

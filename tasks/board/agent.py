@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import msgspec
 from redis.exceptions import OutOfMemoryError
@@ -16,7 +17,7 @@ from redis.exceptions import OutOfMemoryError
 from npu.catalog import Catalog, find_models
 from npu.engines import describe
 from npu.errors import ModelRefused
-from npu.model import Model
+from npu.model import LoadWhen, Model
 from tasks import keys, lifeline, live_settings, logs, roster, systemd, worker_lock
 from tasks.at_work import anybody_at_work
 from tasks.board.board_lock import only_agent
@@ -43,6 +44,7 @@ from tasks.prompting.cards import card_of
 from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings, redis_url
+from tasks.standing import Gate, read_gate
 from tasks.sweep import SWEEP, Sweeper
 from tasks.version import VERSION
 
@@ -83,10 +85,13 @@ class Agent:
         self._losses = Losses(self._client, self._board, settings.lease)
         self._demand = Demand(
             *(self._client, self._board, lambda: self._catalog, self._workers.has, self._workers.leaving),
-            *(self.load, self.load_in_place, board_settings.room_wait),
+            *(self.load_to_help, self.load_in_place, board_settings.room_wait),
         )
         self._live = LiveSettings(settings)
-        self._keeping = Keeping(self._client, self._board, lambda: self._live.now.keep_alive)
+        self._keeping = Keeping(
+            *(self._client, self._board, lambda: self._live.now.keep_alive),
+            always=lambda: {model.id for model in self._catalog.models if model.pin},
+        )
         self._room = Room(settings, board_settings, self._workers, self._keeping)
         self._heat = Heat()
         self._governors = Governors(board_settings.governors, settings.data_dir)
@@ -182,19 +187,33 @@ class Agent:
         not fit."""
         self._load(model, in_place=False)
 
-    def load_in_place(self, model: Model) -> None:
-        """The same, but others that nobody uses are unloaded where it takes their memory.
+    def load_to_help(self, model: Model) -> None:
+        """The same for jobs that wait. Raises `ModelRefused` also for a model that they do not load."""
+        self._refuse_manual(model)
+        self._load(model, in_place=False)
+
+    def load_in_place(self, model: Model, by_hand: bool = False) -> None:
+        """The same, but others that nobody uses are unloaded where it takes their memory. `by_hand` it is not for jobs.
 
         Raises `MakingRoom` while they are, and `NoRoomYet` when there is something to do for them first.
         """
+        if not by_hand:
+            self._refuse_manual(model)
         self._load(model, in_place=True)
 
-    def load_after_others(self, model: Model, at_once: bool = False) -> None:
+    def _refuse_manual(self, model: Model) -> None:
+        if model.load is LoadWhen.MANUAL and not self._workers.has(model.id):
+            raise ModelRefused(
+                f"'{model.id}' is not loaded, and requests do not load it (`load = \"manual\"` in its manifest). "
+                f"`rockchipllama models load {model.id}` does."
+            )
+
+    def load_after_others(self, model: Model, at_once: bool = False, by_hand: bool = False) -> None:
         """The same, once those models are gone that are being unloaded. Where others are busy it returns at once: jobs wait for
         room, and a look for them loads the model. With `at_once` nobody waits, and it raises `NoRoomYet`."""
         while True:
             try:
-                return self.load_in_place(model)
+                return self.load_in_place(model, by_hand)
             except MakingRoom:
                 if self._leaving.wait(0.1):
                     raise
@@ -242,13 +261,14 @@ class Agent:
         live_settings.follow(self._client, self._live)
 
     def _put_away(self, model_id: str) -> None:
-        """Unload a model, and load it again at once when somebody has asked for it meanwhile: others would wait for that to be
-        noticed."""
+        """Unload a model, and load it again at once when somebody has asked for it meanwhile, and its queue is not paused: others
+        would wait for that to be noticed."""
         model = self._catalog.find(model_id)
         self._keeping.forget(model_id)
         self._workers.stop(model_id, GRACE)
         try:
-            if model is not None and self._client.zcard(keys.waiting(model_id)):
+            paused = read_gate(cast("bytes | None", self._client.hget(keys.GATES, model_id))) is Gate.PAUSED
+            if model is not None and not paused and self._client.zcard(keys.waiting(model_id)):
                 self.load(model)
         except (*UNREACHABLE, ModelRefused, OSError) as error:
             log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
@@ -284,7 +304,9 @@ class Agent:
         """Load the models that are to be there from the start, and the default model; where there are none, the first that can
         be loaded."""
         wanted = self._settings.default_model
-        candidates = [model for model in self._catalog.models if model.id in self._announced]
+        candidates = [
+            model for model in self._catalog.models if model.id in self._announced and model.load is not LoadWhen.MANUAL
+        ]
         if wanted:
             default = self._catalog.find(wanted)
             if default is None:
@@ -295,7 +317,9 @@ class Agent:
                 candidates = [default]
         if not self._board_settings.preload or self._drain.on:
             return
-        named = [model for model in self._catalog.models if model.preload and model.id in self._announced]
+        named = [
+            model for model in self._catalog.models if model.load is LoadWhen.PRELOAD and model.id in self._announced
+        ]
         for model in named:
             self._try_to_load(model)
         if named and not wanted:

@@ -31,13 +31,20 @@ class Keeping:
     """
 
     def __init__(
-        self, client: redis.Redis, board: str, default: Callable[[], float], clock: Callable[[], float] = time.monotonic
+        self,
+        client: redis.Redis,
+        board: str,
+        default: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        always: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        """`default` tells seconds, as is what is asked; below 0 is for ever."""
+        """`default` tells seconds, as is what is asked; below 0 is for ever. `always` tells the models that stay for ever
+        whatever is asked."""
         self._client = client
         self._board = board
         self._default = default
         self._clock = clock
+        self._always = always
         self._asked: dict[str, float] = {}
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
@@ -106,9 +113,9 @@ class Keeping:
         return sorted(idle, key=since)
 
     def pinned(self) -> set[str]:
-        """Models that a request asked to stay for ever. The default for all of them pins none."""
+        """Models that their manifest or a request has stay for ever. The default for all of them pins none."""
         with self._lock:
-            return {model for model, seconds in self._asked.items() if seconds < 0}
+            return {model for model, seconds in self._asked.items() if seconds < 0} | set(self._always())
 
     def _busy(self, model: str, worker: Presence | None, waited_for: Collection[str]) -> bool:
         return (
@@ -119,7 +126,7 @@ class Keeping:
         )
 
     def _limit(self, model: str) -> float:
-        return self._asked.get(model, self._default())
+        return -1.0 if model in self._always() else self._asked.get(model, self._default())
 
     def _roster(self) -> tuple[dict[str, Presence], set[str]]:
         """The workers of this board by their models, and the models that jobs wait for."""

@@ -167,7 +167,8 @@ def test_what_a_model_is_for(folder: Path) -> None:
         ('abilities = ["cooking"]', "line 2.*cooking.*text, embedding, rerank"),
         ("abilities = []", "line 2.*empty"),
         ('pooling = "max"', "line 2.*max.*last, mean"),
-        ('load = "manual"', "line 2.*manual.*on-demand, preload"),
+        ('load = "never"', "line 2.*never.*on-demand, preload, manual"),
+        ("pin = 1", "line 2.*`pin` must be true or false"),
     ],
 )
 def test_what_a_model_cannot_be_for(folder: Path, text: str, words: str) -> None:
@@ -218,8 +219,17 @@ def test_an_engine_that_can_apply_no_adapter_says_so(folder: Path, engine: str) 
         read(folder, f'engine = "{engine}"\nfile = "weights.gguf"\n[adapters]\npoet = "chat.jinja"')
 
 
-@pytest.mark.parametrize(("line", "preload"), [("", False), ('load = "on-demand"', False), ('load = "preload"', True)])
-def test_a_model_says_when_it_is_loaded(folder: Path, line: str, preload: bool) -> None:
+@pytest.mark.parametrize(
+    ("line", "load", "pin"),
+    [
+        ("", "on-demand", False),
+        ('load = "on-demand"', "on-demand", False),
+        ('load = "preload"\npin = true', "preload", True),
+        ('load = "manual"', "manual", False),
+    ],
+)
+def test_a_model_says_when_it_is_loaded(folder: Path, line: str, load: str, pin: bool) -> None:
     """With the first request, unless it says otherwise."""
     (folder / "weights.rkllm").touch()
-    assert read(folder, f'file = "weights.rkllm"\n{line}').preload is preload
+    model = read(folder, f'file = "weights.rkllm"\n{line}')
+    assert (model.load, model.pin) == (load, pin)

@@ -73,7 +73,7 @@ class Office:
             client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep, self._shelve
         )
 
-    def _load(self, model: Model, at_once: bool) -> None:
+    def _load(self, model: Model, at_once: bool, by_hand: bool) -> None:
         self.gate.wait(LIMIT)
         if self.trouble is not None:
             raise self.trouble

@@ -21,7 +21,7 @@ import redis
 from npu.catalog import Catalog
 from npu.engines import Setup
 from npu.errors import ModelRefused
-from npu.model import Model
+from npu.model import LoadWhen, Model
 from tasks import keys, roster, systemd
 from tasks.board import agent as module
 from tasks.board.agent import Agent
@@ -350,13 +350,26 @@ def test_what_can_chat_is_loaded_first(board: Board) -> None:
 @pytest.mark.parametrize(("default", "loaded"), [("", {"b", "d"}), ("c", {"b", "c", "d"})])
 def test_models_are_loaded_that_are_to_be_there(board: Board, default: str, loaded: set[str]) -> None:
     """All that say so, and the default model besides; nobody's first model then."""
+    preload, on_demand = LoadWhen.PRELOAD, LoadWhen.ON_DEMAND
     board.agent._settings = board.agent._settings.model_copy(update={"default_model": default or None})
     board.agent._catalog = Catalog(
-        tuple(Model(id=name, engine="echo", folder=board.models, preload=name in "bd") for name in "abcd")
+        tuple(
+            Model(id=name, engine="echo", folder=board.models, load=preload if name in "bd" else on_demand)
+            for name in "abcd"
+        )
     )
     board.agent._announced = board.agent._chats = set("abcd")
     board.agent._preload()
     assert {name for name in "abcd" if board.agent._workers.has(name)} == loaded
+
+
+def test_nobodys_first_model_is_one_that_is_loaded_by_hand(board: Board) -> None:
+    """Another one is, though it comes later."""
+    first = Model(id="a", engine="echo", folder=board.models, load=LoadWhen.MANUAL)
+    board.agent._catalog = Catalog((first, Model(id="b", engine="echo", folder=board.models)))
+    board.agent._announced = board.agent._chats = set("ab")
+    board.agent._preload()
+    assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
 def test_what_is_made_of_another_is_loaded_after_it(board: Board) -> None:

@@ -53,6 +53,16 @@ def test_below_zero_is_for_ever(client: redis.Redis) -> None:
     assert shelf.keeping.stays() == {}
 
 
+def test_what_the_manifest_pins_stays_whatever_is_asked(client: redis.Redis) -> None:
+    """And is told among the pinned."""
+    shelf = Shelf(client, 60.0)
+    shelf.keeping._always = lambda: {"echo"}
+    shelf.keeping.ask("echo", 0.0)
+    assert not shelf.over() and not shelf.over(1e9)
+    assert shelf.keeping.stays() == {}
+    assert shelf.keeping.pinned() == {"echo"}
+
+
 def test_what_a_request_asks_for_counts_until_it_is_unloaded(shelf: Shelf) -> None:
     """Longer, shorter, for ever, or only for one job."""
     shelf.over()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ import pytest
 import redis
 
 from npu.catalog import Catalog
-from npu.errors import OutOfMemory
+from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import Memory
-from npu.model import Model
+from npu.model import LoadWhen, Model
 from tasks import keys, roster
 from tasks.board import agent as agents
 from tasks.board.agent import Agent
@@ -207,3 +208,35 @@ def test_five_models_share_a_small_board(board: Board, client: redis.Redis) -> N
             board.gone()
     assert answered == asked
     assert loads <= asked
+
+
+def test_requests_do_not_load_what_is_loaded_by_hand(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused with the way to load it, jobs that wait for it fail, and once it is there it answers as any other."""
+    refused: list[str] = []
+    monkeypatch.setattr(board.agent._demand, "_refuse", lambda model, why: refused.append(model))
+    board.models["small"] = manual = replace(board.models["small"], load=LoadWhen.MANUAL)
+    board.agent._catalog = Catalog(tuple(board.models.values()))
+    for load in (board.agent.load_after_others, board.agent.load_to_help):
+        with pytest.raises(ModelRefused, match="rockchipllama models load small"):
+            load(manual)
+    client.zadd(keys.waiting("small"), {"j": 1})
+    board.agent._demand.meet()
+    assert board.loaded() == set() and refused == ["small"]
+    board.agent.load_after_others(manual, by_hand=True)
+    board.agent.load_after_others(manual)
+    assert board.loaded() == {"small"}
+
+
+@pytest.mark.parametrize("gate", ["open", "paused"])
+def test_what_is_unloaded_with_jobs_waiting_comes_back_unless_its_queue_is_paused(
+    board: Board, client: redis.Redis, gate: str
+) -> None:
+    """Nobody would be served by a model whose queue is paused."""
+    board.has("small")
+    client.zadd(keys.waiting("small"), {"j": 1})
+    if gate == "paused":
+        client.hset(keys.GATES, "small", gate)
+    board.agent._put_away("small")
+    assert board.loaded() == ({"small"} if gate == "open" else set())
