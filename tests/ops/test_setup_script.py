@@ -60,7 +60,7 @@ def test_a_fresh_copy_installs_and_has_all_it_needs(copy: Path) -> None:
     assert version.stdout.startswith("rockchipllama ")
 
 
-@pytest.mark.parametrize("script", ["run", "test", "check", "setup", "lock"])
+@pytest.mark.parametrize("script", ["run", "test", "check", "setup", "lock", "bundle"])
 def test_a_script_is_executable_and_posix(script: str) -> None:
     """A board's sh is not bash."""
     path = ROOT / "ops" / script
