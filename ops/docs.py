@@ -1,5 +1,5 @@
-"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md, docs/metrics.md, .env.example, and a
-table of docs/models.md.
+"""The pages that are written by the code they describe: docs/settings.md, docs/cli.md, docs/metrics.md, .env.example, a table
+of docs/models.md, and the schema of a benchmark's report, docs/bench-model.schema.json.
 
 `python -m ops.docs` writes them; with `--check` it only says which are stale, and fails.
 """
@@ -43,6 +43,7 @@ def pages() -> Iterator[tuple[str, str]]:
         "docs/metrics.md": _metrics,
         "docs/models.md": _models,
         ".env.example": _env,
+        "docs/bench-model.schema.json": _bench_schema,
     }
     for name, maker in makers.items():
         yield name, "\n".join(maker()) + "\n"
@@ -148,6 +149,14 @@ def _models() -> Iterator[str]:
     _, end, after = rest.partition("<!-- end of contexts -->")
     defaults = TaskSettings.model_construct()  # not those of the machine that writes the page
     yield f"{before}{begin}" + "\n".join(context_table(read_index(), defaults)) + f"\n{end}{after}"
+
+
+def _bench_schema() -> Iterator[str]:
+    import json
+
+    from ops.bench.model.report import schema
+
+    yield json.dumps(schema(), indent=1, ensure_ascii=False)
 
 
 def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from ops.batch.pace import duration
 from ops.batch.service import ServiceError
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 170, 80, 40, 50
+COLOURS = ("#1f6fb4", "#b4541f", "#3b7d3b")
 MOST = 120
 """Points of a line; more could not be told apart."""
 
@@ -36,15 +37,24 @@ def svg(seen: Sequence[Moment], title: str) -> str:
         if after.second > before.second:
             rate = (after.tokens - before.tokens) / (after.second - before.second)
             speed += [((each.second - first) / (last - first), rate) for each in (before, after)]
-    height = TOP + 2 * (HEIGHT + GAP)
+    span = duration(last - first)
+    return page(title, [("requests done", done, span), ("tokens/s", speed, span)])
+
+
+def page(title: str, panels: Sequence[tuple[str, Sequence[tuple[float, float]], str]]) -> str:
+    """A drawing of lines below one another, each with what it shows, its points (x from 0 to 1), and where it ends."""
+    height = TOP + len(panels) * (HEIGHT + GAP)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 20} {height}">',
             "<style>text { font: 13px sans-serif }</style>",
             '<rect width="100%" height="100%" fill="white"/>',
             f'<text x="{LEFT}" y="22">{escape(title)}</text>',
-            *_panel("requests done", done, TOP, "#1f6fb4", duration(last - first)),
-            *_panel("tokens/s", speed, TOP + HEIGHT + GAP, "#b4541f", duration(last - first)),
+            *(
+                drawn
+                for place, (name, line, span) in enumerate(panels)
+                for drawn in _panel(name, line, TOP + place * (HEIGHT + GAP), COLOURS[place % len(COLOURS)], span)
+            ),
             "</svg>\n",
         ]
     )

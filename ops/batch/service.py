@@ -113,6 +113,10 @@ class Service:
         """All that it knows."""
         return list(self._ask("GET", "/v1/models")["data"])
 
+    def count(self, chat: dict[str, Any]) -> int:
+        """The tokens of the prompt that the body of a chat completion makes."""
+        return int(self._ask("POST", "/tokenize", json=chat)["count"])
+
     def load(self, model: str, board: str | None, keep_alive: float | str | None) -> dict[str, Any]:
         """Bring a model into the memory of a board, any one where none is named, and return once it is there. `keep_alive` is as
         the API takes it. Needs an administrator."""

@@ -1,19 +1,136 @@
-"""`rockchipllama bench …`: what the service costs on this machine."""
+"""`rockchipllama bench …`: what the service costs on this machine, and how fast and how good its models are."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Measure what the service itself costs on this machine.", no_args_is_help=True)
+from ops.cli import options
+from ops.cli.service_address import service_of
+
+if TYPE_CHECKING:
+    from ops.bench.model.report import Report
+
+app = typer.Typer(help="Measure models, and what the service itself costs.", no_args_is_help=True)
+
+Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
-@app.callback()
-def _group() -> None:
-    # A group with one command would otherwise become that command.
-    pass
+class Kind(StrEnum):
+    """What is measured of a model."""
+
+    PERFORMANCE = "performance"
+    QUALITY = "quality"
+    ALL = "all"
+
+
+@app.command("model")
+def model(
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A model to measure; may be given again. Unset: all that chat, besides echoes.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[Kind, typer.Option("--type", help="performance, quality or all.")] = Kind.ALL,
+    runs: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Times each prompt is asked. Unset: 5, quick 2.")
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Fewer runs, one answer at a time, and no long prompts: a look, not a measurement."
+        ),
+    ] = False,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="How many to ask at once, such as 1,2,4 (which is what unset means).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the reports go.")] = Path("."),
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Prompts in the form of ops/bench/prompts.json, instead of those.", show_default=False
+        ),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--vendor",
+            metavar="CHIP/MODEL/SIZE/TYPE",
+            help="The vendor's figures to compare with, such as RK3588/Qwen3/0.6B/w8a8. Unset: by the model's name and chip.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Ask models of a running service, and measure their answers: speed, memory, and whether they are right.
+
+    Exit code 1 also when some answer failed, 3 when the figures do not count: heat or swapping slowed a board down.
+    """
+    service = service_of(config, url)
+    import sys
+
+    from ops.bench.model import run, vendor
+    from ops.bench.model.course import Scale
+    from ops.bench.model.prompts import PROMPTS, read_prompts
+
+    wish = run.Wish(
+        kind=kind.value,
+        scale=Scale(runs or (2 if quick else 5), _levels(concurrency, quick), 1024 if quick else None),
+        quick=quick,
+        prompts=read_prompts(prompts or PROMPTS),
+        prompts_name=prompts.name if prompts is not None else "built-in",
+        out=out,
+        vendor=vendor.named(beside) if beside is not None else None,
+    )
+    reports = []
+    for chosen in run.choose(service, names or []):
+        report = run.measure(service, chosen, wish)
+        reports.append(report)
+        _show(report, as_json)
+        print(f"Written: {', '.join(map(str, run.write(report, out)))}", file=sys.stderr, flush=True)
+    raise typer.Exit(run.exit_code(reports))
+
+
+def _levels(given: str | None, quick: bool) -> tuple[int, ...]:
+    if given is None:
+        return (1,) if quick else (1, 2, 4)
+    try:
+        levels = tuple(sorted({int(word) for word in given.split(",")} | {1}))
+    except ValueError as error:
+        raise typer.BadParameter(
+            "numbers with commas between them, such as 1,2,4.", param_hint="--concurrency"
+        ) from error
+    if levels[0] < 1 or levels[-1] > 64:
+        raise typer.BadParameter("from 1 to 64 at once.", param_hint="--concurrency")
+    return levels
+
+
+def _show(report: Report, as_json: bool) -> None:
+    import sys
+
+    if as_json:
+        from ops.bench.model.report import dumped
+
+        sys.stdout.write(dumped(report).decode())
+        return
+    from rich.console import Console
+
+    from ops.bench.model.table import view
+
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(view(report))
 
 
 @app.command("overhead")

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from ops import environment
+from ops.bench.model.report import read_report
 from ops.chat.answer import frames
 from tests.stack import LIMIT, Stack, eventually
 
@@ -285,3 +287,47 @@ def test_a_job_is_cancelled(stack: Stack) -> None:
     run(stack, "attach", over)
     assert b"can no longer be cancelled" in run(stack, "jobs", "cancel", over, code=1).stderr
     assert run(stack, "attach", "nothing", code=1).stderr.count(b"\n") == 1
+
+
+def test_models_are_measured_through_pipes(stack: Stack, tmp_path: Path) -> None:
+    """`bench model`: every set, one at a time and two at once; files beside the table, and an echo's answers are not good."""
+    performance = [{"id": "p", "prompt": "Say it.", "max_tokens": 5}]
+    checks = [{"kind": "matches", "what": "knows", "pattern": "^42$"}]
+    quality = [{"id": "q", "prompt": "What is it?", "max_tokens": 50, "checks": checks}]
+    long = {
+        "tokens": [256, 99999],
+        "line": "Line {number}.",
+        "things": [""],
+        "needle": "N",
+        "question": "?",
+        "max_tokens": 3,
+    }
+    talk = [{"id": "t", "max_tokens": 5, "turns": [{"prompt": "One."}, {"prompt": "Two."}]}]
+    reference = {"text": "word " * 100, "prompt_tokens": 64, "max_tokens": 9}
+    prompts = {
+        "performance": performance,
+        "quality": quality,
+        "long_context": long,
+        "multi_turn": talk,
+        "reference": reference,
+    }
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    asked = ("--model", "echo", "--prompts", str(tmp_path / "prompts.json"), "--out", str(tmp_path / "out"))
+    done = run(stack, "bench", "model", *asked, "--runs", "2", "--concurrency", "2")
+    assert b"Short prompts, 2 at once" in done.stdout and b"0 of 1 answers passed" in done.stdout
+    [written] = (tmp_path / "out").glob("echo-*.json")
+    found = read_report(written)
+    assert found.valid and found.options.concurrency == [1, 2] and found.options.prompts == "prompts.json"
+    count = Counter((each.set, each.concurrency) for each in found.samples)
+    assert count == {(name, 1): 2 for name in ("performance", "reference", "long_context")} | {
+        ("performance", 2): 4,
+        ("quality", 1): 1,
+        ("multi_turn", 1): 4,
+    }
+    assert all(each.error is None and each.board == "test-board" for each in found.samples)
+    read = {each.prompt_tokens - each.cached_tokens for each in found.samples if each.set == "reference"}  # type: ignore[operator]
+    assert read == {64}
+    second = next(each for each in found.samples if each.prompt == "t/2")
+    assert second.cached_tokens and [each["role"] for each in second.messages] == ["user", "assistant", "user"]
+    assert any("99999 tokens were left out" in note for note in found.notes)
+    run(stack, "bench", "model", "--model", "nobody", code=1)

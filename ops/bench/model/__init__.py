@@ -1,0 +1,1 @@
+"""Measures models of a running service, as any client sees them: `rockchipllama bench model`."""
