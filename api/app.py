@@ -102,6 +102,7 @@ def create_app(
     shapes: tuple[type[BaseModel], ...] = (
         *async_jobs.SHAPES,
         *key_routes.SHAPES,
+        *boards.SHAPES,
         *model_routes.SHAPES,
         *(shape for each in FRONTS for shape in each.shapes),
     )

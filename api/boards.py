@@ -7,10 +7,14 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth import require, who
+from api.body import read_body
+from api.delivery import while_connected
+from api.docs_page import takes
 from api.needs import services_of
 from tasks.api_keys import Scope
 from tasks.boards import overview
@@ -47,6 +51,29 @@ async def resume(http: Request, board: str) -> Response:
     await services_of(http)["boards"].resume(board)
     log.info("%s let the board '%s' serve again", await who(http), board)
     return _json({"object": "board", "id": board, "drained": False})
+
+
+class RuntimeBody(BaseModel):
+    """A release of the NPU's runtime to use from now on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: str = Field(max_length=40, description="One that is installed on the board, such as 1.2.3.")
+    model: str = Field("", max_length=512, description="What to try it with; else what is loaded, else the smallest.")
+
+
+SHAPES = (RuntimeBody,)
+
+
+@router.post("/{board:path}/runtime", summary="Change the NPU's runtime", openapi_extra=takes(RuntimeBody))
+async def use_runtime(http: Request, board: str) -> Response:
+    """Its models are unloaded, tried with that release, and loaded again; with the old one where one of them cannot be used.
+    Jobs wait meanwhile. Answered when that is done, which takes minutes. Needs the scope `admin`."""
+    require(http, Scope.ADMIN)
+    body = await read_body(http, RuntimeBody)
+    log.info("%s changes the runtime of the board '%s' to %s", await who(http), board, body.version)
+    done = await while_connected(http, services_of(http)["runtimes"].use(board, body.version, body.model))
+    return _json({"object": "board.runtime", "id": board, **msgspec.to_builtins(done)})
 
 
 def _json(value: dict[str, Any]) -> Response:

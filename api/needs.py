@@ -15,7 +15,7 @@ from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.api_keys import ApiKey, Scope
 from tasks.batch import BatchBook
-from tasks.commands import Command, Copy, Create, Delete, PullProgress
+from tasks.commands import Command, Copy, Create, Delete, PullProgress, RuntimeUsed
 from tasks.counts import Counts
 from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Lane, Once
@@ -142,6 +142,14 @@ class ModelLoading(Protocol):
         """Have that board, or all of them, unload a model; its id and those that had it."""
 
 
+class BoardRuntimes(Protocol):
+    """The NPU's runtime of each board."""
+
+    async def use(self, board: str, version: str, model: str) -> RuntimeUsed:
+        """Have a board use another release, once it was tried. Raises `BoardUnknown`, `QueueUnavailable`, and `HttpProblem`
+        where the board refuses."""
+
+
 class KeyBook(Protocol):
     """The API keys that were made."""
 
@@ -191,6 +199,7 @@ class Services(TypedDict):
     texts: TextBook
     shelf: ModelShelf
     loading: ModelLoading
+    runtimes: BoardRuntimes
     blobs: BlobShelf
     ping: Callable[[], Awaitable[None]]
 

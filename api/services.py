@@ -13,6 +13,7 @@ from api.openai.feeding import Feeding
 from api.presence import breathing
 from api.relay import Relay
 from api.runtime_settings import following
+from api.runtimes import Runtimes
 from api.settings import ApiSettings
 from api.shelf import Shelf
 from api.storage import LocalStorage, Storage
@@ -117,6 +118,7 @@ async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSet
             "feeding": feeding,
             "texts": Texts(roster, commander),
             "loading": Loading(roster, commander),
+            "runtimes": Runtimes(roster, commander),
             "shelf": Shelf(roster, commander, feed),
             "blobs": Blobs(tasks_settings.models_dir),
             "ping": ping,

@@ -71,6 +71,8 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "throttled": machine and machine.throttled,
         "memory": machine
         and {"total": machine.memory, "available": machine.memory_available, "swapped": machine.swapped},
+        "runtime": breath.runtime
+        and {"version": breath.runtime.version or None, "installed": breath.runtime.installed},
         "models": [_model(card, workers.get(card.id)) for card in cards],
         "refused": breath.refused,
     }

@@ -166,11 +166,29 @@ class Create(msgspec.Struct, frozen=True, tag="create"):
     """The same of an adapter, which goes with `files`."""
 
 
+class UseRuntime(msgspec.Struct, frozen=True, tag="use_runtime"):
+    """Use another release of the NPU's runtime from now on, one that is installed on the board. It is tried first, and the reply,
+    a `RuntimeUsed`, comes once the board's models are loaded with it, or with what they had."""
+
+    version: str
+    model: str = ""
+    """What to try it with; else the models that are loaded, else the smallest."""
+
+
+class RuntimeUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """The release a board uses now, and the one it had; empty where it had none."""
+
+    version: str
+    before: str = ""
+    tried: tuple[str, ...] = ()
+    """The models it was tried with. None: there are none for the NPU."""
+
+
 Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
 """What changes which models a board has, and what tells of it."""
 
 Command: TypeAlias = (
-    Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Describe | Prepare | Shelving
+    Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Describe | Prepare | Shelving | UseRuntime
 )
 
 
@@ -187,7 +205,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandCode(StrEnum):
-    """Why a command failed that changes which models there are, or that loads one; the other commands fail as jobs do."""
+    """Why a command failed that changes models or runtimes, or loads a model; the other commands fail as jobs do."""
 
     MODEL_MISSING = "model_missing"
     """The board has no model of that name."""
@@ -207,6 +225,8 @@ class CommandCode(StrEnum):
     """It cannot run on this board: its chip, its runtime or its memory."""
     NO_ROOM_YET = "no_room_yet"
     """It fits once others can be unloaded that have something to do now, or were loaded just now."""
+    RUNTIME_REFUSED = "runtime_refused"
+    """That release of the runtime is not installed or cannot be used; the board goes on with the one it has."""
     NO_SPACE = "no_space"
     """The disk cannot hold it."""
     DAMAGED = "damaged"

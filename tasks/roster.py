@@ -60,6 +60,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that went to swap and back since the machine started."""
 
 
+class Runtime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a board tells of the NPU's runtime."""
+
+    version: str = ""
+    """Of the release in use; empty where there is none that can be used."""
+    installed: tuple[str, ...] = ()
+    """The releases it may be changed to, the newest first."""
+
+
 class Resident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a board tells of a model that has a worker on it."""
 
@@ -100,6 +109,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a board: bytes of memory that its models may have together; 0 where it does not tell."""
     room: int = 0
     """Of a board: bytes of that which one more could have now."""
+    runtime: Runtime | None = None
+    """Of a board; None where it needs none."""
     started: float = 0.0
     """Unix seconds by its own clock; for people only."""
     version: str = ""

@@ -32,6 +32,7 @@ SHELF: dict[str, int] = {
     CommandCode.SOURCE_FORBIDDEN: 403,
     CommandCode.DOES_NOT_FIT: 400,
     CommandCode.NO_ROOM_YET: 503,
+    CommandCode.RUNTIME_REFUSED: 409,
     CommandCode.NO_SPACE: 507,
     CommandCode.DAMAGED: 502,
     CommandCode.NETWORK: 502,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from npu.engines import Setup
 from npu.rkllm.abi import FAMILIES, family_of
+from npu.rkllm.installed import chosen
 from npu.rkllm.library import Identity, find_library, identify
 
 SIMULATOR = "simulator"
@@ -18,7 +19,8 @@ def library_of(setup: Setup) -> Identity:
 
         return identify(build(version, setup.runtime_dir / SIMULATOR), version)
     found = find_library(setup.rkllm_library or None, setup.rkllm_fetched)
-    return identify(found, setup.rkllm_version or None)
+    declared = setup.rkllm_version or (None if setup.rkllm_library else chosen(setup.rkllm_fetched))
+    return identify(found, declared)
 
 
 def simulated(library: str) -> str | None:

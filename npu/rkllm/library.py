@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from npu.rkllm.evidence import (
     listed,
     version_of_digest,
 )
+from npu.rkllm.installed import chosen, find_release, releases
 
 LIBRARY_SETTING: Final = "ROCKCHIPLLAMA_RKLLM_LIBRARY"
 VERSION_SETTING: Final = "ROCKCHIPLLAMA_RKLLM_VERSION"
@@ -34,7 +34,6 @@ LOADER: Final = ("/sbin/ldconfig", "-p")
 ALIKE: Final = (v1_2_0, v1_2_1b1)
 """Told apart by nothing but what they print, and laid out alike but for images, which nobody here sends."""
 
-_RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:b(\d+))?")
 _CHECKOUT = "rkllm-runtime/Linux/librkllm_api"
 """Where the vendor's repository has its libraries, in a folder for each machine."""
 _CHECKOUT_FOLDERS = {"aarch64": "aarch64", "armv7l": "armhf", "armv8l": "armhf"}
@@ -51,7 +50,8 @@ def find_library(
     """The library to use. The first of these that is there:
 
     1. `explicit`, and nothing else when it is given: the file, a folder with it, or a checkout of the vendor's repository
-    2. `external/rkllm/VERSION/` of this project (`pinned`) and `VERSION/` under `fetched`, the newest version first
+    2. `external/rkllm/VERSION/` of this project (`pinned`) and `VERSION/` under `fetched`: the version that was chosen, and
+       nothing else when one was, or the newest first
     3. `/usr/lib`, the machine's folders under it, and `/usr/local/lib` (`root` is another tree for tests)
     4. wherever the system's loader would take it from (`ldconfig -p`)
 
@@ -59,6 +59,9 @@ def find_library(
     """
     if explicit:
         return _named(Path(explicit).expanduser())
+    version = chosen(fetched)
+    if version is not None:
+        return find_release(version, fetched, pinned)
     tried: list[Path] = []
     for place in _places(fetched, pinned, root, tried):
         if os.path.isfile(place):
@@ -102,24 +105,12 @@ def _places(fetched: Path | None, pinned: Path, root: Path, tried: list[Path]) -
     """Files to look for; `tried` takes the patterns of all of them, as a person reads them."""
     shelves = [pinned] if fetched is None else [pinned, fetched]
     tried += [shelf / "VERSION" / NAME for shelf in shelves]
-    found = [(number, folder) for shelf in shelves for number, folder in _releases(shelf)]
-    for _, folder in sorted(found, key=lambda release: release[0], reverse=True):
+    for folder in releases(fetched, pinned):
         yield folder / NAME
         yield folder / platform.machine() / NAME
     for name in SYSTEM_FOLDERS:
         tried.append(root / name / NAME)
         yield root / name / NAME
-
-
-def _releases(shelf: Path) -> Iterator[tuple[tuple[float, ...], Path]]:
-    try:
-        folders = sorted(shelf.iterdir())
-    except OSError:
-        return  # Nothing was ever fetched, or it is not ours to see.
-    for folder in folders:
-        if version := _RELEASE.fullmatch(folder.name):
-            *numbers, beta = version.groups()
-            yield (*map(float, numbers), float(beta or "inf")), folder  # A beta comes before its release.
 
 
 def _known_to_loader(loader: Sequence[str]) -> Iterator[Path]:

@@ -22,6 +22,10 @@ LOADING = httpx.Timeout(60.0, read=660.0)
 """A load is waited for as long as the service itself does, and a little longer."""
 
 
+CHANGING = httpx.Timeout(60.0, read=960.0)
+"""The same of a runtime that is tried."""
+
+
 class ServiceError(Exception):
     """Raised when the service refuses something; the message is for the user."""
 
@@ -126,6 +130,11 @@ class Service:
     def unload(self, model: str, board: str | None) -> dict[str, Any]:
         """Take it out of the memory of a board, of all where none is named. Needs an administrator."""
         return self._ask("POST", "/v1/models/unload", json=_said({"model": model, "board": board}))
+
+    def use_runtime(self, board: str, version: str, model: str | None) -> dict[str, Any]:
+        """Have a board use another release of the NPU's runtime, and return once that was tried. Needs an administrator."""
+        asked = _said({"version": version, "model": model})
+        return self._ask("POST", f"/v1/boards/{_part(board)}/runtime", json=asked, timeout=CHANGING)
 
     def loaded(self) -> list[dict[str, Any]]:
         """The models that boards have loaded."""

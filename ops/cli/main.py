@@ -21,6 +21,7 @@ from ops.cli import (
     join,
     keys,
     models,
+    runtime,
     served_models,
     service,
     settings,
@@ -96,6 +97,7 @@ models.app.command("loaded")(served_models.loaded)
 models.app.command("available")(served_models.available)
 app.add_typer(models.app, name="models")
 app.add_typer(boards.app, name="boards")
+app.add_typer(runtime.app, name="runtime")
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(batch.app, name="batch")

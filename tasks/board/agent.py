@@ -18,7 +18,7 @@ from npu.catalog import Catalog, find_models
 from npu.engines import describe
 from npu.errors import ModelRefused
 from npu.model import LoadWhen, Model
-from tasks import keys, lifeline, live_settings, logs, roster, systemd, worker_lock
+from tasks import commands, keys, lifeline, live_settings, logs, roster, systemd, worker_lock
 from tasks.at_work import anybody_at_work
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
@@ -34,6 +34,7 @@ from tasks.board.machine import node_is_missing, read_machine, since_boot
 from tasks.board.pull.shelf import shelf_of
 from tasks.board.pulls import Pulls
 from tasks.board.room import MakingRoom, NoRoomYet, Room
+from tasks.board.runtimes import ENGINE, Runtimes
 from tasks.board.settings import BoardSettings
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
@@ -114,6 +115,10 @@ class Agent:
             self._client, self._board, lambda wait: shelf_of(settings, board_settings, wait=wait), self.look_again
         )
         self._inventory = Inventory(settings.models_dir, pulls, self.look_again)
+        self._runtimes = Runtimes(
+            *(settings, self._setup, lambda: self._catalog, self._workers, self._fitting, self.load, GRACE),
+        )
+        self._runtime: roster.Runtime | None = None
         self._desk: Desk | None = None
 
     def leave(self) -> None:
@@ -137,7 +142,7 @@ class Agent:
             self.load_after_others,
             self.unload,
             self._keeping.ask,
-            self._inventory.obey,
+            self._change,
         )
         pauses = {
             self._breathe: roster.BREATH,
@@ -229,6 +234,8 @@ class Agent:
             )
         needed = describe(model, self._setup).memory_bytes
         with self._fitting:  # two at once would both find the same room
+            if self._runtimes.changing and model.engine == ENGINE:
+                raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
             successor = self._workers.has(model.id) or model.id in self._workers.leaving()
             if not successor and not self._room.fits(needed):
@@ -370,6 +377,7 @@ class Agent:
             log.info("the model %s is gone", model_id)
             self._dismiss(model_id)
         self._announced = announced
+        self._runtime = self._runtimes.told()
         self._chats = {card.id for card in found.values() if card is not None and card.chats}
         roster.withdraw(self._client, self._board, announced)
         if not self._began:
@@ -421,6 +429,7 @@ class Agent:
             refused=self._refused,
             stays=self._keeping.stays(),
             residents=self._residents(),
+            runtime=self._runtime,
             budget=budget,
             room=room,
             started=self._started,
@@ -430,6 +439,16 @@ class Agent:
         )
         roster.breathe(self._client, breath)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
+
+    def _change(self, command: commands.Shelving | commands.UseRuntime) -> object:
+        """Do what a command says of the board's models or its runtime; its result. Raises `CommandFailed` and `OSError`."""
+        if not isinstance(command, commands.UseRuntime):
+            return self._inventory.obey(command)
+        try:
+            return self._runtimes.use(command)
+        finally:
+            self._unloaded.set()  # jobs may have come meanwhile for what was not loaded before
+            self.look_again()
 
     def _residents(self) -> dict[str, roster.Resident]:
         idle, pinned = self._keeping.idle(), self._keeping.pinned()

@@ -30,7 +30,7 @@ from tasks.settings import TaskSettings
 
 log = logging.getLogger("rockchipllama.board")
 
-WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32}
+WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32, "runtime": 1}
 """Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
@@ -39,7 +39,7 @@ AGAIN = 0.25
 
 
 class Desk:
-    """Listens on the board's command channel. `load`, `unload`, `keep` and `shelve` are the agent's; the rest is answered
+    """Listens on the board's command channel. `load`, `unload`, `keep` and `change` are the agent's; the rest is answered
     here."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Desk:
         load: Callable[[Model, bool, bool], None],
         unload: Callable[[Model], None],
         keep: Callable[[str, float], None],
-        shelve: Callable[[commands.Shelving], object],
+        change: Callable[[commands.Shelving | commands.UseRuntime], object],
     ) -> None:
         self._client = client
         self._settings = settings
@@ -58,7 +58,7 @@ class Desk:
         self._load = load
         self._unload = unload
         self._keep = keep
-        self._shelve = shelve
+        self._change = change
         self._setup = setup_of(settings)
         self._preparers: dict[str, tuple[tuple[object, ...], Preparer]] = {}
         """Each with what it was made from."""
@@ -135,8 +135,8 @@ class Desk:
             log.warning("a command went unanswered, Redis is away: %s", away)
 
     def _obey(self, command: commands.Command, since: float) -> object:
-        if isinstance(command, commands.Shelving):
-            return self._shelve(command)
+        if isinstance(command, commands.Shelving | commands.UseRuntime):
+            return self._change(command)
         model = self._catalog().find(command.model)
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
@@ -234,3 +234,5 @@ def _kind(command: commands.Command) -> str:
             return "prepare"
         case commands.Pull() | commands.PullState() | commands.Delete() | commands.Copy() | commands.Create():
             return "shelf"
+        case commands.UseRuntime():
+            return "runtime"

@@ -24,6 +24,7 @@ from api.blobs import Blobs
 from api.loading import Loading
 from api.needs import Services
 from api.relay import Relay
+from api.runtimes import Runtimes
 from api.server import Server, bind, server
 from api.settings import ApiSettings
 from api.storage import LocalStorage
@@ -443,12 +444,13 @@ class ScriptedCommander(Commander):
     def __init__(self) -> None:
         self.told: list[tuple[str, Command]] = []
         self.refusals: dict[str, Exception] = {}
+        self.said: object = None
 
     async def ask(self, board: str, command: Command, seconds: float) -> msgspec.Raw:
         self.told.append((board, command))
         if board in self.refusals:
             raise self.refusals[board]
-        return msgspec.Raw(b"null")
+        return msgspec.Raw(msgspec.json.encode(self.said))
 
 
 class ScriptedShelf:
@@ -614,6 +616,7 @@ class World:
                 "texts": self.texts,
                 "shelf": self.shelf,
                 "loading": Loading(self.roster, self.commander),
+                "runtimes": Runtimes(self.roster, self.commander),
                 "blobs": self.blobs,
                 "ping": self.ping,
             }

@@ -7,6 +7,9 @@ import logging
 import pytest
 
 from tasks.api_keys import Scope
+from tasks.commands import AWAY, BUSY, CommandCode, RuntimeUsed, UseRuntime
+from tasks.errors import CommandFailed
+from tasks.roster import Presence
 from tests.api.scripted import Site
 
 
@@ -37,3 +40,39 @@ def test_an_unknown_board_is_not_found(place: Site, step: str) -> None:
     reply = place.http.post(f"/v1/boards/two/{step}")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "board_not_found")
     assert "There are: rack/one." in reply.json()["error"]["message"]
+
+
+def test_only_administrators_change_runtimes(place: Site) -> None:
+    """The answer says what the board uses now, what it had, and what that was tried with."""
+    place.world.roster.alive = [Presence(name="board:rack/one", board="rack/one")]
+    place.world.commander.said = RuntimeUsed(version="1.2.3", before="1.3.0", tried=("small",))
+    for plain, scopes in (("user-key", (Scope.INFERENCE, Scope.BATCH)), ("admin-key", (Scope.ADMIN,))):
+        place.world.api_keys.make(plain, *scopes)
+    user, admin = ({"authorization": f"Bearer {plain}"} for plain in ("user-key", "admin-key"))
+    asked = {"version": "1.2.3"}
+    assert place.http.post("/v1/boards/rack/one/runtime", json=asked, headers=user).status_code == 403
+    assert place.world.commander.told == []
+    reply = place.http.post("/v1/boards/rack/one/runtime", json={**asked, "model": "small"}, headers=admin)
+    told = {"object": "board.runtime", "id": "rack/one", "version": "1.2.3", "before": "1.3.0", "tried": ["small"]}
+    assert (reply.status_code, reply.json()) == (200, told)
+    assert place.world.commander.told == [("rack/one", UseRuntime("1.2.3", "small"))]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "word"),
+    [
+        (CommandCode.RUNTIME_REFUSED, 409, "runtime_refused"),
+        (BUSY, 503, "board_busy"),
+        (AWAY, 503, "board_away"),
+        ("timeout", 502, "board_refused"),
+    ],
+)
+def test_why_a_runtime_is_not_changed(place: Site, code: str, status: int, word: str) -> None:
+    """In the board's words."""
+    place.world.roster.alive = [Presence(name="board:one", board="one")]
+    place.world.commander.refusals["one"] = CommandFailed(code, "it says nonsense")
+    reply = place.http.post("/v1/boards/one/runtime", json={"version": "1.2.3"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, word)
+    assert reply.json()["error"]["message"] == "it says nonsense"
+    gone = place.http.post("/v1/boards/two/runtime", json={"version": "1.2.3"})
+    assert gone.json()["error"]["code"] == "board_not_found"

@@ -12,7 +12,7 @@ from tasks import keys
 from tasks.boards import BoardBook, overview, snapshot
 from tasks.card import Card, SelfTest
 from tasks.errors import BoardUnknown
-from tasks.roster import Machine, Presence, announce, breathe, leave
+from tasks.roster import Machine, Presence, Runtime, announce, breathe, leave
 
 RK3588 = Machine(
     soc="rk3588",
@@ -40,7 +40,15 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     for board in ("one", "two", "gone"):
         announce(client, Card(id="small", board=board, engine="rkllm", engine_version="1.2.3", self_test=tested))
     breathe(client, Presence(name="board:one", board="one", version="1.0", machine=RK3588))
-    breathe(client, Presence(name="board:two", board="two", refused={"torn": "it is cut off"}))
+    breathe(
+        client,
+        Presence(
+            name="board:two",
+            board="two",
+            refused={"torn": "it is cut off"},
+            runtime=Runtime(version="1.2.3", installed=("1.2.3",)),
+        ),
+    )
     breathe(client, Presence(name="board:gone", board="gone"))
     leave(client, "board:gone")
     breathe(client, Presence(name="small@two", board="two", model="small", state="busy", decode_tps=31.4))
@@ -52,6 +60,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     assert (one["temperature_limit"], one["hot"], two["hot"]) == (85.0, False, None)
     assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
     assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
+    assert (one["runtime"], two["runtime"]) == (None, {"version": "1.2.3", "installed": ("1.2.3",)})
     assert two["refused"] == {"torn": "it is cut off"}
     [model] = two["models"]
     assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)

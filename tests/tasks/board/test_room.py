@@ -154,6 +154,20 @@ def test_one_model_at_a_time(board: Board) -> None:
     assert board.loaded() == {"small"}
 
 
+def test_jobs_wait_for_a_change_of_the_runtime(board: Board, tmp_path: Path) -> None:
+    """Those of models that need none do not; who asks for nothing but a load hears of it."""
+    npu = Model(id="small", engine="rkllm", folder=tmp_path)
+    board.agent._runtimes.changing = True
+    board.agent.load_after_others(npu)
+    with pytest.raises(NoRoomYet, match="runtime of this board is being changed"):
+        board.agent.load_after_others(npu, at_once=True)
+    board.agent.load(board.models["tiny"])
+    assert board.loaded() == {"tiny"}
+    board.agent._runtimes.changing = False
+    board.agent.load(npu)
+    assert board.loaded() == {"tiny", "small"}
+
+
 def test_what_can_never_fit_unloads_nothing(board: Board) -> None:
     """It is refused with the figures: of the simulated board, not of the machine."""
     board.has("large", "middle")
