@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +45,8 @@ class Setup:
     """Tokens of context to reserve where a model allows more; None is what its manifest or file says."""
     model_memory: int | None = None
     """Bytes that models may have on this board; None where that is not bounded."""
+    memory_domain: int | None = None
+    """The NPU's memory domain that the board chose for the model; None where it chose none."""
     rkllm_library: str = ""
     """The vendor's library: its path, `simulator`, or empty to look for it."""
     rkllm_version: str = ""
@@ -84,6 +86,8 @@ class Facts:
     """Whether it has a chat template."""
     memory_bytes: int
     """What it will take once loaded, its KV cache included: an estimate, on the high side."""
+    memory_domains: Sequence[int] = ()
+    """The memory domains of the NPU that it may be put into; none for an engine that has no use for them."""
     template: ChatTemplate | None = None
     """That template; None also where only the runtime knows it."""
     completion: bool = True

@@ -26,6 +26,7 @@ from npu.engines.rkllm_load import (
     load_model,
     loaded_facts,
     memory_bytes,
+    memory_domains,
     tokenizer_of,
 )
 from npu.engines.rkllm_options import (
@@ -88,7 +89,7 @@ class RkllmEngine:
         self.counts_cached = False
         """Whether the runtime's count of prefilled tokens has those in it that it reused."""
         self.context_length = wanted = context_length(model, setup, identity, read_loaded(model, setup))
-        self.handle, facts = load_model(model, identity, wanted, len(self.vocabulary))
+        self.handle, facts = load_model(model, setup, identity, wanted, len(self.vocabulary))
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
         self.cache = Cache(self.handle)
         self.embedding_length = 0
@@ -155,6 +156,7 @@ class RkllmEngine:
             chat=template is not None,
             template=template,
             memory_bytes=memory_bytes(model, length),
+            memory_domains=memory_domains(model, identity),
             family=model.family,
             parameters=model.parameters,
             quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),

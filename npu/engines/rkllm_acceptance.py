@@ -7,7 +7,7 @@ from npu.engines import Setup, option
 from npu.engines.rkllm import RkllmEngine
 from npu.engines.rkllm_facts import weights_of
 from npu.engines.rkllm_library import library_of
-from npu.engines.rkllm_load import helping_cores, tokenizer_of
+from npu.engines.rkllm_load import helping_cores, memory_domain, tokenizer_of
 from npu.errors import PromptRefused
 from npu.model import Model
 from npu.model_files import find_template
@@ -36,7 +36,7 @@ def material_of(model: Model, setup: Setup) -> Material:
         runtime=identity.version or identity.family.RUNTIMES[0],
         weights=str(weights),
         context_length=length,
-        memory_domain=int(option(model, RkllmEngine.OPTIONS, "memory_domain")),
+        memory_domain=memory_domain(model, setup),
         embed_flash=bool(option(model, RkllmEngine.OPTIONS, "embed_flash")),
         cpus=helping_cores(model),
         adapter=str(model.adapters[0].path) if model.adapters else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from npu.context_length import AUTO, largest_that_fits, story
 from npu.engines import Setup, option
@@ -12,6 +12,7 @@ from npu.engines.rkllm_options import OPTIONS, slots_of
 from npu.engines.rkllm_sampling import to_native
 from npu.errors import ModelRefused
 from npu.hardware import read_big_cores
+from npu.memory_domains import DOMAINS
 from npu.model import Model
 from npu.rkllm.abi import Settings
 from npu.rkllm.handle import Handle
@@ -80,7 +81,23 @@ def memory_needed(weights: int, tokens: int) -> int:
     return weights + CACHE_BYTES_PER_TOKEN * tokens + OVERHEAD_BYTES
 
 
-def load_model(model: Model, identity: Identity, context: int, vocabulary_size: int) -> tuple[Handle, InitFacts]:
+def memory_domains(model: Model, identity: Identity) -> Sequence[int]:
+    """Those that it may be put into."""
+    named = int(option(model, OPTIONS, "memory_domain"))
+    if named >= 0:
+        return (named,)
+    return range(DOMAINS) if identity.family.CAPABILITIES.memory_domains else (0,)
+
+
+def memory_domain(model: Model, setup: Setup) -> int:
+    """The one it is put into: its manifest's, else the one that the board chose, else the first."""
+    named = int(option(model, OPTIONS, "memory_domain"))
+    return named if named >= 0 else setup.memory_domain or 0
+
+
+def load_model(
+    model: Model, setup: Setup, identity: Identity, context: int, vocabulary_size: int
+) -> tuple[Handle, InitFacts]:
     """The model without its adapters, and what the library told. Blocks for seconds to a minute. Raises `ModelRefused`."""
     can = identity.family.CAPABILITIES
     settings = Settings(
@@ -88,7 +105,7 @@ def load_model(model: Model, identity: Identity, context: int, vocabulary_size: 
         context_length=context,
         max_tokens=context,
         sampling=to_native(model.sampling(), vocabulary_size),
-        memory_domain=int(option(model, OPTIONS, "memory_domain")),
+        memory_domain=memory_domain(model, setup),
         embed_flash=bool(option(model, OPTIONS, "embed_flash")) if can.embed_flash else None,
         cpus=helping_cores(model) if can.cpu_choice else (),
         slots=slots_of(model),

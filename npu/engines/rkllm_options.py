@@ -9,16 +9,17 @@ from npu.engines import Option, option
 from npu.engines.rkllm_facts import Loaded
 from npu.engines.rkllm_library import named
 from npu.errors import ModelRefused
+from npu.memory_domains import DOMAINS
 from npu.model import Model
 from npu.rkllm.library import Identity
 from npu.self_test import Verdict
 
 OPTIONS: Mapping[str, Option] = {
     "memory_domain": Option(
-        0,
-        0,
-        15,
-        "the NPU's memory domain the model is put into; one holds about 4 GB, so give large models their own",
+        -1,
+        -1,
+        DOMAINS - 1,
+        "the NPU's memory domain the model is put into, of which one holds about 4 GB; -1 has the board choose",
     ),
     "embed_flash": Option(
         1, 0, 1, "1 leaves the embedding table on storage: less memory, a little more time for each token"

@@ -8,7 +8,15 @@ from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Setup, option
 from npu.engines.rkllm_facts import read_loaded, write_loaded
 from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_load import context_length, context_story, load_adapters, load_model, loaded_facts, memory_bytes
+from npu.engines.rkllm_load import (
+    context_length,
+    context_story,
+    load_adapters,
+    load_model,
+    loaded_facts,
+    memory_bytes,
+    memory_domains,
+)
 from npu.engines.rkllm_options import OPTIONS, slots_of
 from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm_text_generation import RkllmTextGeneration
@@ -52,7 +60,7 @@ class RkllmTextEngine:
         self._defaults = model.sampling()
         self._closed = False
         self.context_length = context_length(model, setup, identity, read_loaded(model, setup))
-        self.handle, facts = load_model(model, identity, self.context_length, VOCABULARY_SIZE)
+        self.handle, facts = load_model(model, setup, identity, self.context_length, VOCABULARY_SIZE)
         if any("auto-parsing failed" in warning for warning in facts.warnings):
             self.handle.close()
             raise ModelRefused(
@@ -118,6 +126,7 @@ def describe_text(model: Model, setup: Setup) -> Facts:
         chat=True,
         completion=False,
         memory_bytes=memory_bytes(model, length),
+        memory_domains=memory_domains(model, identity),
         family=model.family,
         parameters=model.parameters,
         quantization=model.quantization or (loaded.dtype or "" if loaded is not None else ""),

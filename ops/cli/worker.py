@@ -11,6 +11,10 @@ from ops.cli import options
 
 def worker(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, as the board announces it.")],
+    memory_domain: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="The NPU's memory domain the model is put into.", show_default=False),
+    ] = None,
     redis_url: options.RedisUrl = None,
     models_dir: options.ModelsDir = None,
     data_dir: options.DataDir = None,
@@ -21,6 +25,7 @@ def worker(
     """Run the worker of one model alone. A board's agent does this for you."""
     options.apply(
         config,
+        memory_domain=memory_domain,
         redis_url=redis_url,
         models_dir=models_dir,
         data_dir=data_dir,

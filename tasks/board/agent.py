@@ -232,22 +232,23 @@ class Agent:
             raise ModelRefused(
                 f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume` ends that."
             )
-        needed = describe(model, self._setup).memory_bytes
+        facts = describe(model, self._setup)
+        needed, domains = facts.memory_bytes, facts.memory_domains
         with self._fitting:  # two at once would both find the same room
             if self._runtimes.changing and model.engine == ENGINE:
                 raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
             successor = self._workers.has(model.id) or model.id in self._workers.leaving()
-            if not successor and not self._room.fits(needed):
+            if not successor and not self._room.fits(needed, domains):
                 if not in_place:
-                    raise self._room.refusal(model, needed)
-                for other in self._room.in_the_way(model, needed):
+                    raise self._room.refusal(model, needed, domains)
+                for other in self._room.in_the_way(model, needed, domains):
                     log.info("%s is unloaded to make room for %s", other, model.id)
                     self._to_load.discard(other)
                     self._keeping.forget(other)
                     self._workers.stop_behind(other, GRACE, self._unloaded.set)
                 raise MakingRoom(f"Other models are being unloaded to make room for '{model.id}'.")
-            self._workers.start(model, needed)
+            self._workers.start(model, needed, self._room.domain(model, needed, domains))
         self._to_load.add(model.id)
 
     def unload(self, model: Model) -> None:
@@ -292,14 +293,16 @@ class Agent:
             if model_id not in models:
                 log.info("the model %s is gone", model_id)
                 self._dismiss(model_id)
-            elif self._workers.adopt(models[model_id], self._memory_of(models[model_id])):
+            elif self._workers.adopt(models[model_id], *self._footprint(models[model_id])):
                 self._to_load.add(model_id)
 
-    def _memory_of(self, model: Model) -> int:
+    def _footprint(self, model: Model) -> tuple[int, int | None]:
+        """What a model takes, and the NPU's memory domain that it is in where nobody chose another."""
         try:
-            return describe(model, self._setup).memory_bytes
+            facts = describe(model, self._setup)
         except (ModelRefused, OSError):
-            return 0  # what is wrong with its files was told; its worker holds it all the same
+            return 0, None  # what is wrong with its files was told; its worker holds it all the same
+        return facts.memory_bytes, facts.memory_domains[0] if facts.memory_domains else None
 
     def _dismiss(self, model_id: str) -> None:
         self._keeping.forget(model_id)

@@ -37,6 +37,13 @@ class Adopted:
         """Whether it holds the lock that names it: what a dead worker left may hold it, and the number be another's now."""
         return str(path.resolve()) in {file.path for file in self._process.open_files()}
 
+    def option(self, name: str) -> str | None:
+        """What stands behind an option on its command line; None where it has none such, or is gone."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = self._process.cmdline()
+            return words[words.index(name) + 1] if name in words[:-1] else None
+        return None
+
     def terminate(self) -> None:
         """Ask it to leave."""
         with contextlib.suppress(psutil.NoSuchProcess):

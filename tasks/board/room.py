@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from npu.errors import OutOfMemory
 from npu.hardware import Memory
+from npu.memory_domains import DOMAIN_BYTES, choose_domain
 from npu.model import Model
 from tasks.board.keeping import Keeping
 from tasks.board.settings import BoardSettings
@@ -35,9 +38,17 @@ class Room:
         self._workers = workers
         self._keeping = keeping
 
-    def fits(self, needed: int) -> bool:
-        """Whether so many bytes are free for one more model, and it may be here beside others that are."""
-        return not self._taken() and needed <= self._free(memory_of(self._settings))
+    def fits(self, needed: int, domains: Sequence[int] = ()) -> bool:
+        """Whether so many bytes are free for one more model, also in one of the `domains` of the NPU's memory where it needs one,
+        and it may be here beside others that are."""
+        if self._taken() or needed > self._free(memory_of(self._settings)):
+            return False
+        return not domains or choose_domain(needed, domains, self._workers.places(leaving=True).values()) is not None
+
+    def domain(self, model: Model, needed: int, domains: Sequence[int]) -> int | None:
+        """The domain for it; None where it needs none, or fits in none of them. The one that it may be leaving is its own."""
+        places = self._workers.places(leaving=True)
+        return choose_domain(needed, domains, [place for name, place in places.items() if name != model.id])
 
     def budget(self) -> tuple[int, int]:
         """Bytes that models may have here together, and those that one more could have now."""
@@ -45,39 +56,45 @@ class Room:
         room = 0 if self._taken() else max(0, self._free(memory))
         return model_memory(memory.total, self._settings), room
 
-    def in_the_way(self, model: Model, needed: int) -> list[str]:
+    def in_the_way(self, model: Model, needed: int, domains: Sequence[int] = ()) -> list[str]:
         """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
 
         Raises `OutOfMemory` with the figures when it cannot fit, whatever else is unloaded, and `NoRoomYet` when it fits only
         without models that are busy or were loaded just now. A pinned model never goes. Where one model is loaded at a time, all
         others are in the way. Raises what the client raises.
         """
-        short = needed - self._free(memory_of(self._settings))
+        short = needed - self._free(memory_of(self._settings)) - self._workers.held_by_leaving()
+        places = self._workers.places(leaving=False)
         pinned = self._keeping.pinned()
         loose = {name: size for name, size in self._workers.sizes().items() if name not in pinned}
-        gain = self._workers.held_by_leaving()
         alone = self._single_model
-        if short > gain + sum(loose.values()) or (alone and loose.keys() != self._workers.sizes().keys()):
-            raise self.refusal(model, needed)
+
+        def enough(gone: Collection[str]) -> bool:
+            others = [place for name, place in places.items() if name not in gone]
+            return short <= sum(loose[name] for name in gone) and (
+                not domains or choose_domain(needed, domains, others) is not None
+            )
+
+        if not enough(loose) or (alone and loose.keys() != self._workers.sizes().keys()):
+            raise self.refusal(model, needed, domains)
         settled = self._workers.sizes(longer_than=self._least_stay)
         found: list[str] = []
         for name in self._keeping.resting([name for name in loose if name in settled]):
-            if short <= gain and not alone:
+            if enough(found) and not alone:
                 break
             found.append(name)
-            gain += loose[name]
         if alone and len(found) < len(loose):
             raise NoRoomYet(
                 f"This board has one model at a time, and '{model.id}' comes once {', '.join(sorted(loose))} can be unloaded."
             )
-        if short > gain:
+        if not enough(found):
             raise NoRoomYet(
                 f"The model '{model.id}' needs about {needed >> 20} MiB with its context, which this board has once "
                 f"others ({', '.join(sorted(loose))}) can be unloaded."
             )
         return found
 
-    def refusal(self, model: Model, needed: int) -> OutOfMemory:
+    def refusal(self, model: Model, needed: int, domains: Sequence[int] = ()) -> OutOfMemory:
         """What to tell people of a model that does not fit."""
         memory = memory_of(self._settings)
         pinned = sorted(self._keeping.pinned() & self._workers.sizes().keys())
@@ -87,6 +104,14 @@ class Room:
             return OutOfMemory(
                 f"This board has one model at a time, and that is {', '.join(sorted(others))}.{kept} Unload it, or load "
                 f"'{model.id}' elsewhere."
+            )
+        if domains and needed <= self._free(memory):
+            which = f"domain {domains[0]}" if len(domains) == 1 else "every domain"
+            beside = ", ".join(sorted(self._workers.places(leaving=True))) or "it"
+            return OutOfMemory(
+                f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but a memory domain of the NPU holds "
+                f"{DOMAIN_BYTES >> 20} MiB, and there is no such room in {which} beside {beside}.{kept} Unload another model, "
+                "set a smaller context_length, or leave out `memory_domain` of the manifests."
             )
         return OutOfMemory(
             f"The model '{model.id}' needs about {needed >> 20} MiB with its context, but of this board's "

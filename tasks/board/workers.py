@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from npu.errors import ModelRefused
+from npu.memory_domains import Place
 from npu.model import Model
-from tasks.board.process import WorkerProcess, adopt, kill, wait_or_kill
+from tasks.board.process import Adopted, WorkerProcess, adopt, kill, wait_or_kill
 
 log = logging.getLogger("rockchipllama.board")
 
 STEADY = 60.0
 """Seconds a worker must live for its next death to count as its first."""
+
+DOMAIN_OPTION = "--memory-domain"
+"""Of a worker's command line, from which the next agent knows it again."""
 
 FIRST_TO_GO = 500
 """`oom_score_adj` of workers: when memory runs out, the kernel ends one of them, whose job goes on, and not the queue."""
@@ -30,6 +34,8 @@ class WorkerChild:
 
     model: Model
     memory_bytes: int
+    domain: int | None = None
+    """The NPU's memory domain that was chosen for it."""
     process: WorkerProcess | None = None
     started: float = 0.0
     start_at: float = 0.0
@@ -49,14 +55,14 @@ class Workers:
     _children: dict[str, WorkerChild] = field(default_factory=dict)
     _leaving: dict[str, WorkerProcess] = field(default_factory=dict)
     """Workers that were told to stop and still live. Their successors start after them."""
-    _held: dict[str, int] = field(default_factory=dict)
-    """Bytes that those are estimated to hold until they are gone."""
+    _held: dict[str, WorkerChild | None] = field(default_factory=dict)
+    """What is known of those, who hold their memory until they are gone; None of one that another agent left."""
     _ended: set[str] = field(default_factory=set)
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, model: Model, memory_bytes: int) -> None:
-        """Have a worker of this model from now on. One that is there already stays as it is.
+    def start(self, model: Model, memory_bytes: int, domain: int | None = None) -> None:
+        """Have a worker of this model from now on, in this memory domain of the NPU. One that is there already stays as it is.
 
         Raises `ModelRefused` once all were stopped: a load that had begun earlier would leave a worker behind.
         """
@@ -65,20 +71,23 @@ class Workers:
                 raise ModelRefused(f"The model '{model.id}' cannot be loaded: this board is being stopped.")
             child = self._children.get(model.id)
             if child is None:
-                child = self._children[model.id] = WorkerChild(model, memory_bytes)
+                child = self._children[model.id] = WorkerChild(model, memory_bytes, domain)
                 self._spawn(child)
             else:
                 child.start_at = 0.0  # somebody wants it now: no more waiting after a death
 
-    def adopt(self, model: Model, memory_bytes: int) -> bool:
-        """Take over the worker of this model that an earlier agent left behind; False when there is none, or all were stopped."""
+    def adopt(self, model: Model, memory_bytes: int, domain: int | None = None) -> bool:
+        """Take over the worker of this model that an earlier agent left behind; False when there is none, or all were stopped.
+        It is in this domain where its command line names none."""
         with self._lock:
             if self._closed:
                 return False
             process = adopt(self.data_dir, model.id)
             if process is None or model.id in self._children:
                 return False
-            self._children[model.id] = WorkerChild(model, memory_bytes, process, started=time.monotonic())
+            self._children[model.id] = WorkerChild(
+                model, memory_bytes, _domain_of(process, domain), process, started=time.monotonic()
+            )
             log.info("adopted the worker of %s pid=%d", model.id, process.pid)
             return True
 
@@ -117,7 +126,7 @@ class Workers:
                 process = adopt(self.data_dir, model_id)
             if process is not None:
                 self._leaving[model_id] = process
-                self._held[model_id] = child.memory_bytes if child is not None else 0
+                self._held[model_id] = child
             return process, child is not None
 
     def _end(self, model_id: str, process: WorkerProcess, grace: float) -> None:
@@ -156,12 +165,24 @@ class Workers:
     def reserved(self) -> int:
         """Bytes of memory that the models of all workers were estimated at, leaving ones included."""
         with self._lock:
-            return sum(child.memory_bytes for child in self._children.values()) + sum(self._held.values())
+            return sum(child.memory_bytes for child in (*self._children.values(), *self._holding()))
 
     def held_by_leaving(self) -> int:
         """Bytes of it that will be free once those are gone that were told to stop."""
         with self._lock:
-            return sum(self._held.values())
+            return sum(child.memory_bytes for child in self._holding())
+
+    def _holding(self) -> list[WorkerChild]:
+        return [child for child in self._held.values() if child is not None]
+
+    def places(self, *, leaving: bool) -> dict[str, Place]:
+        """Where in the NPU's memory the models of workers are that were given a domain; with `leaving` also those that were told
+        to stop."""
+        with self._lock:
+            children = [*(self._holding() if leaving else ()), *self._children.values()]
+            return {
+                child.model.id: (child.domain, child.memory_bytes) for child in children if child.domain is not None
+            }
 
     def sizes(self, longer_than: float = 0.0) -> dict[str, int]:
         """What each model was estimated at whose worker was started more than so many seconds ago, in bytes."""
@@ -225,9 +246,14 @@ class Workers:
             child.process = adopt(self.data_dir, child.model.id)
             if child.process is not None:
                 log.info("adopted the worker of %s pid=%d", child.model.id, child.process.pid)
+                child.domain = _domain_of(child.process, child.domain)
                 return
+            put = () if child.domain is None else (DOMAIN_OPTION, str(child.domain))
             child.process = subprocess.Popen(
-                self.command(child.model), stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self.pass_fds
+                [*self.command(child.model), *put],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=self.pass_fds,
             )
         except OSError as error:
             self._bury(child, f"it could not be started: {error}")
@@ -237,6 +263,11 @@ class Workers:
         except OSError as error:
             log.debug("the kernel may kill the queue before the worker of %s: %s", child.model.id, error)
         log.info("started a worker of %s pid=%d", child.model.id, child.process.pid)
+
+
+def _domain_of(process: Adopted, unless_told: int | None) -> int | None:
+    told = process.option(DOMAIN_OPTION)
+    return int(told) if told is not None and told.isdecimal() else unless_told
 
 
 def worker_command(model: Model) -> list[str]:

@@ -7,13 +7,14 @@ from npu.hardware import Memory, read_memory
 from tasks.settings import TaskSettings
 
 
-def setup_of(settings: TaskSettings, threads: int | None = None) -> Setup:
-    """The setup; `threads` is the worker's own."""
+def setup_of(settings: TaskSettings, threads: int | None = None, memory_domain: int | None = None) -> Setup:
+    """The setup; `threads` and `memory_domain` are the worker's own."""
     return Setup(
         runtime_dir=settings.data_dir / "run",
         threads=threads,
         context_length=settings.context_length,
         model_memory=model_memory(memory_of(settings).total, settings),
+        memory_domain=memory_domain,
         rkllm_library=settings.rkllm_library,
         rkllm_version=settings.rkllm_version,
         rkllm_fetched=settings.data_dir / "runtime",

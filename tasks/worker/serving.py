@@ -83,7 +83,7 @@ class Serving:
         self._record_limit = tasks_settings.record_limit
         self._speeds = Speeds()
         self._pacing = Pacing()
-        self._slot = Slot(model, setup_of(tasks_settings, settings.threads))
+        self._slot = Slot(model, setup_of(tasks_settings, settings.threads, settings.memory_domain))
         self._runs: tuple[JobRun, ...] = ()
         """The job in hand, and those that share its run."""
         self._beside: list[Beside] = []

@@ -17,6 +17,13 @@ class WorkerSettings(Settings):
     threads: int | None = Field(
         None, ge=1, description="CPU threads an engine may use. Unset: one less than there are cores."
     )
+    memory_domain: int | None = Field(
+        None,
+        ge=0,
+        lt=16,
+        description="The NPU's memory domain the model is put into, where its manifest names none. Boards choose one for each of "
+        "their workers. Unset: the first.",
+    )
     load_stall: float = Field(
         900.0, gt=0, description="Seconds a model may take to load before its worker counts as stuck and is restarted."
     )

@@ -102,6 +102,8 @@ class Capabilities:
     """The embedding table may stay on storage."""
     cpu_choice: bool = False
     """The processor cores that help the NPU can be named."""
+    memory_domains: bool = False
+    """A model may be put into another of the NPU's memory domains than the first without harm."""
     cross_attention: bool = False
     host_tokenizer: bool = False
     """A model exported without tokenizer or embedding table may ask the host for them."""

@@ -44,6 +44,7 @@ CAPABILITIES = Capabilities(
     chat_template=True,
     embed_flash=True,
     cpu_choice=True,
+    memory_domains=True,
 )
 
 LLMHandle = c_void_p

@@ -51,6 +51,7 @@ CAPABILITIES = Capabilities(
     thinking_flag=True,
     embed_flash=True,
     cpu_choice=True,
+    memory_domains=True,
     cross_attention=True,
 )
 

@@ -66,6 +66,7 @@ CAPABILITIES = Capabilities(
     thinking_flag=True,
     embed_flash=True,
     cpu_choice=True,
+    memory_domains=True,
     cross_attention=True,
     host_tokenizer=True,
 )

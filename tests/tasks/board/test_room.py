@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
@@ -40,7 +41,7 @@ class Board:
         self.models = {name: Model(id=name, engine="echo", folder=folder) for name in (*SIZES, "giant")}
         settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one", memory_total=8192)
         self.agent = Agent(settings, BoardSettings(**chosen))
-        self.agent._workers.command = lambda _: ["/bin/sleep", "1000"]
+        self.agent._workers.command = lambda _: ["/bin/sh", "-c", "exec sleep 1000", "worker"]
         self.agent._catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
         for name in self.models:
@@ -79,16 +80,25 @@ def single_model() -> bool:
 
 
 @pytest.fixture
+def domains() -> Sequence[int]:
+    """The memory domains of the NPU that each model may be put into."""
+    return ()
+
+
+@pytest.fixture
 def board(
     client: redis.Redis,
     valkey_url: str,
     tmp_path: Path,
     least_stay: float,
     single_model: bool,
+    domains: Sequence[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Board]:
-    sizes = SIZES | {"giant": 6.5}
-    monkeypatch.setattr(agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=int(sizes[model.id] * GIB)))
+    sizes = {name: int(size * GIB) for name, size in (SIZES | {"giant": 6.5}).items()}
+    monkeypatch.setattr(
+        agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=sizes[model.id], memory_domains=domains)
+    )
     monkeypatch.setattr(setup, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
     made = Board(client, valkey_url, tmp_path, least_stay=least_stay, single_model=single_model)
     yield made
@@ -254,3 +264,30 @@ def test_what_is_unloaded_with_jobs_waiting_comes_back_unless_its_queue_is_pause
         client.hset(keys.GATES, "small", gate)
     board.agent._put_away("small")
     assert board.loaded() == ({"small"} if gate == "open" else set())
+
+
+@pytest.mark.parametrize("domains", [range(16)])
+def test_each_model_has_a_memory_domain_of_its_own(board: Board) -> None:
+    """A large one has two. Each worker is told its own, and whoever comes later gets what is free by then."""
+    board.has("huge", "tiny")
+    assert board.agent._workers.places(leaving=True) == {"huge": (0, 5 * GIB), "tiny": (2, GIB // 2)}
+    started = board.agent._workers._children["tiny"].process
+    assert started is not None and psutil.Process(started.pid).cmdline()[-2:] == ["--memory-domain", "2"]
+    board.agent.load_after_others(board.models["small"])
+    assert board.loaded() == {"tiny", "small"}
+    assert board.agent._workers.places(leaving=True)["small"] == (0, GIB)
+
+
+@pytest.mark.parametrize("domains", [(0,)])
+def test_where_there_is_one_domain_for_all_they_take_turns(board: Board) -> None:
+    """Though there would be memory for both. What is pinned is named in the refusal, which has the figures."""
+    board.has("large")
+    with pytest.raises(
+        OutOfMemory, match=r"1024 MiB.* holds 4096 MiB, and there is no such room in domain 0 beside large"
+    ):
+        board.agent.load(board.models["small"])
+    board.agent.load_after_others(board.models["small"])
+    assert board.loaded() == {"small"}
+    board.agent._keeping.ask("small", -1.0)
+    with pytest.raises(OutOfMemory, match=r"domain 0 beside small.* Asked to stay for ever: small"):
+        board.agent.load_after_others(board.models["large"])

@@ -270,6 +270,22 @@ def test_a_worker_left_behind_is_adopted(board: Board, other_worker: subprocess.
     assert board.workers.note("m") is None
 
 
+def test_an_adopted_worker_is_known_by_its_memory_domain(tmp_path: Path, board: Board) -> None:
+    """It stands on its command line; where it does not, it is the one that is given."""
+    code = (
+        "import pathlib, sys, threading; from tasks import worker_lock; "
+        "worker_lock.take(pathlib.Path(sys.argv[1]), 'm'); print('held', flush=True); threading.Event().wait()"
+    )
+    for put, domain in ((["--memory-domain", "3"], 3), ([], 5)):
+        command = [sys.executable, "-c", code, str(tmp_path), *put]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            assert board.workers.adopt(board.model(), 100, 5)
+            assert board.workers.places(leaving=False) == {"m": (domain, 100)}
+            board.workers.stop("m", LIMIT)
+
+
 def test_an_adopted_worker_that_dies_is_started_again(board: Board, other_worker: subprocess.Popen[bytes]) -> None:
     """Also where nobody collects the dead, so that its number stays taken by a zombie."""
     board.start()
