@@ -29,6 +29,9 @@ class Prompt:
     the model's LoRA adapter that is to speak; None is the model alone. The last `said` of the tokens are the beginning of the
     answer, which goes on behind them: what it is held to holds for them as well.
 
+    `owner` is whose it is; what is kept of it beyond the engine's cache is never used for another's. `returns`: it may come back
+    longer, as conversations do, so it is worth to be kept.
+
     Instead of tokens there is a `turn` where only the runtime knows how to make them (`HiddenTokenizer`). Then nobody knows
     how many they are.
     """
@@ -38,6 +41,8 @@ class Prompt:
     adapter: str | None = None
     turn: Turn | None = None
     said: int = 0
+    owner: str = ""
+    returns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,8 @@ class End(StrEnum):
 class Stats:
     """What one generation cost, by the engine's own clock. Times in milliseconds, the rest counts tokens.
 
-    `prompt_tokens` is the whole prompt; `cached_tokens` of them were reused and not prefilled again.
+    `prompt_tokens` is the whole prompt; `cached_tokens` of them were reused and not prefilled again, and `parked_tokens` of
+    those had been displaced from the cache and were loaded again.
     """
 
     prompt_tokens: int
@@ -126,6 +132,7 @@ class Stats:
     decode_ms: float
     memory_mb: float = 0.0
     """Millions of bytes that the runtime says it held at the most; 0 where it does not tell."""
+    parked_tokens: int = 0
 
 
 class Abortable(Protocol):

@@ -36,6 +36,16 @@ class SelfTest:
     """Tokens of a prompt read per second."""
     decode_tps: float | None = None
     """Tokens said per second."""
+    parks: bool | None = None
+    """Whether what was read of a conversation can be written to memory and loaded again, rightly, and faster than it is read."""
+    not_parked: str = ""
+    """Why not, as a clause."""
+    park_ms: float | None = None
+    """To write a token of it."""
+    unpark_ms: float | None = None
+    """To load one again."""
+    parked_bytes: int | None = None
+    """What a token takes in memory then."""
     in_time: bool = True
     """Whether nothing was left out for want of time."""
 
@@ -53,5 +63,10 @@ class SelfTest:
             parts.append(f"an abort takes {self.abort_ms:.0f} ms")
         if self.prefill_tps and self.decode_tps:
             parts.append(f"{self.prefill_tps:.0f} tokens a second read and {self.decode_tps:.1f} said")
+        if self.parks and self.park_ms is not None and self.unpark_ms is not None and self.parked_bytes is not None:
+            figures = f"{self.park_ms:.2f} and {self.unpark_ms:.2f} ms a token, {self.parked_bytes / 1e3:.0f} KB"
+            parts.append(f"conversations can be parked in memory and loaded again ({figures})")
+        elif self.not_parked:
+            parts.append(f"conversations are not parked: {self.not_parked}")
         late = " It ran out of time: what is unknown is tried with the next load." if not self.in_time else ""
         return f"Self-test: {', '.join(parts)}.{late}"

@@ -34,6 +34,11 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
     logits_ms: float | None = None
     prefill_tps: float | None = None
     decode_tps: float | None = None
+    parks: bool | None = None
+    not_parked: str = ""
+    park_ms: float | None = None
+    unpark_ms: float | None = None
+    parked_bytes: int | None = None
     in_time: bool = True
 
 

@@ -37,6 +37,8 @@ from npu.engines.rkllm_options import (
     why_no_host_sampling,
     without_logits,
 )
+from npu.engines.rkllm_parking import most_parked, open_parking
+from npu.engines.rkllm_parking_trial import try_parking
 from npu.engines.rkllm_prompt_cache import open_prompt_cache, read_kept
 from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm_score import RkllmScore
@@ -105,6 +107,7 @@ class RkllmEngine:
             write_loaded(model, setup, loaded)
             self._refuse_if_suspect(loaded)
             self.cache.file = open_prompt_cache(self, model, setup)
+            self.cache.parking = open_parking(self, model, loaded.self_test)
         except NpuError:
             self.close()
             raise
@@ -238,6 +241,11 @@ class RkllmEngine:
         while (at := at + self._slice()) < length:
             yield at
 
+    @property
+    def prefill_speed(self) -> float:
+        """Tokens read in a second, as last measured; 0 until then."""
+        return self._speed
+
     def prefilled(self, tokens: int, milliseconds: float) -> None:
         """Learn the speed from a run that was long enough to tell."""
         if tokens >= SLICE_STEP and milliseconds > 0:
@@ -259,6 +267,8 @@ class RkllmEngine:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True
         self.handle.close()
+        if self.cache.parking is not None:
+            self.cache.parking.close()
 
     def _check_prompt(self, prompt: Prompt) -> None:
         self._check(prompt.tokens, prompt.max_tokens)
@@ -304,6 +314,8 @@ class RkllmEngine:
         # A run that ends by itself need not be aborted.
         aborted = 0.0 if self.family.CAPABILITIES.per_run_max_tokens else (test.abort_ms or 0.0) / 1000
         self._slice_seconds = slice_seconds(said + aborted)
+        if most_parked(self._model) and Ability.TEXT in self._model.abilities:
+            test = try_parking(self, test, setup.runtime_dir / self._model.id)
         self.samples_on_host = self.samples_on_host and test.logits is not Verdict.SUSPECT
         return replace(loaded, self_test=test)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
 
 if TYPE_CHECKING:
+    from npu.engines.rkllm_parking import Parking
     from npu.engines.rkllm_prompt_cache import PromptCache
+
+
+class Whose(NamedTuple):
+    """Whose conversation it is, and who speaks in it: another adapter makes other keys and values of the same tokens."""
+
+    owner: str = ""
+    adapter: str | None = None
 
 
 class Next(Enum):
@@ -40,13 +49,27 @@ class Cache:
         """Whether the runtime skips a prefix it has cached; None until that was seen."""
         self.file: PromptCache | None = None
         """What is loaded for prompts that begin as the manifest says most do."""
+        self.parking: Parking | None = None
+        """Where conversations are kept that others displace."""
+        self.loaded = 0
+        """Tokens of the prompt that was entered last which had been parked, and were loaded for it."""
+        self._in_file = 0
+        """How many it has in all of what was loaded, those that are cached as well among them."""
+        self.files_ms = 0.0
+        """What that took, and what it took to park the conversation before it."""
         self._tokens: list[int] = []
+        self._prompt = 0
+        """How many of them were asked, and not answered."""
         self._beside: dict[int, list[int]] = {}
         """What the further slots hold, where they were given anything worth keeping."""
         self._next = Next.COMPARED
         self._after_pause: Next | None = None
-        self._adapter: str | None = None
-        """Whose keys and values they are: another adapter makes others of the same tokens."""
+        self._whose = Whose()
+        """Who speaks."""
+        self._returns = False
+        """Whether what is read now may come back longer."""
+        self._parks: Whose | None = None
+        """Whose the cached tokens are, where they are to be parked when others displace them."""
 
     @property
     def appends(self) -> bool:
@@ -64,11 +87,14 @@ class Cache:
             self._after_pause = self._try_pauses() if pauses else Next.UNKNOWN
         return self._after_pause
 
-    def speak_with(self, adapter: str | None) -> None:
-        """Make ready for runs with this adapter, None being the model alone. Raises `EngineFailed` as `clear` does."""
-        if adapter != self._adapter:
+    def speak_with(self, adapter: str | None, owner: str = "", returns: bool = False) -> None:
+        """Make ready for runs with this adapter, None being the model alone, in a conversation of that owner which may come
+        back. Raises `EngineFailed` as `clear` does."""
+        self.loaded, self._in_file, self.files_ms = 0, 0, 0.0
+        if adapter != self._whose.adapter:
+            self._park(0)
             self.clear()
-            self._adapter = adapter
+        self._whose, self._returns = Whose(owner, adapter), returns
 
     def enter(self, tokens: Sequence[int]) -> tuple[bool, int]:
         """Make ready for a prompt that the runtime will answer: whether to keep history, and how many of its first tokens
@@ -79,7 +105,7 @@ class Cache:
             return True, self.enter_history(tokens)
         if self._next is not Next.COMPARED:
             self.clear()  # another way of counting: what an earlier run kept is not to be found by this one
-        self._fit_file(tokens)
+        self._fit_files(tokens)
         return False, 0
 
     def shared(self, tokens: Sequence[int], slot: int = 0) -> int:
@@ -95,6 +121,10 @@ class Cache:
             same += 1
         return same
 
+    def begins(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, which were entered last, need not be read: those that are shared, or were loaded."""
+        return max(self.shared(tokens), self._in_file)
+
     def enter_pausing(self, tokens: Sequence[int]) -> int:
         """Make ready for runs that keep no history and are paused: how many of `tokens` are cached. The last one never
         counts. They must be sent all the same, unless `appends`."""
@@ -102,7 +132,7 @@ class Cache:
             return len(self._tokens)
         if self._next is not Next.COMPARED:
             self.clear()
-        self._fit_file(tokens)
+        self._fit_files(tokens)
         return self.shared(tokens) if self.reuse else 0
 
     def enter_history(self, tokens: Sequence[int]) -> int:
@@ -117,7 +147,8 @@ class Cache:
         if slot:
             self._beside[slot] = [*tokens, *answer]
         else:
-            self._tokens = [*tokens, *answer]
+            self._tokens, self._prompt = [*tokens, *answer], len(tokens)
+            self._parks = self._whose if self._returns else None
 
     def ended(self, paused: bool, stopped: bool) -> None:
         """A run without history has ended that was to be paused; `stopped`: somebody wanted its end."""
@@ -152,12 +183,44 @@ class Cache:
         self._next = Next.COMPARED
         if self.file is not None:
             self.file.fit((), 0)
+        if self.parking is not None:
+            self.parking.release()
         if not self._handle.clear() or self._handle.cache_size() not in (None, 0):
             raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")
 
-    def _fit_file(self, tokens: Sequence[int]) -> None:
+    def _fit_files(self, tokens: Sequence[int]) -> None:
+        """Keep what `tokens` displace, and load what they begin with, where that is worth it."""
+        if self.parking is None:
+            if self.file is not None:
+                self.file.fit(() if self._whose.adapter is not None else tokens, self.shared(tokens))
+            return
+        begun = time.monotonic()
+        worked = self._park(self.shared(tokens))
+        cached = self.shared(tokens)  # a runtime that is paused for it has forgotten everything
+        known = self.file.length(tokens) if self.file is not None and self._whose.adapter is None else 0
+        found = self.parking.find(self._whose, tokens, max(cached, known))
+        if not self.parking.has_loaded(found):
+            self.parking.release()
         if self.file is not None:
-            self.file.fit(() if self._adapter is not None else tokens, self.shared(tokens))
+            self.file.fit(() if found is not None or self._whose.adapter is not None else tokens, cached)
+        if found is not None and self.parking.load(found):
+            self._in_file = common(found.tokens, tokens[:-1])
+            self.loaded, worked = self._in_file - cached, True
+        if worked:
+            self.files_ms = (time.monotonic() - begun) * 1000
+
+    def _park(self, shared: int) -> bool:
+        """Park what is cached but for the first `shared` tokens, if it is to be; whether that was tried."""
+        whose, length = self._parks, len(self._tokens)
+        if self.parking is None or whose is None or not self.reuse or self._next is not Next.COMPARED:
+            return False
+        if goes_on(self._prompt, shared):
+            return False
+        size = self._handle.cache_size()
+        if size is not None and size < length - 1:
+            return False  # its window was shifted, or it never read all of it
+        self._parks = None
+        return self.parking.keep(whose, self._tokens, self._prompt, shared)
 
     def _goes_on_with(self, tokens: Sequence[int]) -> bool:
         """Whether everything cached is known, and `tokens` begin with it and go on.
@@ -180,3 +243,16 @@ class Cache:
             sizes.append(self._handle.cache_size())
         self.clear()
         return {(1, 2): Next.APPENDED, (1, 1): Next.COMPARED}.get((sizes[0], sizes[1]), Next.UNKNOWN)  # type: ignore[arg-type]
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens the two begin with."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def goes_on(prompt: int, shared: int) -> bool:
+    """Whether what begins with `shared` tokens of a conversation goes on with it, whose last prompt had so many: all but its
+    end, where templates put what is for one answer alone. An answer may come back otherwise, without its thoughts."""
+    return shared >= prompt - min(16, prompt // 10)

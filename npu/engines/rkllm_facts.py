@@ -26,7 +26,7 @@ FACTS_FILE = "rkllm.json"
 """In the model's folder of the runtime directory."""
 END_BYTES = 64 << 10
 """Of the weights, at either end, that are read to know them again; gigabytes would take a minute from a card."""
-_DECIDING = ("host_sampling", "n_batch", "embed_flash")
+_DECIDING = ("host_sampling", "n_batch", "embed_flash", "parking_mb")
 """Options that decide what the self-test tries, or how the model is computed."""
 _BASE = re.compile(r"(?:^|[-_])base(?=[-_.]|$)", re.IGNORECASE)
 

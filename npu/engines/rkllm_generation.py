@@ -69,6 +69,8 @@ class RkllmGeneration(OneRun):
         """Tokens of the prompt that were in the cache, as far as we know by ourselves."""
         self._there = 0
         """The same for the next run, where slices come one after another."""
+        self._loaded = 0
+        """Tokens of the prompt that had been parked, and were loaded."""
         self._prefill_ms = 0.0
         self._decode_ms = 0.0
         self._memory_mb = 0.0
@@ -96,10 +98,11 @@ class RkllmGeneration(OneRun):
         """The runtime samples, and calls back with each token."""
         engine, prompt = self._engine, self._prompt
         can = engine.family.CAPABILITIES
-        engine.cache.speak_with(prompt.adapter)
+        engine.cache.speak_with(prompt.adapter, prompt.owner, prompt.returns)
         history, at = engine.cache.enter(prompt.tokens)
+        self._loaded, self._prefill_ms = engine.cache.loaded, engine.cache.files_ms
         # Where the runtime counts what it reused as prefilled, only our own knowledge tells them apart.
-        self._skipped = engine.cache.shared(prompt.tokens) if engine.counts_cached and not history else at
+        self._skipped = engine.cache.begins(prompt.tokens) if engine.counts_cached and not history else at
         self._there = self._skipped
         if history:
             at = self._prefill_history(prompt.tokens, at)
@@ -178,13 +181,13 @@ class RkllmGeneration(OneRun):
     def _logits_of_prompt(self) -> tuple[LogitsRuns, memoryview[float] | None]:
         """Those after the prompt, None once aborted; and the runs that give those after it."""
         begun = time.monotonic()
-        self._engine.cache.speak_with(self._prompt.adapter)
+        self._engine.cache.speak_with(self._prompt.adapter, self._prompt.owner, self._prompt.returns)
         runs = LogitsRuns(self._engine, self._prompt.tokens, self._run_through, self._on_prefill)
         self.counted = False
         try:
             return runs, runs.of_prompt()
         finally:
-            self._skipped = runs.cached
+            self._skipped, self._loaded = runs.cached, self._engine.cache.loaded
             self._prefill_ms = (time.monotonic() - begun) * 1000
 
     def _prefill_slices(self, tokens: Sequence[int]) -> None:
@@ -195,8 +198,8 @@ class RkllmGeneration(OneRun):
         cache = self._engine.cache
         if not cache.reuse:
             return
-        at = cache.shared(tokens)
-        cache.holds(tokens[:at])  # all that is sure of one that is left in mid slice
+        at = cache.begins(tokens)
+        cache.holds(tokens[: cache.shared(tokens)])  # all that is sure of one that is left in mid slice
         for stop in self._engine.slices(len(tokens), at):
             if not self._prefill(tokens[:stop], history=False):
                 return
@@ -291,10 +294,14 @@ class RkllmGeneration(OneRun):
         length = len(self._prompt.tokens)
         cached = self._skipped
         if self.counted and self._prefilled:
-            cached = max(cached, length - self._prefilled)
+            told = length - self._prefilled
+            if self._loaded and self._engine.cache.parking is not None:
+                self._engine.cache.parking.judge(self._loaded, told)
+            cached = max(cached, told)
         self._stats = Stats(
             prompt_tokens=length,
             cached_tokens=max(0, min(cached, length - 1)),
+            parked_tokens=max(0, min(self._loaded, cached, length - 1)),
             prefill_ms=self._prefill_ms,
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,

@@ -59,7 +59,8 @@ class LogitsRuns:
     def of_prompt(self) -> memoryview[float] | None:
         """The logits after the prompt; None once aborted. Raises `EngineFailed`."""
         tokens = self._tokens
-        self._at = self.cached = self._enter()
+        self._at = self._enter()
+        self.cached = max(self._at, self._cache.begins(tokens) if self._pauses and self._cache.reuse else 0)
         if not self._read(len(tokens) - 1):
             return None
         # What is left, or everything, where a run that generates leaves more in the cache than it was given.
@@ -85,8 +86,9 @@ class LogitsRuns:
         alone = self._history or self._appends
         if (alone and not self._tells_size) or before - self._at < (ROWS if self._tells_size else 1):
             return True
-        for stop in (*self._engine.slices(before, self._at), before):
-            begun, at = time.monotonic(), self._at
+        there = max(self._at, min(self.cached, before - 1))
+        for stop in (*self._engine.slices(before, there), before):
+            begun, at = time.monotonic(), max(self._at, there)
             ended = self._run(stop, Mode.GENERATE)
             if ended is None:
                 return False

@@ -6,21 +6,17 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npu.engine import Prompt, Sampling
 from npu.engines import Setup, option
+from npu.engines.rkllm_cache_file import COMPARED, try_file
 from npu.engines.rkllm_facts import digest_of_weights
-from npu.engines.rkllm_generation import RkllmGeneration
 from npu.engines.rkllm_options import OPTIONS
-from npu.engines.rkllm_sampling import beyond_native, to_native
 from npu.errors import ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
-from npu.rkllm.abi import Answer, Run, Tokens
 from npu.whole_file import put_in_place, write_whole
 
 if TYPE_CHECKING:
@@ -33,9 +29,6 @@ SUFFIX = ".prompt-cache"
 MEGABYTE = 1 << 20
 WORTH_MS = 100.0
 """A prefix that is read in less is not worth a file."""
-COMPARED = 8
-"""Tokens said after the prefix, once read and once loaded, that must be the same."""
-_GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +72,19 @@ class PromptCache:
     def fit(self, tokens: Sequence[int], cached: int) -> None:
         """Make ready for a prompt, of which `cached` tokens are in the runtime's cache: load the file where that saves
         reading, release it where it is another prompt's."""
-        length = len(self._prefix)
-        fits = len(tokens) > length and list(tokens[:length]) == self._prefix
+        length = self.length(tokens)
+        fits = length > 0
         if fits and cached >= length:
             return
         if self._loaded:
             self.release()
         if fits:
             self.load()
+
+    def length(self, tokens: Sequence[int]) -> int:
+        """How many of these the file would spare."""
+        length = len(self._prefix)
+        return length if len(tokens) > length and list(tokens[:length]) == self._prefix else 0
 
     def load(self) -> bool:
         """Whether the runtime took it; if not, it is told of once and prompts are read as ever."""
@@ -169,62 +167,25 @@ def _keep(engine: RkllmEngine, model: Model, path: Path, key: str, prefix: list[
         return Kept("", len(prefix), "less than prompt_cache_mb is free where it would lie")
     draft = path.with_name(f"draft-{path.name}")
     try:
-        engine.cache.clear()
-        said, read_ms = _answer(engine, prefix)
-        if read_ms < WORTH_MS:
-            return Kept(key, len(prefix), f"it is read in {read_ms:.0f} ms")
-        _save(engine, draft, prefix)
-        if not draft.is_file() or draft.stat().st_size == 0:
+        trial = try_file(engine, draft, prefix)
+        if trial.read < WORTH_MS:
+            return Kept(key, len(prefix), f"it is read in {trial.read:.0f} ms")
+        if not trial.size:
             return Kept(key, len(prefix), "the runtime wrote none")
-        size = draft.stat().st_size
-        if size > most:
-            return Kept(key, len(prefix), f"it takes {size / 1e6:.1f} MB, more than prompt_cache_mb")
-        draft.chmod(0o600)
-        cache = PromptCache(engine, draft, prefix)
-        begun = time.monotonic()
-        if not cache.load():
+        if trial.size > most:
+            return Kept(key, len(prefix), f"it takes {trial.size / 1e6:.1f} MB, more than prompt_cache_mb")
+        if trial.load is None:
             return Kept(key, len(prefix), "the runtime did not load what it had written")
-        load_ms = (time.monotonic() - begun) * 1000
-        again, first_ms = _answer(engine, prefix)
-        cache.release()
-        engine.cache.clear()
-        load_ms += first_ms
-        if load_ms > read_ms / 2:
-            return Kept(key, len(prefix), f"to load it takes {load_ms:.0f} ms, and to read it {read_ms:.0f} ms")
-        if again != said:
+        if trial.load > trial.read / 2:
+            why = f"to load it takes {trial.load:.0f} ms, and to read it {trial.read:.0f} ms"
+            return Kept(key, len(prefix), why)
+        if trial.same is False:
             return Kept(key, len(prefix), "the answers after loading it were other ones than after reading it")
+        draft.chmod(0o600)
         put_in_place(draft, path)
-        return Kept(key, len(prefix), "", size, _digest(path), read_ms, load_ms)
+        return Kept(key, len(prefix), "", trial.size, _digest(path), trial.read, trial.load)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _answer(engine: RkllmEngine, prefix: list[int]) -> tuple[list[int], float]:
-    """What is said after the prefix, nothing where nobody could say the same twice; and milliseconds until it begins."""
-    size = len(engine.vocabulary)
-    greedy = beyond_native(_GREEDY, engine.defaults, engine.family.CAPABILITIES, size) is None
-    sampling = _GREEDY if greedy else engine.defaults
-    native = to_native(sampling, size)
-    begun = time.monotonic()
-    read: list[float] = []
-    prompt = Prompt([*prefix, prefix[-1]], COMPARED)
-    said = []
-    for piece in RkllmGeneration(engine, prompt, sampling, native, None):
-        read.append((time.monotonic() - begun) * 1000)
-        said.append(piece.token)
-    return (said if greedy else []), read[0] if read else (time.monotonic() - begun) * 1000
-
-
-def _save(engine: RkllmEngine, path: Path, prefix: list[int]) -> None:
-    """A run of the prefix alone, after which the runtime writes its cache."""
-    can = engine.family.CAPABILITIES
-    one = 1 if can.per_run_max_tokens else None
-    run = Run(inputs=[Tokens(prefix)], cache_file=path, max_tokens=one)
-    # What ends by itself or is paused has ended well, while nobody knows what is written of a run that is aborted.
-    call = engine.handle.start(run, limit=2 if one else 1, pause=Answer.PAUSE in can.answers)
-    for _ in call:
-        pass
-    engine.cache.clear()
 
 
 def _key(engine: RkllmEngine, model: Model, prefix: list[int]) -> str:

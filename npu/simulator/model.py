@@ -139,6 +139,14 @@ class SimulatedModel:
     """Its logits are highest for `!`, whatever it says itself."""
     miscount: int = 0
     """Tokens a run's figures tell more than it said."""
+    cache_kb: float = 0
+    """KB of a token in a file of the prompt cache; 0 is its id and little more."""
+    cache_mb_s: float = 0
+    """MB of such a file written or read per second; 0 takes no time."""
+    cache_save_fail: bool = False
+    cache_load_fail: bool = False
+    cache_spoiled: bool = False
+    """What is loaded of one is not what was written."""
 
     switches: Mapping[str, str] = field(default_factory=dict)
     """Open questions answered otherwise than `SWITCHES` does by default."""

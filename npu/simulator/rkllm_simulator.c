@@ -135,7 +135,8 @@ static void *grown(void *array, int count, size_t size) {
     X(prefill_tps, 0) X(decode_tps, 0) X(load_ms, 0) X(logits_ms, 0) X(time_scale, 1) X(abort_latency, 0) X(leak, 0) \
     X(init_fail, 0) X(init_segfault, 0) X(out_of_npu_memory, 0) X(error_after, -1) X(segfault_after, -1) \
     X(hang_after, -1) X(exit_after, -1) X(ignore_abort, 0) X(null_text, 0) X(split_utf8, 0) X(last_token_late, 0) \
-    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0) X(wrong_logits, 0) X(miscount, 0)
+    X(slow_token, -1) X(slow_token_ms, 0) X(garbage, 0) X(wrong_logits, 0) X(miscount, 0) \
+    X(cache_kb, 0) X(cache_mb_s, 0) X(cache_save_fail, 0) X(cache_load_fail, 0) X(cache_spoiled, 0)
 #define STRINGS(X) \
     X(name, "simulated") X(platform, "RK3588") X(driver, "0.9.8") X(toolkit, RUNTIME_VERSION) X(dtype, "W8A8")
 /* The first value is the one that holds when the file says nothing. */
@@ -1087,13 +1088,22 @@ static uint64_t fingerprint(const Handle *handle) {
     return digest_text(handle->model->start ^ handle->model->n_pieces ^ (uint64_t)handle->context << 32, handle->model->name);
 }
 
+/* Writes or reads as many bytes as there would be, of which all behind the ids are a hole. */
+static off_t move_bytes(const Model *model, uint64_t length) {
+    off_t size = length * model->cache_kb * 1024;
+    if (model->cache_mb_s > 0) wait_until(now_ns() + (int64_t)(size / model->cache_mb_s * 1000 * model->time_scale));
+    return size;
+}
+
 static void write_prompt_cache(const Handle *handle, const char *path, int length) {
     const Cache *cache = &handle->slots[0];
     uint64_t head[2] = {fingerprint(handle), length};
-    FILE *file = fopen(path, "wb");
+    FILE *file = handle->model->cache_save_fail ? NULL : fopen(path, "wb");
     bool good = file && fputs(CACHE_MAGIC, file) >= 0 && fwrite(head, sizeof head, 1, file) == 1 &&
                 fwrite(cache->ids, sizeof *cache->ids, length, file) == (size_t)length &&
                 fwrite(cache->voices, sizeof *cache->voices, length, file) == (size_t)length;
+    off_t size = move_bytes(handle->model, length);
+    if (good && ftell(file) < size) good = fflush(file) == 0 && ftruncate(fileno(file), size) == 0;
     good = file && fclose(file) == 0 && good;
     if (!good) say('E', "failed to write the prompt cache %s", path);
 }
@@ -1101,7 +1111,7 @@ static void write_prompt_cache(const Handle *handle, const char *path, int lengt
 static bool read_prompt_cache(Handle *handle, const char *path) {
     char magic[sizeof CACHE_MAGIC] = "";
     uint64_t head[2] = {0, 0};
-    FILE *file = fopen(path, "rb");
+    FILE *file = handle->model->cache_load_fail ? NULL : fopen(path, "rb");
     Cache *cache = &handle->loaded;
     bool good = file && fread(magic, sizeof CACHE_MAGIC - 1, 1, file) == 1 && is(magic, CACHE_MAGIC) &&
                 fread(head, sizeof head, 1, file) == 1 && head[0] == fingerprint(handle) &&
@@ -1109,6 +1119,8 @@ static bool read_prompt_cache(Handle *handle, const char *path) {
                 fread(cache->ids, sizeof *cache->ids, head[1], file) == head[1] &&
                 fread(cache->voices, sizeof *cache->voices, head[1], file) == head[1];
     cache->length = good ? head[1] : 0;
+    for (int at = 0; handle->model->cache_spoiled && at < cache->length; at++) cache->voices[at] = ~cache->voices[at];
+    move_bytes(handle->model, cache->length);
     if (file) fclose(file);
     if (!good) say('E', "failed to load the prompt cache %s: it is missing, broken or of another model or context", path);
     return good;

@@ -165,6 +165,22 @@ def test_a_prompt_cache_file_spares_the_prefix(start: Open, version: str, tmp_pa
     assert runtime.lib.rkllm_load_prompt_cache(runtime.loaded.handle, bytes(file)) == -1
 
 
+def test_a_prompt_cache_file_has_its_size_and_takes_its_time(start: Open, tmp_path: Path) -> None:
+    """As large as a board's would be, without taking the room; and it may fail."""
+    file, prefix = tmp_path / "cache.bin", words(40)
+    runtime = start(SimulatedModel(cache_kb=100, cache_mb_s=50), max_tokens=6)
+    runtime.run(prefix)
+    begun = time.monotonic()
+    runtime.run(prefix, cache_file=file)
+    assert time.monotonic() - begun >= 4_096_000 / 50e6
+    assert file.stat().st_size == 40 * 102_400 and file.stat().st_blocks * 512 < 1 << 20
+    assert runtime.lib.rkllm_load_prompt_cache(runtime.loaded.handle, bytes(file)) == 0
+    unable = start(SimulatedModel(cache_load_fail=True), max_tokens=6)
+    assert unable.lib.rkllm_load_prompt_cache(unable.loaded.handle, bytes(file)) == -1
+    unable = start(SimulatedModel(cache_save_fail=True), max_tokens=6)
+    assert unable.run(prefix, cache_file=tmp_path / "none") == 0 and not (tmp_path / "none").exists()
+
+
 def test_the_oldest_family_has_prompt_cache_files_too(start: Open, tmp_path: Path) -> None:
     runtime = start(version="1.1.4", max_tokens=6)
     runtime.run(words(20), cache_file=tmp_path / "c")
