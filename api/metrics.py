@@ -55,6 +55,12 @@ ENDED = Metric(
 TOTALS = {
     "prompt": Metric("prompt_tokens", CounterMetricFamily, _PER_MODEL, "Tokens of the prompts of finished jobs."),
     "cached": Metric("cached_tokens", CounterMetricFamily, _PER_MODEL, "Those of them that were not read again."),
+    "parked": Metric(
+        "parked_tokens",
+        CounterMetricFamily,
+        _PER_MODEL,
+        "Those of the cached that others had displaced, and that were loaded from memory.",
+    ),
     "completion": Metric("completion_tokens", CounterMetricFamily, _PER_MODEL, "Tokens of their answers."),
     "again": Metric(
         "reread_tokens",

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tasks.events import Timings
+from tasks.events import Timings, Usage
 from tasks.jobs import JobView
 
 
@@ -76,7 +76,7 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     # The engine's clock is another, and counts no whole milliseconds.
     scale = min(1.0, ms / known)
     again = f"{view.prompt_tokens_again} tokens of it had been computed before" if view.prompt_tokens_again else None
-    cached = f"{view.usage.cached_tokens} of {view.usage.prompt_tokens} tokens from the cache" if view.usage else None
+    cached = _cached(view.usage) if view.usage else None
     spent = (
         (PartKind.LOADING, times.load_ms, None),
         (PartKind.PREFILL, times.prefill_ms, "; ".join(word for word in (cached, again) if word) or None),
@@ -86,6 +86,11 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
         if took:
             yield Part(kind, took * scale, view.board, why)
     yield Part(PartKind.HANDLING, max(0.0, ms - known), view.board)
+
+
+def _cached(usage: Usage) -> str:
+    loaded = f", {usage.parked_tokens} of them loaded from where they were parked" if usage.parked_tokens else ""
+    return f"{usage.cached_tokens} of {usage.prompt_tokens} tokens from the cache{loaded}"
 
 
 def _ms(since: float, until: float) -> float:

@@ -44,6 +44,8 @@ class Claim:
     seq: int
     request: bytes
     lane: str
+    owner: str = ""
+    """Whose it is."""
     waited: int = 0
     """How long the job waited, in all its waits."""
     again: int = 0
@@ -140,6 +142,7 @@ def claim_next(
         seq=reply[1],
         request=record["request"],
         lane=record["lane"].decode(),
+        owner=record["owner"].decode(),
         waited=int(record["waited"]),
         again=int(record.get("again", 0)),
         read=int(record.get("read", 0)),

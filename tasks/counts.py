@@ -59,6 +59,7 @@ local function count_end(job, model, lane, claims, payload)
     add('prompt', usage[1])
     add('completion', usage[2])
     add('cached', usage[3])
+    add('parked', usage[6])
     observe('wait', timings[1])
     if usage[2] > 0 then
       observe('first', timings[1] + timings[2] + timings[3])
@@ -92,7 +93,7 @@ class Counts:
                 self._plain[name][model, Lane(lane)] = count
 
     def total(self, name: str) -> Mapping[tuple[str, Lane], int]:
-        """`prompt`, `completion`, `cached` and `again` are tokens; `crashes` and `pauses` happened to jobs."""
+        """`prompt`, `completion`, `cached`, `parked` and `again` are tokens; `crashes` and `pauses` happened to jobs."""
         return self._plain[name]
 
     def ends(self) -> Mapping[tuple[str, Lane], Mapping[str, int]]:

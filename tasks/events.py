@@ -52,13 +52,15 @@ class FailureCode(StrEnum):
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Counts of tokens. `cached_tokens` of the `prompt_tokens` were not prefilled again; `reasoning_tokens` of the
-    `completion_tokens` were thoughts. `left_out` counts those of the request that did not fit, and are no part of the prompt."""
+    `completion_tokens` were thoughts. `left_out` counts those of the request that did not fit, and are no part of the prompt.
+    `parked_tokens` of the `cached_tokens` had been displaced from the engine's cache, and were loaded again."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     left_out: int = 0
+    parked_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 import redis
@@ -10,7 +11,7 @@ from npu.engine import EmbeddingEngine, RerankEngine, TextEngine
 from tasks import requests
 from tasks.claims import Claim, prompt_fields
 from tasks.events import FinishReason
-from tasks.jobs import Phase
+from tasks.jobs import Lane, Phase
 from tasks.prompting.prepare import Prepared, PreparedQuestions, PreparedTexts, Preparer
 from tasks.worker import embed, generate, rerank
 from tasks.worker.begun import Begun, CannotContinue, read_begun
@@ -32,6 +33,10 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
             run.totals.left_out = prepared.left_out
             tokens = (prompt.tokens for prompt in prepared.prompts)
             run.writer.note(phase=Phase.PREFILL.value, language=language, **prompt_fields(tokens))
+            # What somebody waits for goes on as a conversation; titles and items of batches come once.
+            returns = claim.lane == Lane.INTERACTIVE
+            owned = tuple(replace(prompt, owner=claim.owner, returns=returns) for prompt in prepared.prompts)
+            prepared = replace(prepared, prompts=owned)
             return generate.run(prepared, engine, run, run.totals, begun, job=claim.job)
         case PreparedTexts():
             run.writer.note(phase=Phase.PREFILL.value)

@@ -41,6 +41,8 @@ class Totals:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    parked_tokens: int = 0
+    """Of those: the ones that others had displaced, and that were loaded again."""
     completion_tokens: int = 0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
@@ -58,6 +60,7 @@ class Totals:
         if first_of_prompt:
             self.prompt_tokens += stats.prompt_tokens
             self.cached_tokens += stats.cached_tokens
+            self.parked_tokens += stats.parked_tokens
         self.completion_tokens += tokens
         self.prefill_ms += stats.prefill_ms
         self.decode_ms += stats.decode_ms
@@ -66,7 +69,12 @@ class Totals:
     def usage(self) -> Usage:
         """The counts a client is told."""
         return Usage(
-            self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens, self.left_out
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            left_out=self.left_out,
+            parked_tokens=self.parked_tokens,
         )
 
 

@@ -453,6 +453,7 @@ def _log_end(run: JobRun, last: Finished | Failed) -> str:
         "lane": claim.lane,
         "prompt": totals.prompt_tokens,
         "cached": totals.cached_tokens,
+        "parked": totals.parked_tokens,
         "tokens": totals.completion_tokens,
         "queued_ms": round(last.timings.queued_ms),
         "load_ms": round(run.load_ms),

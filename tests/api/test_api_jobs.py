@@ -23,6 +23,7 @@ def test_a_job_is_shown_with_names(place: Site) -> None:
         "cached_tokens": 4,
         "reasoning_tokens": 0,
         "left_out": 0,
+        "parked_tokens": 0,
     }
     assert body["timings"]["prefill_ms"] == 20.0
     assert body["error"] == {"code": "engine_lost", "message": "Gone.", "param": None}

@@ -48,6 +48,8 @@ def test_the_parts_follow_one_another() -> None:
     said = [part.why for part in account(view())]
     assert said[:2] == ["2 before it when it was accepted", "the process died"]
     assert said[4] == "20 of 30 tokens from the cache"
+    loaded = account(view(usage=Usage(30, 5, 20, parked_tokens=15)))
+    assert loaded[4].why == "20 of 30 tokens from the cache, 15 of them loaded from where they were parked"
 
 
 @pytest.mark.parametrize(

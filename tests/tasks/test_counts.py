@@ -41,12 +41,16 @@ async def serve(store: JobStore, client: redis.Redis, end: Finished | Failed) ->
 
 async def test_a_job_is_counted_once_when_it_ends(store: JobStore, book: QueueBook, client: redis.Redis) -> None:
     """Its tokens, and its times, each in the bucket that it belongs to."""
-    usage, timings = Usage(100, 20, cached_tokens=60), Timings(queued_ms=100, load_ms=0, prefill_ms=150, decode_ms=2000)
+    usage, timings = (
+        Usage(100, 20, cached_tokens=60, parked_tokens=50),
+        Timings(queued_ms=100, load_ms=0, prefill_ms=150, decode_ms=2000),
+    )
     await serve(store, client, Finished(FinishReason.STOP, usage, timings))
     await serve(store, client, Finished(FinishReason.LENGTH, usage, timings))
     counts = await book.counts()
     assert counts.ends() == {KEY: {"stop": 1, "length": 1}}
-    assert [counts.total(name) for name in ("prompt", "completion", "cached")] == [{KEY: 200}, {KEY: 40}, {KEY: 120}]
+    totals = [counts.total(name) for name in ("prompt", "completion", "cached", "parked")]
+    assert totals == [{KEY: 200}, {KEY: 40}, {KEY: 120}, {KEY: 100}]
     wait, first, token = (counts.histogram(name)[KEY] for name in ("wait", "first", "token"))
     assert (wait.within[0], wait.seconds) == (2, 0.2)
     assert (first.within[:2], first.within[-1], first.seconds) == ((0, 2), 2, 0.5)
