@@ -12,6 +12,8 @@ from ops.cli import options
 from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from ops.bench.model.report import Report
 
 app = typer.Typer(help="Measure models, and what the service itself costs.", no_args_is_help=True)
@@ -119,18 +121,53 @@ def _levels(given: str | None, quick: bool) -> tuple[int, ...]:
 
 
 def _show(report: Report, as_json: bool) -> None:
-    import sys
-
     if as_json:
+        import sys
+
         from ops.bench.model.report import dumped
 
         sys.stdout.write(dumped(report).decode())
         return
-    from rich.console import Console
-
     from ops.bench.model.table import view
 
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(view(report))
+    _print(view(report))
+
+
+def _print(table: Group) -> None:
+    import sys
+
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+@app.command("compare")
+def compare(
+    before: Annotated[Path, typer.Argument(help="A report of `bench model` as JSON.")],
+    after: Annotated[Path, typer.Argument(help="Another one, which is judged.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also where a report says that its figures do not count.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Compare two reports of `bench model`: what changed, in which interval, and whether that is better or worse.
+
+    Exit code 3 when something is worse, 1 when they cannot be compared.
+    """
+    from ops.bench.compare import Verdict
+    from ops.bench.compare import compare as compared
+    from ops.bench.model.report import read_report
+
+    found = compared(read_report(before), read_report(after), anyway=anyway)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        from ops.bench.compare_table import view
+
+        _print(view(found))
+    raise typer.Exit(3 if found.verdict is Verdict.WORSE else 0)
 
 
 @app.command("overhead")
