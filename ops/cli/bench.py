@@ -1,4 +1,4 @@
-"""`rockchipllama bench …`: what the service costs on this machine, and how fast and how good its models are."""
+"""`rockchipllama bench …`: what the service costs, how fast and how good its models are, and what a load needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli import options
+from ops.cli import bench_traffic, options
 from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ops.bench.model.report import Report
 
-app = typer.Typer(help="Measure models, and what the service itself costs.", no_args_is_help=True)
+app = typer.Typer(help="Measure models, loads, and what the service itself costs.", no_args_is_help=True)
 
 Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
@@ -183,3 +183,7 @@ def overhead(
     from ops.bench.run import run
 
     sys.exit(run(quick=quick, json_file=json_file))
+
+
+app.command("load")(bench_traffic.load)
+app.command("fleet")(bench_traffic.fleet)

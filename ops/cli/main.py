@@ -47,6 +47,8 @@ _FOR_THE_USER = _USAGE | {
     "ops.demo_model:FetchError",
     "ops.batch.service:ServiceError",
     "ops.batch.prompts:InputError",
+    "ops.bench.trace:TraceError",
+    "ops.bench.load:LoadError",
     "tasks.api_keys:KeyRefused",
     "tasks.errors:TasksError",
     "npu.errors:NpuError",

@@ -181,6 +181,40 @@ def du(
 
 
 @app.command()
+def prune(
+    older: Annotated[
+        float, typer.Option(min=0, metavar="HOURS", help="Only what was not written to for so long.")
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, say what would be removed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    models_dir: options.ModelsDir = None,
+    config: options.Config = None,
+) -> None:
+    """Remove what broken-off pulls and uploads left in the models folder; a pull could not go on there any more."""
+    options.apply(config, models_dir=models_dir)
+    import json
+
+    from ops.configuration import load
+    from tasks.board.leftovers import leftovers
+    from tasks.board.leftovers import prune as prune_folder
+    from tasks.errors import CommandFailed
+    from tasks.settings import TaskSettings
+
+    folder = load(TaskSettings).models_dir
+    try:
+        found = (leftovers if dry_run else prune_folder)(folder, older * 3600)
+    except OSError as error:
+        raise CommandFailed("disk", f"The models folder {folder} cannot be cleared: {error.strerror}.") from error
+    names = {str(each.path.relative_to(folder)): each.size for each in found}
+    if as_json:
+        print(json.dumps({"removed": {} if dry_run else names, "found": names, "bytes": sum(names.values())}, indent=2))
+        return
+    for name, size in names.items():
+        print(f"{size / 1e6:10,.0f} MB  {name}")
+    print(f"{sum(names.values()) / 1e6:10,.0f} MB  {'would be freed' if dry_run else 'freed'}")
+
+
+@app.command()
 def rm(
     model: Annotated[str, typer.Argument(help="Its id, or another of its names.")],
     models_dir: options.ModelsDir = None,

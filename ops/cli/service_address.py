@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 def service_of(config: Path | None, url: str | None, patience: float | None = None) -> Service:
     """The one at `url`, else the one that the settings name, else this machine's. `patience` is as `Service` has it."""
+    from ops.batch.service import Service
+
+    return Service(*address_of(config, url), patience)
+
+
+def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
+    """Where that service is, and the key to show it, if there is one."""
     options.apply(config, service_url=url)
     from api.settings import ApiSettings
-    from ops.batch.service import Service
     from ops.batch.settings import ClientSettings
     from ops.configuration import load
 
@@ -26,4 +32,4 @@ def service_of(config: Path | None, url: str | None, patience: float | None = No
         host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
         where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
     key = settings.service_key.get_secret_value() if settings.service_key is not None else None
-    return Service(where, key, patience)
+    return where, key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from ops import environment
 from ops.cli.main import app
 from tasks.settings import ROOT
 from tests.docs.pages import PAGES, Block, blocks, commands
@@ -30,6 +32,7 @@ TYPED = (
 """The pages whose examples are run."""
 JOURNEY = "docs/getting-started.md"
 """The page whose commands belong together."""
+COMMAND_LINE = "docs/command-line.md"
 RUN = re.compile(r"(curl|sleep|JOB=)")
 """How a command begins that speaks to the service. The others install, start or copy something."""
 
@@ -97,6 +100,40 @@ def test_getting_started_leads_from_an_answer_to_a_cancelled_job(stack: Stack, t
     assert '"finish_reason":"stop"' in said
     assert re.findall(r'"state":"(\w+)"', said) == ["running", "running", "cancelled"]
     assert "job_cancelled" in (tmp_path / "answer.txt").read_text()
+
+
+@pytest.mark.full
+def test_the_lines_of_the_command_line_work(stack: Stack, tmp_path: Path) -> None:
+    """All of that page, one after the other: what it calls ID is the job of the first answer."""
+    typed = [command for block in blocks(ROOT / COMMAND_LINE, "console") for command in commands(block)]
+    script = "\n".join(typed).replace(".venv/bin/rockchipllama", f"{sys.executable} -m ops.cli.main")
+    asked = [sys.executable, "-m", "ops.cli.main", "run", DEMO, "Name a river.", "--json"]
+    variables = {
+        **environment.for_child({"HOME": str(tmp_path), "ROCKCHIPLLAMA_SERVICE_URL": stack.url}),
+        "ROCKCHIPLLAMA_MODELS_DIR": str(stack.folder / "models"),
+    }
+    job = json.loads(subprocess.run(asked, env=variables, capture_output=True, check=True, input=b"").stdout)["job"]
+    long = {"model": DEMO, "messages": [{"role": "user", "content": "x" * 3000}]}
+    body = {"endpoint": "/v1/chat/completions", "body": long}
+    begin = f"import httpx; print(httpx.post('{stack.url}/v1/jobs', json={body!r}).json()['id'])"
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [
+            "bash",
+            "-ec",
+            "set -x\n"
+            + script.replace("cancel ID", f'cancel $({sys.executable} -c "{begin}")').replace(" ID", f" {job}"),
+        ],
+        cwd=tmp_path,
+        env=variables,
+        input="/stats\n/bye\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert len(typed) > 12 and "Traceback" not in done.stderr
 
 
 class Up:

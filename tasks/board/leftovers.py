@@ -1,0 +1,68 @@
+"""What pulls, uploads and removals that broke off left in the models folder, and nobody will come back for."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks.blobs import FOLDER as BLOBS
+from tasks.board.shelving import PARTIAL
+
+_LOCK = ".lock"
+
+
+class Leftover(NamedTuple):
+    """A file or folder, its bytes, and the seconds since it was last written to."""
+
+    path: Path
+    size: int
+    age: float
+
+
+def leftovers(models_dir: Path, older: float) -> list[Leftover]:
+    """Those that were not written to for `older` seconds, and that no pull is at. Raises `OSError`."""
+    found = [_looked_at(path) for path in _entries(models_dir)]
+    return sorted(each for each in found if each.age >= older and not _in_use(each.path))
+
+
+def prune(models_dir: Path, older: float) -> list[Leftover]:
+    """Remove them; what was removed. Raises `OSError`."""
+    gone = []
+    for each in leftovers(models_dir, older):
+        if each.path.is_dir():
+            shutil.rmtree(each.path)
+        else:
+            each.path.unlink(missing_ok=True)
+        gone.append(each)
+    return gone
+
+
+def _entries(models_dir: Path) -> Iterator[Path]:
+    for folder in (models_dir / PARTIAL, models_dir / BLOBS):
+        if folder.is_dir():
+            # A lock stays: whoever waits for it holds that very file.
+            yield from (path for path in folder.iterdir() if path.suffix != _LOCK and path != models_dir / BLOBS)
+
+
+def _looked_at(path: Path) -> Leftover:
+    states = [each.lstat() for each in (path, *path.rglob("*"))]
+    size = sum(state.st_size for state in states if stat.S_ISREG(state.st_mode))
+    return Leftover(path, size, time.time() - max(state.st_mtime for state in states))
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a pull is at it."""
+    lock = path.with_name(f"{path.name}{_LOCK}")
+    if not lock.is_file():
+        return False
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

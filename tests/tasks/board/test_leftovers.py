@@ -1,0 +1,77 @@
+"""What broken-off pulls and uploads leave in the models folder, and `rockchipllama models prune`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ops.cli.models import prune as command
+from tasks.board.leftovers import leftovers, prune
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model; of yesterday a pull that broke off, one that goes on, a folder half assembled and a blob; and a blob of now."""
+    for name, text in {
+        "kept/weights.gguf": "w" * 50,
+        ".partial/broken/weights.gguf": "b" * 100,
+        ".partial/broken.lock": "",
+        ".partial/going/weights.gguf": "g" * 200,
+        ".partial/going.lock": "",
+        ".partial/half.new/manifest.toml": "m" * 300,
+        ".partial/.blobs/old": "o" * 400,
+        ".partial/.blobs/new": "n" * 500,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    yesterday = time.time() - 25 * HOUR
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        if path.name not in ("new", ".blobs", ".partial"):
+            os.utime(path, (yesterday, yesterday))
+    return tmp_path
+
+
+def test_only_what_nobody_comes_back_for_is_removed(folder: Path) -> None:
+    """Neither a model, nor what a pull holds, nor what is new, nor a lock."""
+    with (folder / ".partial/going.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = prune(folder, 24 * HOUR)
+    assert {each.path.name: each.size for each in found} == {"broken": 100, "half.new": 300, "old": 400}
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {
+        *("kept/weights.gguf", ".partial/broken.lock", ".partial/going.lock"),
+        *(".partial/going/weights.gguf", ".partial/.blobs/new"),
+    }
+
+
+def test_a_pull_that_still_writes_is_no_leftover(folder: Path) -> None:
+    """Whatever its folder's own age: that of its newest file counts."""
+    os.utime(folder / ".partial/broken/weights.gguf")
+    assert "broken" not in {each.path.name for each in leftovers(folder, 24 * HOUR)}
+
+
+def test_there_may_be_nothing(tmp_path: Path) -> None:
+    """In a folder into which nothing was pulled."""
+    assert leftovers(tmp_path, 0) == []
+
+
+def test_the_command_can_only_say_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --dry-run, and as JSON."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_MODELS_DIR", str(folder))
+    command(dry_run=True, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["removed"] == {} and said["bytes"] == 1000 and ".partial/.blobs/old" in said["found"]
+    assert (folder / ".partial/.blobs/old").exists()
+    command()
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "0 MB  freed"
+    assert not (folder / ".partial/.blobs/old").exists()
