@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from api.needs import services_of
+from tasks.batch import OVER, BatchState, Progress
 from tasks.counts import BOUNDS, Counts
 from tasks.jobs import Lane
 from tasks.queue_book import QueueView
@@ -76,6 +77,14 @@ TOTALS = {
     ),
     "pauses": Metric("job_pauses", CounterMetricFamily, _PER_MODEL, "Pauses of such jobs in favour of a chat."),
 }
+READ = Metric(
+    "read_tokens",
+    CounterMetricFamily,
+    (*_PER_MODEL, "reason"),
+    "Tokens of their prompts that were read, by why they were not in the cache: `new` (the first of a conversation), "
+    "`continued` (what is new in one that was there), `changed` (less than half of the prompt was there, though its "
+    "conversation was the last), `moved` (another board has it), `evicted` (others were served since).",
+)
 TIMES = {
     "wait": Metric("queue_wait_seconds", HistogramMetricFamily, _PER_MODEL, "From acceptance to a worker."),
     "first": Metric(
@@ -97,6 +106,21 @@ ESTIMATE = Metric(
     "How long one more job is likely to wait; absent while nobody can tell.",
 )
 OPEN = Metric("queue_open", GaugeMetricFamily, ("model",), "1, or 0 while it is paused or draining.")
+BATCHES = Metric("batches", GaugeMetricFamily, ("state",), "Batches that have not ended.")
+ITEMS = Metric(
+    "batch_requests",
+    GaugeMetricFamily,
+    ("state",),
+    "Requests of such batches: `completed`, `failed`, or `left`, as far as they are counted.",
+)
+LOADS = Metric("model_loads", CounterMetricFamily, ("model",), "Loads by workers of all boards.")
+UNLOADS = Metric(
+    "model_unloads",
+    CounterMetricFamily,
+    ("model", "reason"),
+    "Unloads by boards: `asked` for, `idle` for longer than it is kept, for `room` for another model, or `gone`, as its files "
+    "are or its board, which is drained.",
+)
 WORKER = Metric(
     "worker_loaded", GaugeMetricFamily, ("board", "model"), "1 of a worker that has its model loaded, 0 of another."
 )
@@ -130,7 +154,8 @@ MEMORY = Metric("board_memory_bytes", GaugeMetricFamily, ("board",), "All there 
 AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",), "What programs can still have.")
 
 METRICS: tuple[Metric, ...] = (
-    *(REQUESTS, ENDED, *TOTALS.values(), *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
+    *(REQUESTS, ENDED, *TOTALS.values(), READ, *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
+    *(BATCHES, ITEMS, LOADS, UNLOADS),
     *(WORKER, PREFILL, DECODE, BOARD, LOAD, CLOCK, HIGHEST, HEAT, LIMIT, HOT, MEMORY, AVAILABLE),
 )
 """All there are."""
@@ -159,7 +184,8 @@ async def show_metrics(http: Request) -> Response:
     views = await services_of(http)["queues"].view(models)
     counts = await services_of(http)["queues"].counts()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Service(counts, dict(zip(models, views, strict=True)), snapshot))
+    batches = await services_of(http)["batches"].unfinished()
+    registry.register(_Service(counts, dict(zip(models, views, strict=True)), snapshot, batches))
     own: HttpRequests = http.app.state.requests
     text = generate_latest(own.registry) + generate_latest(registry)
     return Response(text, headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
@@ -168,14 +194,17 @@ async def show_metrics(http: Request) -> Response:
 class _Service(Collector):
     """The service at one moment."""
 
-    def __init__(self, counts: Counts, queues: dict[str, QueueView], snapshot: Snapshot) -> None:
+    def __init__(
+        self, counts: Counts, queues: dict[str, QueueView], snapshot: Snapshot, batches: Sequence[Progress]
+    ) -> None:
         self._counts = counts
         self._queues = queues
         self._snapshot = snapshot
+        self._batches = batches
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         yield from self._jobs()
-        for metric, rows in (*self._queue_gauges(), *self._board_gauges()):
+        for metric, rows in (*self._queue_gauges(), *self._batch_gauges(), *self._board_gauges()):
             family = GaugeMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)
             for labels, value in rows:
                 family.add_metric(labels, value)
@@ -186,6 +215,11 @@ class _Service(Collector):
         yield _counter(ENDED, (((*self._labels(key), outcome), count) for key, outcome, count in ends))
         for name, metric in TOTALS.items():
             yield _counter(metric, ((self._labels(key), count) for key, count in self._counts.total(name).items()))
+        reads = ((key, why, count) for key, all in self._counts.read().items() for why, count in all.items())
+        yield _counter(READ, (((*self._labels(key), why), count) for key, why, count in reads))
+        for name, metric in (("loads", LOADS), ("unloads", UNLOADS)):
+            of_models = self._counts.of_models(name).items()
+            yield _counter(metric, (((self._model(model), *rest), count) for (model, *rest), count in of_models))
         for name, metric in TIMES.items():
             yield self._histogram(name, metric)
 
@@ -203,7 +237,10 @@ class _Service(Collector):
 
     def _labels(self, key: tuple[str, Lane]) -> tuple[str, str]:
         model, lane = key
-        return (model if model in self._queues else OTHER, lane.value)
+        return (self._model(model), lane.value)
+
+    def _model(self, model: str) -> str:
+        return model if model in self._queues else OTHER
 
     def _queue_gauges(self) -> Iterator[_Rows]:
         queues = self._queues.items()
@@ -215,6 +252,17 @@ class _Service(Collector):
         waits = [((model,), view.standing.wait(sum(view.waiting.values()))) for model, view in queues]
         yield ESTIMATE, [(labels, wait) for labels, wait in waits if wait is not None]
         yield OPEN, [((model,), view.standing.gate is Gate.OPEN) for model, view in queues]
+
+    def _batch_gauges(self) -> Iterator[_Rows]:
+        states = [state for state in BatchState if state not in OVER]
+        yield BATCHES, [((state,), sum(each.state is state for each in self._batches)) for state in states]
+        total, completed, failed = (
+            sum(getattr(each, name) for each in self._batches) for name in ("total", "completed", "failed")
+        )
+        yield (
+            ITEMS,
+            [(("completed",), completed), (("failed",), failed), (("left",), max(0, total - completed - failed))],
+        )
 
     def _board_gauges(self) -> Iterator[_Rows]:
         workers = [((its.board, its.model or OTHER), its) for its in self._snapshot.workers if its.model is not None]

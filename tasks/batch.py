@@ -209,6 +209,20 @@ local order = redis.call('HGET', KEYS[1], ARGV[1])
 return order and {order, now(), unpack(redis.call('HGETALL', KEYS[2]))}
 """
 )
+_UNFINISHED = Script(
+    """
+-- KEYS batches -> {state, requests, completed, failed of each that has not ended}
+local found = {}
+for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local kept = redis.call('HMGET', 'rl:batch:' .. id, 'state', 'total', 'completed', 'failed', 'over')
+  if kept[1] and not kept[5] then
+    found[#found + 1] = {kept[1], tonumber(kept[2] or 0), tonumber(kept[3] or 0), tonumber(kept[4] or 0)}
+  end
+end
+return found
+""",
+    flags="no-writes",
+)
 _DUE = Script(
     """
 -- KEYS due -> ids   They ended long ago.
@@ -272,6 +286,15 @@ class BatchBook:
         with unavailable_as_refusal():
             found = cast("list[bytes]", await cast(Any, self._client.hvals(keys.BATCHES)))
         return sorted(map(_orders.decode, found), key=lambda order: (order.created, order.id))
+
+    async def unfinished(self) -> list[Progress]:
+        """How far those are that have not ended: their states and the counts of their requests."""
+        with unavailable_as_refusal():
+            found = cast("list[list[Any]]", await _UNFINISHED.arun(self._client, [keys.BATCHES]))
+        return [
+            Progress(state=BatchState(state.decode()), total=total, completed=completed, failed=failed)
+            for state, total, completed, failed in found
+        ]
 
     async def cancel(self, batch: str) -> bool:
         """Ask for its end, which whoever feeds it brings about; false when it has ended already."""

@@ -32,7 +32,7 @@ local function count_end(job, model, lane, claims, payload)
   local readable, wire = pcall(cmsgpack.unpack, payload)
   if not readable or type(wire) ~= 'table' or type(wire[2]) ~= 'table' then return end
   local last = wire[2][#wire[2]]
-  local kept = redis.call('HMGET', job, 'failures', 'pauses', 'again')
+  local kept = redis.call('HMGET', job, 'failures', 'pauses', 'again', 'home')
   redis.set_repl(redis.REPL_NONE)
   local function add(name, amount, extra)
     amount = math.floor(tonumber(amount or 0) + 0.5)
@@ -56,6 +56,8 @@ local function count_end(job, model, lane, claims, payload)
   add('again', kept[3])
   if last[1] == 'finished' and claims then
     local usage, timings = last[3], last[4]
+    local whys = {{here = usage[3] * 2 < usage[1] and 'changed' or 'continued', elsewhere = 'moved', gone = 'evicted'}}
+    add('read', usage[1] - usage[3], whys[kept[4]] or 'new')
     add('prompt', usage[1])
     add('completion', usage[2])
     add('cached', usage[3])
@@ -72,6 +74,10 @@ end
 """
 
 
+MODEL_EVENTS = ("loads", "unloads")
+"""Names of what is counted of models; the others are of jobs (`tasks/model_events.py`)."""
+
+
 class Histogram(NamedTuple):
     """Times that were measured: how many were within each bound (the last one is infinity), and their sum in seconds."""
 
@@ -85,8 +91,13 @@ class Counts:
     def __init__(self, fields: Mapping[str, int]) -> None:
         self._plain: dict[str, dict[tuple[str, Lane], int]] = defaultdict(dict)
         self._split: dict[str, dict[tuple[str, Lane], dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+        self._models: dict[str, dict[tuple[str, ...], int]] = defaultdict(dict)
         for field, count in fields.items():
-            name, model, lane, *extra = field.split(" ")
+            name, model, *rest = field.split(" ")
+            if name in MODEL_EVENTS:
+                self._models[name][model, *rest] = count
+                continue
+            lane, *extra = rest
             if extra:
                 self._split[name][model, Lane(lane)][extra[0]] = count
             else:
@@ -99,6 +110,16 @@ class Counts:
     def ends(self) -> Mapping[tuple[str, Lane], Mapping[str, int]]:
         """How jobs ended: by the reasons they finished for, and the codes they failed with."""
         return self._split["jobs"]
+
+    def read(self) -> Mapping[tuple[str, Lane], Mapping[str, int]]:
+        """Tokens of prompts that were read, by why they were not in the cache: `new`, `continued` (what is new in a
+        conversation that was there), `changed` (less than half of the prompt was there, though its conversation was the
+        last), `moved` (another board has it), `evicted` (others were served since)."""
+        return self._split["read"]
+
+    def of_models(self, name: str) -> Mapping[tuple[str, ...], int]:
+        """`loads` by model, `unloads` by model and reason."""
+        return self._models[name]
 
     def histogram(self, name: str) -> Mapping[tuple[str, Lane], Histogram]:
         """`wait`, `first` or `token`."""

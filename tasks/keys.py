@@ -55,7 +55,8 @@ rl:ended rl:failed     list     jobs that ended, and those that failed, the newe
 rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
 rl:slowed:MODEL        hash     board -> how many times as long its jobs take while heat slows it down
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
-rl:counts              hash     NAME MODEL LANE [which] -> a count of what became of jobs (`tasks/counts.py`)
+rl:counts              hash     NAME MODEL LANE [which] -> a count of what became of jobs (`tasks/counts.py`), or NAME MODEL
+                                [which] of models
 
 Channels: rl:{ID}:live (events as they happen), rl:control:WORKER, rl:commands:BOARD, rl:replies:PROCESS,
 rl:pulls:BOARD (how far models are that it fetches).

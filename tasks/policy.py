@@ -170,6 +170,19 @@ local function is_of_another(id, model, board, t)
   end
   return left
 end
+-- Where an engine has what this job goes on with in its cache, as seen from a board.
+local function where_kept(model, board, follows)
+  if not follows then return 'new' end
+  local last = redis.call('HGETALL', 'rl:last:' .. model)
+  local found = 'gone'
+  for place = 1, #last, 2 do
+    if last[place + 1] == follows then
+      if last[place] == board then return 'here' end
+      found = 'elsewhere'
+    end
+  end
+  return found
+end
 -- What the board serves now is what its engine will have in its cache.
 local function note_last(model, board, talk)
   local key = 'rl:last:' .. model

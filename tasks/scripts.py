@@ -24,6 +24,7 @@ Written down together because they share the record's fields:
   since waited prefill paused pausing through passed   of its waits and pauses: `tasks/policy.py`
   pauses    how often it was paused
   ahead     how many jobs its workers had and would take before it, when it was accepted
+  home      where its conversation was in a cache when it was first claimed: new | here | elsewhere | gone
   claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD WHY: when it began to wait, was claimed
             and handed back; as many as fit into 8000 bytes
   read      tokens of the prompt that claims had prefilled, the one that came farthest
@@ -335,7 +336,7 @@ while true do
   redis.call('ZREM', KEYS[1], id)
   local job = 'rl:{' .. id .. '}'
   local events = job .. ':events'
-  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since', 'talk')
+  local kept = redis.call('HMGET', job, 'state', 'deadline', 'order', 'since', 'talk', 'follows')
   if kept[1] == 'queued' then
     take_turn(KEYS[3], KEYS[4], tonumber(turn))
     if tonumber(kept[2]) < now() then
@@ -346,6 +347,7 @@ while true do
       local fence = redis.call('HINCRBY', job, 'fence', 1)
       redis.call('HSET', job, 'state', 'running', 'phase', 'loading', 'worker', ARGV[1], 'board', ARGV[2],
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
+      if fence == 1 then redis.call('HSET', job, 'home', where_kept(ARGV[12], ARGV[2], kept[6])) end
       redis.call('HINCRBY', job, 'waited', math.abs(now() - kept[4]))
       redis.call('HDEL', job, 'paused', 'left', 'together')
       if ARGV[15] ~= '' then
@@ -620,6 +622,15 @@ SLOWED = Script(
 redis.set_repl(redis.REPL_NONE)
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+"""
+)
+
+COUNT = Script(
+    """
+-- KEYS counts   ARGV field amount ... -> nothing.  Past the append-only file, as all counts.
+redis.set_repl(redis.REPL_NONE)
+for place = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1]) end
+redis.call('PEXPIRE', KEYS[1], 2592000000)
 """
 )
 

@@ -41,6 +41,7 @@ from tasks.board.workers import Workers, worker_command
 from tasks.card import Card
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.live_settings import LiveSettings
+from tasks.model_events import ModelEvents, Unload
 from tasks.prompting.cards import card_of
 from tasks.prompting.failures import without_folders
 from tasks.prompting.setup import setup_of
@@ -95,6 +96,7 @@ class Agent:
         )
         self._room = Room(settings, board_settings, self._workers, self._keeping)
         self._heat = Heat()
+        self._events = ModelEvents()
         self._governors = Governors(board_settings.governors, settings.data_dir)
         self._redis = Outages(log, "the board")
         self._defects = Defects(log, "the board")
@@ -246,6 +248,7 @@ class Agent:
                     log.info("%s is unloaded to make room for %s", other, model.id)
                     self._to_load.discard(other)
                     self._keeping.forget(other)
+                    self._events.unloaded(other, Unload.ROOM)
                     self._workers.stop_behind(other, GRACE, self._unloaded.set)
                 raise MakingRoom(f"Other models are being unloaded to make room for '{model.id}'.")
             self._workers.start(model, needed, self._room.domain(model, needed, domains))
@@ -254,6 +257,8 @@ class Agent:
     def unload(self, model: Model) -> None:
         """Stop the worker of `model`; its job in hand gets the worker's grace."""
         self._to_load.discard(model.id)
+        if self._workers.has(model.id):
+            self._events.unloaded(model.id, Unload.ASKED)
         self._workers.stop(model.id, GRACE)
         self._keeping.forget(model.id)
         self._unloaded.set()
@@ -262,6 +267,7 @@ class Agent:
         """Unload what nobody has asked for in its time."""
         for model_id in self._keeping.over(self._workers.living()):
             log.info("nobody asks for %s any more: it is unloaded", model_id)
+            self._events.unloaded(model_id, Unload.IDLE)
             threading.Thread(target=self._put_away, args=(model_id,), daemon=True).start()
 
     def _follow(self) -> None:
@@ -307,6 +313,8 @@ class Agent:
     def _dismiss(self, model_id: str) -> None:
         self._keeping.forget(model_id)
         self._to_load.discard(model_id)
+        if self._workers.has(model_id):
+            self._events.unloaded(model_id, Unload.GONE)
         # Its last job gets the worker's grace, for which this loop must not wait.
         threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
 
@@ -441,6 +449,7 @@ class Agent:
             drained=self._drain.on,
         )
         roster.breathe(self._client, breath)
+        self._events.report(self._client)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
 
     def _change(self, command: commands.Shelving | commands.UseRuntime) -> object:

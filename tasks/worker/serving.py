@@ -412,10 +412,11 @@ class Serving:
                 self._give_back(run, STOPPED)  # nothing else can end a load early
 
     def _follow(self) -> None:
-        """Obey what is kept of settings for the whole service, and the heat of this board."""
+        """Obey what is kept of settings for the whole service, and the heat of this board; have loads counted."""
         follow(self._client, self._live)
         self._pacing.look(is_hot(self._client, self._board), self._runs, self._speeds.decode)
         self._pacing.tell(self._client, self._model.id, self._board)
+        self._slot.events.report(self._client)
 
     def _presence(self) -> Presence:
         if self._slot.loading:

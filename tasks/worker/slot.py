@@ -10,6 +10,7 @@ from collections.abc import Callable
 from npu.engine import TextEngine
 from npu.engines import Setup, chat_template, open_engine
 from npu.model import Model
+from tasks.model_events import ModelEvents
 from tasks.prompting.failures import failure
 from tasks.prompting.prepare import Preparer
 
@@ -28,6 +29,8 @@ class Slot:
         """Why it could not be loaded, the last time."""
         self.loaded_at = 0.0
         """When it last was, by the monotonic clock."""
+        self.events = ModelEvents()
+        """Its loads that were not counted yet."""
         self.preparer: Preparer
         """Prepares requests for the engine; there once the engine is."""
         self._setup = setup
@@ -57,6 +60,7 @@ class Slot:
                 finally:
                     self.loading = False
                 self.loaded_at = time.monotonic()
+                self.events.loaded(self.model.id)
             return self._engine
 
     def _open(self) -> TextEngine:

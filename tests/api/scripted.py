@@ -29,7 +29,7 @@ from api.server import Server, bind, server
 from api.settings import ApiSettings
 from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, KeyRefused, Scope, digest_of
-from tasks.batch import BatchBook
+from tasks.batch import BatchBook, Progress
 from tasks.card import Card
 from tasks.commands import Command, Commander, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
@@ -571,6 +571,17 @@ class ScriptedTexts:
         return TINY, msgspec.convert(self.said, kind)
 
 
+class ScriptedBatches(BatchBook):
+    """Knows how far some are, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(connect_async("unix:///nowhere"))
+        self.stands: list[Progress] = []
+
+    async def unfinished(self) -> list[Progress]:
+        return self.stands
+
+
 class World:
     """Everything a test may script."""
 
@@ -584,7 +595,7 @@ class World:
         # Nobody is there to keep files; tests of those have a `RealWorld`.
         self.files = FileBook(connect_async("unix:///nowhere"))
         self.storage = LocalStorage(Path("/nowhere"))
-        self.batches = BatchBook(connect_async("unix:///nowhere"))
+        self.batches: BatchBook = ScriptedBatches()
         self.feeding = Nobody()
         self.texts = ScriptedTexts()
         self.shelf = ScriptedShelf()

@@ -10,10 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.metrics import METRICS, PREFIX
 from tasks.api_keys import Scope
+from tasks.batch import BatchState, Progress
 from tasks.jobs import JobState, Lane
 from tasks.queue_book import Held
 from tasks.roster import Machine, Presence
-from tests.api.scripted import TINY, Site
+from tests.api.scripted import TINY, ScriptedBatches, Site
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -53,16 +54,38 @@ def test_jobs_are_told_by_model_and_lane(place: Site) -> None:
         "first tiny interactive inf": 1,
         "first_us tiny interactive": 401_500_000,
         "cached tiny interactive": 44,
+        "read tiny interactive moved": 7,
+        "loads tiny": 2,
+        "loads gone": 1,
+        "unloads gone room": 1,
+        "unloads lost room": 3,
     }
     shown = scrape(place)
     assert value(shown, "jobs_total", model="tiny", lane="interactive", outcome="stop") == 3
     assert value(shown, "jobs_total", model="other", lane="batch", outcome="deadline") == 3
     assert value(shown, "cached_tokens_total", model="tiny", lane="interactive") == 44
+    assert value(shown, "read_tokens_total", model="tiny", lane="interactive", reason="moved") == 7
+    assert [value(shown, "model_loads_total", model=model) for model in ("tiny", "other")] == [2, 1]
+    assert value(shown, "model_unloads_total", model="other", reason="room") == 4
     of = {"model": "tiny", "lane": "interactive"}
     buckets = [value(shown, "first_token_seconds_bucket", le=le, **of) for le in ("0.1", "0.25", "300.0", "+Inf")]
     assert buckets == [0, 2, 2, 3]
     assert value(shown, "first_token_seconds_count", **of) == 3
     assert value(shown, "first_token_seconds_sum", **of) == 401.5
+
+
+def test_batches_are_told_together(place: Site) -> None:
+    """A label for each would be one for everybody who ever sent one."""
+    assert isinstance(place.world.batches, ScriptedBatches)
+    place.world.batches.stands = [
+        Progress(state=BatchState.IN_PROGRESS, total=10, completed=4, failed=1),
+        Progress(state=BatchState.IN_PROGRESS, total=5),
+        Progress(state=BatchState.VALIDATING),
+    ]
+    shown = scrape(place)
+    states = ("validating", "in_progress", "finalizing", "cancelling")
+    assert [value(shown, "batches", state=state) for state in states] == [1, 2, 0, 0]
+    assert [value(shown, "batch_requests", state=state) for state in ("completed", "failed", "left")] == [4, 1, 10]
 
 
 def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:

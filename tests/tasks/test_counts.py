@@ -8,8 +8,10 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.claims import Claim, claim_next
+from tasks.connection import UNREACHABLE, connect
 from tasks.events import Failed, FailureCode, Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
+from tasks.model_events import ModelEvents, Unload
 from tasks.queue_book import QueueBook
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
@@ -69,6 +71,25 @@ async def test_jobs_that_failed_or_never_began_have_no_times(
     counts = await book.counts()
     assert counts.ends() == {KEY: {"engine_failed": 1, "cancelled": 1}}
     assert counts.histogram("wait") == {}
+
+
+async def test_loads_and_unloads_are_counted(store: JobStore, book: QueueBook, client: redis.Redis) -> None:
+    """Beside what is counted of jobs; what could not be told is told the next time."""
+    await serve(store, client, Failed(FailureCode.INTERNAL, "it broke"))
+    events = ModelEvents()
+    events.report(client)
+    events.loaded("echo")
+    events.loaded("echo")
+    events.unloaded("echo", Unload.ROOM)
+    with connect("unix:///nowhere") as away, pytest.raises(UNREACHABLE):
+        events.report(away)
+    events.unloaded("small", Unload.IDLE)
+    for _ in range(2):
+        events.report(client)
+    counts = await book.counts()
+    assert counts.of_models("loads") == {("echo",): 2}
+    assert counts.of_models("unloads") == {("echo", "room"): 1, ("small", "idle"): 1}
+    assert counts.ends() == {KEY: {"internal": 1}}
 
 
 async def test_counts_are_forgotten_when_nobody_asks_for_long(store: JobStore, client: redis.Redis) -> None:

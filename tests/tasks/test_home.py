@@ -11,6 +11,7 @@ from tasks.claims import Claim, Later, claim_next, hand_back
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
 from tasks.policy import AT_HOME
+from tasks.queue_book import QueueBook
 from tasks.requests import ChatRequest, Message, talk_of
 from tasks.roster import Presence, breathe
 from tasks.store import JobStore
@@ -45,9 +46,9 @@ class Boards:
         assert isinstance(claim, Claim)
         return claim
 
-    def end(self, claim: Claim) -> None:
+    def end(self, claim: Claim, end: Finished = DONE) -> None:
         with EventWriter(self.client, claim.job, "echo", claim.token, claim.seq, lambda: None, patience=5) as writer:
-            writer.end(DONE)
+            writer.end(end)
 
     async def first_turn(self) -> None:
         """A conversation has begun on board one."""
@@ -122,6 +123,28 @@ async def test_items_of_batches_have_no_home(boards: Boards) -> None:
     """They wait long enough as it is."""
     job = await boards.accept(*SECOND, lane=Lane.BATCH)
     assert boards.begin("two").job == job
+
+
+@pytest.mark.parametrize(
+    ("why", "cached", "board"),
+    [("continued", 8, "one"), ("changed", 2, "one"), ("moved", 0, "two"), ("evicted", 0, "one")],
+)
+async def test_why_a_prompt_was_read_is_counted(
+    boards: Boards, client: redis.Redis, aclient: redis.asyncio.Redis, why: str, cached: int, board: str
+) -> None:
+    """By where its conversation was when it was claimed first; a pause makes no difference."""
+    if why == "evicted":
+        await boards.accept(Message("user", "Something else."))
+        boards.end(boards.begin("one"))
+    job = await boards.accept(*SECOND)
+    if board == "two":
+        client.hincrby(keys.job(job), "since", -AT_HOME - 1)
+    first = boards.begin(board)
+    hand_back(client, "echo", job, first.token, "it stopped", crashed=False)
+    boards.end(boards.begin(board), Finished(FinishReason.STOP, Usage(10, 2, cached), Timings()))
+    counts = await QueueBook(aclient, boards.store).counts()
+    new = 6 if why == "evicted" else 3
+    assert counts.read() == {("echo", Lane.INTERACTIVE): {"new": new, why: 10 - cached}}
 
 
 def test_what_a_conversation_goes_on_with() -> None:

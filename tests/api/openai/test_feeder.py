@@ -398,3 +398,14 @@ async def test_a_disk_that_is_stuck_ends_no_batch_that_was_accepted_before(world
     with pytest.raises(NotOnDisk):
         await stuck.create(world.order)
     assert (await world.progress()).cancel
+
+
+async def test_how_far_batches_are_is_told_until_they_have_ended(world: World) -> None:
+    """For those who watch the service."""
+    await world.begin(2)
+    hold = await world.hold()
+    await hold.step(Step(put={"state": "in_progress", "total": 2}, add={"completed": 1}))
+    [progress] = await world.batches.unfinished()
+    assert (progress.state, progress.total, progress.completed, progress.failed) == (BatchState.IN_PROGRESS, 2, 1, 0)
+    await hold.step(Step(put={"state": "completed"}, over=True))
+    assert await world.batches.unfinished() == []

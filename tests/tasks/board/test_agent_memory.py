@@ -18,6 +18,7 @@ from tasks import keys
 from tasks.board import workers
 from tasks.board.agent import Agent
 from tasks.board.process import WorkerProcess, wait_or_kill
+from tasks.board.room import MakingRoom
 from tasks.board.settings import BoardSettings
 from tasks.prompting import setup
 from tasks.settings import TaskSettings
@@ -87,6 +88,27 @@ def test_models_that_are_still_loading_count(agent: Agent, monkeypatch: pytest.M
         agent.load(echo("three"))
     agent.unload(echo("one"))
     agent.load(echo("three"))
+
+
+def test_unloads_are_counted_by_their_reasons(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of models that were there."""
+    has_memory(monkeypatch, total=100, available=50)
+    for name in ("asked", "gone", "room"):
+        agent.load(echo(name))
+    agent.unload(echo("asked"))
+    agent.unload(echo("asked"))
+    agent._dismiss("gone")
+    monkeypatch.setattr(agent._keeping, "over", lambda models: ["idle"])
+    agent._rest()
+    monkeypatch.setattr(agent._room, "fits", lambda needed: False)
+    monkeypatch.setattr(agent._room, "in_the_way", lambda model, needed: ["room"])
+    with pytest.raises(MakingRoom):
+        agent.load_in_place(echo())
+    agent._events.report(client)
+    counted = {field.decode(): int(count) for field, count in client.hgetall(keys.COUNTS).items()}
+    assert counted == {f"unloads {why} {why}": 1 for why in ("asked", "gone", "idle", "room")}
 
 
 def test_a_model_that_is_there_needs_no_more(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

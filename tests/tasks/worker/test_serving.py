@@ -287,6 +287,17 @@ def test_a_worker_is_at_work_while_it_has_a_job(make: Make) -> None:
     assert not anybody_at_work(place.model.folder)
 
 
+def test_a_load_is_counted(make: Make) -> None:
+    """Once, with the next breath."""
+    place = make()
+    for _ in range(2):
+        place.accept()
+        place.call().join(LIMIT)
+        place.serving._heartbeat.changed()
+    eventually(lambda: place.client.hget(keys.COUNTS, "loads echo"), what="the count")
+    assert (place.client.hget(keys.COUNTS, "loads echo"), place.loaded) == (b"1", 1)
+
+
 def test_a_worker_that_stops_while_it_loads_hands_its_job_back_at_once(make: Make) -> None:
     """Nothing ends a load early, and the job need not wait for it; the load's end changes nothing any more."""
     place = make(worker_grace=0)
