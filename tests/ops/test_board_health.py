@@ -1,0 +1,31 @@
+"""What the health check of a board's container says."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from ops.board_health import main
+from tasks import roster
+
+
+@pytest.mark.parametrize("words", [[], ["--alive"]])
+def test_a_board_is_well_while_it_breathes(
+    words: list[str], client: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name, whoever else does."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", valkey_url)
+    monkeypatch.setenv("ROCKCHIPLLAMA_BOARD_NAME", "one")
+    roster.breathe(client, roster.Presence(name="board:other", board="other", started=time.time()))
+    assert main(words) == 1
+    roster.breathe(client, roster.Presence(name="board:one", board="one", started=time.time()))
+    assert main(words) == 0
+
+
+def test_a_board_without_redis_is_alive_and_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To end it would change nothing."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", "unix:///nonexistent/valkey.sock")
+    assert main([]) == 1
+    assert main(["--alive"]) == 0
