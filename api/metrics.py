@@ -130,6 +130,12 @@ PREFILL = Metric(
 DECODE = Metric(
     "worker_decode_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast it has lately answered."
 )
+PARKED = Metric(
+    "worker_parked_bytes",
+    GaugeMetricFamily,
+    ("board", "model"),
+    "Memory in which it keeps conversations that others displaced.",
+)
 BOARD = Metric(
     "board_serving", GaugeMetricFamily, ("board", "version"), "1 of a living board, 0 of one that is drained."
 )
@@ -156,7 +162,7 @@ AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",)
 METRICS: tuple[Metric, ...] = (
     *(REQUESTS, ENDED, *TOTALS.values(), READ, *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
     *(BATCHES, ITEMS, LOADS, UNLOADS),
-    *(WORKER, PREFILL, DECODE, BOARD, LOAD, CLOCK, HIGHEST, HEAT, LIMIT, HOT, MEMORY, AVAILABLE),
+    *(WORKER, PREFILL, DECODE, PARKED, BOARD, LOAD, CLOCK, HIGHEST, HEAT, LIMIT, HOT, MEMORY, AVAILABLE),
 )
 """All there are."""
 
@@ -269,6 +275,7 @@ class _Service(Collector):
         yield WORKER, [(labels, its.state in ("loaded", "busy")) for labels, its in workers]
         yield PREFILL, [(labels, its.prefill_tps) for labels, its in workers if its.prefill_tps is not None]
         yield DECODE, [(labels, its.decode_tps) for labels, its in workers if its.decode_tps is not None]
+        yield PARKED, [(labels, its.parked) for labels, its in workers]
         breaths = self._snapshot.breaths
         yield BOARD, [((breath.board, breath.version), not breath.drained) for breath in breaths]
         machines = [((breath.board,), breath.machine) for breath in breaths if breath.machine is not None]

@@ -242,6 +242,17 @@ class LockStepEngine(TextEngine, Protocol):
 
 
 @runtime_checkable
+class ParkingEngine(Protocol):
+    """An engine that keeps in memory what others displaced from its cache."""
+
+    parked_bytes: int
+    """What that takes now."""
+
+    def unpark(self) -> None:
+        """Give this memory back; such prompts are read anew. From any thread."""
+
+
+@runtime_checkable
 class EmbeddingEngine(Protocol):
     """An engine whose model can embed."""
 

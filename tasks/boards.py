@@ -88,5 +88,6 @@ def _model(card: Card, worker: Presence | None) -> dict[str, Any]:
         "engine_version": card.engine_version or None,
         "quantization": card.quantization or None,
         "prefill_tps": prefill if prefill is not None or tested is None else tested.prefill_tps,
+        "parked_bytes": worker.parked if worker is not None else 0,
         "decode_tps": decode if decode is not None or tested is None else tested.decode_tps,
     }

@@ -91,6 +91,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefill_tps: float | None = None
     decode_tps: float | None = None
     """Tokens a worker has lately read and said per second; None before it has."""
+    parked: int = 0
+    """Bytes of memory in which a worker keeps what was displaced from its engine's cache."""
     answered: int | None = None
     """Calls to serve that a worker has answered; none while it answers one."""
     tries: int = 0

@@ -263,6 +263,16 @@ class RkllmEngine:
                 told,
             )
 
+    @property
+    def parked_bytes(self) -> int:
+        """See `ParkingEngine`."""
+        return self.cache.parking.size if self.cache.parking is not None else 0
+
+    def unpark(self) -> None:
+        """See `ParkingEngine`."""
+        if self.cache.parking is not None:
+            self.cache.parking.empty()
+
     def close(self) -> None:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True

@@ -36,6 +36,7 @@ from tasks.board.pulls import Pulls
 from tasks.board.room import MakingRoom, NoRoomYet, Room
 from tasks.board.runtimes import ENGINE, Runtimes
 from tasks.board.settings import BoardSettings
+from tasks.board.unparking import Unparking
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.card import Card
@@ -108,6 +109,7 @@ class Agent:
         self._drain = Drain(self._client, self._board, self._workers, self._dismiss, self._load_again)
         self._started = time.time()
         self._leaving = threading.Event()
+        self._unparking = Unparking(self._client, self._board, self._leaving)
         self._pulse = systemd.Pulse()
         self._unloaded = threading.Event()
         """A model was unloaded: jobs may wait for it, and need not wait for the next look as well."""
@@ -241,7 +243,7 @@ class Agent:
                 raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
             successor = self._workers.has(model.id) or model.id in self._workers.leaving()
-            if not successor and not self._room.fits(needed, domains):
+            if not successor and not self._unparking.until(lambda: self._room.fits(needed, domains)):
                 if not in_place:
                     raise self._room.refusal(model, needed, domains)
                 for other in self._room.in_the_way(model, needed, domains):

@@ -1,5 +1,5 @@
 """Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon or to
-hand that job over; and that a chat waits."""
+hand that job over, to give back the memory of what is parked; and that a chat waits."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class ControlListener:
         on_chat: Callable[[str, str], None],
         on_stop: Callable[[], None],
         on_hand_over: Callable[[], None],
+        on_unpark: Callable[[], None],
     ) -> None:
         self._client = client
         self._channel = keys.control(worker)
@@ -40,6 +41,7 @@ class ControlListener:
         self._on_chat = on_chat
         self._on_stop = on_stop
         self._on_hand_over = on_hand_over
+        self._on_unpark = on_unpark
         self._redis = Outages(log, "the control channel")
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="control", daemon=True)
@@ -80,5 +82,7 @@ class ControlListener:
                 self._on_stop()
             case ["hand-over"]:
                 self._on_hand_over()
+            case ["unpark"]:
+                self._on_unpark()
             case _:
                 log.warning("ignored an unknown word on the control channel")

@@ -109,6 +109,7 @@ class Serving:
             on_chat=self._chat_waits,
             on_stop=self._stop,
             on_hand_over=self._hand_over,
+            on_unpark=self._unpark,
         )
 
     def close(self) -> None:
@@ -404,6 +405,11 @@ class Serving:
         self._stopping = True
         self._stop_run()
 
+    def _unpark(self) -> None:
+        """Another model of this board needs the memory."""
+        self._slot.unpark()
+        self._heartbeat.changed()
+
     def _stop_run(self) -> None:
         self._leaving.set()
         for run in self._runs:
@@ -432,6 +438,7 @@ class Serving:
             state=state,
             prefill_tps=self._speeds.prefill,
             decode_tps=self._speeds.decode,
+            parked=self._slot.parked,
             answered=None if self._call_in_hand else self._answered,
             tries=self._slot.tries,
             problem=self._slot.problem,

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from npu.engine import TextEngine
+from npu.engine import ParkingEngine, TextEngine
 from npu.engines import Setup, chat_template, open_engine
 from npu.model import Model
 from tasks.model_events import ModelEvents
@@ -41,6 +41,18 @@ class Slot:
     def loaded(self) -> bool:
         """Whether the engine is open."""
         return self._engine is not None
+
+    @property
+    def parked(self) -> int:
+        """Bytes of memory in which the engine keeps what was displaced from its cache."""
+        engine = self._engine
+        return engine.parked_bytes if isinstance(engine, ParkingEngine) else 0
+
+    def unpark(self) -> None:
+        """Have the engine give that memory back. From any thread."""
+        engine = self._engine
+        if isinstance(engine, ParkingEngine):
+            engine.unpark()
 
     def engine(self, on_load: Callable[[], None]) -> TextEngine:
         """The engine; loads the model on the first call, and calls `on_load` when it begins to.

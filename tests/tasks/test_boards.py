@@ -51,7 +51,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     )
     breathe(client, Presence(name="board:gone", board="gone"))
     leave(client, "board:gone")
-    breathe(client, Presence(name="small@two", board="two", model="small", state="busy", decode_tps=31.4))
+    breathe(client, Presence(name="small@two", board="two", model="small", state="busy", decode_tps=31.4, parked=7))
     one, two = shown(client)
     assert (one["id"], one["soc"], one["driver"], one["npu_load"]) == ("one", "rk3588", "0.9.8", (87, 0, 5))
     assert one["npu_clock"] == {"hertz": 600_000_000, "highest": 1_000_000_000}
@@ -64,7 +64,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     assert two["refused"] == {"torn": "it is cut off"}
     [model] = two["models"]
     assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)
-    assert model["engine_version"] == "1.2.3"
+    assert (model["engine_version"], model["parked_bytes"]) == ("1.2.3", 7)
 
 
 def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> None:

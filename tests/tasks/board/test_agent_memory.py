@@ -21,6 +21,7 @@ from tasks.board.process import WorkerProcess, wait_or_kill
 from tasks.board.room import MakingRoom
 from tasks.board.settings import BoardSettings
 from tasks.prompting import setup
+from tasks.roster import Presence, breathe
 from tasks.settings import TaskSettings
 from tests.stack import LIMIT, eventually
 
@@ -180,3 +181,28 @@ def test_a_smaller_context_is_the_advice(agent: Agent, monkeypatch: pytest.Monke
     has_memory(monkeypatch, total=1, available=1)
     with pytest.raises(OutOfMemory, match="Unload another model, or set a smaller context_length"):
         agent.load(echo())
+
+
+def test_what_others_have_parked_is_given_back_first(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their workers are told, and waited for; a board where nothing is parked refuses as ever."""
+    has_memory(monkeypatch, total=100, available=5)
+    breathe(client, Presence(name="other@one", board="one", model="other", state="loaded"))
+    breathe(client, Presence(name="other@two", board="two", model="other", state="loaded", parked=MIB))
+    with pytest.raises(OutOfMemory):
+        agent.load(echo())
+    breathe(client, Presence(name="other@one", board="one", model="other", state="loaded", parked=MIB))
+    with client.pubsub(ignore_subscribe_messages=True) as worker, ThreadPoolExecutor(1) as pool:
+        worker.subscribe(keys.control("other@one"))
+        eventually(lambda: client.pubsub_numsub(keys.control("other@one"))[0][1] == 1, what="a worker that listens")
+
+        def give_back() -> bytes:
+            message = eventually(lambda: worker.get_message(timeout=0.1), what="a word")
+            has_memory(monkeypatch, total=100, available=6)
+            return bytes(message["data"])
+
+        told = pool.submit(give_back)
+        agent.load(echo())
+        assert told.result(LIMIT) == b"unpark"
+    assert agent._workers.has("echo")

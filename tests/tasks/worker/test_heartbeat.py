@@ -35,6 +35,7 @@ class Ear:
             on_chat=self._cancel,
             on_stop=lambda: None,
             on_hand_over=lambda: None,
+            on_unpark=lambda: None,
         )
 
     def _load(self) -> None:

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 import redis
 
 from npu.engine import Prompt, Sampling, TextEngine
-from npu.engines.echo import EchoEngine
+from npu.engines.echo import EchoEngine, EchoGeneration
 from npu.errors import EngineFailed, ModelRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
@@ -76,13 +77,13 @@ class Place:
         self.loaded += 1
         return self.engine()
 
-    def accept(self, text: str = "hello", lane: Lane = Lane.INTERACTIVE) -> str:
+    def accept(self, text: str = "hello", lane: Lane = Lane.INTERACTIVE, owner: str = "") -> str:
         job = new_job_id()
 
         async def send() -> None:
             aclient = connect_async(self.url)
             store = JobStore(aclient, queue_limit=20, job_ttl=60, deadline=600)
-            await store.accept(job, "echo", ChatRequest((Message("user", text),)), lane=lane, owner="")
+            await store.accept(job, "echo", ChatRequest((Message("user", text),)), lane=lane, owner=owner)
             await aclient.aclose()
 
         asyncio.run(send())
@@ -242,6 +243,42 @@ def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
     place.gate.set()
     serving_.join(LIMIT)
     eventually(lambda: answered() == 2, what="the news")
+
+
+class ParkingEcho(EchoEngine):
+    """Parks what it is told may come back."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.prompts: list[Prompt] = []
+        self.parked_bytes = 0
+
+    def generate(self, prompt: Prompt, *rest: Any) -> EchoGeneration:
+        self.prompts.append(prompt)
+        self.parked_bytes += 1000 if prompt.returns else 0
+        return super().generate(prompt, *rest)
+
+    def unpark(self) -> None:
+        self.parked_bytes = 0
+
+
+def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make) -> None:
+    """What comes once is not; the worker's breath tells how much it is, and a word on its channel has it given back."""
+    place = make()
+    engine = ParkingEcho(place.model)
+    place.engine = lambda: engine
+
+    def parked() -> int:
+        return roster.read_breath(place.client.hget(keys.PRESENCE, WORKER)).parked  # type: ignore[arg-type]
+
+    for lane, owner in ((Lane.INTERACTIVE, "a"), (Lane.BACKGROUND, "b"), (Lane.BATCH, "c"), (Lane.INTERACTIVE, "d")):
+        place.accept(lane=lane, owner=owner)
+        place.call().join(LIMIT)
+    told = [(prompt.owner, prompt.returns) for prompt in engine.prompts]
+    assert told == [("a", True), ("b", False), ("c", False), ("d", True)]
+    eventually(lambda: parked() == 2000, what="a breath that tells")
+    place.client.publish(keys.control(WORKER), "unpark")
+    eventually(lambda: parked() == 0, what="a breath that tells it was given back")
 
 
 def test_a_worker_of_a_hot_board_rests_after_an_item_and_serves_chats(

@@ -1,0 +1,38 @@
+"""The memory of parked conversations, which a board's workers give back when another model needs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import redis
+
+from tasks import boards, keys
+
+PATIENCE = 3.0
+"""Seconds the workers get for it."""
+
+
+class Unparking:
+    """Asks the workers of one board."""
+
+    def __init__(self, client: redis.Redis, board: str, leaving: threading.Event) -> None:
+        """Once `leaving` is set nobody is waited for."""
+        self._client = client
+        self._board = board
+        self._leaving = leaving
+
+    def until(self, fits: Callable[[], bool]) -> bool:
+        """Whether it fits, perhaps once workers have given back what is parked. Raises what the client raises."""
+        if fits():
+            return True
+        workers = [worker for worker in boards.snapshot(self._client).workers if worker.board == self._board]
+        parked = [worker.name for worker in workers if worker.parked]
+        for name in parked:
+            self._client.publish(keys.control(name), "unpark")
+        for _ in range(int(PATIENCE / 0.05) if parked else 0):
+            if self._leaving.wait(0.05):
+                break
+            if fits():
+                return True
+        return False
