@@ -51,16 +51,17 @@ class Waiting:
     """Not an event of the job: it still waits, or is silent for long. Fronts keep the line warm with it.
 
     `position` counts from 1; None once a worker has the job. `wait` is about how many seconds it will be, where that can be
-    told.
+    told. `why` says what keeps it besides those before it.
     """
 
     position: int | None
     wait: float | None = None
+    why: str = ""
 
     @classmethod
-    def behind(cls, place: int, standing: Standing) -> Waiting:
+    def behind(cls, place: int, standing: Standing, why: str = "") -> Waiting:
         """Of a job that so many others are before."""
-        return cls(place + 1, standing.wait(place))
+        return cls(place + 1, standing.wait(place), why)
 
 
 class ClientGone(Exception):
@@ -108,6 +109,7 @@ class Answer:
         self._read = read
         self._reader = Reader(relay.client, subscription, job, read)
         self._place: int | None = -1
+        self._why = ""
         self._source = self._follow()
         self._ahead: list[Numbered] = []
         self._ended = False
@@ -216,9 +218,10 @@ class Answer:
                     except JobNotFound:
                         continue  # the reader knows whether that is the end
                     place = None if found is None else found[0]
-                    if place != self._place or loop.time() - told >= self._relay.keep_alive:
-                        self._place, told = place, loop.time()
-                        yield Waiting.behind(*found) if found else Waiting(None)
+                    why = self._relay.why_waiting(self._queue)
+                    if (place, why) != (self._place, self._why) or loop.time() - told >= self._relay.keep_alive:
+                        self._place, self._why, told = place, why, loop.time()
+                        yield Waiting.behind(*found, why) if found else Waiting(None, None, why)
                 return
             except Forgotten as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})

@@ -88,11 +88,10 @@ def unbroken(data: bytes) -> bytes:
 
 def comment(waiting: Waiting) -> bytes:
     """A line that every reader of server-sent events skips, and that keeps proxies and clients from giving up."""
-    if waiting.position is None:
-        return KEEP_ALIVE
-    if waiting.wait is None:
-        return b": position %d\n" % waiting.position
-    return b": position %d, about %d s\n" % (waiting.position, ceil(waiting.wait))
+    words = [f"position {waiting.position}"] if waiting.position is not None else []
+    words += [f"about {ceil(waiting.wait)} s"] if waiting.wait is not None else []
+    words += [waiting.why] if waiting.why else []
+    return f": {', '.join(words)}\n".encode() if words else KEEP_ALIVE
 
 
 def waiting_headers(waiting: Waiting) -> dict[str, str]:

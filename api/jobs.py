@@ -18,6 +18,8 @@ from tasks.account import account
 from tasks.api_keys import Scope
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, is_job_id
+from tasks.roster import ModelStatus
+from tasks.waits_for import story, waits_for
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
@@ -64,7 +66,7 @@ async def list_jobs(http: Request) -> Response:
     services = services_of(http)
     models = [status.card.id for status in services["roster"].models()]
     views = await services["queues"].list_jobs(models, states, int(words))
-    shown = {"object": "list", "data": [render(view) for view in views]}
+    shown = {"object": "list", "data": [_standing(http, view) for view in views]}
     return Response(msgspec.json.encode(shown), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
@@ -91,7 +93,7 @@ async def show_job(http: Request, job: str) -> Response:
     view = await jobs.view(checked_id(job))
     if seconds > 0 and view.ended_at is None:
         view = await while_connected(http, jobs.wait(view.id, view, seconds))
-    return _json(view)
+    return _json(http, view)
 
 
 @router.get("/{job}/why", summary="Show where a job's time went")
@@ -99,11 +101,13 @@ async def explain_job(http: Request, job: str) -> Response:
     """The parts of a job's time in their order: waits, interruptions, loading, prefill, decode, the rest. Those of a job that has
     ended add up to all of it."""
     view = await services_of(http)["jobs"].view(checked_id(job))
-    parts = account(view)
+    parts, status = account(view), _status(http, view)
     shown = {
         "object": "job.why",
         "id": view.id,
         "state": view.state,
+        "waits_for": waits_for(status) if status is not None else None,
+        "why": (status.no_room or story(status) or None) if status is not None else None,
         "wall_ms": round((view.ended_at - view.created_at) * 1000, 3) if view.ended_at is not None else None,
         "parts": parts,
     }
@@ -117,7 +121,7 @@ async def cancel_job(http: Request, job: str) -> Response:
     if view.state in (JobState.FINISHED, JobState.FAILED):
         message = f"The job '{view.id}' has {view.state.value} already and can no longer be cancelled."
         raise HttpProblem(Problem(409, "job_ended", message, retry=False, job=view.id))
-    return _json(view)
+    return _json(http, view)
 
 
 def checked_id(job: str) -> str:
@@ -137,9 +141,21 @@ def render(view: JobView) -> dict[str, Any]:
     return fields
 
 
-def _json(view: JobView) -> Response:
+def _standing(http: Request, view: JobView) -> dict[str, Any]:
+    """The job, and what it waits for."""
+    status = _status(http, view)
+    return render(view) | {"waits_for": waits_for(status) if status is not None else None}
+
+
+def _status(http: Request, view: JobView) -> ModelStatus | None:
+    """The model of a job that waits."""
+    models = services_of(http)["roster"].models() if view.state is JobState.QUEUED else []
+    return next((status for status in models if status.card.id == view.model.partition(":")[0]), None)
+
+
+def _json(http: Request, view: JobView) -> Response:
     return Response(
-        msgspec.json.encode(render(view)),
+        msgspec.json.encode(_standing(http, view)),
         headers={"x-job-id": view.id, "cache-control": "no-store"},
         media_type="application/json",
     )

@@ -47,7 +47,7 @@ class Loading:
             before = worker_on(self._roster.snapshot, name, chosen)
             try:
                 if before is None or before.state not in LOADED:
-                    await self._commander.ask(chosen, Load(name, at_once=True, by_hand=True), BEGIN_PATIENCE)
+                    await self._commander.ask(chosen, Load(name, by_hand=True), BEGIN_PATIENCE)
                 if keep is not None:
                     await self._commander.ask(chosen, Keep(name, keep), BEGIN_PATIENCE)
             except CommandFailed as error:

@@ -14,7 +14,7 @@ import redis.asyncio
 
 from api.answer import Answer, Waiting
 from tasks import keys
-from tasks.commands import AWAY, Commander, Keep, Load, Prepare, Unload
+from tasks.commands import AWAY, CommandCode, Commander, Keep, Load, Prepare, Unload
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,
@@ -34,6 +34,7 @@ from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.roster import BREATH, ModelStatus, Roster
 from tasks.standing import Gate
 from tasks.store import Attended, JobStore
+from tasks.waits_for import story
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -46,11 +47,17 @@ RESTART_PATIENCE = 10.0
 BREATH_PATIENCE = BREATH + 1.0
 """Seconds a board may take to breathe again after Redis came back, which remembers no breaths."""
 LOADED_PATIENCE = 600.0
-"""Seconds whoever asked for nothing but a load waits for its end."""
+"""Seconds whoever asked for nothing but a load waits for room, and then for its end."""
+ROOM_LOOK = 1.0
+"""Seconds between two tries to load what there was no room for."""
 UNLOAD_PATIENCE = 60.0
 """Seconds a board may take to stop a worker, whose job in hand gets some to end."""
 PREPARE_PATIENCE = 130.0
 """Seconds a board may take to check a waiting job."""
+
+
+class _NoRoomYet(ModelDown):
+    """Raised when the model fits once others can be unloaded."""
 
 
 class Relay:
@@ -154,7 +161,7 @@ class Relay:
             answer.allowance = accepted.allowance
             standing = accepted.standing
             if accepted.place > 0 or standing.running > 0 or not status.loaded or standing.gate is Gate.PAUSED:
-                answer.waiting = Waiting.behind(accepted.place, standing)
+                answer.waiting = Waiting.behind(accepted.place, standing, self.why_waiting(name))
                 if status.boards:
                     self.in_background(self._prepare(status.boards[0], name, job))
             if commit_early:
@@ -217,11 +224,19 @@ class Relay:
         return answer, attended
 
     async def load(self, status: ModelStatus) -> None:
-        """Have a board load the model, and wait until it is loaded. Raises `ModelDown`, `QueueUnavailable`."""
+        """Have a board load the model once there is room, and wait until it is loaded. Raises `ModelDown`, `QueueUnavailable`."""
         if status.loaded:
             return
-        await self._load(status, by_hand=True)
         now = asyncio.get_running_loop().time
+        give_up = now() + LOADED_PATIENCE
+        while True:
+            try:
+                await self._load(status, by_hand=True)
+                break
+            except _NoRoomYet:
+                if now() > give_up:
+                    raise
+                await asyncio.sleep(ROOM_LOOK)
         begun, seen = now(), False
         while not status.loaded:
             if now() - begun > (LOADED_PATIENCE if status.loading else LOAD_PATIENCE) or (seen and not status.loading):
@@ -237,6 +252,10 @@ class Relay:
         await asyncio.gather(*(self._commander.ask(board, Unload(model), UNLOAD_PATIENCE) for board in boards))
         # Who asks for it next must not be taken for served.
         await self._roster.refresh()
+
+    def why_waiting(self, model: str) -> str:
+        """What keeps the jobs of a model besides one another, as the roster knows it; empty for nothing."""
+        return next((story(status) for status in self._roster.models() if status.card.id == model), "")
 
     def keep(self, status: ModelStatus, seconds: float) -> None:
         """Have the boards that have the model let it stay loaded so long after its last job, soon; below 0 is for ever."""
@@ -316,7 +335,8 @@ class Relay:
                     failures.append(error)
             # An agent that breathed a moment ago and does not listen is being restarted.
             if any(error.code != AWAY for error in failures) or loop.time() > give_up:
-                raise ModelDown(model, str(failures[-1]))
+                waits = next((error for error in failures if error.code == CommandCode.NO_ROOM_YET), None)
+                raise _NoRoomYet(model, str(waits)) if waits is not None else ModelDown(model, str(failures[-1]))
             await asyncio.sleep(0.5)
 
     async def _prepare(self, board: str, model: str, job: str) -> None:

@@ -98,6 +98,8 @@ def _jobs(jobs: list[dict[str, Any]]) -> Table:
         stands = job["phase"] or job["state"]
         if job["position"] is not None:
             stands += f", position {job['position']}"
+        if job.get("waits_for") not in (None, "turn"):
+            stands += f", waits for {job['waits_for']}"
         since = time.strftime("%H:%M:%S", time.localtime(job["started_at"] or job["created_at"]))
         table.add_row(job["id"], Text(job["model"]), job["lane"], stands, since, Text(job["board"] or "-"))
     return table

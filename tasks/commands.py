@@ -38,11 +38,10 @@ AWAY = "board_away"
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Start a worker for the model and load it. The reply comes when that has begun, or cannot. Where others have something to do
-    first, it is also begun, for jobs will wait for it; with `at_once` it is refused then. A model that requests do not load
-    is refused unless somebody asked for just that, `by_hand`."""
+    first, it is also begun, for jobs will wait for it; and a model that requests do not load is refused. It is the other way
+    round where somebody asked for the load alone, `by_hand`."""
 
     model: str
-    at_once: bool = False
     by_hand: bool = False
 
 

@@ -121,6 +121,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a board."""
     drained: bool = False
     """Of a board: it is to serve nothing, until it is told otherwise."""
+    no_room: dict[str, str] = {}
+    """Of a board: models that jobs wait for and that fit once others can be unloaded, each with a sentence that names those."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +139,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Living boards that have it, and serve."""
     stays: float | None = None
     """For how many seconds it will stay loaded if nobody asks for it; None is for ever, or that it is not loaded."""
+    no_room: str = ""
+    """Where it fits once others can be unloaded: what a board says of that."""
     adapter: str | None = None
     """The one of its adapters that was asked for with it."""
     background: bool = False
@@ -281,6 +285,7 @@ def read_roster(reply: list[Any]) -> Snapshot:
                 gate=gates.get(model, Gate.OPEN),
                 boards=here,
                 stays=_stays(model, alive, ages),
+                no_room=next((its.no_room[model] for its in breaths if model in its.no_room), ""),
             )
         )
     workers = tuple(breath for breath in alive if breath.model is not None)

@@ -71,7 +71,10 @@ def why(job: Job, as_json: AsJson = False, url: Url = None, config: options.Conf
         where = f" on {part['board']}" if part["board"] else ""
         print(f"{part['ms'] / 1000:10.3f} s  {part['kind']}{where}{': ' + part['why'] if part['why'] else ''}")
     wall = found["wall_ms"]
-    print(f"{wall / 1000:10.3f} s  in all, {found['state']}" if wall is not None else f"It is {found['state']}.")
+    if wall is not None:
+        print(f"{wall / 1000:10.3f} s  in all, {found['state']}")
+    else:
+        print(f"It is {found['state']}{': ' + found['why'].rstrip('.') if found['why'] else ''}.")
 
 
 def _clock(seconds: float) -> str:
@@ -82,8 +85,9 @@ def _clock(seconds: float) -> str:
 
 def _stands(job: dict[str, Any]) -> str:
     if job["state"] == "queued":
-        wait = job["estimated_wait"]
-        return f"queued, position {job['position']}" + (f", about {wait:.0f} s" if wait is not None else "")
+        wait, held = job["estimated_wait"], job["waits_for"]
+        words = f"queued, position {job['position']}" + (f", about {wait:.0f} s" if wait is not None else "")
+        return words + (f", waits for {held}" if held not in (None, "turn") else "")
     if job["state"] == "running":
         return f"running on {job['board']}, {job['phase']}"
     if job["error"]:

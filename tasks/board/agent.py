@@ -217,9 +217,9 @@ class Agent:
                 f"`rockchipllama models load {model.id}` does."
             )
 
-    def load_after_others(self, model: Model, at_once: bool = False, by_hand: bool = False) -> None:
+    def load_after_others(self, model: Model, by_hand: bool = False) -> None:
         """The same, once those models are gone that are being unloaded. Where others are busy it returns at once: jobs wait for
-        room, and a look for them loads the model. With `at_once` nobody waits, and it raises `NoRoomYet`."""
+        room, and a look for them loads the model. `by_hand` no job waits, and it raises `NoRoomYet`."""
         while True:
             try:
                 return self.load_in_place(model, by_hand)
@@ -227,7 +227,7 @@ class Agent:
                 if self._leaving.wait(0.1):
                     raise
             except NoRoomYet as wait:
-                if at_once:
+                if by_hand:
                     raise
                 return log.info("%s", wait)
 
@@ -449,6 +449,7 @@ class Agent:
             version=VERSION,
             machine=read_machine(self._heat),
             drained=self._drain.on,
+            no_room=self._demand.no_room,
         )
         roster.breathe(self._client, breath)
         self._events.report(self._client)

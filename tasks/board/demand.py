@@ -58,6 +58,8 @@ class Demand:
         self._clock = clock
         self._waits: dict[str, float] = {}
         """Since when jobs of a model wait for room, by the clock."""
+        self.no_room: dict[str, str] = {}
+        """What there is to say of that, by the models."""
         self._looks: dict[str, int] = {}
         """How many looks in a row have found jobs of a model that nobody serves, or too few."""
         self._no_room: set[str] = set()
@@ -76,6 +78,7 @@ class Demand:
         self._looks = {model: self._looks.get(model, 0) + 1 for model in wanted}
         self._no_room &= wanted.keys()
         self._waits = {model: since for model, since in self._waits.items() if model in wanted}
+        self.no_room = {model: why for model, why in self.no_room.items() if model in wanted}
         for model_id, status in wanted.items():
             place = status.boards.index(self._board) + status.served
             if self._looks[model_id] <= place or self._has_worker(model_id):
@@ -100,11 +103,13 @@ class Demand:
         try:
             self._load_in_place(model)
             self._waits.pop(model.id, None)
+            self.no_room.pop(model.id, None)
             log.info("jobs wait for %s and nobody serves it: it is loaded", model.id)
         except MakingRoom:
             pass  # the next look comes when there is some
         except NoRoomYet as wait:
             since = self._waits.setdefault(model.id, self._clock())
+            self.no_room[model.id] = str(wait)
             if last and self._clock() - since > self._room_wait:
                 self._refuse(
                     model.id,

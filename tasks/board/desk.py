@@ -47,7 +47,7 @@ class Desk:
         client: redis.Redis,
         settings: TaskSettings,
         catalog: Callable[[], Catalog],
-        load: Callable[[Model, bool, bool], None],
+        load: Callable[[Model, bool], None],
         unload: Callable[[Model], None],
         keep: Callable[[str, float], None],
         change: Callable[[commands.Shelving | commands.UseRuntime], object],
@@ -141,9 +141,9 @@ class Desk:
         if model is None:
             raise ModelRefused(f"This board has no model '{command.model}'.")
         match command:
-            case commands.Load(at_once=at_once, by_hand=by_hand):
+            case commands.Load(by_hand=by_hand):
                 try:
-                    self._load(model, at_once, by_hand)
+                    self._load(model, by_hand)
                 except OutOfMemory as error:
                     yet = isinstance(error, NoRoomYet)
                     code = commands.CommandCode.NO_ROOM_YET if yet else commands.CommandCode.DOES_NOT_FIT

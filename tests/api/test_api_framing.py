@@ -46,8 +46,14 @@ def test_a_stream_has_the_headers_proxies_need(place: Site) -> None:
 
 def test_waiting_is_told_in_comments(place: Site) -> None:
     """A waiting client sees its place, a silent one that the line is alive; readers skip both."""
-    place.relay.play(Waiting(3, 40.2), Waiting(1), Waiting(None), TextDelta("x"), END)
+    why = "its model is being loaded"
+    place.relay.play(
+        *(Waiting(3, 40.2), Waiting(1), Waiting(None), Waiting(1, 2.0, why), Waiting(None, None, why)),
+        TextDelta("x"),
+        END,
+    )
     assert stream(place)[:3] == [": position 3, about 41 s", ": position 1", ": keep-alive"]
+    assert stream(place)[3:5] == [f": position 1, about 2 s, {why}", f": {why}"]
 
 
 def test_comments_between_frames_are_nothing_to_openais_client(place: Site) -> None:

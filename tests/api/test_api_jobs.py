@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tasks.api_keys import Scope
 from tasks.events import Failed, FailureCode
 from tasks.jobs import JobState, Phase
-from tests.api.scripted import JOB, TIMINGS, USAGE, Site, view
+from tests.api.scripted import JOB, TIMINGS, TINY, USAGE, Site, view
 
 
 def test_a_job_is_shown_with_names(place: Site) -> None:
@@ -27,6 +28,23 @@ def test_a_job_is_shown_with_names(place: Site) -> None:
     }
     assert body["timings"]["prefill_ms"] == 20.0
     assert body["error"] == {"code": "engine_lost", "message": "Gone.", "param": None}
+
+
+def test_a_job_that_waits_says_what_for(place: Site) -> None:
+    """In a word, and where its time goes is asked for, in a sentence with the figures; of a job that runs there is nothing."""
+    place.world.jobs.job = view(state=JobState.QUEUED, ended_at=None)
+    assert place.http.get(f"/v1/jobs/{JOB}").json()["waits_for"] == "turn"
+    full = "It needs 4096 MiB."
+    status = msgspec.structs.replace(TINY, served=False, loaded=False, boards=("b",), no_room=full)
+    place.world.roster.known = [status]
+    assert place.http.get(f"/v1/jobs/{JOB}").json()["waits_for"] == "room"
+    why = place.http.get(f"/v1/jobs/{JOB}/why").json()
+    assert (why["waits_for"], why["why"]) == ("room", full)
+    place.world.roster.known = [msgspec.structs.replace(status, no_room="")]
+    why = place.http.get(f"/v1/jobs/{JOB}/why").json()
+    assert (why["waits_for"], why["why"]) == ("load", "its model is being loaded")
+    place.world.jobs.job = view(state=JobState.RUNNING, ended_at=None)
+    assert place.http.get(f"/v1/jobs/{JOB}").json()["waits_for"] is None
 
 
 @pytest.mark.parametrize("job", ["a" * 22, "nothing", "..%2f..%2fetc%2fpasswd", "A" * 22, "a" * 500])

@@ -89,10 +89,10 @@ def test_a_model_is_loaded_where_there_is_most_room(rack: Site) -> None:
     done = rack.http.post("/v1/models/load", json={"model": "org/tiny", "keep_alive": "5m"})
     assert (done.status_code, done.headers["location"]) == (202, "/v1/models/loaded?model=tiny&board=b2")
     assert (done.json()["board"], done.json()["state"]) == ("b2", "starting")
-    assert rack.world.commander.told == [("b2", Load("tiny", at_once=True, by_hand=True)), ("b2", Keep("tiny", 300.0))]
+    assert rack.world.commander.told == [("b2", Load("tiny", by_hand=True)), ("b2", Keep("tiny", 300.0))]
     rack.world.commander.told.clear()
     rack.http.post("/v1/models/load", json={"model": "tiny", "board": "b1"})
-    assert rack.world.commander.told == [("b1", Load("tiny", at_once=True, by_hand=True))]
+    assert rack.world.commander.told == [("b1", Load("tiny", by_hand=True))]
     rack.world.commander.told.clear()
     rack.world.roster.alive.append(worker("b1", "loaded"))
     done = rack.http.post("/v1/models/load", json={"model": "tiny", "board": "any"})

@@ -13,16 +13,17 @@ import pytest
 from api import relay as module
 from api.relay import Relay
 from tasks.card import Card
-from tasks.errors import ModelDown
+from tasks.commands import CommandCode, Load
+from tasks.errors import CommandFailed, ModelDown
 from tasks.roster import ModelStatus
 from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
 
 
-def status(*boards: str, served: bool = False) -> ModelStatus:
+def status(*boards: str, served: bool = False, loaded: bool = False) -> ModelStatus:
     return ModelStatus(
-        card=Card(id="m", board="one"), served=served, loaded=False, loading=False, waiting=0, boards=boards
+        card=Card(id="m", board="one"), served=served, loaded=loaded, loading=False, waiting=0, boards=boards
     )
 
 
@@ -33,7 +34,9 @@ class Place:
         self.heard: list[ModelStatus] = []
         self.looks = 0
         self.asked: list[str] = []
-        parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask)
+        self.refusals: list[CommandFailed] = []
+        parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask, refresh=self._refresh)
+        parts.resolve = lambda model: self.heard[0]
         self.relay = Relay(
             parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1, record_limit=10**9
         )
@@ -42,8 +45,13 @@ class Place:
         self.looks += 1
         return self.heard.pop(0) if self.heard else status()
 
-    async def _ask(self, board: str, command: object, seconds: float) -> None:
+    async def _refresh(self) -> None:
+        self.heard = [status("one", served=True, loaded=True)]
+
+    async def _ask(self, board: str, command: Load, seconds: float) -> None:
         self.asked.append(board)
+        if self.refusals:
+            raise self.refusals.pop(0)
 
     async def load(self) -> None:
         async with asyncio.timeout(LIMIT):
@@ -74,3 +82,20 @@ async def test_a_board_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelDown, match="'one'"):
         await place.load()
     assert place.looks > 0
+
+
+async def test_a_load_alone_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have something to do for a while; no job waits that would have the board look by itself."""
+    monkeypatch.setattr(module, "ROOM_LOOK", 0.01)
+    place = Place(time.monotonic())
+    place.refusals = [CommandFailed(CommandCode.NO_ROOM_YET, "Others are busy.") for _ in range(3)]
+    async with asyncio.timeout(LIMIT):
+        await place.relay.load(status("one"))
+    assert place.asked == ["one"] * 4
+    monkeypatch.setattr(module, "LOADED_PATIENCE", 0.0)
+    place.refusals = [CommandFailed(CommandCode.NO_ROOM_YET, "Others are busy.") for _ in range(3)]
+    with pytest.raises(ModelDown, match="Others are busy"):
+        await place.relay.load(status("one"))
+    place.refusals = [CommandFailed(CommandCode.DOES_NOT_FIT, "It never fits.")]
+    with pytest.raises(ModelDown, match="It never fits"):
+        await place.relay.load(status("one"))

@@ -73,7 +73,7 @@ class Office:
             client, settings, lambda: Catalog((model,)), self._load, self._unload, self._keep, self._shelve
         )
 
-    def _load(self, model: Model, at_once: bool, by_hand: bool) -> None:
+    def _load(self, model: Model, by_hand: bool) -> None:
         self.gate.wait(LIMIT)
         if self.trouble is not None:
             raise self.trouble
@@ -171,7 +171,7 @@ async def test_a_refusal_has_code_and_words(commander: Commander, office: Office
     assert large.value.code == CommandCode.DOES_NOT_FIT
     office.trouble = NoRoomYet("others are busy")
     with pytest.raises(CommandFailed, match="others are busy") as busy:
-        await ask(commander, Load("echo", at_once=True))
+        await ask(commander, Load("echo", by_hand=True))
     assert busy.value.code == CommandCode.NO_ROOM_YET
     with pytest.raises(CommandFailed, match="tools") as reserved:
         await ask(commander, Render("echo", ChatRequest((), template_options={"tools": []})))

@@ -166,11 +166,12 @@ def test_jobs_wait_while_others_have_something_to_do(client: redis.Redis, valkey
     rack.now += 599
     rack.look()
     assert rack.view(job).state is JobState.QUEUED
+    assert rack.boards["a"].no_room == {"echo": "It needs 4096 MiB."}
     rack.now += 2
     rack.look()
     ended = rack.view(job)
     assert ended.state is JobState.FAILED
-    assert rack.look() == []
+    assert rack.look() == [] and rack.boards["a"].no_room == {}
     second = rack.accept()
     rack.look()
     assert rack.view(second).state is JobState.QUEUED

@@ -64,7 +64,7 @@ class Office:
     def _listens(self) -> bool:
         return int(self.client.pubsub_numsub(keys.commands(BOARD))[0][1]) == 1
 
-    def _load(self, model: Model, at_once: bool, by_hand: bool) -> None:
+    def _load(self, model: Model, by_hand: bool) -> None:
         if self.trouble is not None:
             raise self.trouble
         self.done.append(f"load {model.id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import redis
 
@@ -126,7 +126,7 @@ def test_a_busy_model_stays_and_jobs_wait_for_it(board: Board, client: redis.Red
         board.agent.load_in_place(board.models["huge"])
     board.agent.load_after_others(board.models["huge"])  # says that it waits
     with pytest.raises(NoRoomYet):
-        board.agent.load_after_others(board.models["huge"], at_once=True)
+        board.agent.load_after_others(board.models["huge"], by_hand=True)
     assert board.loaded() == {"large", "middle"}
     board.agent.load_after_others(board.models["small"])
     assert board.loaded() == {"large", "small"}
@@ -170,7 +170,7 @@ def test_jobs_wait_for_a_change_of_the_runtime(board: Board, tmp_path: Path) -> 
     board.agent._runtimes.changing = True
     board.agent.load_after_others(npu)
     with pytest.raises(NoRoomYet, match="runtime of this board is being changed"):
-        board.agent.load_after_others(npu, at_once=True)
+        board.agent.load_after_others(npu, by_hand=True)
     board.agent.load(board.models["tiny"])
     assert board.loaded() == {"tiny"}
     board.agent._runtimes.changing = False
@@ -272,7 +272,7 @@ def test_each_model_has_a_memory_domain_of_its_own(board: Board) -> None:
     board.has("huge", "tiny")
     assert board.agent._workers.places(leaving=True) == {"huge": (0, 5 * GIB), "tiny": (2, GIB // 2)}
     started = board.agent._workers._children["tiny"].process
-    assert started is not None and psutil.Process(started.pid).cmdline()[-2:] == ["--memory-domain", "2"]
+    assert isinstance(started, subprocess.Popen) and list(started.args)[-2:] == ["--memory-domain", "2"]  # type: ignore[arg-type]
     board.agent.load_after_others(board.models["small"])
     assert board.loaded() == {"tiny", "small"}
     assert board.agent._workers.places(leaving=True)["small"] == (0, GIB)
