@@ -117,6 +117,16 @@ class Service:
         """All that it knows."""
         return list(self._ask("GET", "/v1/models")["data"])
 
+    def tokens(self, model: str, text: str, *, special: bool) -> list[dict[str, Any]]:
+        """The tokens of a text, each with its `id` and its `piece`, which is a string or the bytes of a part of a character;
+        with what the model's vocabulary wants around it, where it is to be `special`."""
+        asked = {"model": model, "content": text, "add_special": special, "parse_special": False, "with_pieces": True}
+        return list(self._ask("POST", "/tokenize", json=asked)["tokens"])
+
+    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The answer to the body of a completion."""
+        return self._ask("POST", "/v1/completions", json=asked)
+
     def count(self, chat: dict[str, Any]) -> int:
         """The tokens of the prompt that the body of a chat completion makes."""
         return int(self._ask("POST", "/tokenize", json=chat)["count"])

@@ -66,7 +66,7 @@ def start(service: Service, scale: Scale) -> list[Figure]:
     """From `up` to the first yes of /readyz."""
     seconds = [service.ready_seconds]
     for _ in range(scale.starts - 1):
-        with Service() as another:
+        with Service(service.share) as another:
             seconds.append(another.ready_seconds)
     return [Figure("ready", median(seconds), len(seconds), {"slowest_s": max(seconds)})]
 

@@ -18,8 +18,11 @@ QUIET = 10.0
 """Percent of the machine that other programs may use without it being said."""
 
 
-def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> int:
-    """Measure and print; 0, or 1 when something could not be measured. Budgets decide nothing."""
+def run(*, quick: bool, json_file: Path | None, share: float | None = None, scale: Scale | None = None) -> int:
+    """Measure and print; 0, or 1 when something could not be measured. Budgets decide nothing.
+
+    `share` is that of one core to which the service is confined. Raises `NotConfined`.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here is stopped here
     begun, facts = time.monotonic(), machine()
     figures: dict[str, Figure] = {}
@@ -27,8 +30,12 @@ def run(*, quick: bool, json_file: Path | None, scale: Scale | None = None) -> i
     busy = float(facts["busy_percent_at_start"])
     if busy > QUIET:
         say(f"Other programs keep {busy:.0f} % of this machine busy: times and CPU will read too high.")
-    say("starting a private service …")
-    with Service() as service:
+    if share is not None:
+        facts["confined_to_cores"] = round(share, 4)
+        say("The budgets are those of a service that has two cores.")
+    confined = f", confined to {100 * share:.0f} % of one core" if share is not None else ""
+    say(f"starting a private service{confined} …")
+    with Service(share) as service:
         for name, measure in measurements(scale or (BRIEF if quick else FULL)).items():
             say(f"measuring: {name} …")
             try:

@@ -18,6 +18,7 @@ import psutil
 
 from ops import environment
 from ops.bench.client import Line, chat
+from ops.bench.confinement import Confinement
 from ops.bench.processes import Member, members
 from ops.up import store
 from tasks import keys
@@ -44,9 +45,12 @@ FILES = 16_384
 
 
 class Service:
-    """The service, running. Raises `RuntimeError` with the log's last lines when it does not start."""
+    """The service, running. Raises `RuntimeError` with the log's last lines when it does not start, and `NotConfined`."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float | None = None) -> None:
+        """`share` is that of one core to which all of it is confined; None leaves it the machine."""
+        self.share = share
+        self._confinement = Confinement(share) if share is not None else None
         self.folder = Path(tempfile.mkdtemp(prefix="rockchipllama-bench-"))
         self.port = _free_port()
         self.ready_seconds = 0.0
@@ -108,12 +112,16 @@ class Service:
         wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        limit = START / (self.share or 1)
+        # The guard ends it when the pipe closes, so a benchmark that is killed hard leaves nothing running.
+        command = ["/bin/sh", "-c", store.GUARD, "bench-guard", sys.executable, "-m", "ops.cli.main", "up"]
+        if self._confinement is not None:
+            command = self._confinement.__enter__().command(command)
         begun = time.monotonic()
         with (self.folder / "up.log").open("wb") as log:
             reader, self._lifeline = os.pipe()
             self._process = subprocess.Popen(
-                # The guard ends it when the pipe closes, so a benchmark that is killed hard leaves nothing running.
-                ["/bin/sh", "-c", store.GUARD, "bench-guard", sys.executable, "-m", "ops.cli.main", "up"],
+                command,
                 env=self._environment(),
                 stdin=reader,
                 stdout=log,
@@ -123,7 +131,7 @@ class Service:
             )
             os.close(reader)
         while not self._ready():
-            if self._process.poll() is not None or time.monotonic() - begun > START:
+            if self._process.poll() is not None or time.monotonic() - begun > limit:
                 tail = (self.folder / "up.log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"the service to measure does not start; it said:\n{tail}")
             time.sleep(0.02)
@@ -166,6 +174,8 @@ class Service:
             process.wait()
             os.close(self._lifeline)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._confinement is not None:
+            self._confinement.__exit__()
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli import bench_traffic, options
+from ops.cli import bench_traffic, completion, options
 from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
@@ -170,9 +170,41 @@ def compare(
     raise typer.Exit(3 if found.verdict is Verdict.WORSE else 0)
 
 
+@app.command("perplexity")
+def perplexity(
+    model: Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)],
+    file: Annotated[Path, typer.Argument(help="A text in UTF-8.")],
+    tokens: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Of the text, from its beginning on, at the most.")
+    ] = 1000,
+    window: Annotated[int, typer.Option(min=8, help="Tokens before a predicted one, at the most.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    url: Url = None,
+    config: options.Config = None,
+) -> None:
+    """Measure how well a model of a running service predicts a text: the lower, the better.
+
+    Models whose engine gives no logits are refused.
+    """
+    service = service_of(config, url)
+    import json
+    from dataclasses import asdict
+
+    from ops.bench.perplexity import measure, told
+
+    found = measure(service, model, file, tokens, window)
+    print(json.dumps(asdict(found), indent=1) if as_json else told(found))
+
+
 @app.command("overhead")
 def overhead(
     quick: Annotated[bool, typer.Option("--quick", help="Measure for about a minute, less exactly.")] = False,
+    confined: Annotated[
+        bool,
+        typer.Option(
+            "--confined", help="Give the service a third of one core, as a stand-in for a small board. Needs root."
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.", show_default=False)
     ] = None,
@@ -180,9 +212,10 @@ def overhead(
     """Start a private service on echo models, and measure what it adds to an engine: time, CPU, memory, disk."""
     import sys
 
+    from ops.bench.confinement import THIRD
     from ops.bench.run import run
 
-    sys.exit(run(quick=quick, json_file=json_file))
+    sys.exit(run(quick=quick, json_file=json_file, share=THIRD if confined else None))
 
 
 app.command("load")(bench_traffic.load)

@@ -19,7 +19,9 @@ import httpx
 import pytest
 
 from ops import environment
+from ops.batch.service import Service
 from ops.bench.model.report import read_report
+from ops.bench.perplexity import NoPerplexity, measure
 from ops.chat.answer import frames
 from tests.stack import LIMIT, Stack, eventually
 
@@ -331,3 +333,10 @@ def test_models_are_measured_through_pipes(stack: Stack, tmp_path: Path) -> None
     assert second.cached_tokens and [each["role"] for each in second.messages] == ["user", "assistant", "user"]
     assert any("99999 tokens were left out" in note for note in found.notes)
     run(stack, "bench", "model", "--model", "nobody", code=1)
+
+
+def test_an_echo_has_no_perplexity(stack: Stack, tmp_path: Path) -> None:
+    """It has no logits, says what it was told, and is refused for that over HTTP."""
+    (tmp_path / "text").write_text("Some text.")
+    with pytest.raises(NoPerplexity, match="its engine has no logits"):
+        measure(Service(stack.url), "echo", tmp_path / "text", 10, 64)
