@@ -218,7 +218,8 @@ def check_command(words: list[str], where: str) -> None:
         assert (ROOT / words[0]).exists(), where
         if words[0] != "ops/run":
             return
-        words = ["rockchipllama", "up", *words[1:]]
+        # `--offline` is for the installation alone; everything else goes to `up`.
+        words = ["rockchipllama", "up", *(word for word in words[1:] if word != "--offline")]
     for word in words[1:]:
         if not word.startswith("-") and word in getattr(known, "commands", {}):
             known = known.commands[word]  # type: ignore[attr-defined]
