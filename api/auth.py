@@ -85,9 +85,14 @@ def limits_of(http: Request) -> Limits | None:
     return cast("Limits | None", http.scope.get(LIMITS))
 
 
+def may(http: Request, needed: KeyScope) -> bool:
+    """Whether whoever asks has this scope."""
+    return needed in http.scope[ALLOWED]
+
+
 def require(http: Request, needed: KeyScope) -> None:
     """Refuse whoever may not do this. Raises `HttpProblem`."""
-    if needed not in http.scope[ALLOWED]:
+    if not may(http, needed):
         raise HttpProblem(_missing(needed, http.scope[OWNER]))
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth import require
+from api.auth import may, require
 from api.delivery import while_connected
 from api.durations import read_duration
 from api.errors import HttpProblem, Problem, invalid
@@ -101,7 +101,7 @@ async def explain_job(http: Request, job: str) -> Response:
     """The parts of a job's time in their order: waits, interruptions, loading, prefill, decode, the rest. Those of a job that has
     ended add up to all of it."""
     view = await services_of(http)["jobs"].view(checked_id(job))
-    parts, status = account(view), _status(http, view)
+    parts, status = account(view, ids=may(http, Scope.ADMIN)), _status(http, view)
     shown = {
         "object": "job.why",
         "id": view.id,
@@ -132,8 +132,9 @@ def checked_id(job: str) -> str:
 
 
 def render(view: JobView) -> dict[str, Any]:
-    """A job as clients see it, with names where the record has positions."""
-    fields: dict[str, Any] = {"object": "job"} | {name: getattr(view, name) for name in JobView.__struct_fields__}
+    """A job as clients see it, with names where the record has positions, and nothing of other jobs."""
+    told = [name for name in JobView.__struct_fields__ if name not in ("behind", "home")]
+    fields: dict[str, Any] = {"object": "job"} | {name: getattr(view, name) for name in told}
     for name in ("usage", "timings", "error"):
         value = fields[name]
         if value is not None:

@@ -30,6 +30,14 @@ class PartKind(StrEnum):
     """A worker had it, and it failed or was cancelled before anybody said what the time went on."""
 
 
+_BROKEN = {
+    "here": "it goes on with what this board served last, but differs from that after token {}",
+    "elsewhere": "another board had its conversation in its cache",
+    "gone": "others were served since its conversation was",
+}
+"""What broke the prefix, by where its conversation was."""
+
+
 class Part(msgspec.Struct, frozen=True):
     """Some milliseconds, on a board unless it waited, and what there is to say of them."""
 
@@ -39,14 +47,15 @@ class Part(msgspec.Struct, frozen=True):
     why: str | None = None
 
 
-def account(view: JobView) -> list[Part]:
-    """The parts in their order: up to the end of a job that has ended, else up to the newest wait or claim."""
-    return list(_parts(view))
+def account(view: JobView, *, ids: bool = False) -> list[Part]:
+    """The parts in their order: up to the end of a job that has ended, else up to the newest wait or claim. `ids` has those of
+    the jobs that were before it told."""
+    return list(_parts(view, ids))
 
 
-def _parts(view: JobView) -> Iterator[Part]:
+def _parts(view: JobView, ids: bool) -> Iterator[Part]:
     now = view.created_at
-    why = "" if view.ahead is None else f"{view.ahead} before it when it was accepted"
+    why = "" if view.ahead is None else f"{view.ahead} before it when it was accepted{_behind(view, ids)}"
     for claim in view.claims:
         yield _waited(now, claim.started_at, why)
         yield Part(PartKind.INTERRUPTED, _ms(claim.started_at, claim.ended_at), claim.board, claim.why)
@@ -76,7 +85,7 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     # The engine's clock is another, and counts no whole milliseconds.
     scale = min(1.0, ms / known)
     again = f"{view.prompt_tokens_again} tokens of it had been computed before" if view.prompt_tokens_again else None
-    cached = _cached(view.usage) if view.usage else None
+    cached = _cached(view.usage, view.home) if view.usage else None
     spent = (
         (PartKind.LOADING, times.load_ms, None),
         (PartKind.PREFILL, times.prefill_ms, "; ".join(word for word in (cached, again) if word) or None),
@@ -88,9 +97,20 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     yield Part(PartKind.HANDLING, max(0.0, ms - known), view.board)
 
 
-def _cached(usage: Usage) -> str:
+def _behind(view: JobView, ids: bool) -> str:
+    told = [
+        f"{'one that ran' if before.running else 'one that waited'} ({before.lane}{f', {before.id}' if ids else ''})"
+        for before in view.behind
+    ]
+    return f": {', '.join(told)}" if told else ""
+
+
+def _cached(usage: Usage, home: str | None) -> str:
     loaded = f", {usage.parked_tokens} of them loaded from where they were parked" if usage.parked_tokens else ""
-    return f"{usage.cached_tokens} of {usage.prompt_tokens} tokens from the cache{loaded}"
+    said = f"{usage.cached_tokens} of {usage.prompt_tokens} tokens from the cache{loaded}"
+    if usage.cached_tokens * 2 >= usage.prompt_tokens or home not in _BROKEN:
+        return said
+    return f"{said}: {_BROKEN[home].format(usage.cached_tokens)}"
 
 
 def _ms(since: float, until: float) -> float:

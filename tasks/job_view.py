@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tasks.events import Failed, Finished, Timings, decode_events
-from tasks.jobs import EndedClaim, JobState, JobView, Lane, Phase
+from tasks.jobs import Before, EndedClaim, JobState, JobView, Lane, Phase
 from tasks.standing import read_standing
 
 
@@ -51,6 +51,8 @@ def read_view(
         board=word("board"),
         events=seq,
         ahead=int(record["ahead"]) if "ahead" in record else None,
+        behind=tuple(_before(record.get("behind", b"").decode())),
+        home=word("home"),
         waiting_since=seconds("since"),
         claims=tuple(_claims(record.get("claims", b"").decode(errors="replace"), shift)),
     )
@@ -60,6 +62,12 @@ def _claims(lines: str, shift: int) -> Iterator[EndedClaim]:
     for line in lines.splitlines():
         _, started, ended, board, why = line.split(" ", 4)
         yield EndedClaim((int(started) + shift) / 1000, (int(ended) + shift) / 1000, board, why)
+
+
+def _before(words: str) -> Iterator[Before]:
+    for each in words.split():
+        state, lane, job = each.split(":", 2)
+        yield Before(job, Lane(lane) if lane else Lane.INTERACTIVE, state == "running")
 
 
 def name_of(record: dict[str, bytes]) -> str:

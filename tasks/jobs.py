@@ -102,6 +102,14 @@ class EndedClaim(msgspec.Struct, frozen=True):
     why: str
 
 
+class Before(msgspec.Struct, frozen=True):
+    """A job that was before another one when that was accepted. Whoever knows its id may read it."""
+
+    id: str
+    lane: Lane
+    running: bool
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A job as clients see it. Times are unix seconds; `position` counts from 1 and is None unless queued."""
 
@@ -134,6 +142,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Sequence number of the last event."""
     ahead: int | None = None
     """How many jobs workers had or would take before it, when it was accepted."""
+    behind: tuple[Before, ...] = ()
+    """Some of those: that ran, and the nearest that waited."""
+    home: str | None = None
+    """Where its conversation was in a cache when it was first claimed: `new`, `here`, `elsewhere` or `gone`."""
     waiting_since: float | None = None
     """When it began to wait for the last time."""
     claims: tuple[EndedClaim, ...] = ()

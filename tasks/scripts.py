@@ -24,6 +24,7 @@ Written down together because they share the record's fields:
   since waited prefill paused pausing through passed   of its waits and pauses: `tasks/policy.py`
   pauses    how often it was paused
   ahead     how many jobs its workers had and would take before it, when it was accepted
+  behind    of those STATE:LANE:ID, three at most; not of batch items
   home      where its conversation was in a cache when it was first claimed: new | here | elsewhere | gone
   claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD WHY: when it began to wait, was claimed
             and handed back; as many as fit into 8000 bytes
@@ -276,7 +277,22 @@ if tokens > 0 then redis.call('HSET', KEYS[1], 'tokens', tokens) end
 if ARGV[9] ~= '' then redis.call('SET', KEYS[11], ARGV[9]) end
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[4])
 redis.call('ZADD', KEYS[3], order, ARGV[1])
-redis.call('HSET', KEYS[1], 'ahead', redis.call('ZRANK', KEYS[3], ARGV[1]) + redis.call('ZCARD', KEYS[4]))
+local place = redis.call('ZRANK', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[1], 'ahead', place + redis.call('ZCARD', KEYS[4]))
+if order < 2 * LANE then
+  -- Of batch items nobody asks that, and there are many.
+  local behind = {}
+  local function note(ids, state)
+    for _, id in ipairs(ids) do
+      local lane = redis.call('HGET', 'rl:{' .. id .. '}', 'lane') or ''
+      behind[#behind + 1] = state .. ':' .. lane .. ':' .. id
+    end
+  end
+  note(redis.call('ZRANGE', KEYS[4], 0, 2), 'running')
+  local first = math.max(0, place - 3 + #behind)
+  if first < place then note(redis.call('ZRANGE', KEYS[3], first, place - 1), 'waiting') end
+  if #behind > 0 then redis.call('HSET', KEYS[1], 'behind', table.concat(behind, ' ')) end
+end
 if order < LANE then
   -- Whoever runs what a chat need not wait for looks at once; the next renewal would tell it as well.
   for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do

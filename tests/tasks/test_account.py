@@ -8,7 +8,7 @@ import pytest
 
 from tasks.account import PartKind, account
 from tasks.events import Failed, FailureCode, Timings, Usage
-from tasks.jobs import EndedClaim, JobState, JobView, Lane
+from tasks.jobs import Before, EndedClaim, JobState, JobView, Lane
 
 TIMES = Timings(load_ms=2000.0, prefill_ms=1000.0, decode_ms=3000.0)
 
@@ -50,6 +50,31 @@ def test_the_parts_follow_one_another() -> None:
     assert said[4] == "20 of 30 tokens from the cache"
     loaded = account(view(usage=Usage(30, 5, 20, parked_tokens=15)))
     assert loaded[4].why == "20 of 30 tokens from the cache, 15 of them loaded from where they were parked"
+
+
+def test_a_wait_tells_behind_whom() -> None:
+    """And names those jobs to nobody who may not read them."""
+    before = (Before("aaa", Lane.BACKGROUND, True), Before("bbb", Lane.INTERACTIVE, False))
+    said = "2 before it when it was accepted: one that ran (background{}), one that waited (interactive{})"
+    assert account(view(behind=before))[0].why == said.format("", "")
+    assert account(view(behind=before), ids=True)[0].why == said.format(", aaa", ", bbb")
+
+
+@pytest.mark.parametrize(
+    ("home", "cached", "why"),
+    [
+        ("here", 5, ": it goes on with what this board served last, but differs from that after token 5"),
+        ("elsewhere", 5, ": another board had its conversation in its cache"),
+        ("gone", 5, ": others were served since its conversation was"),
+        ("new", 5, ""),
+        (None, 5, ""),
+        ("here", 25, ""),
+    ],
+)
+def test_a_prefill_tells_what_broke_the_prefix(home: str | None, cached: int, why: str) -> None:
+    """Where less than half of the prompt was there, and it goes on with an earlier one."""
+    [prefill] = [part for part in account(view(home=home, usage=Usage(30, 5, cached))) if part.kind is PartKind.PREFILL]
+    assert prefill.why == f"{cached} of 30 tokens from the cache{why}"
 
 
 @pytest.mark.parametrize(

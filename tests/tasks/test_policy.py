@@ -118,6 +118,21 @@ def queue(client: redis.Redis, aclient: redis.asyncio.Redis) -> Queue:
     return Queue(client, aclient)
 
 
+async def test_a_job_knows_behind_whom_it_waits(queue: Queue) -> None:
+    """Those that run, and the nearest that wait and are served before it; three at most."""
+    running = await queue.accept("a", Lane.BACKGROUND)
+    assert queue.claim() is not None
+    waiting = [await queue.accept("a") for _ in range(3)]
+    await queue.accept("a", Lane.BATCH)
+    told = (await queue.store.view(await queue.accept("a"))).behind
+    assert [(each.id, each.lane, each.running) for each in told] == [
+        (running, Lane.BACKGROUND, True),
+        (waiting[1], Lane.INTERACTIVE, False),
+        (waiting[2], Lane.INTERACTIVE, False),
+    ]
+    assert (await queue.store.view(running)).behind == ()
+
+
 async def test_a_flood_keeps_a_newcomer_waiting_for_the_running_job_only(queue: Queue) -> None:
     """However many the others have waiting, and whoever of them came first."""
     flood = [await queue.accept("flood") for _ in range(20)]
