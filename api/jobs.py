@@ -21,6 +21,9 @@ from tasks.jobs import ENDED, JobState, JobView, is_job_id
 from tasks.roster import ModelStatus
 from tasks.waits_for import story, waits_for
 
+SHOWN = tuple(name for name in JobView.__struct_fields__ if name not in ("behind", "home"))
+"""What clients see of a job: nothing of other jobs."""
+
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
 MOST_JOBS = 200
@@ -132,9 +135,8 @@ def checked_id(job: str) -> str:
 
 
 def render(view: JobView) -> dict[str, Any]:
-    """A job as clients see it, with names where the record has positions, and nothing of other jobs."""
-    told = [name for name in JobView.__struct_fields__ if name not in ("behind", "home")]
-    fields: dict[str, Any] = {"object": "job"} | {name: getattr(view, name) for name in told}
+    """A job as clients see it, with names where the record has positions."""
+    fields: dict[str, Any] = {"object": "job"} | {name: getattr(view, name) for name in SHOWN}
     for name in ("usage", "timings", "error"):
         value = fields[name]
         if value is not None:
