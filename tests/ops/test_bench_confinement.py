@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,14 +46,14 @@ def test_what_runs_in_it_has_to_wait() -> None:
     try:
         with Confinement(0.1) as confinement:
             command = confinement.command(["/bin/sh", "-c", f'"{sys.executable}" -c "while True: pass"; true'])
-            with subprocess.Popen(command):
+            with subprocess.Popen(command, start_new_session=True) as busy:
                 try:
                     eventually(confinement.halts, what="a program that had to wait")
                     group = Path(command[3])
                     running = (group / "cgroup.procs").read_text().split()
                     assert len(running) == 2
                 finally:
-                    subprocess.run(["/bin/sh", "-c", f"kill $(cat {command[3]}/cgroup.procs)"], check=False)
+                    os.killpg(busy.pid, signal.SIGKILL)
     except NotConfined as refused:
         pytest.skip(str(refused))
     assert not group.exists()

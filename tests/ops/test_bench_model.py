@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +21,7 @@ from ops.bench.model.plots import svg
 from ops.bench.model.prompts import Asked, PromptsRefused, read_prompts
 from ops.bench.model.report import SCHEMA, ReportUnreadable, dumped, read_report, schema
 from ops.bench.model.run import exit_code, file_name, write
+from ops.bench.model.sample import Asker, Place
 from tests.ops.bench_report import report, sample
 
 QUALITY = {asked.id: asked for asked in read_prompts().quality}
@@ -226,3 +230,33 @@ def test_a_models_name_is_no_path(name: str) -> None:
     """Whatever a service calls its models."""
     made = file_name(name)
     assert made and not set(made) & set("/\\:\0\n") and made[0] not in ".-" and len(made) <= 100
+
+
+class Interrupted(Service):
+    """A service in the middle of whose answer somebody presses Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+
+    @contextmanager
+    def stream(self, method: str, path: str, **more: Any) -> Iterator[Any]:
+        """An answer that has begun."""
+
+        def lines() -> Iterator[str]:
+            yield 'data: {"model": "m", "choices": [{"delta": {"content": "so"}}]}'
+            raise KeyboardInterrupt
+
+        yield SimpleNamespace(headers={"x-job-id": "j"}, status_code=200, iter_lines=lines)
+
+    def cancel_job(self, job: str) -> dict[str, Any]:
+        """End it."""
+        self.cancelled.append(job)
+        return {}
+
+
+def test_an_interrupted_measurement_ends_its_job() -> None:
+    """It was given time for its client to come back, which would keep the board busy for nobody."""
+    service = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        Asker(service, "m").ask(Place("performance", "p", 1), [{"role": "user", "content": "Why?"}], 5)
+    assert service.cancelled == ["j"]

@@ -118,6 +118,9 @@ class Asker:
                     break
         except ServiceError as failed:
             error = str(failed)
+        except BaseException:
+            answer.cancel()  # Ctrl-C; the service would go on for a while, since connections may come back
+            raise
         ended = time.perf_counter()
         if error is None and broken:
             error = f"its connection broke meanwhile: {broken[0]}"
