@@ -36,6 +36,7 @@ from tasks.board.pulls import Pulls
 from tasks.board.room import MakingRoom, NoRoomYet, Room
 from tasks.board.runtimes import ENGINE, Runtimes
 from tasks.board.settings import BoardSettings
+from tasks.board.turns import Turns
 from tasks.board.unparking import Unparking
 from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
@@ -88,7 +89,7 @@ class Agent:
         self._losses = Losses(self._client, self._board, settings.lease)
         self._demand = Demand(
             *(self._client, self._board, lambda: self._catalog, self._workers.has, self._workers.leaving),
-            *(self.load_to_help, self.load_in_place, board_settings.room_wait),
+            *(self.load_to_help, self._load_for_jobs, board_settings.room_wait),
         )
         self._live = LiveSettings(settings)
         self._keeping = Keeping(
@@ -96,6 +97,9 @@ class Agent:
             always=lambda: {model.id for model in self._catalog.models if model.pin},
         )
         self._room = Room(settings, board_settings, self._workers, self._keeping)
+        self._turns = Turns(
+            *(self._client, self._board, self._workers, self._keeping, board_settings.room_turn),
+        )
         self._heat = Heat()
         self._events = ModelEvents()
         self._governors = Governors(board_settings.governors, settings.data_dir)
@@ -153,7 +157,7 @@ class Agent:
             self._look: LOOK,
             self._sweep: SWEEP,
             self._watchdog.look: WATCH,
-            self._demand.meet: WATCH,
+            self._meet: WATCH,
             self._rest: REST,
             self._follow: live_settings.FRESH,
         }
@@ -168,7 +172,7 @@ class Agent:
                 due[self._look] = 0.0
             if self._unloaded.is_set():
                 self._unloaded.clear()
-                due[self._demand.meet] = 0.0
+                due[self._meet] = 0.0
             for task, at in due.items():
                 if time.monotonic() >= at:
                     due[task] = time.monotonic() + pauses[task]
@@ -177,6 +181,7 @@ class Agent:
         self._inventory.close()
         self._desk.close()
         self._try(self._drain.hand_over)
+        self._try(self._turns.hurry)
         self._survive(lambda: self._workers.stop_all(GRACE))
         self._survive(self._governors.give_back)
         self._losses.note(self._workers.ended())
@@ -210,6 +215,18 @@ class Agent:
             self._refuse_manual(model)
         self._load(model, in_place=True)
 
+    def _load_for_jobs(self, model: Model, waited: float | None) -> None:
+        """The same for jobs that have waited so many seconds for room: then those that always have something to do give way.
+        None where others may still have room."""
+        self._refuse_manual(model)
+        self._load(model, in_place=True, waited=waited)
+
+    def _meet(self) -> None:
+        """Load what jobs wait for."""
+        self._demand.meet()
+        if self._turns.next not in self._demand.no_room:
+            self._turns.next = None  # nobody waits for it any more
+
     def _refuse_manual(self, model: Model) -> None:
         if model.load is LoadWhen.MANUAL and not self._workers.has(model.id):
             raise ModelRefused(
@@ -231,7 +248,7 @@ class Agent:
                     raise
                 return log.info("%s", wait)
 
-    def _load(self, model: Model, *, in_place: bool) -> None:
+    def _load(self, model: Model, *, in_place: bool, waited: float | None = None) -> None:
         if self._drain.on:
             raise ModelRefused(
                 f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume` ends that."
@@ -243,17 +260,29 @@ class Agent:
                 raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
             successor = self._workers.has(model.id) or model.id in self._workers.leaving()
+            if self._turns.next not in (None, model.id) and not self._workers.has(model.id):
+                raise NoRoomYet(f"'{self._turns.next}' is loaded first, whose jobs have waited for room.")
             if not successor and not self._unparking.until(lambda: self._room.fits(needed, domains)):
                 if not in_place:
                     raise self._room.refusal(model, needed, domains)
-                for other in self._room.in_the_way(model, needed, domains):
+                giving_way = self._turns.giving_way(model.id, waited) if waited is not None else {}
+                for other in self._room.in_the_way(model, needed, domains, giving_way):
                     log.info("%s is unloaded to make room for %s", other, model.id)
+                    patience = 0.0
+                    if other in giving_way:
+                        self._turns.next = model.id
+                    if giving_way.get(other) and waited is not None:
+                        # Its job in hand has as long as the others' jobs can wait.
+                        patience = max(0.0, self._board_settings.room_wait - waited)
+                        self._turns.tell(other, patience)
                     self._to_load.discard(other)
                     self._keeping.forget(other)
                     self._events.unloaded(other, Unload.ROOM)
-                    self._workers.stop_behind(other, GRACE, self._unloaded.set)
+                    self._workers.stop_behind(other, GRACE + patience, self._unloaded.set)
                 raise MakingRoom(f"Other models are being unloaded to make room for '{model.id}'.")
             self._workers.start(model, needed, self._room.domain(model, needed, domains))
+            if self._turns.next == model.id:
+                self._turns.next = None
         self._to_load.add(model.id)
 
     def unload(self, model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from typing import Any, cast
@@ -41,12 +42,13 @@ class Demand:
         has_worker: Callable[[str], bool],
         leaving: Callable[[], Collection[str]],
         load: Callable[[Model], None],
-        load_in_place: Callable[[Model], None],
+        load_in_place: Callable[[Model, float | None], None],
         room_wait: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`leaving` tells the models that are being unloaded on this board. `load_in_place` may unload others for it, which
-        `load` never does; jobs wait `room_wait` seconds for others that have something to do."""
+        `load` never does; it is told for how many seconds jobs have waited for room, or None where another board may have some.
+        They wait `room_wait` seconds for others that have something to do."""
         self._client = client
         self._board = board
         self._catalog = catalog
@@ -79,7 +81,8 @@ class Demand:
         self._no_room &= wanted.keys()
         self._waits = {model: since for model, since in self._waits.items() if model in wanted}
         self.no_room = {model: why for model, why in self.no_room.items() if model in wanted}
-        for model_id, status in wanted.items():
+        # Who waits for room since longest is first, or another would take it.
+        for model_id, status in sorted(wanted.items(), key=lambda item: self._waits.get(item[0], math.inf)):
             place = status.boards.index(self._board) + status.served
             if self._looks[model_id] <= place or self._has_worker(model_id):
                 continue
@@ -101,12 +104,13 @@ class Demand:
 
     def _serve(self, model: Model, *, last: bool) -> None:
         try:
-            self._load_in_place(model)
+            since = self._waits.get(model.id, self._clock())
+            self._load_in_place(model, self._clock() - since if last else None)
             self._waits.pop(model.id, None)
             self.no_room.pop(model.id, None)
             log.info("jobs wait for %s and nobody serves it: it is loaded", model.id)
-        except MakingRoom:
-            pass  # the next look comes when there is some
+        except MakingRoom as soon:
+            self.no_room.setdefault(model.id, str(soon))  # the next look comes when there is some
         except NoRoomYet as wait:
             since = self._waits.setdefault(model.id, self._clock())
             self.no_room[model.id] = str(wait)

@@ -112,6 +112,16 @@ class Keeping:
 
         return sorted(idle, key=since)
 
+    def answering(self, models: Collection[str]) -> list[str]:
+        """Those of `models` that are loaded and may go on with jobs, in their order, the pinned ones left out.
+
+        Raises what the client raises.
+        """
+        workers, _ = self._roster()
+        pinned = self.pinned()
+        states = {model: workers[model].state for model in models if model in workers and model not in pinned}
+        return [model for model, state in states.items() if state in ("loaded", "busy")]
+
     def pinned(self) -> set[str]:
         """Models that their manifest or a request has stay for ever. The default for all of them pins none."""
         with self._lock:

@@ -56,8 +56,11 @@ class Room:
         room = 0 if self._taken() else max(0, self._free(memory))
         return model_memory(memory.total, self._settings), room
 
-    def in_the_way(self, model: Model, needed: int, domains: Sequence[int] = ()) -> list[str]:
-        """The models to unload before `model` fits, the longest unused first; none where those that leave will do.
+    def in_the_way(
+        self, model: Model, needed: int, domains: Sequence[int] = (), giving_way: Collection[str] = ()
+    ) -> list[str]:
+        """The models to unload before `model` fits, the longest unused first, then busy ones that are `giving_way`; none where
+        those that leave will do.
 
         Raises `OutOfMemory` with the figures when it cannot fit, whatever else is unloaded, and `NoRoomYet` when it fits only
         without models that are busy or were loaded just now. A pinned model never goes. Where one model is loaded at a time, all
@@ -79,7 +82,8 @@ class Room:
             raise self.refusal(model, needed, domains)
         settled = self._workers.sizes(longer_than=self._least_stay)
         found: list[str] = []
-        for name in self._keeping.resting([name for name in loose if name in settled]):
+        resting = self._keeping.resting([name for name in loose if name in settled])
+        for name in (*resting, *(name for name in giving_way if name in loose and name in settled)):
             if enough(found) and not alone:
                 break
             found.append(name)

@@ -32,6 +32,12 @@ class BoardSettings(Settings):
     least_stay: float = Field(
         10.0, ge=0, description="Seconds a model stays at least before it may be unloaded to make room for another one."
     )
+    room_turn: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds jobs wait for room while another model always has something to do; then it gives way after its job "
+        "in hand. So long each of the two then stays in turn.",
+    )
     room_wait: float = Field(
         600.0,
         gt=0,

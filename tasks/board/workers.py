@@ -194,6 +194,11 @@ class Workers:
                 if now - child.started >= longer_than
             }
 
+    def oldest(self) -> list[str]:
+        """The models by when their workers were started."""
+        with self._lock:
+            return sorted(self._children, key=lambda model: self._children[model].started)
+
     def has(self, model_id: str) -> bool:
         """Whether there is a worker of this model, or will be again."""
         with self._lock:

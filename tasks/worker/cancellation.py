@@ -30,6 +30,7 @@ class ControlListener:
         on_load: Callable[[], None],
         on_cancel: Callable[[str, str], None],
         on_chat: Callable[[str, str], None],
+        on_finish: Callable[[float], None],
         on_stop: Callable[[], None],
         on_hand_over: Callable[[], None],
         on_unpark: Callable[[], None],
@@ -39,6 +40,7 @@ class ControlListener:
         self._on_load = on_load
         self._on_cancel = on_cancel
         self._on_chat = on_chat
+        self._on_finish = on_finish
         self._on_stop = on_stop
         self._on_hand_over = on_hand_over
         self._on_unpark = on_unpark
@@ -78,6 +80,8 @@ class ControlListener:
                 self._on_chat(job, claim)
             case ["load"]:
                 self._on_load()
+            case ["finish", seconds] if seconds.isdecimal():
+                self._on_finish(float(seconds))
             case ["stop"]:
                 self._on_stop()
             case ["hand-over"]:

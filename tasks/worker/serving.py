@@ -92,6 +92,8 @@ class Serving:
         self._answered = 0
         self._call_in_hand = False
         self._stopping = False
+        self._grace = settings.worker_grace
+        """Seconds that the job in hand gets at a stop."""
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
         self._look_again: threading.Timer | None = None
@@ -107,6 +109,7 @@ class Serving:
             on_load=self._load,
             on_cancel=self._cancel,
             on_chat=self._chat_waits,
+            on_finish=self._finish,
             on_stop=self._stop,
             on_hand_over=self._hand_over,
             on_unpark=self._unpark,
@@ -394,9 +397,14 @@ class Serving:
         if any((run.claim.job, run.claim.token) == (job, claim) for run in self._runs):
             self._heartbeat.renew_soon()
 
+    def _finish(self, seconds: float) -> None:
+        """It is to stop, and the job in hand may go on for so long: its model gives way to another one."""
+        self._stopping = True
+        self._grace = max(seconds, self._grace)
+
     def _stop(self) -> None:
         self._stopping = True
-        timer = threading.Timer(self._settings.worker_grace, self._stop_run)
+        timer = threading.Timer(self._grace, self._stop_run)
         timer.daemon = True
         timer.start()
 

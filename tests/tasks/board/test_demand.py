@@ -44,7 +44,7 @@ class Rack:
         roster.announce(self.client, Card(id="echo", board=board))
         roster.breathe(self.client, Presence(name=f"board:{board}", board=board))
 
-        def load(model: Model) -> None:
+        def load(model: Model, waited: float | None = None) -> None:
             self.loaded.append(board)
             if board in self.trouble:
                 raise self.trouble[board]

@@ -60,6 +60,24 @@ class Board:
             self.breathe(name)
             self.agent._keeping.over(self.agent._workers.living())
 
+    def job(self, model: str, state: str, lane: str = "interactive") -> None:
+        """One more job of a model: `running` or `waiting`."""
+        self.answered += 1
+        job = f"{model}{self.answered}"
+        self.client.zadd((keys.running if state == "running" else keys.waiting)(model), {job: self.answered})
+        self.client.hset(keys.job(job), "lane", lane)
+
+    def jobs_gone(self, model: str) -> None:
+        """It has no jobs any more."""
+        self.client.delete(keys.running(model), keys.waiting(model))
+
+    def later(self, seconds: float) -> None:
+        """So much time passes."""
+        now = self.agent._demand._clock() + seconds
+        self.agent._demand._clock = lambda: now
+        for child in self.agent._workers._children.values():
+            child.started -= seconds
+
     def loaded(self) -> set[str]:
         """The models that have a worker."""
         return set(self.agent._workers.living())
@@ -291,3 +309,92 @@ def test_where_there_is_one_domain_for_all_they_take_turns(board: Board) -> None
     board.agent._keeping.ask("small", -1.0)
     with pytest.raises(OutOfMemory, match=r"domain 0 beside small.* Asked to stay for ever: small"):
         board.agent.load_after_others(board.models["large"])
+
+
+@pytest.fixture
+def busy(board: Board) -> Board:
+    """A board with one model that always has a job that runs and one that waits, and a chat for another one."""
+    board.has("large")
+    board.job("large", "running")
+    board.job("large", "waiting")
+    board.breathe("large", "busy")
+    board.job("huge", "waiting")
+    return board
+
+
+def test_a_model_that_always_has_something_to_do_gives_way_after_a_while(busy: Board, client: redis.Redis) -> None:
+    """Its job in hand may end first. The other one is loaded next, whoever asks; then they take turns."""
+    with client.pubsub(ignore_subscribe_messages=True) as control:
+        control.subscribe(keys.control("large@one"))
+        busy.agent._meet()
+        busy.later(59)
+        busy.agent._meet()
+        assert busy.loaded() == {"large"}
+        busy.later(2)
+        busy.agent._meet()
+        told = next(filter(None, iter(lambda: control.get_message(timeout=1.0), "")))
+    assert told["data"] == b"finish 539"  # of the ten minutes that jobs can wait
+    busy.gone()
+    roster.leave(client, "large@one")
+    busy.agent.load_after_others(busy.models["large"])  # asked for again, it waits
+    busy.agent._meet()
+    assert busy.loaded() == {"huge"}
+    busy.breathe("huge", "busy")
+    busy.job("huge", "running")
+    busy.agent._meet()
+    busy.agent._demand._waits["large"] -= 50  # it has waited for longer than the other has been there
+    busy.later(59)
+    busy.agent._meet()
+    assert busy.loaded() == {"huge"}
+    busy.later(2)
+    busy.agent._meet()
+    busy.gone()
+    roster.leave(client, "huge@one")
+    busy.agent._meet()
+    assert busy.loaded() == {"large"}
+
+
+@pytest.mark.parametrize(("lane", "gives_way"), [("background", True), ("batch", True), ("interactive", False)])
+def test_chats_wait_for_no_jobs_of_later_lanes(busy: Board, client: redis.Redis, lane: str, gives_way: bool) -> None:
+    """Theirs goes on later. Nobody makes way for jobs of a lane that is later than its own."""
+    busy.jobs_gone("large")
+    busy.job("large", "running", lane)
+    busy.agent._meet()
+    busy.gone()
+    assert busy.loaded() == (set() if gives_way else {"large"})
+    if not gives_way:
+        busy.jobs_gone("huge")
+        busy.job("huge", "waiting", "batch")
+        busy.later(599)
+        busy.agent._meet()
+        assert busy.loaded() == {"large"}
+
+
+@pytest.mark.parametrize("why", ["pinned", "loading", "elsewhere"])
+def test_who_never_gives_way(busy: Board, client: redis.Redis, why: str) -> None:
+    """What is pinned, what is only being loaded, and anybody while another board may have room."""
+    if why == "pinned":
+        busy.agent._keeping.ask("large", -1.0)
+    elif why == "loading":
+        busy.breathe("large", "loading")
+    else:
+        roster.announce(client, Card(id="huge", board="two"))
+        roster.breathe(client, Presence(name="board:two", board="two"))
+    busy.agent._demand._refuse = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(3):
+        busy.later(100)
+        busy.agent._meet()
+    assert busy.loaded() == {"large"}
+
+
+def test_who_gave_way_comes_back_when_nobody_wants_the_room(busy: Board, client: redis.Redis) -> None:
+    """The jobs that wanted it were cancelled meanwhile."""
+    busy.agent._meet()
+    busy.later(61)
+    busy.agent._meet()
+    busy.gone()
+    roster.leave(client, "large@one")
+    busy.jobs_gone("huge")
+    busy.agent._meet()
+    busy.agent._meet()
+    assert busy.loaded() == {"large"}

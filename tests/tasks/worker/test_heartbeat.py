@@ -33,6 +33,7 @@ class Ear:
             on_load=self._load,
             on_cancel=self._cancel,
             on_chat=self._cancel,
+            on_finish=lambda _: None,
             on_stop=lambda: None,
             on_hand_over=lambda: None,
             on_unpark=lambda: None,

@@ -692,6 +692,23 @@ def test_a_worker_that_is_told_to_stop_pauses_and_takes_nothing_more(make: Make)
     assert place.client.zcard(keys.running("echo")) == 0
 
 
+def test_a_worker_that_gives_way_ends_its_job_first(make: Make) -> None:
+    """However short its grace is otherwise. What waits is for later."""
+    place = make(worker_grace=0)
+    place.gate.clear()
+    job = place.accept()
+    serving_ = place.call()
+    eventually(lambda: place.run is not None, what="the claim")
+    later = place.accept()
+    place.client.publish(keys.control(WORKER), "finish 1000")
+    place.client.publish(keys.control(WORKER), "stop")
+    eventually(lambda: place.serving._stopping, what="the stop")
+    place.gate.set()
+    serving_.join(LIMIT)
+    assert [place.view(each).state for each in (job, later)] == [JobState.FINISHED, JobState.QUEUED]
+    assert not place.serving._leaving.is_set()
+
+
 def test_what_could_not_be_gone_on_with_is_not_paused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer to a prompt whose tokens nobody knows ends before the chat begins."""
     monkeypatch.setattr(heartbeat, "RENEWAL", 0.01)
