@@ -120,8 +120,9 @@ class TextBook(Protocol):
 class ModelShelf(Protocol):
     """Which models boards have, changed. Each raises `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
 
-    def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing."""
+    def pull(self, name: str, board: str = "") -> AsyncGenerator[PullProgress, None]:
+        """Have a board, or the first one, fetch a model, and tell how far it is; whoever leaves ends nothing. Raises
+        `BoardUnknown` as well."""
 
     async def assemble(self, command: Create) -> None:
         """Have a board make a model of files that were sent, one on whose machine they are."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from tasks.commands import CommandCode, Commander, Copy, Create, Delete, PullProgress
-from tasks.errors import CommandFailed, ModelDown
+from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull
 from tasks.roster import Roster
@@ -23,14 +23,16 @@ class Shelf:
         self._commander = commander
         self._feed = feed
 
-    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing. With several boards it is the first
-        by name. Raises `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
+    async def pull(self, name: str, board: str = "") -> AsyncGenerator[PullProgress, None]:
+        """Have a board fetch a model, and tell how far it is; whoever leaves ends nothing. Where none is named it is the first by
+        name. Raises `BoardUnknown`, `CommandFailed`, `ModelDown` and `QueueUnavailable`."""
         await self._roster.refresh()
         boards = self._roster.snapshot.boards
+        if board and board not in boards:
+            raise BoardUnknown(board, boards)
         if not boards:
             raise ModelDown(name, "no board is there to fetch it.")
-        async for progress in follow_pull(self._commander, self._feed, boards[0], name):
+        async for progress in follow_pull(self._commander, self._feed, board or boards[0], name):
             yield progress
         await self._roster.refresh()
 

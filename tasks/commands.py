@@ -165,6 +165,34 @@ class Create(msgspec.Struct, frozen=True, tag="create"):
     """The same of an adapter, which goes with `files`."""
 
 
+class Lend(msgspec.Struct, frozen=True, tag="lend"):
+    """Open the files of a model, over HTTP, to the board that asks. The reply is a `Loan`, once their digests are known."""
+
+    model: str
+    address: str = ""
+    """Of the board that asks; empty where that is the machine of Redis."""
+
+
+class LentFile(msgspec.Struct, frozen=True):
+    """One file of a model: its name in the model's folder, its bytes and its digest."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Loan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the files of a model can be had for about an hour after they were last asked for: `url`, a slash, and the name."""
+
+    url: str
+    id: str
+    names: tuple[str, ...] = ()
+    engine: str = ""
+    soc: str | None = None
+    files: tuple[LentFile, ...] = ()
+    """The weights first."""
+
+
 class UseRuntime(msgspec.Struct, frozen=True, tag="use_runtime"):
     """Use another release of the NPU's runtime from now on, one that is installed on the board. It is tried first, and the reply,
     a `RuntimeUsed`, comes once the board's models are loaded with it, or with what they had."""
@@ -186,8 +214,11 @@ class RuntimeUsed(msgspec.Struct, frozen=True, kw_only=True):
 Shelving: TypeAlias = Pull | PullState | Delete | Copy | Create
 """What changes which models a board has, and what tells of it."""
 
+Changing: TypeAlias = Shelving | UseRuntime | Lend
+"""What is done with the files of a board."""
+
 Command: TypeAlias = (
-    Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Describe | Prepare | Shelving | UseRuntime
+    Load | Unload | Keep | Tokenize | Detokenize | Render | Encode | Count | Describe | Prepare | Changing
 )
 
 

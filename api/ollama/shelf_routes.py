@@ -38,7 +38,7 @@ async def pull(http: Request) -> Response:
     """Have a board fetch a model, and tell how far it is. A pull goes on when its client has left."""
     require(http, Scope.ADMIN)
     body = await read_body(http, PullBody)
-    told = services_of(http)["shelf"].pull(body.called)
+    told = services_of(http)["shelf"].pull(body.called, body.board)
     try:
         # What can be said at once is a status; the rest is a line.
         first = await while_connected(http, _next(told))

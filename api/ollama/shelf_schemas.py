@@ -32,6 +32,8 @@ class PullBody(NamedBody):
     """The body of `POST /api/pull`."""
 
     stream: bool = True
+    board: str = Field("", max_length=512)
+    """The one that is to fetch it, of several."""
 
 
 class DeleteBody(NamedBody):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ops.cli import options
+
+if TYPE_CHECKING:
+    from tasks.board.pull.neighbours import Neighbours
 
 app = typer.Typer(
     help="Look after the models on this machine's disk, and those of a running service.", no_args_is_help=True
@@ -46,7 +49,8 @@ def pull(
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """Fetch a model into the models folder; a running board finds it there. Goes on where a broken pull ended."""
+    """Fetch a model into the models folder, from another board of the service where one has it; a running board finds it there.
+    Goes on where a broken pull ended."""
     options.apply(config, models_dir=models_dir, data_dir=data_dir)
     from npu.hardware import soc_named
     from ops.configuration import load
@@ -62,8 +66,25 @@ def pull(
             soc_named(soc)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--soc") from error
-    shelf = shelf_of(load(TaskSettings), load(BoardSettings), soc)
+    shelf = shelf_of(load(TaskSettings), load(BoardSettings), soc, neighbours=_neighbours())
     show(steps(model, shelf, pull_id=new_job_id(), local=True), as_json=as_json)
+
+
+def _neighbours() -> Neighbours | None:
+    """The other boards of the service that runs here, or that this machine has joined; None where there is none."""
+    from ops.cli import queue_of_service
+    from ops.configuration import load
+    from tasks.board.pull.neighbours import Neighbours
+    from tasks.connection import UNREACHABLE, connect
+    from tasks.settings import TaskSettings
+
+    url = queue_of_service.url()
+    client = connect(url, timeout=2.0, retries=0)
+    try:
+        client.ping()
+    except UNREACHABLE:
+        return None
+    return Neighbours(connect(url), load(TaskSettings).board_name, url)
 
 
 @app.command()

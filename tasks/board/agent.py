@@ -29,8 +29,10 @@ from tasks.board.governors import Governors
 from tasks.board.heat import HOT, Heat
 from tasks.board.inventory import Inventory
 from tasks.board.keeping import Keeping
+from tasks.board.lending import Lending
 from tasks.board.losses import Losses
 from tasks.board.machine import node_is_missing, read_machine, since_boot
+from tasks.board.pull.neighbours import Neighbours
 from tasks.board.pull.shelf import shelf_of
 from tasks.board.pulls import Pulls
 from tasks.board.room import MakingRoom, NoRoomYet, Room
@@ -42,6 +44,7 @@ from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers, worker_command
 from tasks.card import Card
 from tasks.connection import UNREACHABLE, Outages, connect, text
+from tasks.errors import CommandFailed
 from tasks.live_settings import LiveSettings
 from tasks.model_events import ModelEvents, Unload
 from tasks.prompting.cards import card_of
@@ -119,9 +122,13 @@ class Agent:
         """A model was unloaded: jobs may wait for it, and need not wait for the next look as well."""
         self._looked = threading.Condition()
         self._looks_asked = self._looks_done = 0
+        neighbours = Neighbours(self._client, self._board, self._url)
         pulls = Pulls(
-            self._client, self._board, lambda wait: shelf_of(settings, board_settings, wait=wait), self.look_again
+            *(self._client, self._board),
+            lambda wait: shelf_of(settings, board_settings, wait=wait, neighbours=neighbours),
+            self.look_again,
         )
+        self._lending = Lending(lambda: self._catalog, settings.models_dir, self._url, board_settings.lend_port)
         self._inventory = Inventory(settings.models_dir, pulls, self.look_again)
         self._runtimes = Runtimes(
             *(settings, self._setup, lambda: self._catalog, self._workers, self._fitting, self.load, GRACE),
@@ -179,6 +186,7 @@ class Agent:
                     self._try(task)
         systemd.tell("STOPPING=1")
         self._inventory.close()
+        self._lending.close()
         self._desk.close()
         self._try(self._drain.hand_over)
         self._try(self._turns.hurry)
@@ -484,8 +492,13 @@ class Agent:
         self._events.report(self._client)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
 
-    def _change(self, command: commands.Shelving | commands.UseRuntime) -> object:
+    def _change(self, command: commands.Changing) -> object:
         """Do what a command says of the board's models or its runtime; its result. Raises `CommandFailed` and `OSError`."""
+        if isinstance(command, commands.Lend):
+            if not self._board_settings.neighbours:
+                why = "This board gives no models to others (`neighbours` is false there)."
+                raise CommandFailed(commands.CommandCode.NOT_POSSIBLE, why)
+            return self._lending.lend(command)
         if not isinstance(command, commands.UseRuntime):
             return self._inventory.obey(command)
         try:

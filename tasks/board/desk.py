@@ -30,7 +30,7 @@ from tasks.settings import TaskSettings
 
 log = logging.getLogger("rockchipllama.board")
 
-WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32, "runtime": 1}
+WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32, "runtime": 1, "lend": 8}
 """Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
@@ -50,7 +50,7 @@ class Desk:
         load: Callable[[Model, bool], None],
         unload: Callable[[Model], None],
         keep: Callable[[str, float], None],
-        change: Callable[[commands.Shelving | commands.UseRuntime], object],
+        change: Callable[[commands.Changing], object],
     ) -> None:
         self._client = client
         self._settings = settings
@@ -135,7 +135,7 @@ class Desk:
             log.warning("a command went unanswered, Redis is away: %s", away)
 
     def _obey(self, command: commands.Command, since: float) -> object:
-        if isinstance(command, commands.Shelving | commands.UseRuntime):
+        if isinstance(command, commands.Changing):
             return self._change(command)
         model = self._catalog().find(command.model)
         if model is None:
@@ -236,3 +236,5 @@ def _kind(command: commands.Command) -> str:
             return "shelf"
         case commands.UseRuntime():
             return "runtime"
+        case commands.Lend():
+            return "lend"

@@ -57,6 +57,15 @@ class BoardSettings(Settings):
         description="When the governors of CPU, NPU and memory are raised to `performance`: while a job runs (`on-demand`), as "
         "long as the board's agent runs (`always`), or `never`. It takes root, and a chip that has an NPU.",
     )
+    neighbours: bool = Field(
+        True, description="Copy models from other boards of the service that have them, and give them ours."
+    )
+    lend_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="The port on which other boards get our models while they copy some. 0: any that is free.",
+    )
     hf_token: SecretStr | None = Field(
         default_factory=lambda: SecretStr(token) if (token := _hugging_face("TOKEN")) else None,
         description="A token of Hugging Face, to pull models that are gated or private. Unset: what `HF_TOKEN` says.",

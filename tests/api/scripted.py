@@ -458,10 +458,12 @@ class ScriptedShelf:
 
     def __init__(self) -> None:
         self.progress: list[PullProgress | Exception] = []
+        self.asked: list[tuple[str, str]] = []
         self.told: list[Command] = []
         self.refusal: Exception | None = None
 
-    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+    async def pull(self, name: str, board: str = "") -> AsyncGenerator[PullProgress, None]:
+        self.asked.append((name, board))
         for step in self.progress:
             if isinstance(step, Exception):
                 raise step

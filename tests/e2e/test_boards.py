@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tasks import keys
 from tasks.connection import connect
 from tasks.events import EVENTS_VERSION
 from tasks.version import VERSION
+from tests.npu.tiny_model import NORMAL, tiny_model
 from tests.stack import LIMIT, eventually, free_port
 
 MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 100.0\n'
@@ -357,3 +359,26 @@ def test_two_boards_of_one_name_and_a_damaged_url_are_refused(shared: Shared, tm
     nothing = run(tmp_path, "join")
     assert nothing.returncode == 1 and "joined nothing" in nothing.stderr
     assert not (tmp_path / "data" / "joined").exists()
+
+
+@pytest.mark.full
+def test_a_board_copies_a_model_from_the_first(shared: Shared, tmp_path: Path) -> None:
+    """It is told so over HTTP, and the internet is never asked: there is none."""
+    tokenizer = {"model": "gpt2", "pre": "gpt-2", "bos_token_id": 0, "merges": ["a b"]}
+    made = tiny_model(tmp_path, tokenizer, [(letter, NORMAL) for letter in "abcdefgh"])
+    assert made.path is not None
+    home = shared.folder / "models" / "own"
+    home.mkdir()
+    shutil.copy(made.path, home / "Own-1B-Q4_0.gguf")
+    board = Command(tmp_path / "copier", "join", shared.join_url, "--name", "copier", HF_ENDPOINT="http://127.0.0.1:9")
+    try:
+        eventually(lambda: "own-1b" in shared.models() and "copier" in shared.models()["twin"], what="both boards")
+        asked = {"model": "own:1b", "board": "copier", "stream": False}
+        done = httpx.post(f"{shared.url}/api/pull", json=asked, timeout=LIMIT)
+        assert done.json() == {"status": "success"}, board.said
+        assert sorted(shared.models()["own-1b"]) == ["copier", "first"]
+        copied = board.folder / "models" / "own-1b" / "Own-1B-Q4_0.gguf"
+        assert copied.read_bytes() == made.path.read_bytes()
+    finally:
+        board.stop()
+        shutil.rmtree(home)

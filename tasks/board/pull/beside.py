@@ -33,6 +33,8 @@ class PlannedFile:
     sha256: str | None = None
     repository: str = ""
     """Of the hub; empty for a file from elsewhere, which gets no credentials."""
+    direct: bool = False
+    """It comes from another board, past any proxy."""
 
 
 def beside_weights(hub: Hub, chosen: IndexFile, listing: Listing) -> tuple[list[PlannedFile], list[str]]:

@@ -96,6 +96,18 @@ def opener(proxy: str | None = None, certificates: str | None = None) -> urllib.
     return urllib.request.build_opener(*handlers)
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Another board sends nobody elsewhere."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def direct_opener() -> urllib.request.OpenerDirector:
+    """What opens addresses of other boards: no proxy is asked, and no redirection followed."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
+
+
 def download(
     url: str,
     target: Path,

@@ -18,15 +18,16 @@ from typing import IO, Final
 
 import msgspec
 
-from npu.catalog import find_models
+from npu.catalog import Catalog, find_models
 from npu.errors import ModelRefused
 from npu.manifest import FILE_NAME, read_manifest
 from npu.whole_file import put_folder_in_place, sync, write_whole
-from tasks.board.pull.asked import parse
+from tasks.board.pull.asked import Asked, parse
 from tasks.board.pull.beside import PlannedFile
-from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, Transfer, transfers
+from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, Transfer, direct_opener, transfers
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.index import IndexFault, read_index
+from tasks.board.pull.neighbours import names_of
 from tasks.board.pull.plan import Plan, make_plan
 from tasks.board.pull.record import NOTHING, RECORD, Record, RecordedFile, read_record, write_record
 from tasks.board.pull.shelf import Shelf
@@ -75,7 +76,26 @@ class _Pull:
     def steps(self) -> Iterator[PullProgress]:
         asked = parse(self._text, local=self._local)
         yield self._say(PullStep.CHOOSING)
-        plan = make_plan(asked, self._shelf.machine(), self._shelf.hub, read_index(self._shelf.index))
+        machine, index = self._shelf.machine(), read_index(self._shelf.index)
+        for board, model in self._neighbours(asked):
+            yield self._say(PullStep.CHOOSING, message=f"The board '{board}' has it, and is asked for it.")
+            assert self._shelf.neighbours is not None
+            try:
+                yield from self._carry_out(self._shelf.neighbours.plan(board, model, asked, machine, index))
+                return
+            except PullFailed as failed:
+                yield self._say(PullStep.CHOOSING, message=f"It was not copied from the board '{board}': {failed}")
+        yield from self._carry_out(make_plan(asked, machine, self._shelf.hub, index))
+
+    def _neighbours(self, asked: Asked) -> Iterator[tuple[str, str]]:
+        """The boards that have what this one has not, each with the model's id."""
+        if self._shelf.neighbours is None or not (names := names_of(asked)):
+            return
+        here = find_models(self._shelf.models_dir) if self._shelf.models_dir.is_dir() else Catalog(())
+        if not any(here.named(name) for name in names):
+            yield from self._shelf.neighbours.having(asked)
+
+    def _carry_out(self, plan: Plan) -> Iterator[PullProgress]:
         yield self._say(PullStep.CHOOSING, message=plan.why)
         self._partial.mkdir(parents=True, exist_ok=True)
         with (self._partial / f"{plan.id}.lock").open("w") as lock:
@@ -165,7 +185,7 @@ class _Pull:
         moves = transfers(
             file.source,
             target,
-            opener=hub.network,
+            opener=direct_opener() if file.direct else hub.network,
             size=file.size,
             credentials=hub.credentials if file.repository else None,
             pause=self._shelf.pause,

@@ -128,7 +128,7 @@ def _from_index(model: IndexModel, machine: Machine, hub: Hub) -> Plan:
     id = model.name.replace(":", "-")
     beside, notes = beside_weights(hub, chosen, listing)
     manifest = {
-        **_manifest(id, chosen.engine, chosen.file, (model.name, *parse_model_name(stem(chosen.file)).tags)),
+        **manifest_of(id, chosen.engine, chosen.file, (model.name, *parse_model_name(stem(chosen.file)).tags)),
         **({"context_length": chosen.context} if chosen.context else {}),
         **({"soc": chosen.soc} if chosen.soc else {}),
         "quantization": chosen.dtype.upper(),
@@ -211,7 +211,7 @@ def _from_repository(asked: Repository, machine: Machine, hub: Hub) -> Plan:
         + (f" Licence: {listing.licence}." if listing.licence else ""),
         source={"repository": asked.repository, "commit": listing.commit, "file": chosen.files[0].path},
         manifest={
-            **_manifest(parsed.id, chosen.engine, chosen.name, names),
+            **manifest_of(parsed.id, chosen.engine, chosen.name, names),
             **({"notes": notes} if notes else {}),
         },
         remarks=(
@@ -248,7 +248,7 @@ def _from_address(url: str, machine: Machine) -> Plan:
         files=(PlannedFile(name, url),),
         why=f"{name} from {urlsplit(url).hostname}, {because(chosen.engine, machine)}.",
         source={"url": _without_query(url), "file": name},
-        manifest=_manifest(parsed.id, chosen.engine, name, parsed.tags),
+        manifest=manifest_of(parsed.id, chosen.engine, name, parsed.tags),
         remarks=(f"From {_without_query(url)}.",),
     )
 
@@ -271,7 +271,7 @@ def _from_place(path: Path, machine: Machine) -> Plan:
         files=tuple(PlannedFile(file.name, file, file.stat().st_size) for file in (weights, *beside)),
         why=f"{weights.name}{megabytes(weights.stat().st_size)} is copied from {weights.parent}.",
         source={"path": str(weights), "file": weights.name},
-        manifest=None if own else _manifest(name, chosen.engine, weights.name, parsed.tags),
+        manifest=None if own else manifest_of(name, chosen.engine, weights.name, parsed.tags),
         remarks=(f"Copied from {weights}.",),
     )
 
@@ -317,7 +317,8 @@ def _check(chosen: Candidate, machine: Machine) -> None:
         raise PullFailed(CommandCode.DOES_NOT_FIT, f"{chosen.name} {refusal}.")
 
 
-def _manifest(id: str, engine: str, file: str, names: Sequence[str]) -> dict[str, str | int | Sequence[str]]:
+def manifest_of(id: str, engine: str, file: str, names: Sequence[str]) -> dict[str, str | int | Sequence[str]]:
+    """What the manifest of pulled weights says in any case."""
     name = PurePosixPath(file).name
     return {"id": id, "names": [each for each in dict.fromkeys(names) if each != id], "engine": engine, "file": name}
 

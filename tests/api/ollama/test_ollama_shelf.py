@@ -62,6 +62,14 @@ def test_a_pull_tells_how_far_it_is(client: ollama.Client, place: Site) -> None:
     assert client.pull("qwen3:0.6b").status == "success"
 
 
+def test_a_pull_may_be_meant_for_one_board(place: Site) -> None:
+    """Ollama's own clients name none."""
+    place.world.shelf.progress = list(PULLED)
+    for body in ({"model": "a"}, {"model": "a", "board": "two"}):
+        assert place.http.post("/api/pull", json=body).status_code == 200
+    assert place.world.shelf.asked == [("a", ""), ("a", "two")]
+
+
 @pytest.mark.parametrize(
     ("code", "status", "says"),
     [
