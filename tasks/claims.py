@@ -147,7 +147,7 @@ def claim_next(
         again=int(record.get("again", 0)),
         read=int(record.get("read", 0)),
         sent="sent" in record,
-        prompts=_prompts(record),
+        prompts=prompts_of(record),
         language=record.get("language", b"").decode(),
         prefix=record.get("prefix", b"").decode(),
         kin=record.get("kin", b"").decode() if "alone" not in record and "through" not in record else "",
@@ -165,7 +165,8 @@ def prompt_fields(prompts: Iterable[Sequence[int]]) -> dict[str, bytes]:
     return found
 
 
-def _prompts(record: dict[str, bytes]) -> tuple[tuple[int, ...], ...]:
+def prompts_of(record: dict[str, bytes]) -> tuple[tuple[int, ...], ...]:
+    """The prompts that a record holds, as `Claim.prompts`."""
     found: list[tuple[int, ...]] = []
     while (data := record.get(f"prompt:{len(found)}")) is not None:
         ids = array.array("i", data)

@@ -50,6 +50,7 @@ and these fields of a record:
   together       1 while it shares a run
   alone          1 once such a run ended in a crash
   talk follows   digests of its conversation, and of the part of it that another request ended with
+  goes_to        the board that reads it before the one that has it in hand lets go of it
   left           the boards that left it to another one
   through        1 while it runs because its lane was starved, and is not to be paused
 
@@ -152,11 +153,13 @@ local function starved(waiting, lanes, t, rank, limit)
 end
 -- For how many ms more this job is another board's to take; nothing: anybody's.
 local function is_of_another(id, model, board, t)
-  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'follows', 'since', 'fence')
-  if not kept[1] or kept[3] then return end
+  local kept = redis.call('HMGET', 'rl:{{' .. id .. '}}', 'follows', 'since', 'fence', 'goes_to')
+  local home = kept[4]
+  if not home and (not kept[1] or kept[3]) then return end
   local left = AT_HOME - math.abs(t - kept[2])
   if left <= 0 then return end
-  local last, home = redis.call('HGETALL', 'rl:last:' .. model), nil
+  if home == board then return end
+  local last = home and {{}} or redis.call('HGETALL', 'rl:last:' .. model)
   for place = 1, #last, 2 do
     if last[place + 1] == kept[1] then
       if last[place] == board then return end

@@ -365,7 +365,7 @@ while true do
         'child', ARGV[3], 'call', ARGV[4], 'claim', fence .. '-' .. ARGV[8], 'started', now())
       if fence == 1 then redis.call('HSET', job, 'home', where_kept(ARGV[12], ARGV[2], kept[6])) end
       redis.call('HINCRBY', job, 'waited', math.abs(now() - kept[4]))
-      redis.call('HDEL', job, 'paused', 'left', 'together')
+      redis.call('HDEL', job, 'paused', 'left', 'together', 'goes_to')
       if ARGV[15] ~= '' then
         redis.call('HSET', job, 'together', 1)
         local lead = 'rl:{' .. ARGV[15] .. '}'

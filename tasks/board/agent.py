@@ -188,7 +188,7 @@ class Agent:
         self._inventory.close()
         self._lending.close()
         self._desk.close()
-        self._try(self._drain.hand_over)
+        self._try(lambda: self._drain.hand_over(at_once=True))
         self._try(self._turns.hurry)
         self._survive(lambda: self._workers.stop_all(GRACE))
         self._survive(self._governors.give_back)

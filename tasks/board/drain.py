@@ -44,14 +44,16 @@ class Drain:
                 self._load_again(before)
         elif living := set(self._workers.living()):
             self._before |= living
-            self.hand_over()
+            self.hand_over(at_once=False)
             for model_id in living:
                 self._dismiss(model_id)
 
-    def hand_over(self) -> None:
-        """Have workers give up their jobs at once, where another board has the model and goes on with them."""
+    def hand_over(self, *, at_once: bool) -> None:
+        """Have workers give up their jobs where another board has the model and goes on with them; unless it is to be done at
+        once, when that has read them."""
         elsewhere = {
             status.card.id for status in boards.snapshot(self._client).models if {*status.boards} - {self._board}
         }
         for model_id in elsewhere & self._workers.living().keys():
-            self._client.publish(keys.control(f"{model_id}@{self._board}"), "hand-over")
+            word = "hand-over" if at_once else "move"
+            self._client.publish(keys.control(f"{model_id}@{self._board}"), word)

@@ -1,5 +1,6 @@
 """Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon or to
-hand that job over, to give back the memory of what is parked; and that a chat waits."""
+hand that job over, to give back the memory of what is parked; that a chat waits, and that another worker is about to hand
+over a job."""
 
 from __future__ import annotations
 
@@ -34,6 +35,8 @@ class ControlListener:
         on_stop: Callable[[], None],
         on_hand_over: Callable[[], None],
         on_unpark: Callable[[], None],
+        on_move: Callable[[], None],
+        on_read_ahead: Callable[[str, str], None],
     ) -> None:
         self._client = client
         self._channel = keys.control(worker)
@@ -44,6 +47,8 @@ class ControlListener:
         self._on_stop = on_stop
         self._on_hand_over = on_hand_over
         self._on_unpark = on_unpark
+        self._on_move = on_move
+        self._on_read_ahead = on_read_ahead
         self._redis = Outages(log, "the control channel")
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="control", daemon=True)
@@ -88,5 +93,9 @@ class ControlListener:
                 self._on_hand_over()
             case ["unpark"]:
                 self._on_unpark()
+            case ["move"]:
+                self._on_move()
+            case ["read-ahead", job, worker]:
+                self._on_read_ahead(job, worker)
             case _:
                 log.warning("ignored an unknown word on the control channel")

@@ -33,10 +33,7 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
             run.totals.left_out = prepared.left_out
             tokens = (prompt.tokens for prompt in prepared.prompts)
             run.writer.note(phase=Phase.PREFILL.value, language=language, **prompt_fields(tokens))
-            # What somebody waits for goes on as a conversation; titles and items of batches come once.
-            returns = claim.lane == Lane.INTERACTIVE
-            owned = tuple(replace(prompt, owner=claim.owner, returns=returns) for prompt in prepared.prompts)
-            prepared = replace(prepared, prompts=owned)
+            prepared = owned(prepared, claim.owner, claim.lane)
             return generate.run(prepared, engine, run, run.totals, begun, job=claim.job)
         case PreparedTexts():
             run.writer.note(phase=Phase.PREFILL.value)
@@ -48,6 +45,15 @@ def execute(client: redis.Redis, preparer: Preparer, engine: TextEngine, run: Jo
             return rerank.run(prepared, engine, run, run.totals, begun)
         case _:
             assert_never(prepared)
+
+
+def owned(prepared: Prepared, owner: str, lane: str) -> Prepared:
+    """The same, with whose it is for the engine that keeps conversations."""
+    # What somebody waits for goes on as a conversation; titles and items of batches come once.
+    returns = lane == Lane.INTERACTIVE
+    return replace(
+        prepared, prompts=tuple(replace(prompt, owner=owner, returns=returns) for prompt in prepared.prompts)
+    )
 
 
 def _begun(client: redis.Redis, claim: Claim, language: str) -> Begun | None:

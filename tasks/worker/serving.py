@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -14,6 +15,7 @@ import redis
 from npu.engine import LockStepEngine
 from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
+from tasks import keys
 from tasks.at_work import at_work
 from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
@@ -33,6 +35,7 @@ from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
 from tasks.worker.pacing import Pacing, is_hot
+from tasks.worker.read_ahead import ReadAhead, free_worker
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
 from tasks.worker.speeds import Speeds
@@ -98,6 +101,8 @@ class Serving:
         """Its grace is over: it waits for nothing any more."""
         self._look_again: threading.Timer | None = None
         """Where only jobs wait that are not to be taken yet: until the first of them is."""
+        self._ahead: ReadAhead | None = None
+        """The job that another board was at, and that was read here last."""
         self._prefix = ""
         """Of the job that was served last: the engine has it in its cache."""
         self._redis = Outages(log, "the worker's queue")
@@ -113,6 +118,8 @@ class Serving:
             on_stop=self._stop,
             on_hand_over=self._hand_over,
             on_unpark=self._unpark,
+            on_move=self._move,
+            on_read_ahead=self._read_ahead,
         )
 
     def close(self) -> None:
@@ -122,6 +129,8 @@ class Serving:
             self._look_again.cancel()
         self._heartbeat.close()
         self._control.close()
+        if self._ahead is not None:
+            self._ahead.end()
         self._slot.close()
 
     def serve(self, call: str) -> str:
@@ -263,6 +272,8 @@ class Serving:
         try:
             begun = time.monotonic()
             was_loaded = self._slot.loaded
+            if self._ahead is not None:
+                self._ahead.end()
             # Who shares a run has its engine already, and must not load another where that one has just broken.
             engine = run.seat.engine if run.seat is not None else self._slot.engine(self._heartbeat.changed)
             if not was_loaded and run.seat is None:
@@ -417,6 +428,38 @@ class Serving:
         """Another model of this board needs the memory."""
         self._slot.unpark()
         self._heartbeat.changed()
+
+    def _move(self) -> None:
+        """This board is drained: another one that is free reads the job in hand, then this one hands it over, at the latest
+        when the grace of its stop is over."""
+        self._stopping = True
+        runs = self._runs
+        alone = len(runs) == 1 and runs[0].phase is not Phase.LOADING
+        free = free_worker(self._client, self._model.id, self._board) if alone else None
+        if free is None:
+            self._hand_over()
+            return
+        worker, board = free
+        with suppress(ClaimLost):  # it may have ended in this very moment
+            runs[0].writer.note(goes_to=board)
+        if not self._client.publish(keys.control(worker), f"read-ahead {runs[0].claim.job} {self._worker}"):
+            self._hand_over()
+
+    def _read_ahead(self, job: str, worker: str) -> None:
+        """Another worker is about to hand over that job, and waits until it was read here, or is not going to be."""
+        with self._hands:
+            free = not self._runs and not self._stopping and self._slot.loaded
+            free = free and (self._ahead is None or self._ahead.over)
+            if free:
+                self._ahead = ReadAhead(self._client, self._slot, job, lambda: self._was_read(worker))
+        if not free:
+            self._was_read(worker)
+
+    def _was_read(self, worker: str) -> None:
+        try:
+            self._client.publish(keys.control(worker), "hand-over")
+        except UNREACHABLE as error:
+            log.info("%s was not told to hand over its job, and does so when its grace is over: %s", worker, error)
 
     def _stop_run(self) -> None:
         self._leaving.set()

@@ -219,7 +219,8 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
 
 @pytest.mark.full
 def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) -> None:
-    """32 streams of a model that two boards have: each gets its whole answer once, whichever board began it."""
+    """32 streams of a model that two boards have: each gets its whole answer once, whichever board began it. One whose other
+    board is free is read there before it is let go of here."""
     board = Command(tmp_path / "second", "join", shared.join_url, "--name", "second")
     begun = threading.Barrier(3, timeout=LIMIT)
     try:
@@ -237,10 +238,20 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
         assert "drained" in run(shared.folder, "boards").stdout
         assert shared.boards("resume", "first").returncode == 0
         eventually(lambda: shared.states("first").get("twin") == "loaded", what="it serves again")
+        begun = threading.Barrier(2, timeout=LIMIT)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(shared.stream, LONG, begun)
+            begun.wait()
+            busy = eventually(lambda: next((each for each in both if shared.states(each)["twin"] == "busy"), None))
+            assert httpx.post(f"{shared.url}/v1/boards/{busy}/drain", timeout=LIMIT).status_code == 200
+            text, job = answer.result(LIMIT)
+        assert text == LONG
+        assert f"job read ahead job={job}" in (shared if busy == "second" else board).said
+        assert shared.boards("resume", busy).returncode == 0
         unknown = shared.boards("drain", "third")
         assert unknown.returncode == 1 and "first, second" in unknown.stderr
     finally:
-        shared.client().hdel(keys.DRAINED, "first")
+        shared.client().delete(keys.DRAINED)
         board.stop()
 
 

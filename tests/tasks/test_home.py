@@ -104,6 +104,18 @@ async def test_it_is_anybodys_where_waiting_would_cost_something(boards: Boards,
     assert boards.begin("two").job == job
 
 
+async def test_a_job_that_was_read_ahead_is_left_to_the_board_that_did(boards: Boards, client: redis.Redis) -> None:
+    """For as long, and once: whoever then has it in hand begins anew."""
+    job = await boards.accept(*SECOND)
+    held = boards.begin("one")
+    client.hset(keys.job(job), "goes_to", "one")
+    hand_back(client, "echo", job, held.token, "it was moved", crashed=False)
+    assert isinstance(boards.look("two"), Later)
+    held = boards.begin("one")
+    hand_back(client, "echo", job, held.token, "it stopped", crashed=False)
+    assert boards.begin("two").job == job
+
+
 async def test_a_board_that_does_not_breathe_any_more_is_gone(boards: Boards, client: redis.Redis) -> None:
     """Its last breath stays for a while."""
     seconds, _ = client.time()

@@ -516,7 +516,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         client.hset(keys.DRAINED, "one", "0")
         eventually(lambda: not board.agent._workers.living() and not board.agent._workers.leaving(), what="no worker")
         words = iter(lambda: told.get_message(timeout=0.1), None)
-        given_up = [bytes(word["channel"]) for word in words if word["data"] == b"hand-over"]
+        given_up = [bytes(word["channel"]) for word in words if word["data"] == b"move"]
     assert given_up == [keys.control("first@one").encode()]
     eventually(lambda: "one" not in snapshot(client).boards, what="others know")
     with pytest.raises(ModelRefused, match="drained"):

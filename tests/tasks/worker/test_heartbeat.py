@@ -37,6 +37,8 @@ class Ear:
             on_stop=lambda: None,
             on_hand_over=lambda: None,
             on_unpark=lambda: None,
+            on_move=lambda: None,
+            on_read_ahead=self._cancel,
         )
 
     def _load(self) -> None:

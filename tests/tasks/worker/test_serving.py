@@ -44,8 +44,11 @@ WORKER = "echo@one"
 class Place:
     """A worker's child in this process, with an engine that a test holds up, and the jobs it serves."""
 
-    def __init__(self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: float) -> None:
+    def __init__(
+        self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, board: str = "one", **settings: float
+    ) -> None:
         self.url = url
+        self.worker = f"echo@{board}"
         self.client = connect(url)
         self.model = Model(id="echo", engine="echo", folder=folder)
         self.loaded = 0
@@ -58,12 +61,12 @@ class Place:
         self.serving = Serving(
             self.client,
             self.model,
-            WORKER,
-            "one",
+            self.worker,
+            board,
             TaskSettings(data_dir=folder, models_dir=folder, lease=lease, record_limit=record_limit),
             WorkerSettings(**settings),
         )
-        eventually(lambda: self.client.pubsub_numsub(keys.control(WORKER))[0][1] == 1, what="a listening worker")
+        eventually(lambda: self.client.pubsub_numsub(keys.control(self.worker))[0][1] == 1, what="a listener")
         self.outcomes: list[str] = []
         self._threads: list[threading.Thread] = []
 
@@ -144,8 +147,8 @@ def make(
     """Makes the place, on the shared Valkey or another."""
     made: list[Place] = []
 
-    def build(url: str = valkey_url, **settings: float) -> Place:
-        made.append(Place(url, tmp_path, monkeypatch, **settings))
+    def build(url: str = valkey_url, board: str = "one", **settings: float) -> Place:
+        made.append(Place(url, tmp_path, monkeypatch, board, **settings))
         return made[-1]
 
     yield build
