@@ -39,11 +39,12 @@ from api.leniency import Leniency
 from api.needs import Services
 from api.openai import responses
 from api.origins import Cors
-from api.request_log import REQUEST, RequestLog
+from api.request_log import PROBES, REQUEST, RequestLog
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.live_settings import LiveSettings
 from tasks.settings import TaskSettings
+from tasks.tracing import Tracing
 from tasks.version import VERSION
 
 FRONTS: tuple[Front, ...] = (openai.FRONT, responses.FRONT, ollama.FRONT, anthropic.FRONT)
@@ -60,7 +61,8 @@ def create_app(
     settings = settings or ApiSettings()
     queue = tasks_settings or TaskSettings()
     live = LiveSettings(settings)
-    lifespan = lifespan or (lambda app: open_services(live, queue))
+    tracing = Tracing(queue.otlp_endpoint, "api") if queue.otlp_endpoint is not None else None
+    lifespan = lifespan or (lambda app: open_services(live, queue, tracing))
 
     def front(scope: Scope) -> Front:
         return front_of(scope, FRONTS)
@@ -79,7 +81,15 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
         # Nothing leaves the machine unless somebody asked for it.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry={
+            "tracing": tracing is not None,
+            "tracer_provider": tracing.provider if tracing is not None else None,
+            "operation_spans": False,
+            "exclude": lambda scope: scope["path"] in PROBES,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
         middleware=[
             Middleware(RequestLog, front_of=front, count=requests.count),
             Middleware(Cors, settings=settings, render=FRONTS[0].render),

@@ -75,7 +75,9 @@ class Relay:
         patience: float,
         keep_alive: float,
         record_limit: int,
+        trace: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`trace` tells the span of the request in hand, if there is one."""
         self.client = client
         self.store = store
         self.keep_alive = keep_alive
@@ -87,6 +89,7 @@ class Relay:
         self._commander = commander
         self._patience = patience
         self._record_limit = record_limit
+        self._trace = trace
         self._streams = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -156,6 +159,7 @@ class Relay:
                 webhook=webhook,
                 once=once,
                 limits=limits,
+                trace=self._trace(),
             )
             answer.room = accepted.room
             answer.allowance = accepted.allowance

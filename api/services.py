@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ from tasks.queue_book import QueueBook
 from tasks.roster import Roster
 from tasks.settings import TaskSettings, redis_url
 from tasks.store import JobStore
+from tasks.tracing import Tracing
+from tasks.tracing import current as current_span
 from tasks.webhooks import CallBook
 
 
@@ -49,11 +52,15 @@ def storage_of(settings: ApiSettings, data_dir: Path) -> Storage:
 
 
 @asynccontextmanager
-async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSettings) -> AsyncIterator[Services]:
-    """Open everything; close it in reverse. Starts also while Redis is away: requests get 503 until it is back."""
+async def open_services(
+    live: LiveSettings[ApiSettings], tasks_settings: TaskSettings, tracing: Tracing | None = None
+) -> AsyncIterator[Services]:
+    """Open everything; close it in reverse, `tracing` last. Starts also while Redis is away: requests get 503 until it is."""
     settings, live_tasks = live.now, LiveSettings(tasks_settings)
     url = redis_url(tasks_settings)
     async with AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         client = connect_async(url)
         stack.push_async_callback(client.aclose)
         feed = await stack.enter_async_context(LiveFeed(client))
@@ -80,6 +87,7 @@ async def open_services(live: LiveSettings[ApiSettings], tasks_settings: TaskSet
             patience=settings.patience,
             keep_alive=settings.keep_alive_comment,
             record_limit=tasks_settings.record_limit,
+            trace=current_span if tracing is not None else lambda: None,
         )
         stack.push_async_callback(relay.finish)
         book = SettingsBook(client, (live_tasks, live))

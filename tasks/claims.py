@@ -59,6 +59,12 @@ class Claim:
     language: str = ""
     prefix: str = ""
     """What the prompt begins with, as a digest; '' where that is not of interest."""
+    trace: str = ""
+    """The span of the request that it was accepted for, as `traceparent` names it; '' where nobody traces it."""
+    since: int = 0
+    """When it began to wait."""
+    started: int = 0
+    """When this claim was made."""
     kin: str = ""
     """Which jobs it may share a run with, as a digest; '' is none."""
 
@@ -150,6 +156,9 @@ def claim_next(
         prompts=prompts_of(record),
         language=record.get("language", b"").decode(),
         prefix=record.get("prefix", b"").decode(),
+        trace=record.get("trace", b"").decode(),
+        since=int(float(record["since"])),
+        started=int(float(record["started"])),
         kin=record.get("kin", b"").decode() if "alone" not in record and "through" not in record else "",
     )
 

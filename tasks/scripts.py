@@ -8,6 +8,7 @@ Written down together because they share the record's fields:
   prefix    likewise: a digest of what its prompt begins with, of batch items
   front head   likewise: how the answer is said, where it may be said again
   webhook   likewise: the address that is told of the end
+  trace     likewise: the span of the request, where somebody traces it (`tasks/tracing.py`)
   tokens    likewise: how many its owner may use in a minute, where that is limited (`tasks/limits.py`)
   asked     likewise: a digest of what its client asked, where it may ask for the job again
   grace     likewise: how long the job goes on while nobody reads its answer; nothing is not at all

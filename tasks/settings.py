@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from tasks import sentinel
+from tasks import sentinel, tracing
 from tasks.policy import Ageing
 
 PREFIX = "ROCKCHIPLLAMA_"
@@ -134,6 +134,11 @@ class TaskSettings(Settings):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Further names for models: `[aliases]` in the file, JSON in the environment."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="The collector that traces of requests and jobs are sent to, by OTLP over HTTP, such as "
+        "`http://127.0.0.1:4318`. Unset: none are made.",
+    )
     queue_limit: int = Field(
         64,
         ge=1,
@@ -202,6 +207,17 @@ class TaskSettings(Settings):
         if value in (None, "auto") or (str(value).isdecimal() and int(value) >= 128):
             return value
         raise ValueError("it must be a whole number of at least 128, or auto")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _usable_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("it must begin with http:// or https://")
+        if value is not None and not tracing.installed():
+            raise ValueError(
+                "what sends traces is not installed: `.venv/bin/pip install -r requirements-otel.lock` does that"
+            )
+        return value
 
     @field_validator("redis_url")
     @classmethod

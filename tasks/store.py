@@ -158,6 +158,7 @@ class JobStore:
         webhook: str | None = None,
         once: Once | None = None,
         limits: Limits | None = None,
+        trace: str | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         `QueueDraining`, `StorageFull`, and `LimitReached` where its owner has `limits`.
@@ -169,7 +170,8 @@ class JobStore:
         returns, which takes two to seven seconds, unless `on_disk` is false: for one that would be accepted again if it were
         lost. Raises `NotOnDisk`; the job is cancelled then, but for one that its client asks for again: `once`, for which this
         raises `KeyReused` when something else was accepted under its id. `kept` is what its front will ask for,
-        `webhook` the address that is told of its end (`tasks/webhooks.py`).
+        `webhook` the address that is told of its end (`tasks/webhooks.py`), `trace` the span of the request, as the header
+        `traceparent` names it.
         """
         ttl = kept.ttl if kept is not None else ttl or self._job_ttl
         limit = deadline or self._deadline
@@ -221,6 +223,7 @@ class JobStore:
                     *(("talk", talk) if talk is not None else ()),
                     *(("follows", follows) if follows is not None else ()),
                     *(("webhook", webhook) if webhook is not None else ()),
+                    *(("trace", trace) if trace is not None else ()),
                     *(("asked", once.asked) if once is not None else ()),
                     *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
                 ),

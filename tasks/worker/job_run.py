@@ -28,6 +28,9 @@ class JobRun:
         self.claim = claim
         self.totals = Totals()
         self.phase = Phase.LOADING
+        self.claimed = time.monotonic()
+        self.entered = {self.phase: self.claimed}
+        """When it first came into each phase, by the monotonic clock."""
         self.done = 0
         """Tokens of the prompt that are prefilled."""
         self.said = 0
@@ -89,6 +92,7 @@ class JobRun:
         """The run is in this phase now."""
         self.phase = phase
         self._progressed = time.monotonic()
+        self.entered.setdefault(phase, self._progressed)
 
     def begin(self, work: Abortable) -> bool:
         """See `Sink.begin`."""
@@ -106,8 +110,7 @@ class JobRun:
         """See `Sink.write`."""
         if piece is not None:
             self.said += 1
-            self.phase = Phase.DECODE
-            self._progressed = time.monotonic()
+            self.enter(Phase.DECODE)
         self.writer.write(events, piece)
         if self.before + self.writer.size > self._record_limit:
             self.cancel("too large")

@@ -29,6 +29,7 @@ from tasks.queue import send
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
+from tasks.tracing import Tracing
 from tasks.worker.begun import CannotContinue
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.execution import execute
@@ -38,6 +39,7 @@ from tasks.worker.pacing import Pacing, is_hot
 from tasks.worker.read_ahead import ReadAhead, free_worker
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
+from tasks.worker.spans import JobSpans
 from tasks.worker.speeds import Speeds
 from tasks.worker.together import Beside, Table
 
@@ -84,6 +86,9 @@ class Serving:
         self._live = LiveSettings(tasks_settings)
         self._lease = tasks_settings.lease
         self._record_limit = tasks_settings.record_limit
+        endpoint = tasks_settings.otlp_endpoint
+        self._tracing = Tracing(endpoint, "worker") if endpoint is not None else None
+        self._spans = JobSpans(self._tracing, board) if self._tracing is not None else None
         self._speeds = Speeds()
         self._pacing = Pacing()
         self._slot = Slot(model, setup_of(tasks_settings, settings.threads, settings.memory_domain))
@@ -132,6 +137,8 @@ class Serving:
         if self._ahead is not None:
             self._ahead.end()
         self._slot.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     def serve(self, call: str) -> str:
         """Claim and run what waits, a few jobs at most. What became of each, for people who watch.
@@ -164,6 +171,12 @@ class Serving:
         return "; ".join([outcome, *(thread.outcome for thread in self._beside)])
 
     def _serve_claim(self, run: JobRun, call: str) -> str:
+        outcome = self._serve_recorded(run, call)
+        if self._spans is not None:
+            self._spans.tell(run, outcome.partition(" ")[2])
+        return outcome
+
+    def _serve_recorded(self, run: JobRun, call: str) -> str:
         claim = run.claim
         try:
             with EventWriter(

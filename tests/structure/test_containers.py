@@ -24,7 +24,7 @@ OURS = [
     if "build" in service
 ]
 ENGINES = {"xllamacpp", "numpy", "tokenizers", "llguidance", "jinja2"}
-OPTIONAL = {"obstore"}
+OPTIONAL = {"obstore", "opentelemetry"}
 """Imported where a setting asks for it."""
 OWN = {"api", "tasks", "npu", "ops"}
 PARTS = {

@@ -18,12 +18,13 @@ from tasks.settings import ROOT
 
 WEB = ("fastapi", "starlette", "uvicorn", "sse_starlette")
 ENGINES = ("xllamacpp", "tokenizers")
+TRACES = ("opentelemetry.sdk.trace", "opentelemetry.exporter")
 LOADS = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
 
 NEVER = {
-    "api.server": ("npu", "tasks.worker", "tasks.board", "tasks.prompting", "ops", *ENGINES),
-    "api.app": ("npu", "tasks.worker", "tasks.board", "tasks.prompting", "ops", *ENGINES),
-    "tasks.worker.entry": ("api", "ops", "tasks.board", *WEB),
+    "api.server": (*TRACES, "npu", "tasks.worker", "tasks.board", "tasks.prompting", "ops", *ENGINES),
+    "api.app": (*TRACES, "npu", "tasks.worker", "tasks.board", "tasks.prompting", "ops", *ENGINES),
+    "tasks.worker.entry": (*TRACES, "api", "ops", "tasks.board", *WEB),
     "tasks.board.agent": ("api", "ops", "tasks.worker.generate", "tasks.worker.slot", "xllamacpp", *WEB),
     "tasks.queue": ("api", "ops", "npu", "tasks.worker", "tasks.board", "tasks.prompting", *WEB, *ENGINES),
     "npu.engines": ("api", "ops", "tasks", "celery", "kombu", "redis", "msgspec", "pydantic", "xllamacpp", *WEB),
