@@ -57,9 +57,9 @@ def model(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the reports go.")] = Path(
-        "benchmarks"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the reports go; unset, into benchmarks/.")
+    ] = Path("benchmarks"),
     prompts: Annotated[
         Path | None,
         typer.Option(
