@@ -69,7 +69,8 @@ class Load:
         self._told = told
         self._talks: dict[str, list[dict[str, str]]] = {}
         self._start = 0.0
-        self._count = 0
+        self.ended: list[Served] = []
+        """What became of those that have ended so far."""
         self._exact = exact
 
     async def run(self) -> list[Served]:
@@ -85,15 +86,14 @@ class Load:
 
             async def one(place: int) -> Served:
                 ask, earlier = self._asks[place], before[place]
-                try:
-                    if earlier is not None:
-                        await over[earlier].wait()
-                    await asyncio.sleep(max(0.0, ask.at - self._now()))
-                    return await self._send(place, ask, tokenizer)
-                finally:
-                    over[place].set()
-                    self._count += 1
-                    self._told(self._count)
+                if earlier is not None:
+                    await over[earlier].wait()
+                await asyncio.sleep(max(0.0, ask.at - self._now()))
+                served = await self._send(place, ask, tokenizer)
+                over[place].set()
+                self.ended.append(served)
+                self._told(len(self.ended))
+                return served
 
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(place)) for place in range(len(self._asks))]
@@ -153,8 +153,11 @@ class Load:
         return answer.served(ask, self._now())
 
 
-def measure(url: str, key: str | None, model: str | None, asks: Sequence[Ask], *, exact: bool) -> list[Served]:
-    """Send them all, with a bar for who watches. Raises `LoadError` and `TraceError`."""
+def measure(
+    url: str, key: str | None, model: str | None, asks: Sequence[Ask], *, exact: bool
+) -> tuple[list[Served], bool]:
+    """Send them all, with a bar for who watches; what became of each, and whether Ctrl-C stopped it, which leaves those that
+    had ended. Raises `LoadError` and `TraceError`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -163,7 +166,12 @@ def measure(url: str, key: str | None, model: str | None, asks: Sequence[Ask], *
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(asks))
         load = Load(url, key, model, asks, exact=exact, told=lambda count: bar.update(task, completed=count))
-        return asyncio.run(load.run())
+        try:
+            return asyncio.run(load.run()), False
+        except KeyboardInterrupt:
+            if not load.ended:
+                raise
+            return load.ended, True
 
 
 @dataclass(slots=True)

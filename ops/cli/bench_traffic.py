@@ -50,12 +50,21 @@ def load(
     from ops.cli.service_address import address_of
 
     asks = traces.named(trace, users, minutes * 60, seed)
-    served = measure(*address_of(config, url), model, asks, exact=exact)
-    found = {**_traffic(trace, users, minutes / 60, seed, asks), **summary(served)}
+    import sys
+
+    served, stopped = measure(*address_of(config, url), model, asks, exact=exact)
+    if stopped:
+        print(
+            f"Stopped: these are the figures of the {len(served):,} of {len(asks):,} requests that had ended.",
+            file=sys.stderr,
+        )
+    found = {**_traffic(trace, users, minutes / 60, seed, asks), "stopped": stopped, **summary(served)}
     _print([rows(found)])
     if save_trace is not None:
         traces.write(save_trace, replay(served))
     _write(json_file, "bench load", found)
+    if stopped:
+        raise typer.Exit(130)
     if found["answered"] < found["requests"]:
         raise typer.Exit(1)
 

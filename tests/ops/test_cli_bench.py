@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from npu.errors import ModelRefused
 from ops import environment
-from ops.bench.trace import read
-from tests.stack import Stack
+from ops.bench.load import LoadError, measure
+from ops.bench.trace import Ask, TraceError, read
+from ops.cli.bench import app
+from tasks import keys
+from tasks.jobs import Lane
+from tests.stack import Stack, eventually
+
+runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -58,36 +68,48 @@ def test_a_load_is_measured_and_becomes_a_trace(stack: Stack, tmp_path: Path) ->
     assert all(abs(each.prompt_tokens - wanted) < 50 for each, wanted in zip(real, (200, 200, 300), strict=True))
 
 
-def test_a_load_that_is_not_answered_says_why(stack: Stack, tmp_path: Path) -> None:
-    """Each refusal by its reason, and the command ends with 1; a service that is not there is one sentence."""
-    (tmp_path / "t.jsonl").write_text('{"at": 0, "prompt_tokens": 999999, "answer_tokens": 5}\n')
-    said = bench("load", "--trace", tmp_path / "t.jsonl", "--url", stack.url, code=1)
-    assert "answered 0; 1 HTTP 4" in said.stdout
-    away = bench("load", "--trace", tmp_path / "t.jsonl", "--url", "http://127.0.0.1:9", code=1)
-    assert "does not answer" in away.stderr
-    unknown = bench("load", "--trace", tmp_path / "t.jsonl", "--url", stack.url, "--model", "nobody", code=1)
-    assert "refuses a question (404)" in unknown.stderr
+def test_a_load_that_is_not_answered_says_why(stack: Stack) -> None:
+    """Each refusal by its reason; a service that is not there, or a model, is one sentence."""
+    asks = [Ask(at=0, prompt_tokens=999_999, answer_tokens=5)]
+    [served], _ = measure(stack.url, None, None, asks, exact=False)
+    assert served.refused.startswith("HTTP 4")
+    with pytest.raises(LoadError, match="does not answer"):
+        measure("http://127.0.0.1:9", None, None, asks, exact=False)
+    with pytest.raises(LoadError, match=r"refuses a question \(404\)"):
+        measure(stack.url, None, "nobody", asks, exact=False)
+    with pytest.raises(TraceError, match="one by one"):
+        measure(stack.url, None, None, [Ask(at=0, prompt_tokens=1, answer_tokens=1, lane=Lane.BATCH)], exact=False)
+
+
+def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Path) -> None:
+    """At Ctrl-C, and ends as programs do that were stopped so."""
+    turn = '{"at": 0, "conversation": "c", "prompt_tokens": 100, "answer_tokens": 5}\n'
+    (tmp_path / "t.jsonl").write_text(2 * turn + turn.replace("0", "9000", 1))
+    command = ["bench", "load", "--trace", str(tmp_path / "t.jsonl"), "--url", stack.url]
+    before = stack.redis.llen(keys.ENDED)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "ops.cli.main", *command],
+        env=environment.for_child({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Two questions beforehand, and two turns, of which the second was sent when the first had ended.
+    eventually(lambda: stack.redis.llen(keys.ENDED) == before + 4, what="two turns")
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert re.search("the [12] of 3 requests", err) and "Traceback" not in err
+    assert "of prompts cached" in out
 
 
 def test_fleets_are_compared(tmp_path: Path) -> None:
     """Each number of boards by itself, in the figures as well."""
-    said = bench(
-        "fleet",
-        "--boards",
-        "1,3",
-        "--load",
-        "home-assistant",
-        "--users",
-        "4",
-        "--hours",
-        "0.1",
-        "--json",
-        tmp_path / "f",
-    )
-    assert said.stdout.startswith("1 board\n") and "\n3 boards\n" in said.stdout
+    words = ["fleet", "--boards", "1,3", "--load", "home-assistant", "--users", "4", "--hours", "0.1"]
+    said = runner.invoke(app, [*words, "--json", str(tmp_path / "f")]).stdout
+    assert said.startswith("1 board\n") and "\n3 boards\n" in said
     found = json.loads((tmp_path / "f").read_text())
     assert [len(each["boards"]) for each in found["fleets"]] == [1, 3]
     assert found["traffic"] == {"trace": "home-assistant", "users": 4, "minutes": 6.0, "seed": 1}
-    assert "each from 1 to 1000" in bench("fleet", "--boards", "many", code=2).stderr
-    assert "no profile" in bench("fleet", "--profile", "fast", code=1).stderr
-    assert "cannot be read" in bench("fleet", "--load", tmp_path / "none", code=1).stderr
+    assert "each from 1 to 1000" in runner.invoke(app, ["fleet", "--boards", "many"]).stderr
+    assert isinstance(runner.invoke(app, ["fleet", "--profile", "fast"]).exception, ModelRefused)
