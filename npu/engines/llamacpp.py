@@ -17,10 +17,12 @@ from npu.context_length import AUTO, STEPS, largest_that_fits, story
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
 from npu.engines.llamacpp_generation import LlamaCppGeneration
+from npu.engines.llamacpp_parking import LlamaCppParking, folder_of_files
 from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
 from npu.engines.llamacpp_replay import LlamaCppReplay
 from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
 from npu.engines.llamacpp_tokenizer import ServerTokenizer
+from npu.engines.parking import MEGABYTE, PARKING_MB
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import Gguf, read_gguf
 from npu.hardware import read_big_cores, read_memory
@@ -51,6 +53,7 @@ class LlamaCppEngine:
             0, 0, 256, "threads that compute; 0 leaves one core free, and the small cores of a big.LITTLE chip"
         ),
         "batch_size": Option(64, 8, 2048, "tokens prefilled at a time; an abort waits for one such step"),
+        "parking_mb": PARKING_MB,
     }
 
     def __init__(self, model: Model, setup: Setup) -> None:
@@ -72,6 +75,9 @@ class LlamaCppEngine:
         self._last_begun = 0
         """Tokens of its prompt before its answer began."""
         self._address: Address
+        most = int(option(model, self.OPTIONS, "parking_mb")) * MEGABYTE
+        bytes_each = gguf.cache_bytes_per_token()
+        self._parking = LlamaCppParking(lambda: self._address, most, bytes_each) if most else None
         self._server: ServerProcess | None = None
         self.tokenizer = ServerTokenizer(model, self._folder, self._vocabulary, self)
         self._matchers = Matchers(self._vocabulary, self.tokenizer)
@@ -141,6 +147,7 @@ class LlamaCppEngine:
                 self.last_words,
                 self.memory_mb,
                 matcher,
+                self._parking,
             )
 
         run: LlamaCppGeneration | LlamaCppReplay
@@ -162,6 +169,16 @@ class LlamaCppEngine:
             min(len(self._last.tokens), len(tokens)),
         )
 
+    @property
+    def parked_bytes(self) -> int:
+        """See `ParkingEngine`."""
+        return self._parking.parking.size if self._parking is not None else 0
+
+    def unpark(self) -> None:
+        """See `ParkingEngine`."""
+        if self._parking is not None:
+            self._parking.parking.empty()
+
     def close(self) -> None:
         """Kill the server, remove the socket. Twice is safe, from any thread; in a forked child it does nothing."""
         if os.getpid() != self._owner:
@@ -169,6 +186,8 @@ class LlamaCppEngine:
         self._closed = True
         if self._server is not None:
             self._server.close()
+        if self._parking is not None:
+            self._parking.parking.close()
         with self._lock:  # Who was starting a server has noticed by now.
             withdraw_address(self._folder)
             self._vocabulary.close()
@@ -201,6 +220,8 @@ class LlamaCppEngine:
 
     def _start(self) -> None:
         self._last = None
+        if self._parking is not None:
+            self._parking.forget()
         self._address = publish_address(self._folder, self.context_length)
         self._server = ServerProcess()
         if self._closed:
@@ -213,6 +234,7 @@ class LlamaCppEngine:
                 context=self.context_length,
                 batch=int(option(self._model, self.OPTIONS, "batch_size")),
                 threads=self._threads,
+                files=folder_of_files() if self._parking is not None else "",
             )
         )
 

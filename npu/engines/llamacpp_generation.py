@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines.llamacpp_parking import LlamaCppParking
 from npu.engines.llamacpp_server import Address, Call
 from npu.errors import EngineFailed
 from npu.grammar import write_choice
@@ -50,13 +51,19 @@ class LlamaCppGeneration(OneRun):
         last_words: Callable[[], str | None] = lambda: None,
         memory_mb: Callable[[], float] = lambda: 0.0,
         matcher: Matcher | None = None,
+        parking: LlamaCppParking | None = None,
     ) -> None:
         """`last_words` says how the server ended, or None while it runs, and `memory_mb` what it holds. `matcher` follows what
-        the answer is held to."""
+        the answer is held to, and `parking` keeps what the prompt displaces."""
         super().__init__()
         self._address = address
         self._vocabulary = vocabulary
+        self._asked = prompt
         self._prompt = list(prompt.tokens)
+        self._parking = parking
+        self._parked = 0
+        """Tokens of the prompt that had been parked, and were loaded."""
+        self._parking_ms = 0.0
         self._max_tokens = prompt.max_tokens
         self._settings = _settings(sampling, context_length)
         self._logprobs = sampling.logprobs
@@ -93,6 +100,8 @@ class LlamaCppGeneration(OneRun):
     def _run(self) -> Iterator[Piece]:
         end: End | None = None
         try:
+            if self._parking is not None and not self._aborted:
+                self._parked, self._parking_ms = self._parking.begin(self._asked)
             while end is None:
                 end = yield from self._stream()
                 if end is None:
@@ -289,11 +298,14 @@ class LlamaCppGeneration(OneRun):
         self._stats = Stats(
             prompt_tokens=len(self._prompt),
             cached_tokens=self._cached,
-            prefill_ms=self._prefill_ms or 0.0,
+            prefill_ms=(self._prefill_ms or 0.0) + self._parking_ms,
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,
             memory_mb=self._memory_mb(),
+            parked_tokens=min(self._parked, self._cached),
         )
+        if self._parking is not None and self._prefill_ms is not None:
+            self._parking.end(self._asked, self.tokens, self._stats, self._prefill_ms)
 
 
 class _Clock:

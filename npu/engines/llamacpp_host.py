@@ -82,6 +82,7 @@ def start(asked: dict[str, Any]) -> tuple[dict[str, Any], object]:
     params.warmup = False
     params.ui = False
     params.endpoint_slots = False
+    params.slot_save_path = asked["files"]
     params.offline = True
     params.use_jinja = False
     params.enable_chat_template = False  # It would be rendered once at load, unbounded; nothing here uses it.

@@ -47,6 +47,8 @@ class ServerSettings:
     batch: int
     """Tokens prefilled at a time."""
     threads: int
+    files: str = ""
+    """The folder of the files that it may write its cache to, and read it from; empty: it does neither."""
 
 
 class ServerProcess:

@@ -42,6 +42,7 @@ class LlamaCppReplay(OneRun):
         self._current: LlamaCppGeneration | None = None
         self._aborted = False
         self._cached: int | None = None
+        self._parked = 0
         self._memory_mb = 0.0
 
     @property
@@ -78,7 +79,7 @@ class LlamaCppReplay(OneRun):
                     else:
                         self._count()
                 if self._cached is None:
-                    self._cached = run.stats.cached_tokens
+                    self._cached, self._parked = run.stats.cached_tokens, run.stats.parked_tokens
                 self._memory_mb = run.stats.memory_mb
         except GeneratorExit:  # Nobody iterates to the end.
             end = End.ABORTED
@@ -94,6 +95,7 @@ class LlamaCppReplay(OneRun):
                 generated_tokens=len(self._said),
                 decode_ms=(now - read) * 1000,
                 memory_mb=self._memory_mb,
+                parked_tokens=self._parked,
             )
 
     def _next(self) -> LlamaCppGeneration:

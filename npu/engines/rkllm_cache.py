@@ -5,22 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from npu.engines.parking import Parking, Whose, common, goes_on
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm_parking import Parking
     from npu.engines.rkllm_prompt_cache import PromptCache
-
-
-class Whose(NamedTuple):
-    """Whose conversation it is, and who speaks in it: another adapter makes other keys and values of the same tokens."""
-
-    owner: str = ""
-    adapter: str | None = None
 
 
 class Next(Enum):
@@ -243,16 +236,3 @@ class Cache:
             sizes.append(self._handle.cache_size())
         self.clear()
         return {(1, 2): Next.APPENDED, (1, 1): Next.COMPARED}.get((sizes[0], sizes[1]), Next.UNKNOWN)  # type: ignore[arg-type]
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens the two begin with."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
-
-
-def goes_on(prompt: int, shared: int) -> bool:
-    """Whether what begins with `shared` tokens of a conversation goes on with it, whose last prompt had so many: all but its
-    end, where templates put what is for one answer alone. An answer may come back otherwise, without its thoughts."""
-    return shared >= prompt - min(16, prompt // 10)

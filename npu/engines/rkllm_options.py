@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from npu.engine import Ability
 from npu.engines import Option, option
+from npu.engines.parking import PARKING_MB
 from npu.engines.rkllm_facts import Loaded
 from npu.engines.rkllm_library import named
 from npu.errors import ModelRefused
@@ -59,13 +60,7 @@ OPTIONS: Mapping[str, Option] = {
         16384,
         "the most that the file of a `cached_system_prompt` may take; as much must be free before it is written",
     ),
-    "parking_mb": Option(
-        1024,
-        0,
-        65536,
-        "the most memory for conversations that others displaced from the cache, where the self-test found that loading them is "
-        "faster than reading; 0 parks none",
-    ),
+    "parking_mb": PARKING_MB,
     "refuse_suspect": Option(0, 0, 1, "1 refuses to serve a model that failed the self-test's simple questions"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from npu.engine import Prompt, Sampling, Stats
-from npu.engines import Setup, rkllm, rkllm_parking, rkllm_parking_trial
+from npu.engines import Setup, parking, rkllm, rkllm_parking, rkllm_parking_trial
 from npu.engines.rkllm import RkllmEngine
 from npu.engines.rkllm_facts import read_loaded
 from npu.engines.rkllm_parking_trial import BEGUN
@@ -148,7 +148,7 @@ def test_two_conversations_are_each_read_once(bench: Bench, version: str) -> Non
 @pytest.mark.usefixtures("measured")
 def test_what_goes_on_at_once_is_not_parked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the cache; also where its last answer comes back otherwise, without its thoughts."""
-    monkeypatch.setattr(rkllm_parking, "WORTH_MS", 0.0)
+    monkeypatch.setattr(parking, "WORTH_MS", 0.0)
     engine = bench.load(bench.model(replace(TOLD, profile=Profile(prefill_tps=100, decode_tps=5000))))
     chat = Chat(engine, "One.")
     for _ in range(3):
@@ -192,7 +192,7 @@ def test_the_longest_unused_makes_room(bench: Bench, monkeypatch: pytest.MonkeyP
     assert 0 < parked(engine) <= 1 << 20
     assert two.ask().parked_tokens > 300
     assert one.ask().parked_tokens == 0
-    monkeypatch.setattr(rkllm_parking, "read_memory", lambda: Memory(4 * GIB, GIB))
+    monkeypatch.setattr(parking, "read_memory", lambda: Memory(4 * GIB, GIB))
     before = parked(engine)
     three.ask()
     assert parked(engine) <= before

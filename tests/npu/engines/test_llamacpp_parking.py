@@ -1,0 +1,105 @@
+"""llama.cpp's conversations are kept in memory when others displace them, and loaded when they go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from npu.engine import Prompt, Sampling, Stats
+from npu.engines import Setup, parking
+from npu.engines.llamacpp import LlamaCppEngine
+from npu.engines.llamacpp_parking import LlamaCppFiles
+from npu.memory_file import MemoryFile
+from tests.npu.demo import demo_model
+
+GREEDY = Sampling(temperature=0.0)
+ONE = "The keeper climbed the stairs each evening, and counted them, for there was little else to count but ships."
+TWO = "A loaf of bread takes flour, water, salt and time, of which the last is what most people have the least of."
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LlamaCppEngine]:
+    """With conversations short enough for a test."""
+    monkeypatch.setattr(parking, "WORTH_MS", 0.0)
+    model = demo_model("llamacpp")
+    engine = LlamaCppEngine(model, Setup(tmp_path, context_length=256))
+    yield engine
+    engine.close()
+
+
+def ask(engine: LlamaCppEngine, tokens: list[int], owner: str = "", returns: bool = True) -> tuple[list[int], Stats]:
+    run = engine.generate(Prompt(tokens, 6, owner=owner, returns=returns), GREEDY)
+    return [piece.token for piece in run], run.stats
+
+
+def test_a_conversation_that_was_displaced_is_not_read_again(engine: LlamaCppEngine) -> None:
+    """It says what it would have said undisturbed; another's is read, and so is what the memory was taken back of."""
+    one, two, more = (engine.tokenizer.encode(text) for text in (ONE, TWO, " And what then?"))
+    said, _ = ask(engine, one, "a")
+    longer = [*one, *said, *more]
+    undisturbed, stats = ask(engine, longer, "a")
+    assert stats.parked_tokens == 0 and stats.cached_tokens >= len(one)
+    ask(engine, two, "a", returns=False)
+    assert engine.parked_bytes > 0
+    longer += undisturbed
+    again, stats = ask(engine, [*longer, *more], "a", returns=False)
+    assert stats.parked_tokens >= len(longer) - 2 and len(again) == 6
+    assert stats.prompt_tokens - stats.cached_tokens <= len(more) + 2
+    _, stats = ask(engine, [*longer, *more[:1]], "b")
+    assert stats.parked_tokens == 0
+    engine.unpark()
+    assert engine.parked_bytes == 0
+    ask(engine, two)
+    _, stats = ask(engine, longer, "a")
+    assert stats.parked_tokens == 0 and stats.cached_tokens < len(one)
+
+
+@pytest.mark.full
+def test_the_state_is_the_very_same(engine: LlamaCppEngine) -> None:
+    """What goes on behind a conversation that was loaded goes on as behind one that never left."""
+    one, two, more = (engine.tokenizer.encode(text) for text in (ONE, TWO, " And what then?"))
+    said, _ = ask(engine, one, "a")
+    undisturbed, _ = ask(engine, [*one, *said, *more], "a", returns=False)
+    ask(engine, two, returns=False)
+    assert ask(engine, one, "b")[0] == said
+    ask(engine, two, returns=False)
+    after, stats = ask(engine, [*one, *said, *more], "b", returns=False)
+    assert stats.parked_tokens >= len(one) and after == undisturbed
+
+
+@pytest.mark.full
+def test_what_fails_is_read_and_told_once(engine: LlamaCppEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that the server refuses costs a prefill, and the server goes on."""
+    one, two = (engine.tokenizer.encode(text) for text in (ONE, TWO))
+    said, _ = ask(engine, one)
+    ask(engine, two, returns=False)
+    caplog.set_level(logging.WARNING)
+    for name in Path("/proc/self/fd").iterdir():
+        if name.is_symlink() and "memfd:rockchipllama" in os.readlink(name):
+            os.pwrite(int(name.name), b"\0" * 64, 0)
+    for _ in range(2):
+        again, stats = ask(engine, one)
+        assert again == said and stats.parked_tokens == 0
+        ask(engine, two, returns=False)
+    assert len(caplog.messages) == 1 and "not parked any more" in caplog.messages[0]
+
+
+@pytest.mark.full
+def test_it_can_be_switched_off(tmp_path: Path) -> None:
+    """Then the server can write and read no files."""
+    model = replace(demo_model("llamacpp"), engine_options={"parking_mb": 0})
+    engine = LlamaCppEngine(model, Setup(tmp_path, context_length=256))
+    try:
+        one, two = (engine.tokenizer.encode(text) for text in (ONE, TWO))
+        ask(engine, one), ask(engine, two)
+        assert engine.parked_bytes == 0
+        with pytest.raises(Exception, match="not support"):
+            LlamaCppFiles(lambda: engine._address)._ask("save", MemoryFile())
+    finally:
+        engine.close()
