@@ -63,6 +63,7 @@ def _ask(model: Model, models_dir: Path, setup: Setup, seconds: float) -> str:
         "model": model.id,
         "runtime_dir": str(setup.runtime_dir),
         "context_length": setup.context_length,
+        "model_memory": setup.model_memory,
         "library": setup.rkllm_library,
         "version": setup.rkllm_version,
         "seconds": seconds,
@@ -104,6 +105,7 @@ def main() -> NoReturn:
     setup = Setup(
         runtime_dir=Path(order["runtime_dir"]),
         context_length=order["context_length"],
+        model_memory=order["model_memory"],
         rkllm_library=order["library"],
         rkllm_version=order["version"],
     )
