@@ -234,12 +234,22 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
+_COMMANDS = {
+    "GET /v1/models": "models available",
+    "GET /v1/batches": "batch list",
+    "POST /v1/models/unload": "models unload",
+}
+"""Routes that messages of the service send to, and the commands that ask them."""
+
+
 def _refusal(reply: httpx.Response) -> ServiceError:
     try:
         error = reply.json()["error"]
         message = error if isinstance(error, str) else str(error["message"])  # Ollama's have no parts
     except (ValueError, KeyError, TypeError):
         message = f"The service answered with the status {reply.status_code}."
+    for route, command in _COMMANDS.items():
+        message = message.replace(route, f"`rockchipllama {command}`")
     if reply.status_code == 401:
         message += " The commands take it from ROCKCHIPLLAMA_SERVICE_KEY."
     again = reply.status_code >= 500 or reply.status_code == 429

@@ -110,7 +110,8 @@ def test_a_prompt_and_what_is_piped_in_are_answered(stack: Stack) -> None:
 
 def test_what_cannot_be_asked_is_one_line(stack: Stack) -> None:
     """With the exit code of what went wrong."""
-    assert run(stack, "run", "nobody", "x", code=1).stderr.count(b"\n") == 1
+    refused = run(stack, "run", "nobody", "x", code=1).stderr
+    assert refused.count(b"\n") == 1 and b"`rockchipllama models available` lists" in refused
     run(stack, "run", "echo", code=2)
     away = run(stack, "run", "echo", "x", url="http://127.0.0.1:1", code=1).stderr
     assert b"does not answer at http://127.0.0.1:1" in away and away.count(b"\n") == 1
