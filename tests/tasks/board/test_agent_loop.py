@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,11 +27,15 @@ from tasks import keys, roster, systemd
 from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
+from tasks.board.heat import HOT
+from tasks.board.machine import read_machine
 from tasks.board.settings import BoardSettings
 from tasks.boards import snapshot
 from tasks.card import Card
 from tasks.settings import ROOT, TaskSettings
+from tasks.worker.pacing import is_hot
 from tests.fakes.notified import Notified
+from tests.npu.boards import make_board, put
 from tests.stack import LIMIT, Stack, eventually
 
 MANIFEST = 'engine = "echo"\nid = "%s"\n'
@@ -532,3 +537,15 @@ def test_a_setting_of_the_service_is_obeyed(board: Board, monkeypatch: pytest.Mo
     assert board.agent._keeping._limit("first") == -1
     board.client.hset(keys.SETTINGS, "keep_alive", json.dumps({"value": 60.0, "by": "somebody", "at": 1.0}))
     eventually(lambda: board.agent._keeping._limit("first") == 60.0, what="a board that has read it")
+
+
+def test_a_hot_board_says_so(
+    board: Board, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its breath, by which its workers go, and in the notes of its models."""
+    root = make_board(tmp_path / "root", "rk3588")
+    put(root, "sys/class/thermal/thermal_zone0/temp", "86000\n")
+    monkeypatch.setattr(module, "read_machine", partial(read_machine, root=root))
+    board.start()
+    eventually(lambda: is_hot(client, "one"), what="a breath of a hot board")
+    eventually(lambda: any(HOT in card.notes for card in snapshot(client).cards), what="the note")
