@@ -11,6 +11,7 @@ from typing import Any
 import flower.options  # type: ignore[import-untyped]  # noqa: F401  # declares the options that are set below
 from tornado.options import options
 
+from ops.flower.settings import FlowerSettings
 from tasks.broker import celery_app
 from tasks.queue import SERVE
 from tasks.settings import TaskSettings, redis_url
@@ -33,5 +34,9 @@ options.purge_offline_workers = OFFLINE
 options.read_only = True
 options.format_task = in_words
 options.tasks_columns = "name,args,state,received,runtime,worker"
+# Celery's own command, as containers run it, knows of no settings of ours.
+login = FlowerSettings().flower_login
+if login is not None:
+    options.basic_auth = [login.get_secret_value()]
 
 app = celery_app(redis_url(TaskSettings()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
+from tornado.options import options
 
 from ops.flower.settings import FlowerSettings
 from ops.flower.watch import FlowerRefused, watch
@@ -116,3 +118,13 @@ def test_a_login_is_a_name_and_a_password(login: str) -> None:
     """What Flower would let nobody in with, or anybody."""
     with pytest.raises(ValidationError):
         FlowerSettings(flower_login=SecretStr(login))
+
+
+def test_a_login_holds_for_celerys_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which containers run, and which reads none of our settings."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_FLOWER_LOGIN", ":".join(PASSWORD))
+    try:
+        importlib.reload(importlib.import_module("ops.flower.app"))
+        assert options.basic_auth == [":".join(PASSWORD)]
+    finally:
+        options.basic_auth = []
