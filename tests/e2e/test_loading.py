@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
-from tests.stack import LIMIT, Stack
+from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.full
 
@@ -19,3 +22,35 @@ def test_a_stream_tells_that_its_model_is_being_loaded() -> None:
         before, _, after = said.partition("data:")
         assert "its model is being loaded" in before
         assert after.endswith("data: [DONE]\n\n")
+
+
+def test_two_models_that_always_have_something_to_do_take_turns() -> None:
+    """On a board with room for one of them. No answer breaks off, and none fails."""
+    paces = {"tokens_per_second": 40}
+    room = {"memory_total": 1, "memory_reserve": 0, "room_turn": 2, "least_stay": 0}
+    with Stack({"one": paces, "two": paces}, default_model="one", **room) as stack:
+        over = threading.Event()
+
+        def chat(model: str) -> list[str]:
+            """One chat after the other, until the other model was answered twice."""
+            asked = {"model": model, "messages": [{"role": "user", "content": "x" * 40}]}
+            said = []
+            while not over.is_set():
+                reply = httpx.post(f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT)
+                said.append(reply.json()["choices"][0]["message"]["content"] if reply.is_success else reply.text)
+            return said
+
+        with ThreadPoolExecutor() as pool:
+            chats = [pool.submit(chat, "one") for _ in range(3)]
+            chats += [pool.submit(chat, "two") for _ in range(3)]
+
+            def turns() -> int:
+                text = stack.log("board")
+                return min(text.count(f"started a worker of {model}") for model in ("one", "two"))
+
+            try:
+                eventually(lambda: turns() >= 2, what="two turns of each")
+            finally:
+                over.set()
+            said = [each for done in chats for each in done.result(LIMIT)]
+    assert set(said) == {"x" * 40}
