@@ -15,7 +15,7 @@ from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
 from npu.manifest_keys import KEYS, OF_WEIGHTS
-from npu.model import RESERVED, SAMPLING_DEFAULTS, LoadWhen, LoraAdapter, Model, Value, is_model_id
+from npu.model import MOST_INSTANCES, RESERVED, SAMPLING_DEFAULTS, LoadWhen, LoraAdapter, Model, Value, is_model_id
 from npu.model_name import SOCS, SUFFIXES, parse_model_name
 from npu.sampling import check_sampling
 
@@ -114,6 +114,7 @@ class _Manifest:
             abilities=self._abilities(engine),
             pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
             load=self._load(),
+            instances=self._instances(),
             pin=self._table.get("pin", False),
             notes=tuple(self._table.get("notes", ())),
         )
@@ -136,6 +137,7 @@ class _Manifest:
             context_length=self._context(base.context_length),
             created=int(self._path.stat().st_mtime),
             load=self._load(),
+            instances=self._instances(),
             pin=self._table.get("pin", False),
             sampling_defaults=self._sampling(base.sampling_defaults),
             stop=tuple(self._table.get("stop", base.stop)),
@@ -356,6 +358,12 @@ class _Manifest:
 
     def _load(self) -> LoadWhen:
         return LoadWhen(self._one_of("load", self._table.get("load", LoadWhen.ON_DEMAND), tuple(LoadWhen)))
+
+    def _instances(self) -> int:
+        instances: int = self._table.get("instances", 1)
+        if not 1 <= instances <= MOST_INSTANCES:
+            raise self._refuse("instances", f"is {instances}: it must be between 1 and {MOST_INSTANCES}")
+        return instances
 
     def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
         if value not in known:

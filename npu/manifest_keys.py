@@ -49,6 +49,10 @@ KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
         str,
         "when it is loaded: `on-demand` (when absent) with the first request, `preload` with the board, `manual` by hand only",
     ),
+    "instances": (
+        int,
+        "workers that a board has of it, each with the model in memory, where they fit; `1` when absent",
+    ),
     "pin": (bool, "whether it stays once it is loaded, until somebody unloads it; `false` when absent"),
     "notes": (list, "sentences its user should know"),
     "sampling": (dict, "how it is sampled when a request does not say: fields of the sampling table below"),

@@ -33,6 +33,10 @@ def is_model_id(text: str) -> bool:
     return len(text) <= 100 and _ID.fullmatch(text) is not None
 
 
+MOST_INSTANCES = 8
+"""Workers that a board may have of one model."""
+
+
 class LoadWhen(StrEnum):
     """When a model is loaded."""
 
@@ -107,6 +111,8 @@ class Model:
     """The control tokens before a text with a gap, in the gap, and before what fills it. None leaves it to the vocabulary;
     empty is a model that fills none."""
     load: LoadWhen = LoadWhen.ON_DEMAND
+    instances: int = 1
+    """Workers that a board has of it, where they fit."""
     pin: bool = False
     """Once loaded, it stays until somebody unloads it."""
     notes: tuple[str, ...] = ()

@@ -15,6 +15,10 @@ def worker(
         int | None,
         typer.Option(metavar="NUMBER", help="The NPU's memory domain the model is put into.", show_default=False),
     ] = None,
+    instance: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Which of its model's workers on this board it is.", show_default=False),
+    ] = None,
     redis_url: options.RedisUrl = None,
     models_dir: options.ModelsDir = None,
     data_dir: options.DataDir = None,
@@ -26,6 +30,7 @@ def worker(
     options.apply(
         config,
         memory_domain=memory_domain,
+        instance=instance,
         redis_url=redis_url,
         models_dir=models_dir,
         data_dir=data_dir,

@@ -15,7 +15,7 @@ import msgspec
 from redis.exceptions import OutOfMemoryError
 
 from npu.catalog import Catalog, find_models
-from npu.engines import describe
+from npu.engines import Facts, describe
 from npu.errors import ModelRefused
 from npu.model import LoadWhen, Model
 from tasks import commands, keys, lifeline, live_settings, logs, roster, systemd, worker_lock
@@ -45,6 +45,7 @@ from tasks.board.workers import Workers, worker_command
 from tasks.card import Card
 from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.errors import CommandFailed
+from tasks.instances import instance_name, model_of, number_of
 from tasks.live_settings import LiveSettings
 from tasks.model_events import ModelEvents, Unload
 from tasks.prompting.cards import card_of
@@ -110,7 +111,9 @@ class Agent:
         self._defects = Defects(log, "the board")
         self._fitting = threading.Lock()
         self._to_load: set[str] = set()
-        """Models whose worker is still to be told to load: it listens a moment after it was started."""
+        """Workers that are still to be told to load: each listens a moment after it was started."""
+        self._fewer: dict[str, str] = {}
+        """What there is to say of models that have fewer workers than their manifest asks for."""
         self._began = False
         """It has taken over what an earlier agent left, and loaded the default model."""
         self._drain = Drain(self._client, self._board, self._workers, self._dismiss, self._load_again)
@@ -234,6 +237,21 @@ class Agent:
         self._demand.meet()
         if self._turns.next not in self._demand.no_room:
             self._turns.next = None  # nobody waits for it any more
+        for model in self._catalog.models:
+            if model.instances > len(self._workers.names(model.id)) and self._workers.has(model.id):
+                self._find_room_for_further(model)
+
+    def _find_room_for_further(self, model: Model) -> None:
+        """Another model may have gone since it was loaded; for whom jobs wait, that one is worth it."""
+        if self._drain.on or self._turns.next is not None or not self._client.zcard(keys.waiting(model.id)):
+            return
+        try:
+            facts = describe(model, self._setup)
+        except (ModelRefused, OSError):
+            return  # what is wrong with its files was told
+        with self._fitting:
+            if self._workers.has(model.id):
+                self._start_further(model, facts)
 
     def _refuse_manual(self, model: Model) -> None:
         if model.load is LoadWhen.MANUAL and not self._workers.has(model.id):
@@ -283,7 +301,7 @@ class Agent:
                         # Its job in hand has as long as the others' jobs can wait.
                         patience = max(0.0, self._board_settings.room_wait - waited)
                         self._turns.tell(other, patience)
-                    self._to_load.discard(other)
+                    self._load_no_more(other)
                     self._keeping.forget(other)
                     self._events.unloaded(other, Unload.ROOM)
                     self._workers.stop_behind(other, GRACE + patience, self._unloaded.set)
@@ -291,11 +309,30 @@ class Agent:
             self._workers.start(model, needed, self._room.domain(model, needed, domains))
             if self._turns.next == model.id:
                 self._turns.next = None
+            self._start_further(model, facts)
         self._to_load.add(model.id)
 
+    def _start_further(self, model: Model, facts: Facts) -> None:
+        """Have as many workers of a model as its manifest says, as far as they fit beside all that is loaded."""
+        for number in range(2, model.instances + 1):
+            name = instance_name(model.id, number)
+            if name in self._workers.names(model.id):
+                continue
+            if not self._room.fits(facts.memory_bytes, facts.memory_domains, once_more=model.id):
+                refusal = self._room.refusal(model, facts.memory_bytes, facts.memory_domains)
+                note = f"It has {number - 1} of the {model.instances} workers that its manifest asks for. {refusal}"
+                if model.id not in self._fewer:
+                    log.warning("%s: %s", model.id, note)
+                self._fewer[model.id] = note
+                return
+            domain = self._room.domain(model, facts.memory_bytes, facts.memory_domains, number)
+            self._workers.start(model, facts.memory_bytes, domain, number)
+            self._to_load.add(name)
+        self._fewer.pop(model.id, None)
+
     def unload(self, model: Model) -> None:
-        """Stop the worker of `model`; its job in hand gets the worker's grace."""
-        self._to_load.discard(model.id)
+        """Stop the workers of `model`; a job in hand gets the worker's grace."""
+        self._load_no_more(model.id)
         if self._workers.has(model.id):
             self._events.unloaded(model.id, Unload.ASKED)
         self._workers.stop(model.id, GRACE)
@@ -304,7 +341,7 @@ class Agent:
 
     def _rest(self) -> None:
         """Unload what nobody has asked for in its time."""
-        for model_id in self._keeping.over(self._workers.living()):
+        for model_id in self._keeping.over(set(map(model_of, self._workers.living()))):
             log.info("nobody asks for %s any more: it is unloaded", model_id)
             self._events.unloaded(model_id, Unload.IDLE)
             threading.Thread(target=self._put_away, args=(model_id,), daemon=True).start()
@@ -327,19 +364,26 @@ class Agent:
             log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
 
     def _tell_to_load(self) -> None:
-        for model in tuple(self._to_load):
-            if self._client.publish(keys.control(f"{model}@{self._board}"), "load"):
-                self._to_load.discard(model)
+        for name in tuple(self._to_load):
+            if self._client.publish(keys.control(f"{name}@{self._board}"), "load"):
+                self._to_load.discard(name)
+
+    def _load_no_more(self, model_id: str) -> None:
+        self._fewer.pop(model_id, None)
+        for name in tuple(self._to_load):
+            if model_of(name) == model_id:
+                self._to_load.discard(name)
 
     def _take_over(self) -> None:
         """Adopt the workers an earlier agent left behind when it was killed: nobody else would end or restart them."""
         models = {model.id: model for model in self._catalog.models}
-        for model_id in worker_lock.held(self._settings.data_dir):
-            if model_id not in models:
-                log.info("the model %s is gone", model_id)
-                self._dismiss(model_id)
-            elif self._workers.adopt(models[model_id], *self._footprint(models[model_id])):
-                self._to_load.add(model_id)
+        for name in worker_lock.held(self._settings.data_dir):
+            model = models.get(model_of(name))
+            if model is None:
+                log.info("the model %s is gone", model_of(name))
+                self._dismiss(model_of(name))
+            elif self._workers.adopt(model, *self._footprint(model), number_of(name)):
+                self._to_load.add(name)
 
     def _footprint(self, model: Model) -> tuple[int, int | None]:
         """What a model takes, and the NPU's memory domain that it is in where nobody chose another."""
@@ -351,7 +395,7 @@ class Agent:
 
     def _dismiss(self, model_id: str) -> None:
         self._keeping.forget(model_id)
-        self._to_load.discard(model_id)
+        self._load_no_more(model_id)
         if self._workers.has(model_id):
             self._events.unloaded(model_id, Unload.GONE)
         # Its last job gets the worker's grace, for which this loop must not wait.
@@ -464,7 +508,8 @@ class Agent:
                 if model.id in self._announced:
                     found[model.id] = None
                 continue
-            notes = [note for note in (self._workers.note(model.id), HOT if self._heat.hot else None) if note]
+            said = (self._workers.note(model.id), self._fewer.get(model.id), HOT if self._heat.hot else None)
+            notes = [note for note in said if note]
             found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, *notes))
         shown = tuple(refused.items())[:MOST_REFUSED]
         self._refused = {name: without_folders(why)[:LONGEST_REFUSAL] for name, why in shown}

@@ -9,6 +9,7 @@ import redis
 
 from tasks import boards, keys
 from tasks.board.workers import Workers
+from tasks.instances import model_of
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -42,7 +43,7 @@ class Drain:
             before, self._before = self._before, set()
             if was:
                 self._load_again(before)
-        elif living := set(self._workers.living()):
+        elif living := set(map(model_of, self._workers.living())):
             self._before |= living
             self.hand_over(at_once=False)
             for model_id in living:
@@ -54,6 +55,7 @@ class Drain:
         elsewhere = {
             status.card.id for status in boards.snapshot(self._client).models if {*status.boards} - {self._board}
         }
-        for model_id in elsewhere & self._workers.living().keys():
-            word = "hand-over" if at_once else "move"
-            self._client.publish(keys.control(f"{model_id}@{self._board}"), word)
+        word = "hand-over" if at_once else "move"
+        for name in self._workers.living():
+            if model_of(name) in elsewhere:
+                self._client.publish(keys.control(f"{name}@{self._board}"), word)

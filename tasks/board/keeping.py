@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import redis
 
 from tasks import keys
@@ -141,5 +142,15 @@ class Keeping:
     def _roster(self) -> tuple[dict[str, Presence], set[str]]:
         """The workers of this board by their models, and the models that jobs wait for."""
         snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
-        workers = {breath.model: breath for breath in snapshot.workers if breath.board == self._board and breath.model}
+        workers: dict[str, Presence] = {}
+        for breath in snapshot.workers:
+            if breath.board == self._board and breath.model:
+                known = workers.get(breath.model)
+                workers[breath.model] = breath if known is None else _together(known, breath)
         return workers, {status.card.id for status in snapshot.models if status.waiting}
+
+
+def _together(one: Presence, other: Presence) -> Presence:
+    """Two workers of a model as one, which has something to do if one of them has."""
+    state = other.state if one.state == "loaded" else one.state
+    return msgspec.structs.replace(one, state=state, answered=(one.answered or 0) + (other.answered or 0))

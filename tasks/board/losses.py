@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import redis
 
 from tasks.board.process import lives
+from tasks.instances import model_of
 from tasks.losses import holders, report_loss
 
 
@@ -21,16 +22,16 @@ class Losses:
         self._lease = lease
         self._ended: dict[str, float] = {}
 
-    def note(self, models: Iterable[str]) -> None:
-        """The workers of these models have ended, in whatever way."""
-        self._ended |= dict.fromkeys(models, time.monotonic() + self._lease)
+    def note(self, names: Iterable[str]) -> None:
+        """The workers of these names have ended, in whatever way."""
+        self._ended |= dict.fromkeys(names, time.monotonic() + self._lease)
 
     def report(self) -> None:
         """End the claims of children that are gone. One that outlives its parent for a moment goes on, and so does a
         successor, which has the same name. Raises what the client raises."""
-        for model, until in tuple(self._ended.items()):
-            for holder in holders(self._client, model):
-                if holder.worker == f"{model}@{self._board}" and not lives(holder.child):
-                    report_loss(self._client, model, holder)
+        for name, until in tuple(self._ended.items()):
+            for holder in holders(self._client, model_of(name)):
+                if holder.worker == f"{name}@{self._board}" and not lives(holder.child):
+                    report_loss(self._client, model_of(name), holder)
             if time.monotonic() > until:
-                del self._ended[model]
+                del self._ended[name]

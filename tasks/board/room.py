@@ -11,6 +11,7 @@ from npu.model import Model
 from tasks.board.keeping import Keeping
 from tasks.board.settings import BoardSettings
 from tasks.board.workers import Workers
+from tasks.instances import model_of
 from tasks.prompting.setup import memory_of, model_memory
 from tasks.settings import TaskSettings
 
@@ -38,17 +39,19 @@ class Room:
         self._workers = workers
         self._keeping = keeping
 
-    def fits(self, needed: int, domains: Sequence[int] = ()) -> bool:
-        """Whether so many bytes are free for one more model, also in one of the `domains` of the NPU's memory where it needs one,
-        and it may be here beside others that are."""
-        if self._taken() or needed > self._free(memory_of(self._settings)):
+    def fits(self, needed: int, domains: Sequence[int] = (), once_more: str | None = None) -> bool:
+        """Whether so many bytes are free for one more model, or `once_more` for that one, also in one of the `domains` of the
+        NPU's memory where it needs one, and it may be here beside others that are."""
+        if self._taken(once_more) or needed > self._free(memory_of(self._settings)):
             return False
         return not domains or choose_domain(needed, domains, self._workers.places(leaving=True).values()) is not None
 
-    def domain(self, model: Model, needed: int, domains: Sequence[int]) -> int | None:
+    def domain(self, model: Model, needed: int, domains: Sequence[int], number: int = 1) -> int | None:
         """The domain for it; None where it needs none, or fits in none of them. The one that it may be leaving is its own."""
         places = self._workers.places(leaving=True)
-        return choose_domain(needed, domains, [place for name, place in places.items() if name != model.id])
+        return choose_domain(
+            needed, domains, [place for name, place in places.items() if name != model.id or number > 1]
+        )
 
     def budget(self) -> tuple[int, int]:
         """Bytes that models may have here together, and those that one more could have now."""
@@ -73,7 +76,7 @@ class Room:
         alone = self._single_model
 
         def enough(gone: Collection[str]) -> bool:
-            others = [place for name, place in places.items() if name not in gone]
+            others = [place for name, place in places.items() if model_of(name) not in gone]
             return short <= sum(loose[name] for name in gone) and (
                 not domains or choose_domain(needed, domains, others) is not None
             )
@@ -123,9 +126,9 @@ class Room:
             "model, or set a smaller context_length."
         )
 
-    def _taken(self) -> bool:
+    def _taken(self, once_more: str | None = None) -> bool:
         """Whether a model is here beside which there may be no other."""
-        return self._single_model and bool(self._workers.sizes() or self._workers.leaving())
+        return self._single_model and bool((self._workers.sizes().keys() | self._workers.leaving()) - {once_more})
 
     def _free(self, memory: Memory) -> int:
         budget = model_memory(memory.total, self._settings)

@@ -48,12 +48,14 @@ class Turns:
 
     def tell(self, model: str, seconds: float) -> None:
         """Have a worker that is to stop end its job in hand first, for at most so long. Raises what the client raises."""
-        self._client.publish(keys.control(f"{model}@{self._board}"), f"finish {seconds:.0f}")
+        for name in self._workers.names(model):
+            self._client.publish(keys.control(f"{name}@{self._board}"), f"finish {seconds:.0f}")
 
     def hurry(self) -> None:
         """Have those hand their jobs back now that were to end them first. Raises what the client raises."""
         for model in self._workers.leaving():
-            self._client.publish(keys.control(f"{model}@{self._board}"), "hand-over")
+            for name in self._workers.names(model):
+                self._client.publish(keys.control(f"{name}@{self._board}"), "hand-over")
 
     def _urgency(self, model: str) -> int | None:
         """The earliest lane of the model's jobs that run, and of the one that is next; None where it has none."""

@@ -20,6 +20,7 @@ from redis.exceptions import OutOfMemoryError
 
 from tasks import keys, roster
 from tasks.board.workers import Workers
+from tasks.instances import model_of
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -132,8 +133,8 @@ class Watchdog:
         """
         asked = self._client.pipeline(transaction=False)
         for model in models:
-            asked.zcard(keys.waiting(model))
-            asked.llen(keys.calls(model))
+            asked.zcard(keys.waiting(model_of(model)))
+            asked.llen(keys.calls(model_of(model)))
         counts = asked.execute()
         lying = {model for model, jobs, calls in zip(models, counts[::2], counts[1::2], strict=True) if jobs and calls}
         try:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from npu.errors import ModelRefused
 from npu.memory_domains import Place
 from npu.model import Model
+from tasks import worker_lock
 from tasks.board.process import Adopted, WorkerProcess, adopt, kill, wait_or_kill
+from tasks.instances import instance_name, model_of
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -36,6 +38,8 @@ class WorkerChild:
     memory_bytes: int
     domain: int | None = None
     """The NPU's memory domain that was chosen for it."""
+    number: int = 1
+    """Of the workers that its model has on this board."""
     process: WorkerProcess | None = None
     started: float = 0.0
     start_at: float = 0.0
@@ -43,10 +47,15 @@ class WorkerChild:
     last_end: str = ""
     """How it ended the last time, in words."""
 
+    @property
+    def name(self) -> str:
+        """What the worker is called on this board."""
+        return instance_name(self.model.id, self.number)
+
 
 @dataclass
 class Workers:
-    """At most one worker per model. `tick` is called often by the agent's loop; any method from any thread."""
+    """One worker for each model, or several. `tick` is called often by the agent's loop; any method from any thread."""
 
     command: Callable[[Model], list[str]]
     data_dir: Path
@@ -61,82 +70,90 @@ class Workers:
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, model: Model, memory_bytes: int, domain: int | None = None) -> None:
-        """Have a worker of this model from now on, in this memory domain of the NPU. One that is there already stays as it is.
+    def start(self, model: Model, memory_bytes: int, domain: int | None = None, number: int = 1) -> None:
+        """Have a worker of this model from now on, in this memory domain of the NPU. One that is there already stays as it is;
+        one of a higher `number` is one more.
 
         Raises `ModelRefused` once all were stopped: a load that had begun earlier would leave a worker behind.
         """
         with self._lock:
             if self._closed:
                 raise ModelRefused(f"The model '{model.id}' cannot be loaded: this board is being stopped.")
-            child = self._children.get(model.id)
+            child = self._children.get(instance_name(model.id, number))
             if child is None:
-                child = self._children[model.id] = WorkerChild(model, memory_bytes, domain)
+                child = WorkerChild(model, memory_bytes, domain, number)
+                self._children[child.name] = child
                 self._spawn(child)
             else:
                 child.start_at = 0.0  # somebody wants it now: no more waiting after a death
 
-    def adopt(self, model: Model, memory_bytes: int, domain: int | None = None) -> bool:
+    def adopt(self, model: Model, memory_bytes: int, domain: int | None = None, number: int = 1) -> bool:
         """Take over the worker of this model that an earlier agent left behind; False when there is none, or all were stopped.
         It is in this domain where its command line names none."""
         with self._lock:
+            name = instance_name(model.id, number)
             if self._closed:
                 return False
-            process = adopt(self.data_dir, model.id)
-            if process is None or model.id in self._children:
+            process = adopt(self.data_dir, name)
+            if process is None or name in self._children:
                 return False
-            self._children[model.id] = WorkerChild(
-                model, memory_bytes, _domain_of(process, domain), process, started=time.monotonic()
+            self._children[name] = WorkerChild(
+                model, memory_bytes, _domain_of(process, domain), number, process, started=time.monotonic()
             )
-            log.info("adopted the worker of %s pid=%d", model.id, process.pid)
+            log.info("adopted the worker of %s pid=%d", name, process.pid)
             return True
 
     def stop(self, model_id: str, grace: float) -> bool:
-        """Stop the worker of a model, also one that an earlier agent left behind; False when there is none.
+        """Stop the workers of a model, also those that an earlier agent left behind; False when there are none.
 
         Waits at most `grace` seconds, then kills.
         """
-        process, known = self._release(model_id)
-        if process is None:
-            return known
-        self._end(model_id, process, grace)
-        return True
+        processes, known = self._release(model_id)
+        self._end(processes, grace)
+        return known or bool(processes)
 
     def stop_behind(self, model_id: str, grace: float, then: Callable[[], None]) -> None:
         """The same without waiting: the model is among the leaving ones at once, and `then` is called when it is gone."""
 
-        def end(process: WorkerProcess) -> None:
+        def end() -> None:
             try:
-                self._end(model_id, process, grace)
+                self._end(processes, grace)
             finally:
                 then()
 
-        process, _ = self._release(model_id)
-        if process is None:
-            then()
+        processes, _ = self._release(model_id)
+        if processes:
+            threading.Thread(target=end, daemon=True).start()
         else:
-            threading.Thread(target=end, args=(process,), daemon=True).start()
+            then()
 
-    def _release(self, model_id: str) -> tuple[WorkerProcess | None, bool]:
-        """The process that is to be stopped, if there is one, and whether a worker was meant to be there."""
+    def _release(self, model_id: str) -> tuple[dict[str, WorkerProcess], bool]:
+        """The processes that are to be stopped, by the names of the workers, and whether a worker was meant to be there."""
         with self._lock:
-            child = self._children.pop(model_id, None)
-            process = child.process if child is not None else None
-            if child is None and model_id not in self._leaving:
-                process = adopt(self.data_dir, model_id)
-            if process is not None:
-                self._leaving[model_id] = process
-                self._held[model_id] = child
-            return process, child is not None
+            children = {name: child for name, child in self._children.items() if child.model.id == model_id}
+            left = {} if children or model_id in map(model_of, self._leaving) else self._left_behind(model_id)
+            found = {name: child.process for name, child in children.items() if child.process is not None} | left
+            for name in children:
+                del self._children[name]
+            self._leaving |= found
+            self._held |= {name: children.get(name) for name in found}
+            return found, bool(children)
 
-    def _end(self, model_id: str, process: WorkerProcess, grace: float) -> None:
+    def _left_behind(self, model_id: str) -> dict[str, WorkerProcess]:
+        names = [name for name in worker_lock.held(self.data_dir) if model_of(name) == model_id]
+        found = {name: adopt(self.data_dir, name) for name in names}
+        return {name: process for name, process in found.items() if process is not None}
+
+    def _end(self, processes: Mapping[str, WorkerProcess], grace: float) -> None:
         try:
-            process.terminate()
-            wait_or_kill([process], grace)
+            for process in processes.values():
+                process.terminate()
+            wait_or_kill(processes.values(), grace)
         finally:
             with self._lock:
-                del self._leaving[model_id], self._held[model_id]
-                self._ended.add(model_id)
+                for name in processes:
+                    del self._leaving[name], self._held[name]
+                    self._ended.add(name)
 
     def stop_all(self, grace: float) -> None:
         """Stop every worker, together, and have none any more."""
@@ -144,23 +161,28 @@ class Workers:
             self._closed = True
             children, self._children = list(self._children.values()), {}
             leaving = list(self._leaving.values())
-            self._ended |= {child.model.id for child in children}
+            self._ended |= {child.name for child in children}
         living = [child.process for child in children if child.process is not None]
         for process in living:
             process.terminate()
         wait_or_kill([*living, *leaving], grace)
 
-    def kill(self, model_id: str) -> None:
-        """End the worker of a model at once. `tick` then starts it again, as after any death."""
+    def kill(self, name: str) -> None:
+        """End the worker that is called so at once. `tick` then starts it again, as after any death."""
         with self._lock:
-            child = self._children.get(model_id)
+            child = self._children.get(name)
             if child is not None and child.process is not None:
                 kill(child.process)
 
     def living(self) -> dict[str, int]:
-        """The model and the process of each worker that runs and was not told to stop."""
+        """The name and the process of each worker that runs and was not told to stop."""
         with self._lock:
-            return {model: child.process.pid for model, child in self._children.items() if child.process is not None}
+            return {name: child.process.pid for name, child in self._children.items() if child.process is not None}
+
+    def names(self, model_id: str) -> list[str]:
+        """What the workers of a model are called, those that were told to stop included."""
+        with self._lock:
+            return sorted(name for name in {*self._children, *self._leaving} if model_of(name) == model_id)
 
     def reserved(self) -> int:
         """Bytes of memory that the models of all workers were estimated at, leaving ones included."""
@@ -176,28 +198,27 @@ class Workers:
         return [child for child in self._held.values() if child is not None]
 
     def places(self, *, leaving: bool) -> dict[str, Place]:
-        """Where in the NPU's memory the models of workers are that were given a domain; with `leaving` also those that were told
-        to stop."""
+        """Where in the NPU's memory each worker is, by its name, that was given a domain; with `leaving` also those that were
+        told to stop."""
         with self._lock:
             children = [*(self._holding() if leaving else ()), *self._children.values()]
-            return {
-                child.model.id: (child.domain, child.memory_bytes) for child in children if child.domain is not None
-            }
+            return {child.name: (child.domain, child.memory_bytes) for child in children if child.domain is not None}
 
     def sizes(self, longer_than: float = 0.0) -> dict[str, int]:
-        """What each model was estimated at whose worker was started more than so many seconds ago, in bytes."""
-        now = time.monotonic()
+        """What the workers of each model were estimated at together, in bytes, where the first was started more than so many
+        seconds ago."""
+        now, found = time.monotonic(), dict[str, int]()
         with self._lock:
-            return {
-                model: child.memory_bytes
-                for model, child in self._children.items()
-                if now - child.started >= longer_than
-            }
+            for child in sorted(self._children.values(), key=lambda child: child.number):
+                if now - child.started >= longer_than or child.model.id in found:
+                    found[child.model.id] = found.get(child.model.id, 0) + child.memory_bytes
+        return found
 
     def oldest(self) -> list[str]:
         """The models by when their workers were started."""
         with self._lock:
-            return sorted(self._children, key=lambda model: self._children[model].started)
+            children = sorted(self._children.values(), key=lambda child: child.started)
+        return list(dict.fromkeys(child.model.id for child in children))
 
     def has(self, model_id: str) -> bool:
         """Whether there is a worker of this model, or will be again."""
@@ -207,7 +228,7 @@ class Workers:
     def leaving(self) -> set[str]:
         """The models whose workers were told to stop and still have their memory. A successor starts when that is free."""
         with self._lock:
-            return set(self._leaving)
+            return set(map(model_of, self._leaving))
 
     def note(self, model_id: str) -> str | None:
         """What to tell people about a worker that keeps dying; None when all is well."""
@@ -218,7 +239,7 @@ class Workers:
             return f"its worker died {child.deaths} times in a row ({child.last_end})"
 
     def ended(self) -> set[str]:
-        """The models whose workers have ended since this was last asked, in whatever way."""
+        """The names of the workers that have ended since this was last asked, in whatever way."""
         with self._lock:
             ended, self._ended = self._ended, set()
         return ended
@@ -238,22 +259,23 @@ class Workers:
         child.deaths = child.deaths + 1 if now - child.started < STEADY else 1
         child.last_end = end
         child.process = None
-        self._ended.add(child.model.id)
+        self._ended.add(child.name)
         pause = min(self.longest_pause, 2.0 ** min(child.deaths - 1, 30))
         child.start_at = now + pause
-        log.error("the worker of %s is gone (%s); starting it again in %.0f s", child.model.id, end, pause)
+        log.error("the worker of %s is gone (%s); starting it again in %.0f s", child.name, end, pause)
 
     def _spawn(self, child: WorkerChild) -> None:
-        if child.model.id in self._leaving:
+        if child.name in self._leaving:
             return  # `tick` tries again: adopting the one that leaves would be the death of the new one
         child.started = time.monotonic()
         try:
-            child.process = adopt(self.data_dir, child.model.id)
+            child.process = adopt(self.data_dir, child.name)
             if child.process is not None:
-                log.info("adopted the worker of %s pid=%d", child.model.id, child.process.pid)
+                log.info("adopted the worker of %s pid=%d", child.name, child.process.pid)
                 child.domain = _domain_of(child.process, child.domain)
                 return
-            put = () if child.domain is None else (DOMAIN_OPTION, str(child.domain))
+            put = [] if child.domain is None else [DOMAIN_OPTION, str(child.domain)]
+            put += ["--instance", str(child.number)] if child.number > 1 else []
             child.process = subprocess.Popen(
                 [*self.command(child.model), *put],
                 stdin=subprocess.DEVNULL,
@@ -266,8 +288,8 @@ class Workers:
         try:
             Path(f"/proc/{child.process.pid}/oom_score_adj").write_text(str(FIRST_TO_GO))
         except OSError as error:
-            log.debug("the kernel may kill the queue before the worker of %s: %s", child.model.id, error)
-        log.info("started a worker of %s pid=%d", child.model.id, child.process.pid)
+            log.debug("the kernel may kill the queue before the worker of %s: %s", child.name, error)
+        log.info("started a worker of %s pid=%d", child.name, child.process.pid)
 
 
 def _domain_of(process: Adopted, unless_told: int | None) -> int | None:

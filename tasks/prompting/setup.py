@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from npu.engines import Setup
 from npu.hardware import Memory, read_memory
+from tasks.instances import MARK
 from tasks.settings import TaskSettings
 
 
-def setup_of(settings: TaskSettings, threads: int | None = None, memory_domain: int | None = None) -> Setup:
-    """The setup; `threads` and `memory_domain` are the worker's own."""
+def setup_of(
+    settings: TaskSettings, threads: int | None = None, memory_domain: int | None = None, instance: int = 1
+) -> Setup:
+    """The setup; all but the settings are the worker's own."""
+    run = settings.data_dir / "run"
     return Setup(
-        runtime_dir=settings.data_dir / "run",
+        runtime_dir=run if instance == 1 else run / f"{MARK}{instance}",  # which no model is called
         threads=threads,
         context_length=settings.context_length,
         model_memory=model_memory(memory_of(settings).total, settings),

@@ -24,6 +24,7 @@ from npu.model import Model
 from tasks import keys, lifeline, logs, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
+from tasks.instances import instance_name
 from tasks.losses import holders, report_loss
 from tasks.prompting.cards import card_of
 from tasks.prompting.setup import setup_of
@@ -44,7 +45,9 @@ class WorkerProcess:
         self.settings = settings
         self.url = redis_url(settings)
         self.board = settings.board_name
-        self.name = f"{model.id}@{self.board}"
+        self.worker_settings = WorkerSettings()
+        self.instance = instance_name(model.id, self.worker_settings.instance)
+        self.name = f"{self.instance}@{self.board}"
         self.serving: Serving | None = None
         self.app: Celery = celery_app(self.url)
         # What Redis says when it is full: else the parent would die of it, and its child with the model.
@@ -62,7 +65,9 @@ class WorkerProcess:
     def child_begins(self, **_: Any) -> None:
         """Child: right after the fork. Nothing here may take long; the model loads with the first call."""
         lifeline.watch()
-        self.serving = Serving(connect(self.url), self.model, self.name, self.board, self.settings, WorkerSettings())
+        self.serving = Serving(
+            connect(self.url), self.model, self.name, self.board, self.settings, self.worker_settings
+        )
 
     def child_ends(self, **_: Any) -> None:
         """Child: on its way out."""
@@ -88,7 +93,7 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Serve until told to stop."""
-        worker_lock.take(self.settings.data_dir, self.model.id)
+        worker_lock.take(self.settings.data_dir, self.instance)
         lifeline.watch()
         # It warns root of pickles, which this application does not accept.
         warnings.filterwarnings("ignore", category=SecurityWarning)

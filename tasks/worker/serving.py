@@ -91,7 +91,7 @@ class Serving:
         self._spans = JobSpans(self._tracing, board) if self._tracing is not None else None
         self._speeds = Speeds()
         self._pacing = Pacing()
-        self._slot = Slot(model, setup_of(tasks_settings, settings.threads, settings.memory_domain))
+        self._slot = Slot(model, setup_of(tasks_settings, settings.threads, settings.memory_domain, settings.instance))
         self._runs: tuple[JobRun, ...] = ()
         """The job in hand, and those that share its run."""
         self._beside: list[Beside] = []

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from npu.model import MOST_INSTANCES
 from tasks.settings import Settings
 
 
@@ -23,6 +24,12 @@ class WorkerSettings(Settings):
         lt=16,
         description="The NPU's memory domain the model is put into, where its manifest names none. Boards choose one for each of "
         "their workers. Unset: the first.",
+    )
+    instance: int = Field(
+        1,
+        ge=1,
+        le=MOST_INSTANCES,
+        description="Which one it is of several workers that its model has on this board. Boards number theirs.",
     )
     load_stall: float = Field(
         900.0, gt=0, description="Seconds a model may take to load before its worker counts as stuck and is restarted."

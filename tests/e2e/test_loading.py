@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tasks import boards
 from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.full
@@ -54,3 +55,27 @@ def test_two_models_that_always_have_something_to_do_take_turns() -> None:
                 over.set()
             said = [each for done in chats for each in done.result(LIMIT)]
     assert set(said) == {"x" * 40}
+
+
+def test_two_workers_of_a_model_answer_at_once() -> None:
+    """Each says its own, and both are gone when the model is unloaded."""
+    stack = Stack({"echo": {}})
+    stack.add_model("pair", {"tokens_per_second": 20}, "instances = 2")
+    with stack, ThreadPoolExecutor() as pool:
+        names = {"pair@test-board", "pair#2@test-board"}
+
+        def ask(text: str) -> str:
+            body = {"model": "pair", "messages": [{"role": "user", "content": text * 60}]}
+            reply = httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=LIMIT)
+            return str(reply.json()["choices"][0]["message"]["content"])
+
+        def at_work() -> set[str]:
+            jobs = httpx.get(f"{stack.url}/v1/jobs?state=running", timeout=LIMIT).json()["data"]
+            return {job["worker"] for job in jobs}
+
+        assert ask("w") == "w" * 60
+        answers = [pool.submit(ask, text) for text in "abc"]
+        eventually(lambda: at_work() == names, what="two jobs at once")
+        assert [answer.result(LIMIT) for answer in answers] == [text * 60 for text in "abc"]
+        httpx.post(f"{stack.url}/v1/models/unload", json={"model": "pair"}, timeout=LIMIT).raise_for_status()
+        assert not {each.name for each in boards.snapshot(stack.redis).workers} & names

@@ -169,6 +169,7 @@ def test_what_a_model_is_for(folder: Path) -> None:
         ('pooling = "max"', "line 2.*max.*last, mean"),
         ('load = "never"', "line 2.*never.*on-demand, preload, manual"),
         ("pin = 1", "line 2.*`pin` must be true or false"),
+        ("instances = 9", "line 2.*`instances` is 9: it must be between 1 and 8"),
     ],
 )
 def test_what_a_model_cannot_be_for(folder: Path, text: str, words: str) -> None:

@@ -103,8 +103,8 @@ def test_unloads_are_counted_by_their_reasons(
     agent._dismiss("gone")
     monkeypatch.setattr(agent._keeping, "over", lambda models: ["idle"])
     agent._rest()
-    monkeypatch.setattr(agent._room, "fits", lambda needed: False)
-    monkeypatch.setattr(agent._room, "in_the_way", lambda model, needed: ["room"])
+    monkeypatch.setattr(agent._room, "fits", lambda *_: False)
+    monkeypatch.setattr(agent._room, "in_the_way", lambda *_: ["room"])
     with pytest.raises(MakingRoom):
         agent.load_in_place(echo())
     agent._events.report(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import redis
 
@@ -51,6 +52,19 @@ def test_below_zero_is_for_ever(client: redis.Redis) -> None:
     shelf = Shelf(client, -1.0)
     assert not shelf.over() and not shelf.over(1e9)
     assert shelf.keeping.stays() == {}
+
+
+def test_of_two_workers_both_have_to_rest(shelf: Shelf, client: redis.Redis) -> None:
+    """And what either has answered counts."""
+    second = Presence(name="echo#2@one", board="one", model="echo", state="busy", answered=0)
+    roster.breathe(client, second)
+    assert not shelf.over() and not shelf.over(1000)
+    assert shelf.keeping.resting(["echo"]) == []
+    roster.breathe(client, msgspec.structs.replace(second, state="loaded", answered=1))
+    assert not shelf.over()
+    assert shelf.keeping.resting(["echo"]) == ["echo"]
+    roster.breathe(client, msgspec.structs.replace(second, state="loaded", answered=2))
+    assert not shelf.over(61) and shelf.over(61)
 
 
 def test_what_the_manifest_pins_stays_whatever_is_asked(client: redis.Redis) -> None:

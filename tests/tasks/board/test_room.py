@@ -398,3 +398,38 @@ def test_who_gave_way_comes_back_when_nobody_wants_the_room(busy: Board, client:
     busy.agent._meet()
     busy.agent._meet()
     assert busy.loaded() == {"large"}
+
+
+def test_a_model_has_as_many_workers_as_fit(board: Board, client: redis.Redis) -> None:
+    """Nothing is unloaded for the further ones. Their lack is told with the figures, and ends when there is room and work."""
+    board.models["middle"] = model = replace(board.models["middle"], instances=3)
+    board.agent._catalog = Catalog(tuple(board.models.values()))
+    board.has("tiny")
+    board.agent.load(model)
+    assert board.loaded() == {"tiny", "middle", "middle#2"}
+    assert board.agent._workers.reserved() == 4.5 * GIB
+    note = board.agent._fewer["middle"]
+    assert note.startswith("It has 2 of the 3 workers") and "needs about 2048 MiB" in note
+    board.agent.unload(board.models["tiny"])
+    board.agent._meet()
+    assert board.loaded() == {"middle", "middle#2"}  # nobody waits
+    client.zadd(keys.waiting("middle"), {"j": 1})
+    board.agent._meet()
+    assert board.loaded() == {"middle", "middle#2", "middle#3"}
+    assert board.agent._workers.reserved() == 6 * GIB and not board.agent._fewer
+    board.agent.unload(model)
+    assert board.loaded() == set() and board.agent._workers.reserved() == 0
+
+
+@pytest.mark.parametrize("domains", [range(16)])
+def test_each_worker_of_a_model_has_a_memory_domain(board: Board) -> None:
+    """They hold the weights twice."""
+    board.agent.load(replace(board.models["small"], instances=2))
+    assert board.agent._workers.places(leaving=True) == {"small": (0, GIB), "small#2": (1, GIB)}
+
+
+@pytest.mark.parametrize("single_model", [True])
+def test_one_model_at_a_time_may_have_two_workers(board: Board) -> None:
+    """It is one model."""
+    board.agent.load(replace(board.models["small"], instances=2))
+    assert board.loaded() == {"small", "small#2"}

@@ -261,6 +261,22 @@ def test_stop_all_asks_all_before_it_waits_for_any(board: Board) -> None:
     board.workers.stop_all(0.0)  # twice is safe
 
 
+def test_further_workers_of_a_model_come_and_go_with_the_first(board: Board) -> None:
+    """Each holds its memory, and is told its number; all of them are stopped together."""
+    board.start(memory=100)
+    board.workers.start(board.model(), 100, 4, number=2)
+    first, second = board.child("m").process, board.child("m#2").process
+    assert isinstance(second, subprocess.Popen) and isinstance(second.args, list)
+    assert second.args[-4:] == ["--memory-domain", "4", "--instance", "2"]
+    assert first is not None and board.workers.living() == {"m": first.pid, "m#2": second.pid}
+    assert board.workers.sizes() == {"m": 200} and board.workers.reserved() == 200
+    assert board.workers.places(leaving=False) == {"m#2": (4, 100)}
+    assert board.workers.names("m") == ["m", "m#2"] and board.workers.oldest() == ["m"]
+    assert board.workers.stop("m", LIMIT) is True
+    assert gone(first.pid) and gone(second.pid)
+    assert board.workers.ended() == {"m", "m#2"} and board.workers.reserved() == 0
+
+
 def test_a_worker_left_behind_is_adopted(board: Board, other_worker: subprocess.Popen[bytes]) -> None:
     """Not started a second time: two would hold the model twice."""
     board.start()
