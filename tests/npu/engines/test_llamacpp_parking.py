@@ -14,6 +14,7 @@ from npu.engine import Prompt, Sampling, Stats
 from npu.engines import Setup, parking
 from npu.engines.llamacpp import LlamaCppEngine
 from npu.engines.llamacpp_parking import LlamaCppFiles
+from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
 from tests.npu.demo import demo_model
 
@@ -99,7 +100,9 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
         one, two = (engine.tokenizer.encode(text) for text in (ONE, TWO))
         ask(engine, one), ask(engine, two)
         assert engine.parked_bytes == 0
-        with pytest.raises(Exception, match="not support"):
-            LlamaCppFiles(lambda: engine._address)._ask("save", MemoryFile())
+        file = MemoryFile()
+        with pytest.raises(EngineFailed, match="not support"):
+            LlamaCppFiles(lambda: engine._address).write(file, one, None)
+        file.close()
     finally:
         engine.close()
