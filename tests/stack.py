@@ -228,7 +228,7 @@ class Stack:
         """The Celery parent of a model's worker."""
         for process in _family(self._processes["board"].pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[-2:] == ["worker", model] and process.ppid() == self._processes["board"].pid:
+                if _serves(process, model) and process.ppid() == self._processes["board"].pid:
                     return process
         raise LookupError(f"no worker of {model}")
 
@@ -242,7 +242,7 @@ class Stack:
         """The child of a model's worker, which holds the engine."""
         for process in self.worker(model).children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[-2:] == ["worker", model]:
+                if _serves(process, model):
                     return process
         raise LookupError(f"no child of {model}")
 
@@ -262,6 +262,12 @@ class Stack:
 
 def _variables(settings: Mapping[str, object]) -> dict[str, str]:
     return {f"ROCKCHIPLLAMA_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _serves(process: psutil.Process, model: str) -> bool:
+    """Whether it is a worker of the model; on the NPU its command names a memory domain as well."""
+    words = process.cmdline()
+    return "worker" in words and words[words.index("worker") + 1 :][:1] == [model]
 
 
 def _family(pid: int) -> list[psutil.Process]:
