@@ -13,7 +13,10 @@ def join(
     url: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URL]", help="What `up --share` printed there. Unset: what was joined before.", show_default=False
+            metavar="[URL]",
+            help="What `up --share` printed there; of it NAME.SECRET alone, and the service is looked for in the local "
+            "network. Unset: what was joined before.",
+            show_default=False,
         ),
     ] = None,
     name: Annotated[
@@ -53,6 +56,8 @@ def join(
     if url is not None:
         from ops.up import joining  # only now: `up` asks for the rest alone
 
+        if "://" not in url:
+            url = joining.found(url)
         for problem in joining.keep(settings.data_dir, url, settings.board_name):
             print(problem, flush=True)
     elif joined.redis_url(settings.data_dir) is None:

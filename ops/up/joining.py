@@ -8,12 +8,19 @@ from pathlib import Path
 import redis
 from redis.exceptions import AuthenticationError
 
+from ops.up import discovery
 from ops.up.joined import FILE
-from ops.up.sharing import TokenRefused, parse, write_private
+from ops.up.sharing import TokenRefused, parse, parse_token, write_private
 from tasks import keys
 from tasks.boards import snapshot
 from tasks.connection import UNREACHABLE, connect
 from tasks.roster import ALIVE
+
+
+def found(text: str) -> str:
+    """The URL of the service in the local network that takes the token NAME.SECRET. Raises `TokenRefused`."""
+    token = parse_token(text)
+    return token.url(*discovery.find(token))
 
 
 def keep(data_dir: Path, url: str, board: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from api.try_it import try_it
 from ops import configuration, environment
-from ops.up import listen, sharing, store
+from ops.up import discovery, listen, sharing, store
 from ops.up.disk import DiskWatch
 from ops.up.errors import PortInUse, UpError
 from ops.up.lock import DataDirLock
@@ -124,6 +124,7 @@ class _Service:
         self._parts: list[Part] = []
         self._vitals = Vitals(lambda: store.socket_dir(plan.tasks.data_dir))
         self._access = sharing.Access(plan.tasks.data_dir)
+        self._announcement: discovery.Announcement | None = None
 
     def start(self, listen_fd: int) -> None:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
@@ -185,6 +186,8 @@ class _Service:
         order = self._order_of_ends()
         longest = sum(patience for _, patience in order) + lifeline.GRACE + 2.0
         systemd.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}")
+        if self._announcement is not None:
+            self._announcement.close()
         if self._disk is not None:
             self._disk.stop()
         self._supervisor.stop(order)
@@ -249,6 +252,7 @@ class _Service:
             self._disk.start()
         if network is not None:
             self._tell_how_to_join(network)
+            self._announce(network)
         return store.url(self._plan.tasks.data_dir)
 
     def _open_network(self, sock: Path) -> store.Network:
@@ -272,6 +276,13 @@ class _Service:
             say(f"  boards  join at {host}:{network.port}; `rockchipllama boards invite NAME` makes a token")
         else:
             say(f"  boards  rockchipllama join {token.url(host, network.port)}")
+
+    def _announce(self, network: store.Network) -> None:
+        if self._plan.up.announce is False or not discovery.installed():
+            return
+        self._announcement = discovery.Announcement(
+            self._plan.tasks.board_name, network.host, network.port, self._access.digests
+        )
 
     def _mend_store(self, folder: Path) -> bool:
         """Whether damage was found in the store's files, and cut out. Files that are whole are not why it ended."""

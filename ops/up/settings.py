@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.settings import Settings
 
@@ -32,6 +33,18 @@ class UpSettings(Settings):
     )
     share_host: str = Field("0.0.0.0", description="The address it listens on for them.")
     share_port: int = Field(6380, ge=1, le=65535, description="The port likewise.")
+    announce: bool | None = Field(
+        None,
+        description="Tell the local network by mDNS where a shared service is, so that boards find it with a token alone. "
+        "Unset: where the package `zeroconf` is installed.",
+    )
     stop_timeout: float = Field(
         30.0, gt=0, description="Seconds that the API, and then the board, may take to stop before they are killed."
     )
+
+    @field_validator("announce")
+    @classmethod
+    def _can_be_announced(cls, value: bool | None) -> bool | None:
+        if value and find_spec("zeroconf") is None:
+            raise ValueError("its package is not installed: `.venv/bin/pip install zeroconf` does that")
+        return value

@@ -21,8 +21,9 @@ FIRST = "boards"
 USER = "board."
 """Before the name of a token, it is the name of its user."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_FORM = f"It must look like {SCHEME}://NAME.SECRET@HOST:PORT, as `up --share` prints it."
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,64}")
-_KEPT = re.compile(rf"user {re.escape(USER)}\S+ on (?:\S+ )*?#[0-9a-f]{{64}}")
+_KEPT = re.compile(rf"user {re.escape(USER)}\S+ on (?:\S+ )*?#([0-9a-f]{{64}})")
 RIGHTS = (
     *("resetkeys", "~rl:[^a]*", "resetchannels", "&rl:*", "&rl:/0.celery.pidbox"),
     *("nocommands", "+@all", "-@admin", "-@dangerous", "+info"),
@@ -57,20 +58,24 @@ class Token:
         return f"redis://{self.user}:{self.secret}@{_host(host)}:{port}/0"
 
 
+def parse_token(text: str) -> Token:
+    """The token in NAME.SECRET. Raises `TokenRefused`, which repeats nothing of it."""
+    name, _, secret = text.partition(".")
+    if not NAME.fullmatch(name) or not _SECRET.fullmatch(secret):
+        raise TokenRefused(f"The token in it is damaged or cut off. {_FORM}")
+    return Token(name, secret)
+
+
 def parse(url: str) -> tuple[Token, str, int]:
     """The token, host and port in what `up --share` printed. Raises `TokenRefused`, which repeats nothing of it."""
-    form = f"It must look like {SCHEME}://NAME.SECRET@HOST:PORT, as `up --share` prints it."
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise TokenRefused(f"This is nothing that can be joined. {form}") from None
-    name, _, secret = (parts.username or "").partition(".")
+        raise TokenRefused(f"This is nothing that can be joined. {_FORM}") from None
     if parts.scheme != SCHEME or not host or not port or parts.path.strip("/") or parts.query or parts.password:
-        raise TokenRefused(f"This is nothing that can be joined. {form}")
-    if not NAME.fullmatch(name) or not _SECRET.fullmatch(secret):
-        raise TokenRefused(f"The token in it is damaged or cut off. {form}")
-    return Token(name, secret), host, port
+        raise TokenRefused(f"This is nothing that can be joined. {_FORM}")
+    return parse_token(parts.username or ""), host, port
 
 
 class Access:
@@ -92,6 +97,10 @@ class Access:
         kept = [f"{found[0]} {' '.join(RIGHTS)}" for line in lines if (found := _KEPT.match(line))]
         own = f"user default on #{digest_of(password)} ~* &* +@all"
         write_private(self.users, "".join(f"{line}\n" for line in [own, *kept]))
+
+    def digests(self) -> list[str]:
+        """Those of all tokens."""
+        return [found[1] for line in self.users.read_text().splitlines() if (found := _KEPT.match(line))]
 
     def shown(self) -> Token | None:
         """The token to show; None once it was revoked."""

@@ -257,10 +257,12 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
 
 @pytest.mark.full
 def test_a_board_whose_plug_is_pulled_loses_no_answer(shared: Shared, tmp_path: Path) -> None:
-    """It loaded the model that was asked for, and put it away when its time was over. Then both boards are in the middle of an
+    """It found the service by its token alone. It loaded the model that was asked for, and put it away when its time was over.
+    Then both boards are in the middle of an
     answer, and one is gone with all its processes: the other says both to their ends, and it comes back with nothing typed."""
     kitchen = tmp_path / "kitchen"
-    board = Command(kitchen, "join", shared.join_url, "--name", "kitchen")
+    token = shared.join_url.removeprefix("rl://").partition("@")[0]
+    board = Command(kitchen, "join", token, "--name", "kitchen")
     loaded = {"echo-of-kitchen": "unloaded", "twin": "loaded"}
     try:
         eventually(lambda: shared.states("kitchen") == loaded, what=board.said)

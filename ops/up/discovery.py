@@ -1,0 +1,181 @@
+"""The service in the local network, by mDNS: told where it is shared, found by a board that has a token and no address.
+
+What is told is an address, and for each token a proof that only who knows the token could make for that address. So a board
+shows its token to no other machine that answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ops.up import listen
+from ops.up.sharing import Token, TokenRefused, digest_of
+
+if TYPE_CHECKING:
+    from zeroconf import ServiceInfo, Zeroconf
+
+log = logging.getLogger("rockchipllama.up")
+
+KIND = "_rockchipllama._tcp.local."
+PATIENCE = 4.0
+"""Seconds in which a service has answered."""
+LOOK = 2.0
+"""Seconds between two looks whether there are other tokens."""
+AGAIN = 10.0
+"""Seconds between two tries where the network cannot be told."""
+PROOF = 16
+"""Letters of a proof."""
+_IN_A_FIELD = 15
+"""Proofs in one field; one may have 255 bytes."""
+MOST = 60
+"""Proofs that are told; more do not fit into a packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a service tells of itself."""
+
+    host: str
+    port: int
+    proofs: frozenset[str]
+
+    def takes(self, token: Token) -> bool:
+        """Whether it knows the token."""
+        return proof(digest_of(token.secret), self.host, self.port) in self.proofs
+
+
+def installed() -> bool:
+    """Whether the package that speaks mDNS is there."""
+    return find_spec("zeroconf") is not None
+
+
+def proof(digest: str, host: str, port: int) -> str:
+    """That somebody knows the token of this digest, and means this address."""
+    return hmac.new(digest.encode(), f"{host} {port}".encode(), hashlib.sha256).hexdigest()[:PROOF]
+
+
+class Announcement:
+    """The service told to the local network, in a thread of its own, until it is closed. Where that fails, it is logged."""
+
+    def __init__(self, name: str, listens_on: str, port: int, digests: Callable[[], Iterable[str]]) -> None:
+        """`name` is that of its board; `listens_on` an address of this machine, or every one. `digests` are those of the
+        tokens now."""
+        self._name, self._listens_on, self._port = name, listens_on, port
+        self._digests = digests
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="announcement", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tell the network that it is gone. Twice is safe."""
+        self._closed.set()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        why = ""
+        while not self._closed.is_set():
+            try:
+                self._tell(self._host())
+            except Exception as error:  # there may be no network yet
+                if str(error) != why:
+                    why = str(error)
+                    log.warning("boards do not find this service by themselves, its address has to be typed: %s", why)
+                self._closed.wait(AGAIN)
+
+    def _host(self) -> str:
+        address = listen.resolve(listen.network_address(self._listens_on), self._port)[1]
+        return str(address[0])
+
+    def _tell(self, host: str) -> None:
+        """Tell it until it is closed, or has another address."""
+        with _network(self._listens_on) as network:
+            told = self._info(host)
+            network.register_service(told, allow_name_change=True)
+            while not self._closed.wait(LOOK) and self._host() == host:
+                now = self._info(host, told.name)
+                if now.text != told.text:
+                    told = now
+                    network.update_service(told)
+            network.unregister_service(told)
+
+    def _info(self, host: str, name: str | None = None) -> ServiceInfo:
+        from zeroconf import ServiceInfo
+
+        proofs = [proof(digest, host, self._port) for digest in self._digests()][:MOST]
+        fields = {
+            f"proofs{place:02}": "".join(proofs[place : place + _IN_A_FIELD])
+            for place in range(0, len(proofs), _IN_A_FIELD)
+        }
+        label = self._name.encode()[:50].decode(errors="ignore").replace(".", "-")
+        return ServiceInfo(
+            KIND,
+            name or f"{label}.{KIND}",
+            port=self._port,
+            parsed_addresses=[host],
+            properties=fields,
+            server=f"rockchipllama-{proof(self._name, host, self._port)}.local.",
+        )
+
+
+def find(token: Token) -> tuple[str, int]:
+    """The host and port of the service that takes this token. Raises `TokenRefused` when none answers that does."""
+    if not installed():
+        raise TokenRefused(
+            "To find the service by its token alone takes a package that is not installed: `.venv/bin/pip install zeroconf` "
+            "does that, here and where the service runs. Or add the address, as `up --share` prints it: rl://…@HOST:PORT."
+        )
+    try:
+        found = _told(lambda told: told.takes(token))
+    except OSError as error:
+        raise TokenRefused(f"This machine cannot ask its network for the service ({error}).") from error
+    for told in found:
+        if told.takes(token):
+            return told.host, told.port
+    others = ", ".join(sorted(f"{told.host}:{told.port}" for told in found))
+    raise TokenRefused(
+        f"No service that takes the token '{token.name}' was found in this network within {PATIENCE:.0f} s"
+        + (f"; those at {others} do not." if others else ".")
+        + " Is `rockchipllama up --share` running there, with zeroconf installed? Where the address is known, add it: "
+        "rl://…@HOST:PORT."
+    )
+
+
+def _told(enough: Callable[[Told], bool]) -> set[Told]:
+    """What services in this machine's networks tell, up to the first that is enough."""
+    from zeroconf import ServiceBrowser, ServiceStateChange
+
+    found: set[Told] = set()
+    over = threading.Event()
+
+    def hear(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        info = zeroconf.get_service_info(service_type, name)
+        if info is not None:  # else it is gone already
+            for host in info.parsed_addresses():
+                told = Told(host, info.port or 0, _proofs(info.properties))
+                found.add(told)
+                if enough(told):
+                    over.set()
+
+    with _network("0.0.0.0") as network:
+        ServiceBrowser(network, KIND, handlers=[hear])
+        over.wait(PATIENCE)
+    return found
+
+
+def _proofs(fields: Mapping[bytes, bytes | None]) -> frozenset[str]:
+    letters = b"".join(value for name, value in sorted(fields.items()) if name.startswith(b"proofs") and value)
+    text = letters.decode("ascii", "replace")
+    return frozenset(text[place : place + PROOF] for place in range(0, len(text), PROOF))
+
+
+def _network(host: str) -> Zeroconf:
+    from zeroconf import InterfaceChoice, Zeroconf
+
+    return Zeroconf(interfaces=InterfaceChoice.All if host in ("0.0.0.0", "::") else [host])

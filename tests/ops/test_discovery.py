@@ -1,0 +1,114 @@
+"""A shared service that is found in the local network by a token alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.up import discovery, joining, settings
+from ops.up.discovery import Announcement, Told, find, proof
+from ops.up.sharing import Token, TokenRefused, digest_of, new_secret, parse_token
+from tests.stack import LIMIT, eventually
+
+TOKEN, OTHER = Token("boards", new_secret()), Token("kitchen", new_secret())
+
+
+def test_a_token_is_shown_to_its_own_service_alone() -> None:
+    """Whoever tells its proofs again at another address or port is not believed, nor whoever knows another token."""
+    told = Told("192.168.1.5", 6380, frozenset({proof(digest_of(TOKEN.secret), "192.168.1.5", 6380)}))
+    assert told.takes(TOKEN)
+    assert not told.takes(OTHER)
+    assert not replace(told, host="192.168.1.6").takes(TOKEN)
+    assert not replace(told, port=6381).takes(TOKEN)
+
+
+def test_without_the_package_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the service is to be told as well, and where that was asked for in vain."""
+    monkeypatch.setattr(discovery, "find_spec", lambda _: None)
+    monkeypatch.setattr(settings, "find_spec", lambda _: None)
+    with pytest.raises(TokenRefused, match=r"pip install zeroconf.*HOST:PORT"):
+        joining.found(f"{TOKEN.name}.{TOKEN.secret}")
+    with pytest.raises(ValueError, match="pip install zeroconf"):
+        settings.UpSettings(announce=True)
+    assert settings.UpSettings(announce=False).announce is False
+
+
+def test_a_damaged_token_is_refused() -> None:
+    """Before anybody is asked for it, and nothing of it is repeated."""
+    assert parse_token(f"{TOKEN.name}.{TOKEN.secret}") == TOKEN
+    with pytest.raises(TokenRefused, match="cut off") as refused:
+        joining.found(f"{TOKEN.name}.{TOKEN.secret[:8]}")
+    assert TOKEN.secret[:8] not in str(refused.value)
+
+
+@pytest.mark.full
+def test_a_service_tells_which_tokens_it_takes() -> None:
+    """Also one that was made since. One that is closed is not found any more."""
+    digests = [digest_of(TOKEN.secret)] * 20
+    announcement = Announcement("a board of mine", "127.0.0.1", 6380, lambda: digests)
+    try:
+        assert find(TOKEN) == ("127.0.0.1", 6380)
+        with pytest.raises(TokenRefused, match=r"127\.0\.0\.1:6380"):
+            find(OTHER)
+        digests.append(digest_of(OTHER.secret))
+        eventually(lambda: _finds(OTHER), what="the other token")
+    finally:
+        announcement.close()
+    with pytest.raises(TokenRefused, match=r"found in this network within 4 s\. Is"):
+        find(TOKEN)
+
+
+def _finds(token: Token) -> bool:
+    try:
+        return bool(find(token))
+    except TokenRefused:
+        return False
+
+
+NETWORK = """
+set -e
+trap 'kill $there $told' EXIT
+ip link set lo up
+unshare --net sleep 100 & there=$!
+until ip link add here type veth peer name there netns $there 2>/dev/null; do sleep 0.1; done
+on() { nsenter --target $there --net "$@"; }
+ip addr add 10.9.0.1/24 dev here && ip link set here up && ip route add default via 10.9.0.2
+on ip addr add 10.9.0.2/24 dev there && on ip link set there up && on ip link set lo up
+"$1" -c "
+import sys
+from ops.up.discovery import Announcement
+told = Announcement('first', '0.0.0.0', 6380, lambda: [sys.argv[1]])
+import time; time.sleep(100)
+" "$2" & told=$!
+on "$1" -c "
+import sys
+from ops.up import discovery, sharing
+print(*discovery.find(sharing.parse_token(sys.argv[1])))
+" "$3"
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0 if shutil.which("unshare") else True,
+    reason="this machine makes no network namespaces for its users",
+)
+def test_it_is_found_from_another_machine() -> None:
+    """Two networks that a cable connects: it is told on every one of its own, under the address that others reach."""
+    asked = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--net", "/bin/sh", "-c", NETWORK, "sh", sys.executable),
+            *(digest_of(TOKEN.secret), f"{TOKEN.name}.{TOKEN.secret}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert asked.stdout.split() == ["10.9.0.1", "6380"], asked.stderr
