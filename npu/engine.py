@@ -245,6 +245,8 @@ class LockStepEngine(TextEngine, Protocol):
 class ParkingEngine(Protocol):
     """An engine that keeps in memory what others displaced from its cache."""
 
+    parks: bool
+    """Whether it does: not where that does not work, or is switched off."""
     parked_bytes: int
     """What that takes now."""
 

@@ -108,7 +108,7 @@ def _behind(view: JobView, ids: bool) -> str:
 def _cached(usage: Usage, home: str | None) -> str:
     loaded = f", {usage.parked_tokens} of them loaded from where they were parked" if usage.parked_tokens else ""
     said = f"{usage.cached_tokens} of {usage.prompt_tokens} tokens from the cache{loaded}"
-    if usage.cached_tokens * 2 >= usage.prompt_tokens or home not in _BROKEN:
+    if usage.cached_tokens * 2 >= usage.prompt_tokens or usage.parked_tokens or home not in _BROKEN:
         return said
     return f"{said}: {_BROKEN[home].format(usage.cached_tokens)}"
 

@@ -115,10 +115,11 @@ def claim_next(
     prefix: str = "",
     beside: Claim | None = None,
     rest: float = 0.0,
+    parks: bool = False,
 ) -> Claim | Later | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds, `prefix` that of the job that the
     worker served last. With `beside` it is one that may share a run with that claim's; None when there is none. For `rest`
-    seconds the worker takes no item of a batch.
+    seconds the worker takes no item of a batch. `parks`: its engine keeps chats that others displace.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
@@ -134,6 +135,7 @@ def claim_next(
             *(prefix, model, call(model, "", "")),
             *((beside.kin, beside.job, beside.token) if beside is not None else ("", "", "")),
             math.ceil(rest * 1000),
+            int(parks),
         ),
     )
     if reply is None:

@@ -57,6 +57,8 @@ local function count_end(job, model, lane, claims, payload)
   if last[1] == 'finished' and claims then
     local usage, timings = last[3], last[4]
     local whys = {{here = usage[3] * 2 < usage[1] and 'changed' or 'continued', elsewhere = 'moved', gone = 'evicted'}}
+    -- What was parked was there after all.
+    if (usage[6] or 0) > 0 then whys = {{here = 'continued', elsewhere = 'continued', gone = 'continued'}} end
     add('read', usage[1] - usage[3], whys[kept[4]] or 'new')
     add('prompt', usage[1])
     add('completion', usage[2])

@@ -52,7 +52,7 @@ rl:disk                string   nothing: written last, it is on the disk when al
 The same, and is written past the append-only file:
 
 rl:ended rl:failed     list     jobs that ended, and those that failed, the newest first
-rl:last:MODEL          hash     board -> what it served last of the model, as a digest (`tasks/policy.py`)
+rl:last:MODEL          hash     board -> what it served last of the model, as digests (`tasks/policy.py`)
 rl:slowed:MODEL        hash     board -> how many times as long its jobs take while heat slows it down
 rl:pace                hash     MODEL -> milliseconds its jobs have lately held a worker
 rl:counts              hash     NAME MODEL LANE [which] -> a count of what became of jobs (`tasks/counts.py`), or NAME MODEL

@@ -20,7 +20,8 @@ is an item passed over more than `ALIKE` times: a long batch does not keep a sho
 
 A chat that goes on where another ended is given to the board that served that one, whose engine still has it in its cache: other
 boards leave it for `AT_HOME` ms at most, and only while that board has nothing to do and breathes. So it costs no wait where
-one could be served sooner, and next to none where a board has died. Whoever leaves a job sends its call on, once; those who
+one could be served sooner, and next to none where a board has died. An engine that parks what others displace has the last
+`PARKED` chats. Whoever leaves a job sends its call on, once; those who
 wait for calls are called in turn, so that board's turn comes.
 
 A board that heat slows down rests between the items of batches, for three times as long as the last one took: its workers
@@ -35,7 +36,7 @@ which of them: none counts it as a failure, and each runs alone from then on.
 that goes by itself:
 
   turns   zset   LANE:OWNER -> the owner's last turn; forgotten once that turn is over
-  last    hash   board -> what it served last, as a digest of the conversation
+  last    hash   board -> what it served last, as a digest of the conversation; behind it what its engine has parked
   lanes   hash   turn:LANE -> the turn that is on; ended:LANE -> when a job of the lane last ended that had run
 
 and these fields of a record:
@@ -81,6 +82,8 @@ ALIKE = 64
 
 AT_HOME = 300
 """Milliseconds for which a chat waits for the board that has its conversation in its cache."""
+PARKED = 8
+"""Conversations that an engine which parks them is taken to have."""
 
 
 class Ageing(NamedTuple):
@@ -97,6 +100,7 @@ def rank(lane: Lane) -> int:
 
 RULES = f"""
 local LANE, TURN, MOST_QUIET, ALIKE, AT_HOME = {LANE}, {TURN}, {MOST_QUIET * 1000:.0f}, {ALIKE}, {AT_HOME}
+local PARKED = {PARKED}
 -- The score of one more job of an owner, the `count`-th that was accepted.
 local function line_up(turns, lanes, rank, owner, count)
   local turn = tonumber(redis.call('HGET', lanes, 'turn:' .. rank) or rank * LANE)
@@ -161,7 +165,7 @@ local function is_of_another(id, model, board, t)
   if home == board then return end
   local last = home and {{}} or redis.call('HGETALL', 'rl:last:' .. model)
   for place = 1, #last, 2 do
-    if last[place + 1] == kept[1] then
+    if string.find(last[place + 1], kept[1], 1, true) then
       if last[place] == board then return end
       home = last[place]
     end
@@ -179,16 +183,33 @@ local function where_kept(model, board, follows)
   local last = redis.call('HGETALL', 'rl:last:' .. model)
   local found = 'gone'
   for place = 1, #last, 2 do
-    if last[place + 1] == follows then
-      if last[place] == board then return 'here' end
-      found = 'elsewhere'
+    local at = string.find(last[place + 1], follows, 1, true)
+    if at then
+      if last[place] ~= board then
+        found = 'elsewhere'
+      elseif at == 1 then
+        return 'here'
+      end
     end
   end
   return found
 end
--- What the board serves now is what its engine will have in its cache.
-local function note_last(model, board, talk)
+-- What the board serves now is what its engine will have in its cache; one that parks has the chats before it as well.
+local function note_last(model, board, talk, follows, chat, parks)
   local key = 'rl:last:' .. model
+  if parks then
+    local had = redis.call('HGET', key, board) or ''
+    if talk and chat then
+      local known = {{talk}}
+      for one in string.gmatch(had, '%x+') do
+        if one ~= talk and one ~= follows and #known < PARKED then table.insert(known, one) end
+      end
+      talk = table.concat(known, ' ')
+    else
+      -- A word that nobody goes on with stands first.
+      talk = '- ' .. string.gsub(had, '^%- ', '')
+    end
+  end
   -- Past the append-only file: it is worth nothing after a restart, and SD cards wear.
   redis.set_repl(redis.REPL_NONE)
   if talk then redis.call('HSET', key, board, talk) else redis.call('HDEL', key, board) end

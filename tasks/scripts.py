@@ -315,6 +315,7 @@ CLAIM = Script(
 -- KEYS waiting running turns lanes calls
 -- ARGV worker board child call lease-ms started-event deadline-event attempt background-ms batch-ms prefix model call-sent-on
 -- kin job-to-share-a-run-with its-claim (these are empty but where several jobs are taken for one run) ms-without-batch-items
+-- 1-where-the-engine-parks
 -- -> {id, seq, field, value, ...} of the job now held, or nil; where only jobs wait that are paused, left to another board, or
 -- items of batches while the worker rests, after how many ms one may go on.
 -- Jobs past their deadline end on the way.
@@ -372,7 +373,7 @@ while true do
         local lead = 'rl:{' .. ARGV[15] .. '}'
         if redis.call('HGET', lead, 'claim') == ARGV[16] then redis.call('HSET', lead, 'together', 1) end
       end
-      note_last(ARGV[12], ARGV[2], kept[5])
+      note_last(ARGV[12], ARGV[2], kept[5], kept[6], tonumber(kept[3]) < LANE, ARGV[18] == '1')
       if through then redis.call('HSET', job, 'through', 1) end
       return held(id, job, tell(job, events, ARGV[6], ARGV[8]))
     end

@@ -170,6 +170,11 @@ class LlamaCppEngine:
         )
 
     @property
+    def parks(self) -> bool:
+        """See `ParkingEngine`."""
+        return self._parking is not None and self._parking.parking.works
+
+    @property
     def parked_bytes(self) -> int:
         """See `ParkingEngine`."""
         return self._parking.parking.size if self._parking is not None else 0

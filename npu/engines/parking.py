@@ -95,6 +95,11 @@ class Parking:
         """Held while the list is changed: another thread may want its memory back."""
 
     @property
+    def works(self) -> bool:
+        """Whether it has not failed so far."""
+        return not self._broken
+
+    @property
     def size(self) -> int:
         """Bytes that are parked."""
         with self._lock:

@@ -264,6 +264,11 @@ class RkllmEngine:
             )
 
     @property
+    def parks(self) -> bool:
+        """See `ParkingEngine`."""
+        return self.cache.parking is not None and self.cache.parking.works
+
+    @property
     def parked_bytes(self) -> int:
         """See `ParkingEngine`."""
         return self.cache.parking.size if self.cache.parking is not None else 0

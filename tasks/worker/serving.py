@@ -229,6 +229,7 @@ class Serving:
                     ageing=Ageing(self._live.now.background_wait, self._live.now.batch_wait),
                     prefix=self._prefix,
                     rest=self._pacing.rest,
+                    parks=self._slot.parks,
                 )
             except UNREACHABLE as error:
                 self._redis.lost(error)

@@ -43,6 +43,12 @@ class Slot:
         return self._engine is not None
 
     @property
+    def parks(self) -> bool:
+        """Whether the engine keeps what others displace from its cache."""
+        engine = self._engine
+        return isinstance(engine, ParkingEngine) and engine.parks
+
+    @property
     def parked(self) -> int:
         """Bytes of memory in which the engine keeps what was displaced from its cache."""
         engine = self._engine

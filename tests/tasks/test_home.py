@@ -10,7 +10,7 @@ from tasks import keys
 from tasks.claims import Claim, Later, claim_next, hand_back
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
-from tasks.policy import AT_HOME
+from tasks.policy import AT_HOME, PARKED
 from tasks.queue_book import QueueBook
 from tasks.requests import ChatRequest, Message, talk_of
 from tasks.roster import Presence, breathe
@@ -38,11 +38,13 @@ class Boards:
         await self.store.accept(job, "echo", ChatRequest(messages), lane=lane, owner="")
         return job
 
-    def look(self, board: str) -> Claim | Later | None:
-        return claim_next(self.client, "echo", worker=f"echo@{board}", board=board, child=1, call_id="c", lease=60)
+    def look(self, board: str, parks: bool = False) -> Claim | Later | None:
+        return claim_next(
+            self.client, "echo", worker=f"echo@{board}", board=board, child=1, call_id="c", lease=60, parks=parks
+        )
 
-    def begin(self, board: str) -> Claim:
-        claim = self.look(board)
+    def begin(self, board: str, parks: bool = False) -> Claim:
+        claim = self.look(board, parks)
         assert isinstance(claim, Claim)
         return claim
 
@@ -116,6 +118,26 @@ async def test_a_job_that_was_read_ahead_is_left_to_the_board_that_did(boards: B
     assert boards.begin("two").job == job
 
 
+async def test_a_board_that_parks_has_its_last_chats(boards: Boards) -> None:
+    """Whatever it served beside them; of more than it is taken to have, the oldest is anybody's."""
+    await boards.accept(Message("user", "Give a title."), lane=Lane.BACKGROUND)
+    boards.end(boards.begin("one", parks=True))
+    for number in range(PARKED - 1):
+        await boards.accept(Message("user", f"Something else, {number}."))
+        boards.end(boards.begin("one", parks=True))
+    job = await boards.accept(*SECOND)
+    assert isinstance(boards.look("two"), Later)
+    claim = boards.begin("one", parks=True)
+    assert claim.job == job
+    boards.end(claim)
+    third = (*SECOND, Message("assistant", "You are welcome."), Message("user", "And now?"))
+    for number in range(PARKED):
+        await boards.accept(Message("user", f"Yet something else, {number}."))
+        boards.end(boards.begin("one", parks=True))
+    job = await boards.accept(*third)
+    assert boards.begin("two").job == job
+
+
 async def test_a_board_that_does_not_breathe_any_more_is_gone(boards: Boards, client: redis.Redis) -> None:
     """Its last breath stays for a while."""
     seconds, _ = client.time()
@@ -139,24 +161,34 @@ async def test_items_of_batches_have_no_home(boards: Boards) -> None:
 
 @pytest.mark.parametrize(
     ("why", "cached", "board"),
-    [("continued", 8, "one"), ("changed", 2, "one"), ("moved", 0, "two"), ("evicted", 0, "one")],
+    [
+        ("continued", 8, "one"),
+        ("changed", 2, "one"),
+        ("moved", 0, "two"),
+        ("evicted", 0, "one"),
+        ("parked", 8, "one"),
+    ],
 )
 async def test_why_a_prompt_was_read_is_counted(
     boards: Boards, client: redis.Redis, aclient: redis.asyncio.Redis, why: str, cached: int, board: str
 ) -> None:
-    """By where its conversation was when it was claimed first; a pause makes no difference."""
-    if why == "evicted":
+    """By where its conversation was when it was claimed first; a pause makes no difference, and what was parked was there."""
+    others = why in ("evicted", "parked")
+    if others:
         await boards.accept(Message("user", "Something else."))
-        boards.end(boards.begin("one"))
+        boards.end(boards.begin("one", parks=why == "parked"))
     job = await boards.accept(*SECOND)
     if board == "two":
         client.hincrby(keys.job(job), "since", -AT_HOME - 1)
     first = boards.begin(board)
     hand_back(client, "echo", job, first.token, "it stopped", crashed=False)
-    boards.end(boards.begin(board), Finished(FinishReason.STOP, Usage(10, 2, cached), Timings()))
+    boards.end(
+        boards.begin(board),
+        Finished(FinishReason.STOP, Usage(10, 2, cached, parked_tokens=5 if why == "parked" else 0), Timings()),
+    )
     counts = await QueueBook(aclient, boards.store).counts()
-    new = 6 if why == "evicted" else 3
-    assert counts.read() == {("echo", Lane.INTERACTIVE): {"new": new, why: 10 - cached}}
+    reason = "continued" if why == "parked" else why
+    assert counts.read() == {("echo", Lane.INTERACTIVE): {"new": 6 if others else 3, reason: 10 - cached}}
 
 
 def test_what_a_conversation_goes_on_with() -> None:

@@ -251,6 +251,8 @@ def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
 class ParkingEcho(EchoEngine):
     """Parks what it is told may come back."""
 
+    parks = True
+
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.prompts: list[Prompt] = []
