@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import redis
+from rich.console import Console
 
 from ops.cli.boards import lines_of
+from ops.top import view
 from tasks.boards import overview, snapshot
 from tasks.roster import Machine, Presence, breathe
 
@@ -31,3 +34,17 @@ def test_versions_that_differ_are_told(client: redis.Redis) -> None:
     assert "two: rk3588, 86 °C, slowed down by heat, 3072 of 8192 MiB free, version 1.1" in told
     assert "different versions (1.0, 1.1)" in told[-1]
     assert list(lines_of([])) == ["No board is there. `.venv/bin/rockchipllama board` starts one."]
+
+
+def test_the_live_view_tells_which_board_is_hot(client: redis.Redis) -> None:
+    """Beside its temperature; an older service says nothing of that."""
+    for name, hot in (("cool", False), ("warm", True)):
+        machine = Machine(temperature=86.4, hot=hot, memory=8 << 30, memory_available=3 << 30)
+        breathe(client, Presence(name=f"board:{name}", board=name, machine=machine))
+    found = boards(client)
+    del found[0]["hot"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(view({"boards": found, "queues": [], "jobs": []}))
+    shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the one above
+    [cool, warm] = [line for line in shown if "86" in line]
+    assert "86 (hot)" in warm and "hot" not in cool
