@@ -75,7 +75,13 @@ def install(unit: Unit, folder: Path = FOLDER, booted: Path = BOOTED) -> None:
     (folder / unit.name).chmod(0o644)
     _systemctl("daemon-reload")
     _systemctl("enable", unit.name)
-    _systemctl("restart", unit.name)
+    try:
+        _systemctl("restart", unit.name)
+    except ServiceRefused as error:
+        raise ServiceRefused(
+            f"{error}\nThe unit is installed all the same. `journalctl -u {unit.name}` has what the service said; one that runs "
+            "in a terminal must be stopped first."
+        ) from error
 
 
 def uninstall(part: str, folder: Path = FOLDER, booted: Path = BOOTED) -> bool:

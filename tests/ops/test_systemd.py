@@ -107,7 +107,10 @@ def test_it_is_installed_and_taken_away(tmp_path: Path, systemctl: Callable[[], 
 def test_what_systemd_refuses_is_told(tmp_path: Path, systemctl: Callable[[], list[str]]) -> None:
     """In its own words."""
     (tmp_path / "fails").touch()
-    with pytest.raises(ServiceRefused, match=r"restart rockchipllama-api\.service` failed: Job failed\."):
+    with pytest.raises(
+        ServiceRefused,
+        match=r"restart rockchipllama-api\.service` failed: Job failed\.\n.*journalctl -u rockchipllama-api",
+    ):
         install(unit_in(tmp_path, "api"), tmp_path / "units", booted=tmp_path)
 
 
