@@ -147,7 +147,7 @@ class LlamaCppEngine:
                 self.last_words,
                 self.memory_mb,
                 matcher,
-                self._parking,
+                self._parking if os.getpid() == self._owner else None,
             )
 
         run: LlamaCppGeneration | LlamaCppReplay

@@ -91,6 +91,8 @@ class Parking:
         self._parked: list[Parked] = []
         self._loaded: Parked | None = None
         self._broken = False
+        self._lost: MemoryFile | None = None
+        """What could not be written: somebody may still be at it, and would find another file by its number."""
         self._lock = threading.Lock()
         """Held while the list is changed: another thread may want its memory back."""
 
@@ -127,7 +129,7 @@ class Parking:
         try:
             written = self._files.write(file, tokens, whose.adapter)
         except EngineFailed as error:
-            file.close()
+            self._lost = file
             self._give_up(str(error))
             return True
         if not file.size or not written:
@@ -200,6 +202,8 @@ class Parking:
         with self._lock:
             for parked in {*self._parked, *((self._loaded,) if self._loaded is not None else ())}:
                 parked.file.close()
+            if self._lost is not None:
+                self._lost.close()
             self._parked, self._loaded, self._broken = [], None, True
 
     def _of(self, whose: Whose) -> list[Parked]:

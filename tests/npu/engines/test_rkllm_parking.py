@@ -253,7 +253,9 @@ def test_a_failure_costs_a_prefill_and_is_told_once(
     for chat in (*chats, *chats):
         assert read(chat.ask()) > 300
     assert [record for record in caplog.messages if "not parked any more" in record] and len(caplog.messages) == 1
-    assert parked(engine) == 0 and memory_files() == []
+    assert parked(engine) == 0
+    engine.close()
+    assert memory_files() == []
 
 
 @pytest.mark.parametrize(
