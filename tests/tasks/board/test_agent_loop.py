@@ -23,8 +23,9 @@ from npu.catalog import Catalog
 from npu.engines import Setup
 from npu.errors import ModelRefused
 from npu.model import LoadWhen, Model
-from tasks import keys, roster, systemd
+from tasks import keys, live_settings, roster, systemd
 from tasks.board import agent as module
+from tasks.board import announced, loading
 from tasks.board.agent import Agent
 from tasks.board.defects import AGAIN, Defects
 from tasks.board.heat import HOT
@@ -106,7 +107,9 @@ def fails(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: Exce
     return done
 
 
-@pytest.mark.parametrize("where", ["_workers.tick", "_look", "_sweep", "_tell_to_load", "_watchdog.look", "_preload"])
+@pytest.mark.parametrize(
+    "where", ["_workers.tick", "_look", "_sweep", "_loading.tell_to_load", "_watchdog.look", "_loading.preload"]
+)
 def test_a_defect_ends_no_loop(
     board: Board, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,7 +118,7 @@ def test_a_defect_ends_no_loop(
     *path, name = where.split(".")
     for word in path:
         owner = getattr(owner, word)
-    times = 1 if name in ("_preload", "_look") else 3
+    times = 1 if name in ("preload", "_look") else 3
     done = fails(monkeypatch, owner, name, ZeroDivisionError("played"), times)
     board.start()
     assert done.wait(LIMIT)
@@ -255,7 +258,7 @@ def test_a_pulled_stick_is_told_and_is_no_outage(
     eventually(lambda: board.agent._sweeper._run, what="the first sweep")  # with it a sweeper starts to count
     swept = board.agent._sweeper._outage
     with monkeypatch.context() as patched:
-        done = fails(patched, module, "find_models", OSError(errno.EIO, "Input/output error"), 5)
+        done = fails(patched, announced, "find_models", OSError(errno.EIO, "Input/output error"), 5)
         assert done.wait(LIMIT)
     assert caplog.text.count("cannot be read ([Errno 5] Input/output error). What was found there before stays.") == 1
     assert "lost Redis" not in caplog.text and board.agent._sweeper._outage == swept
@@ -269,14 +272,14 @@ def test_one_model_that_cannot_be_read_hides_no_other(
 ) -> None:
     """A known one stays, for its worker may hold it in memory; an unknown one is not announced."""
     board.start()
-    real = module.card_of
+    real = announced.card_of
 
     def played(model: Model, name: str, setup: Setup) -> Card:
         if model.id in ("first", "fresh"):
             raise OSError(errno.EIO, "Input/output error")
         return real(model, name, setup)
 
-    monkeypatch.setattr(module, "card_of", played)
+    monkeypatch.setattr(announced, "card_of", played)
     board.add("fresh")
     eventually(lambda: "The model fresh in" in caplog.text, what="the news")
     board.goes_on()
@@ -346,9 +349,11 @@ def test_a_drained_board_lets_go_what_it_takes_over(board: Board, client: redis.
 
 def test_what_can_chat_is_loaded_first(board: Board) -> None:
     """Though another comes before it by its name, and its engine is no echo."""
-    board.agent._catalog = Catalog(tuple(Model(id=name, engine="echo", folder=board.models) for name in "abc"))
-    board.agent._announced, board.agent._chats = set("abc"), {"b"}
-    board.agent._preload()
+    board.agent._announced.catalog = Catalog(
+        tuple(Model(id=name, engine="echo", folder=board.models) for name in "abc")
+    )
+    board.agent._announced.ids, board.agent._announced.chats = set("abc"), {"b"}
+    board.agent._loading.preload()
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
@@ -356,33 +361,33 @@ def test_what_can_chat_is_loaded_first(board: Board) -> None:
 def test_models_are_loaded_that_are_to_be_there(board: Board, default: str, loaded: set[str]) -> None:
     """All that say so, and the default model besides; nobody's first model then."""
     preload, on_demand = LoadWhen.PRELOAD, LoadWhen.ON_DEMAND
-    board.agent._settings = board.agent._settings.model_copy(update={"default_model": default or None})
-    board.agent._catalog = Catalog(
+    board.agent._loading._settings = board.agent._settings.model_copy(update={"default_model": default or None})
+    board.agent._announced.catalog = Catalog(
         tuple(
             Model(id=name, engine="echo", folder=board.models, load=preload if name in "bd" else on_demand)
             for name in "abcd"
         )
     )
-    board.agent._announced = board.agent._chats = set("abcd")
-    board.agent._preload()
+    board.agent._announced.ids = board.agent._announced.chats = set("abcd")
+    board.agent._loading.preload()
     assert {name for name in "abcd" if board.agent._workers.has(name)} == loaded
 
 
 def test_nobodys_first_model_is_one_that_is_loaded_by_hand(board: Board) -> None:
     """Another one is, though it comes later."""
     first = Model(id="a", engine="echo", folder=board.models, load=LoadWhen.MANUAL)
-    board.agent._catalog = Catalog((first, Model(id="b", engine="echo", folder=board.models)))
-    board.agent._announced = board.agent._chats = set("ab")
-    board.agent._preload()
+    board.agent._announced.catalog = Catalog((first, Model(id="b", engine="echo", folder=board.models)))
+    board.agent._announced.ids = board.agent._announced.chats = set("ab")
+    board.agent._loading.preload()
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
 def test_what_is_made_of_another_is_loaded_after_it(board: Board) -> None:
     """Though it comes before it by its name."""
     made = Model(id="a", engine="echo", folder=board.models, base="b")
-    board.agent._catalog = Catalog((made, Model(id="b", engine="echo", folder=board.models)))
-    board.agent._announced = board.agent._chats = set("ab")
-    board.agent._preload()
+    board.agent._announced.catalog = Catalog((made, Model(id="b", engine="echo", folder=board.models)))
+    board.agent._announced.ids = board.agent._announced.chats = set("ab")
+    board.agent._loading.preload()
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
@@ -407,10 +412,10 @@ def test_files_that_are_refused_are_told_with_each_breath(board: Board, client: 
 
 def test_a_file_that_cannot_be_read_is_not_preloaded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next model is tried."""
-    board.agent._catalog = Catalog(tuple(Model(id=name, engine="echo", folder=board.models) for name in "ab"))
-    board.agent._announced = {"a", "b"}
-    fails(monkeypatch, module, "describe", OSError(errno.EIO, "Input/output error"), 1)
-    board.agent._preload()
+    board.agent._announced.catalog = Catalog(tuple(Model(id=name, engine="echo", folder=board.models) for name in "ab"))
+    board.agent._announced.ids = {"a", "b"}
+    fails(monkeypatch, loading, "describe", OSError(errno.EIO, "Input/output error"), 1)
+    board.agent._loading.preload()
     assert board.agent._workers.has("b") and not board.agent._workers.has("a")
 
 
@@ -444,10 +449,10 @@ def test_a_defect_is_told_again_only_after_long(
 def test_a_model_that_jobs_wait_for_is_loaded_again(board: Board, client: redis.Redis) -> None:
     """It was unloaded while they waited, and no new request comes that would ask for it."""
     board.start()
-    model = board.agent._catalog.find("first")
+    model = board.agent._announced.catalog.find("first")
     assert model is not None
     eventually(lambda: board.agent._workers.has("first"), what="a worker")
-    board.agent.unload(model)
+    board.agent._loading.unload(model)
     assert not board.agent._workers.has("first")
     client.hset(keys.job("j"), mapping={"state": "queued", "deadline": 10**15, "model": "first"})
     client.zadd(keys.waiting("first"), {"j": 1})
@@ -461,11 +466,11 @@ def test_jobs_do_not_wait_for_a_look_when_their_model_was_unloaded(
     monkeypatch.setattr(module, "WATCH", 10 * LIMIT)
     board.start()
     before = eventually(board.agent._workers.living, what="a worker")
-    model = board.agent._catalog.find("first")
+    model = board.agent._announced.catalog.find("first")
     assert model is not None
     client.hset(keys.job("j"), mapping={"state": "queued", "deadline": 10**15, "model": "first"})
     client.zadd(keys.waiting("first"), {"j": 1})
-    board.agent.unload(model)
+    board.agent._loading.unload(model)
     eventually(board.agent._workers.living, what="another worker")
     assert board.agent._workers.living() != before
 
@@ -475,11 +480,11 @@ def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(board: Board, clie
     board.start()
     before = eventually(board.agent._workers.living, what="a worker")
     client.zadd(keys.waiting("first"), {"j": 1})
-    board.agent._put_away("first")
+    board.agent._loading.put_away("first")
     after = board.agent._workers.living()
     assert before.keys() == after.keys() == {"first"} and before != after
     client.delete(keys.waiting("first"))
-    board.agent._put_away("first")
+    board.agent._loading.put_away("first")
     assert not board.agent._workers.living()
 
 
@@ -510,8 +515,8 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     board.start()
     board.knows("alone")
     eventually(lambda: "one" in snapshot(client).boards, what="its first breath")
-    for model in board.agent._catalog.models:
-        board.agent.load(model)
+    for model in board.agent._announced.catalog.models:
+        board.agent._loading.load(model)
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
     roster.announce(client, Card(id="first", board="two", engine="echo"))
     roster.breathe(client, roster.Presence(name="board:two", board="two"))
@@ -525,14 +530,14 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     assert given_up == [keys.control("first@one").encode()]
     eventually(lambda: "one" not in snapshot(client).boards, what="others know")
     with pytest.raises(ModelRefused, match="drained"):
-        board.agent.load(board.agent._catalog.models[0])
+        board.agent._loading.load(board.agent._announced.catalog.models[0])
     client.hdel(keys.DRAINED, "one")
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
 
 
 def test_a_setting_of_the_service_is_obeyed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long models stay is looked up when it matters."""
-    monkeypatch.setattr(module.live_settings, "FRESH", 0.1)
+    monkeypatch.setattr(live_settings, "FRESH", 0.1)
     board.start()
     assert board.agent._keeping._limit("first") == -1
     board.client.hset(keys.SETTINGS, "keep_alive", json.dumps({"value": 60.0, "by": "somebody", "at": 1.0}))

@@ -52,7 +52,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_figures(agent: Agent, mon
     """What it needs, what there is, what is free; no worker is started."""
     has_memory(monkeypatch, total=4000, available=200.5)  # of which 200 stay free
     with pytest.raises(OutOfMemory) as refused:
-        agent.load(echo())
+        agent._loading.load(echo())
     for figure in ("'echo'", "1 MiB", "4000 MiB", "only 0 MiB"):
         assert figure in str(refused.value)
     assert not agent._workers.has("echo")
@@ -61,21 +61,21 @@ def test_a_model_that_does_not_fit_is_refused_with_the_figures(agent: Agent, mon
 def test_a_model_that_fits_is_loaded(agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last byte; a worker is started, and told to load as soon as it listens."""
     has_memory(monkeypatch, total=100, available=6)
-    agent.load(echo())
+    agent._loading.load(echo())
     assert agent._workers.has("echo")
-    agent._tell_to_load()  # nobody listens yet
+    agent._loading.tell_to_load()  # nobody listens yet
     with client.pubsub(ignore_subscribe_messages=True) as worker:
         worker.subscribe(keys.control("echo@one"))
         told: list[bytes] = []
 
         def listen() -> bool:
-            agent._tell_to_load()
+            agent._loading.tell_to_load()
             message = worker.get_message(timeout=0.1)
             told.extend([message["data"]] if message else [])
             return bool(told)
 
         eventually(listen, what="the word to load")
-        agent._tell_to_load()  # told once
+        agent._loading.tell_to_load()  # told once
         assert worker.get_message(timeout=0.1) is None
     assert told == [b"load"]
 
@@ -83,12 +83,12 @@ def test_a_model_that_fits_is_loaded(agent: Agent, client: redis.Redis, monkeypa
 def test_models_that_are_still_loading_count(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel does not miss their memory yet, so what they were estimated at is set aside."""
     has_memory(monkeypatch, total=3, available=3)
-    agent.load(echo("one"))
-    agent.load(echo("two"))
+    agent._loading.load(echo("one"))
+    agent._loading.load(echo("two"))
     with pytest.raises(OutOfMemory):
-        agent.load(echo("three"))
-    agent.unload(echo("one"))
-    agent.load(echo("three"))
+        agent._loading.load(echo("three"))
+    agent._loading.unload(echo("one"))
+    agent._loading.load(echo("three"))
 
 
 def test_unloads_are_counted_by_their_reasons(
@@ -97,16 +97,16 @@ def test_unloads_are_counted_by_their_reasons(
     """Of models that were there."""
     has_memory(monkeypatch, total=100, available=50)
     for name in ("asked", "gone", "room"):
-        agent.load(echo(name))
-    agent.unload(echo("asked"))
-    agent.unload(echo("asked"))
-    agent._dismiss("gone")
+        agent._loading.load(echo(name))
+    agent._loading.unload(echo("asked"))
+    agent._loading.unload(echo("asked"))
+    agent._loading.dismiss("gone")
     monkeypatch.setattr(agent._keeping, "over", lambda models: ["idle"])
     agent._rest()
     monkeypatch.setattr(agent._room, "fits", lambda *_: False)
     monkeypatch.setattr(agent._room, "in_the_way", lambda *_: ["room"])
     with pytest.raises(MakingRoom):
-        agent.load_in_place(echo())
+        agent._loading.load_in_place(echo())
     agent._events.report(client)
     counted = {field.decode(): int(count) for field, count in client.hgetall(keys.COUNTS).items()}
     assert counted == {f"unloads {why} {why}": 1 for why in ("asked", "gone", "idle", "room")}
@@ -115,9 +115,9 @@ def test_unloads_are_counted_by_their_reasons(
 def test_a_model_that_is_there_needs_no_more(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading it again is not refused, however little is free by now."""
     has_memory(monkeypatch, total=100, available=50)
-    agent.load(echo())
+    agent._loading.load(echo())
     has_memory(monkeypatch, total=100, available=0)
-    agent.load(echo())
+    agent._loading.load(echo())
     assert agent._workers.reserved() == MIB
 
 
@@ -133,13 +133,13 @@ def test_the_memory_of_a_model_that_is_being_unloaded_is_waited_for(
         has_memory(monkeypatch, total=100, available=6)
 
     has_memory(monkeypatch, total=100, available=6)
-    agent.load(echo())
+    agent._loading.load(echo())
     has_memory(monkeypatch, total=100, available=5)
     monkeypatch.setattr(workers, "wait_or_kill", wait)
     with ThreadPoolExecutor(2) as pool:
-        unloaded = pool.submit(agent.unload, echo())
+        unloaded = pool.submit(agent._loading.unload, echo())
         eventually(agent._workers.leaving, what="a worker that leaves")
-        another = pool.submit(agent.load_after_others, echo("another"))
+        another = pool.submit(agent._loading.load_after_others, echo("another"))
         with pytest.raises(TimeoutError):
             another.result(0.3)
         gone.set()
@@ -154,20 +154,20 @@ def test_a_board_that_leaves_waits_for_no_memory(agent: Agent, monkeypatch: pyte
     monkeypatch.setattr(agent._workers, "leaving", lambda: {"another"})
     agent.leave()
     with pytest.raises(OutOfMemory):
-        agent.load_after_others(echo())
+        agent._loading.load_after_others(echo())
 
 
 def test_a_model_that_is_being_unloaded_may_be_loaded_again(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the memory that its successor gets, which starts once it is gone."""
     gone = threading.Event()
     has_memory(monkeypatch, total=100, available=6)
-    agent.load(echo())
+    agent._loading.load(echo())
     has_memory(monkeypatch, total=100, available=5)
     monkeypatch.setattr(workers, "wait_or_kill", lambda *_: gone.wait(LIMIT))
     with ThreadPoolExecutor(1) as pool:
-        unloaded = pool.submit(agent.unload, echo())
+        unloaded = pool.submit(agent._loading.unload, echo())
         eventually(agent._workers.leaving, what="a worker that leaves")
-        agent.load(echo())
+        agent._loading.load(echo())
         agent._workers.tick()
         assert agent._workers.has("echo") and not agent._workers.living()
         gone.set()
@@ -180,7 +180,7 @@ def test_a_smaller_context_is_the_advice(agent: Agent, monkeypatch: pytest.Monke
     """The sentence says what a user can do."""
     has_memory(monkeypatch, total=1, available=1)
     with pytest.raises(OutOfMemory, match="Unload another model, or set a smaller context_length"):
-        agent.load(echo())
+        agent._loading.load(echo())
 
 
 def test_what_others_have_parked_is_given_back_first(
@@ -191,7 +191,7 @@ def test_what_others_have_parked_is_given_back_first(
     breathe(client, Presence(name="other@one", board="one", model="other", state="loaded"))
     breathe(client, Presence(name="other@two", board="two", model="other", state="loaded", parked=MIB))
     with pytest.raises(OutOfMemory):
-        agent.load(echo())
+        agent._loading.load(echo())
     breathe(client, Presence(name="other@one", board="one", model="other", state="loaded", parked=MIB))
     with client.pubsub(ignore_subscribe_messages=True) as worker, ThreadPoolExecutor(1) as pool:
         worker.subscribe(keys.control("other@one"))
@@ -203,6 +203,6 @@ def test_what_others_have_parked_is_given_back_first(
             return bytes(message["data"])
 
         told = pool.submit(give_back)
-        agent.load(echo())
+        agent._loading.load(echo())
         assert told.result(LIMIT) == b"unpark"
     assert agent._workers.has("echo")

@@ -259,7 +259,7 @@ def test_a_board_may_keep_its_models_to_itself(lender: Lender) -> None:
     """Then it asks nobody for theirs either."""
     open_handed, closed = (Agent(lender.settings, BoardSettings(neighbours=kind)) for kind in (True, False))
     for agent in (open_handed, closed):
-        agent._catalog = lender.catalog
+        agent._announced.catalog = lender.catalog
     with pytest.raises(CommandFailed) as refused:
         closed._change(Lend("tiny-1b"))
     assert refused.value.code == CommandCode.NOT_POSSIBLE

@@ -18,7 +18,7 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import Memory
 from npu.model import LoadWhen, Model
 from tasks import keys, roster
-from tasks.board import agent as agents
+from tasks.board import loading
 from tasks.board.agent import Agent
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.board.settings import BoardSettings
@@ -42,7 +42,7 @@ class Board:
         settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one", memory_total=8192)
         self.agent = Agent(settings, BoardSettings(**chosen))
         self.agent._workers.command = lambda _: ["/bin/sh", "-c", "exec sleep 1000", "worker"]
-        self.agent._catalog = Catalog(tuple(self.models.values()))
+        self.agent._announced.catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
         for name in self.models:
             roster.announce(client, Card(id=name, board="one"))
@@ -56,7 +56,7 @@ class Board:
     def has(self, *names: str) -> None:
         """These are loaded, and rest since then, in this order."""
         for name in names:
-            self.agent.load(self.models[name])
+            self.agent._loading.load(self.models[name])
             self.breathe(name)
             self.agent._keeping.over(self.agent._workers.living())
 
@@ -115,7 +115,7 @@ def board(
 ) -> Iterator[Board]:
     sizes = {name: int(size * GIB) for name, size in (SIZES | {"giant": 6.5}).items()}
     monkeypatch.setattr(
-        agents, "describe", lambda model, _: SimpleNamespace(memory_bytes=sizes[model.id], memory_domains=domains)
+        loading, "describe", lambda model, _: SimpleNamespace(memory_bytes=sizes[model.id], memory_domains=domains)
     )
     monkeypatch.setattr(setup, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
     made = Board(client, valkey_url, tmp_path, least_stay=least_stay, single_model=single_model)
@@ -126,7 +126,7 @@ def board(
 def test_the_longest_unused_goes_first_and_no_more_than_must(board: Board) -> None:
     """And whoever asked for the other model has it then."""
     board.has("middle", "small", "tiny")
-    board.agent.load_after_others(board.models["large"])
+    board.agent._loading.load_after_others(board.models["large"])
     assert board.loaded() == {"small", "tiny", "large"}
 
 
@@ -141,12 +141,12 @@ def test_a_busy_model_stays_and_jobs_wait_for_it(board: Board, client: redis.Red
     else:
         board.breathe("large", why)
     with pytest.raises(NoRoomYet, match="5120 MiB"):
-        board.agent.load_in_place(board.models["huge"])
-    board.agent.load_after_others(board.models["huge"])  # says that it waits
+        board.agent._loading.load_in_place(board.models["huge"])
+    board.agent._loading.load_after_others(board.models["huge"])  # says that it waits
     with pytest.raises(NoRoomYet):
-        board.agent.load_after_others(board.models["huge"], by_hand=True)
+        board.agent._loading.load_after_others(board.models["huge"], by_hand=True)
     assert board.loaded() == {"large", "middle"}
-    board.agent.load_after_others(board.models["small"])
+    board.agent._loading.load_after_others(board.models["small"])
     assert board.loaded() == {"large", "small"}
 
 
@@ -155,7 +155,7 @@ def test_a_pinned_model_stays(board: Board) -> None:
     board.has("large", "middle")
     board.agent._keeping.ask("large", -1.0)
     with pytest.raises(OutOfMemory, match=r"Asked to stay for ever: large\.") as refused:
-        board.agent.load_in_place(board.models["huge"])
+        board.agent._loading.load_in_place(board.models["huge"])
     assert not isinstance(refused.value, NoRoomYet)
     assert board.loaded() == {"large", "middle"}
 
@@ -166,18 +166,18 @@ def test_one_model_at_a_time(board: Board) -> None:
     board.has("tiny")
     assert board.agent._room.budget()[1] == 0
     with pytest.raises(OutOfMemory, match="one model at a time, and that is tiny"):
-        board.agent.load(board.models["small"])
+        board.agent._loading.load(board.models["small"])
     board.breathe("tiny", "busy")
     with pytest.raises(NoRoomYet, match="'small' comes once tiny can be unloaded"):
-        board.agent.load_in_place(board.models["small"])
+        board.agent._loading.load_in_place(board.models["small"])
     board.breathe("tiny")
-    board.agent.load_after_others(board.models["small"])
+    board.agent._loading.load_after_others(board.models["small"])
     assert (board.loaded(), board.agent._workers.leaving()) == ({"small"}, set())
     board.breathe("small")
-    board.agent.load_after_others(board.models["small"])  # it is there
+    board.agent._loading.load_after_others(board.models["small"])  # it is there
     board.agent._keeping.ask("small", -1.0)
     with pytest.raises(OutOfMemory, match=r"Asked to stay for ever: small\.") as refused:
-        board.agent.load_in_place(board.models["tiny"])
+        board.agent._loading.load_in_place(board.models["tiny"])
     assert not isinstance(refused.value, NoRoomYet)
     assert board.loaded() == {"small"}
 
@@ -186,13 +186,13 @@ def test_jobs_wait_for_a_change_of_the_runtime(board: Board, tmp_path: Path) -> 
     """Those of models that need none do not; who asks for nothing but a load hears of it."""
     npu = Model(id="small", engine="rkllm", folder=tmp_path)
     board.agent._runtimes.changing = True
-    board.agent.load_after_others(npu)
+    board.agent._loading.load_after_others(npu)
     with pytest.raises(NoRoomYet, match="runtime of this board is being changed"):
-        board.agent.load_after_others(npu, by_hand=True)
-    board.agent.load(board.models["tiny"])
+        board.agent._loading.load_after_others(npu, by_hand=True)
+    board.agent._loading.load(board.models["tiny"])
     assert board.loaded() == {"tiny"}
     board.agent._runtimes.changing = False
-    board.agent.load(npu)
+    board.agent._loading.load(npu)
     assert board.loaded() == {"tiny", "small"}
 
 
@@ -200,7 +200,7 @@ def test_what_can_never_fit_unloads_nothing(board: Board) -> None:
     """It is refused with the figures: of the simulated board, not of the machine."""
     board.has("large", "middle")
     with pytest.raises(OutOfMemory, match="6656 MiB with its context, but of this board's 8192 MiB"):
-        board.agent.load_after_others(board.models["giant"])
+        board.agent._loading.load_after_others(board.models["giant"])
     assert board.loaded() == {"large", "middle"}
 
 
@@ -209,18 +209,18 @@ def test_what_was_loaded_just_now_stays(board: Board) -> None:
     """Else two models that are asked for by turns would be loaded for every request."""
     board.has("large", "middle")
     with pytest.raises(NoRoomYet):
-        board.agent.load_in_place(board.models["huge"])
+        board.agent._loading.load_in_place(board.models["huge"])
     for child in board.agent._workers._children.values():
         child.started -= 1001
     with pytest.raises(MakingRoom):
-        board.agent.load_in_place(board.models["huge"])
+        board.agent._loading.load_in_place(board.models["huge"])
 
 
 def test_help_and_preloads_unload_nothing(board: Board) -> None:
     """Only what nobody serves is worth it."""
     board.has("large", "middle")
     with pytest.raises(OutOfMemory):
-        board.agent.load(board.models["huge"])
+        board.agent._loading.load(board.models["huge"])
     assert board.loaded() == {"large", "middle"}
 
 
@@ -259,15 +259,15 @@ def test_requests_do_not_load_what_is_loaded_by_hand(
     refused: list[str] = []
     monkeypatch.setattr(board.agent._demand, "_refuse", lambda model, why: refused.append(model))
     board.models["small"] = manual = replace(board.models["small"], load=LoadWhen.MANUAL)
-    board.agent._catalog = Catalog(tuple(board.models.values()))
-    for load in (board.agent.load_after_others, board.agent.load_to_help):
+    board.agent._announced.catalog = Catalog(tuple(board.models.values()))
+    for load in (board.agent._loading.load_after_others, board.agent._loading.load_to_help):
         with pytest.raises(ModelRefused, match="rockchipllama models load small"):
             load(manual)
     client.zadd(keys.waiting("small"), {"j": 1})
     board.agent._demand.meet()
     assert board.loaded() == set() and refused == ["small"]
-    board.agent.load_after_others(manual, by_hand=True)
-    board.agent.load_after_others(manual)
+    board.agent._loading.load_after_others(manual, by_hand=True)
+    board.agent._loading.load_after_others(manual)
     assert board.loaded() == {"small"}
 
 
@@ -280,7 +280,7 @@ def test_what_is_unloaded_with_jobs_waiting_comes_back_unless_its_queue_is_pause
     client.zadd(keys.waiting("small"), {"j": 1})
     if gate == "paused":
         client.hset(keys.GATES, "small", gate)
-    board.agent._put_away("small")
+    board.agent._loading.put_away("small")
     assert board.loaded() == ({"small"} if gate == "open" else set())
 
 
@@ -291,7 +291,7 @@ def test_each_model_has_a_memory_domain_of_its_own(board: Board) -> None:
     assert board.agent._workers.places(leaving=True) == {"huge": (0, 5 * GIB), "tiny": (2, GIB // 2)}
     started = board.agent._workers._children["tiny"].process
     assert isinstance(started, subprocess.Popen) and list(started.args)[-2:] == ["--memory-domain", "2"]  # type: ignore[arg-type]
-    board.agent.load_after_others(board.models["small"])
+    board.agent._loading.load_after_others(board.models["small"])
     assert board.loaded() == {"tiny", "small"}
     assert board.agent._workers.places(leaving=True)["small"] == (0, GIB)
 
@@ -303,12 +303,12 @@ def test_where_there_is_one_domain_for_all_they_take_turns(board: Board) -> None
     with pytest.raises(
         OutOfMemory, match=r"1024 MiB.* holds 4096 MiB, and there is no such room in domain 0 beside large"
     ):
-        board.agent.load(board.models["small"])
-    board.agent.load_after_others(board.models["small"])
+        board.agent._loading.load(board.models["small"])
+    board.agent._loading.load_after_others(board.models["small"])
     assert board.loaded() == {"small"}
     board.agent._keeping.ask("small", -1.0)
     with pytest.raises(OutOfMemory, match=r"domain 0 beside small.* Asked to stay for ever: small"):
-        board.agent.load_after_others(board.models["large"])
+        board.agent._loading.load_after_others(board.models["large"])
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_a_model_that_always_has_something_to_do_gives_way_after_a_while(busy: B
     assert told["data"] == b"finish 539"  # of the ten minutes that jobs can wait
     busy.gone()
     roster.leave(client, "large@one")
-    busy.agent.load_after_others(busy.models["large"])  # asked for again, it waits
+    busy.agent._loading.load_after_others(busy.models["large"])  # asked for again, it waits
     busy.agent._meet()
     assert busy.loaded() == {"huge"}
     busy.breathe("huge", "busy")
@@ -403,33 +403,33 @@ def test_who_gave_way_comes_back_when_nobody_wants_the_room(busy: Board, client:
 def test_a_model_has_as_many_workers_as_fit(board: Board, client: redis.Redis) -> None:
     """Nothing is unloaded for the further ones. Their lack is told with the figures, and ends when there is room and work."""
     board.models["middle"] = model = replace(board.models["middle"], instances=3)
-    board.agent._catalog = Catalog(tuple(board.models.values()))
+    board.agent._announced.catalog = Catalog(tuple(board.models.values()))
     board.has("tiny")
-    board.agent.load(model)
+    board.agent._loading.load(model)
     assert board.loaded() == {"tiny", "middle", "middle#2"}
     assert board.agent._workers.reserved() == 4.5 * GIB
-    note = board.agent._fewer["middle"]
+    note = board.agent._loading.fewer["middle"]
     assert note.startswith("It has 2 of the 3 workers") and "needs about 2048 MiB" in note
-    board.agent.unload(board.models["tiny"])
+    board.agent._loading.unload(board.models["tiny"])
     board.agent._meet()
     assert board.loaded() == {"middle", "middle#2"}  # nobody waits
     client.zadd(keys.waiting("middle"), {"j": 1})
     board.agent._meet()
     assert board.loaded() == {"middle", "middle#2", "middle#3"}
-    assert board.agent._workers.reserved() == 6 * GIB and not board.agent._fewer
-    board.agent.unload(model)
+    assert board.agent._workers.reserved() == 6 * GIB and not board.agent._loading.fewer
+    board.agent._loading.unload(model)
     assert board.loaded() == set() and board.agent._workers.reserved() == 0
 
 
 @pytest.mark.parametrize("domains", [range(16)])
 def test_each_worker_of_a_model_has_a_memory_domain(board: Board) -> None:
     """They hold the weights twice."""
-    board.agent.load(replace(board.models["small"], instances=2))
+    board.agent._loading.load(replace(board.models["small"], instances=2))
     assert board.agent._workers.places(leaving=True) == {"small": (0, GIB), "small#2": (1, GIB)}
 
 
 @pytest.mark.parametrize("single_model", [True])
 def test_one_model_at_a_time_may_have_two_workers(board: Board) -> None:
     """It is one model."""
-    board.agent.load(replace(board.models["small"], instances=2))
+    board.agent._loading.load(replace(board.models["small"], instances=2))
     assert board.loaded() == {"small", "small#2"}
