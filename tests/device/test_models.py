@@ -95,6 +95,20 @@ def test_a_second_turn_is_not_prefilled_from_its_start(text_model: Model, engine
     assert run.stats.cached_tokens > same // 2
 
 
+def test_a_conversation_that_was_displaced_is_loaded(text_model: Model, engine: RkllmEngine) -> None:
+    """Where the self-test has found that this works, and helps."""
+    if engine.cache.parking is None:
+        pytest.skip("conversations are not parked with this model: its notes say why")
+    question = "Name three colours. " * 80
+    first = asked(text_model, engine, question)
+    answer = said(engine.generate(Prompt(first, 8, returns=True), engine.defaults))
+    assert said(generation(engine, asked(text_model, engine, "What is the capital of France?"), 1))
+    text = engine.tokenizer.decode(answer).decode(errors="replace")
+    run = generation(engine, asked(text_model, engine, question, text, "And a fourth?"), 4)
+    assert said(run)
+    assert run.stats.parked_tokens > len(first) // 2
+
+
 def test_a_seed_gives_the_same_again(text_model: Model, engine: RkllmEngine) -> None:
     """Sampled from logits by this program."""
     if not engine.family.CAPABILITIES.logits or not engine.samples_on_host:
