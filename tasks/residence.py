@@ -112,8 +112,9 @@ def _loaded(model: str, board: Presence, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def worker_on(snapshot: Snapshot, model: str, board: str) -> Presence | None:
-    """The living worker of a model on a board."""
-    return next((each for each in snapshot.workers if (each.model, each.board) == (model, board)), None)
+    """The living worker of a model on a board; of several, one that has it in memory before others."""
+    workers = [each for each in snapshot.workers if (each.model, each.board) == (model, board)]
+    return max(workers, key=lambda each: each.state in LOADED, default=None)
 
 
 def state_on(snapshot: Snapshot, model: str, board: str) -> str | None:

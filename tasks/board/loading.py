@@ -207,6 +207,7 @@ class Loading:
         would wait for that to be noticed."""
         model = self._here.catalog.find(model_id)
         self._keeping.forget(model_id)
+        self._load_no_more(model_id)
         self._workers.stop(model_id, GRACE)
         try:
             paused = read_gate(cast("bytes | None", self._client.hget(keys.GATES, model_id))) is Gate.PAUSED
