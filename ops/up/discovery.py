@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("rockchipllama.up")
 
 KIND = "_rockchipllama._tcp.local."
-PATIENCE = 4.0
-"""Seconds in which a service has answered."""
+PATIENCE = 10.0
+"""Seconds in which a service has answered, whatever else its board has to do."""
 LOOK = 2.0
 """Seconds between two looks whether there are other tokens."""
 AGAIN = 10.0
@@ -155,7 +155,7 @@ def _told(enough: Callable[[Told], bool]) -> set[Told]:
     over = threading.Event()
 
     def hear(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
-        info = zeroconf.get_service_info(service_type, name)
+        info = zeroconf.get_service_info(service_type, name, timeout=int(PATIENCE * 1000))
         if info is not None:  # else it is gone already
             for host in info.parsed_addresses():
                 told = Told(host, info.port or 0, _proofs(info.properties))

@@ -29,8 +29,8 @@ from tests.stack import LIMIT, eventually, free_port
 
 MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 100.0\n'
 
-LONG = "-".join(f"word{number}" for number in range(100))
-"""It takes seven seconds to say."""
+LONG = "-".join(f"word{number}" for number in range(150))
+"""It takes eleven seconds to say."""
 
 
 class Command:
@@ -209,10 +209,9 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
         assert tokens == [{"name": sharing.FIRST}, {"name": "second"}]
         assert "lets nobody in" in run(shared.folder, "boards", "revoke", "second").stdout
         eventually(lambda: "invalid username-password pair" in board.said, what=board.said)
-        eventually(lambda: shared.models()["echo-of-second"] == [], what="the board is gone")
-        assert shared.ask("echo-of-first").status_code == 200
+        assert shared.ask("twin").status_code == 200
     finally:
-        board.stop()
+        board.pull_the_plug()  # how a board leaves was seen above
     refused = run(tmp_path / "third", "join", url)
     assert refused.returncode == 1 and "was revoked" in refused.stderr and "Traceback" not in refused.stderr
 
@@ -230,8 +229,8 @@ def test_a_drained_board_hands_its_streams_over(shared: Shared, tmp_path: Path) 
         with ThreadPoolExecutor(32) as pool:
             answers = [pool.submit(shared.stream, text, begun) for text in texts[:2]]
             begun.wait()
-            answers += [pool.submit(shared.stream, text) for text in texts[2:]]
             assert httpx.post(f"{shared.url}/v1/boards/first/drain", timeout=LIMIT).json()["drained"]
+            answers += [pool.submit(shared.stream, text) for text in texts[2:]]
             assert [answer.result(LIMIT)[0] for answer in answers] == texts
         assert re.search("job handed back .*now=waiting", shared.said), shared.said
         eventually(lambda: set(shared.states("first").values()) == {"unloaded"}, what="it serves nothing")
@@ -265,7 +264,8 @@ def test_a_board_whose_plug_is_pulled_loses_no_answer(shared: Shared, tmp_path: 
     board = Command(kitchen, "join", token, "--name", "kitchen")
     loaded = {"echo-of-kitchen": "unloaded", "twin": "loaded"}
     try:
-        eventually(lambda: shared.states("kitchen") == loaded, what=board.said)
+        eventually(lambda: shared.states("kitchen") == loaded or board.process.poll() is not None, what="it is there")
+        assert board.process.poll() is None, board.said
         asked = {"model": "echo-of-kitchen", "prompt": "once", "stream": False, "keep_alive": "1s"}
         for times in (1, 2):
             answer = httpx.post(f"{shared.url}/api/generate", json=asked, timeout=LIMIT).json()
