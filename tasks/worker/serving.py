@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from contextlib import suppress
@@ -17,21 +16,19 @@ from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import keys
 from tasks.at_work import at_work
-from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
-from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE, Outages
+from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.live_settings import LiveSettings, follow
-from tasks.policy import Ageing
 from tasks.prompting.failures import failure
 from tasks.prompting.setup import setup_of
-from tasks.queue import send
 from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
 from tasks.tracing import Tracing
 from tasks.worker.begun import CannotContinue
 from tasks.worker.cancellation import ControlListener
+from tasks.worker.claiming import Claiming
 from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
@@ -47,9 +44,6 @@ log = logging.getLogger("rockchipllama.jobs")
 
 JOBS_PER_CALL = 8
 """Jobs served in a row on one call. Bounded, so that Celery's parent gets its acknowledgement and watchers their news."""
-
-AGAIN = 0.5
-"""Seconds between two tries while Redis cannot serve."""
 
 PAUSED = "a chat came first"
 STOPPED = "the worker was stopped while it worked on this"
@@ -99,18 +93,16 @@ class Serving:
         self._hands = threading.Lock()
         self._answered = 0
         self._call_in_hand = False
-        self._stopping = False
         self._grace = settings.worker_grace
         """Seconds that the job in hand gets at a stop."""
         self._leaving = threading.Event()
         """Its grace is over: it waits for nothing any more."""
-        self._look_again: threading.Timer | None = None
-        """Where only jobs wait that are not to be taken yet: until the first of them is."""
         self._ahead: ReadAhead | None = None
         """The job that another board was at, and that was read here last."""
-        self._prefix = ""
-        """Of the job that was served last: the engine has it in its cache."""
-        self._redis = Outages(log, "the worker's queue")
+        self._claiming = Claiming(
+            *(client, model.id, worker, board, self._lease, self._live, self._pacing, self._leaving),
+            parks=lambda: self._slot.parks,
+        )
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence, self._follow)
         self._control = ControlListener(
@@ -130,8 +122,7 @@ class Serving:
     def close(self) -> None:
         """Close the engine and let go of Redis. Twice is safe."""
         self._leaving.set()
-        if self._look_again is not None:
-            self._look_again.cancel()
+        self._claiming.close()
         self._heartbeat.close()
         self._control.close()
         if self._ahead is not None:
@@ -156,7 +147,7 @@ class Serving:
 
     def _serve_one(self, call: str) -> str | None:
         """Claim and run the next job, and those that share its run; None when there is none for this worker."""
-        claim = self._claim(call)
+        claim = self._claiming.next(call)
         if claim is None:
             return None
         self._beside = []
@@ -195,7 +186,7 @@ class Serving:
                     self._let_go(run)
         except UNREACHABLE as error:
             log.error("a job could not be recorded, Redis stayed away: %s", error, extra={"job": claim.job})
-            return self._give_back(run, AWAY)
+            return self._claiming.give_back(run, AWAY)
 
     def _take(self, run: JobRun) -> None:
         with self._hands:
@@ -209,70 +200,25 @@ class Serving:
             self._runs = tuple(each for each in self._runs if each is not run)
             self._heartbeat.hold(self._runs)
 
-    def _claim(self, call: str) -> Claim | None:
-        """The next job, through outages of Redis. A claim whose reply an outage swallowed is not made a second time.
-
-        Where only jobs wait that it may not take yet, there is a call when it may take the first of them.
-        """
-        attempt = new_attempt()
-        while not self._stopping:
-            try:
-                found = claim_next(
-                    self._client,
-                    self._model.id,
-                    worker=self._worker,
-                    board=self._board,
-                    child=os.getpid(),
-                    call_id=call,
-                    lease=self._lease,
-                    attempt=attempt,
-                    ageing=Ageing(self._live.now.background_wait, self._live.now.batch_wait),
-                    prefix=self._prefix,
-                    rest=self._pacing.rest,
-                    parks=self._slot.parks,
-                )
-            except UNREACHABLE as error:
-                self._redis.lost(error)
-                self._leaving.wait(AGAIN)
-            else:
-                self._redis.found()
-                if isinstance(found, Later):
-                    self._call_in(found.seconds)
-                    return None
-                self._prefix = found.prefix if found is not None else self._prefix
-                return found
-        return None
-
-    def _call_in(self, seconds: float) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()
-        self._look_again = threading.Timer(seconds, self._call)
-        self._look_again.daemon = True
-        self._look_again.start()
-
-    def _call(self) -> None:
-        try:
-            send(self._client, self._model.id)
-        except UNREACHABLE as error:
-            log.info("no call was sent for a job that was not to be taken yet, the sweep will: %s", error)
-
     def _work(self, run: JobRun, call: str) -> str:
         claim = run.claim
         try:
             last = self._answer(run, call)
             if run.reason == "stop":
-                return self._give_back(run, STOPPED)
+                return self._claiming.give_back(run, STOPPED)
             if run.reason == "pause":
-                return self._give_back(run, PAUSED, paused_after=run.totals.prefill_ms)
+                return self._claiming.give_back(run, PAUSED, paused_after=run.totals.prefill_ms)
             if run.read_again:
                 run.writer.note(again=str(claim.again + run.read_again))
             run.writer.end(last)
         except _Broken as broken:
-            return self._give_back(run, broken.failed.message.rstrip("."), crashed=True, code=broken.failed.code)
+            return self._claiming.give_back(
+                run, broken.failed.message.rstrip("."), crashed=True, code=broken.failed.code
+            )
         except RecordCut as error:
             log.error("%s", error, extra={"job": claim.job, "model": claim.model})
             # Its clients have read what is not on record any more, and would read another answer behind it.
-            return self._give_back(run, FORGOTTEN, final=True)
+            return self._claiming.give_back(run, FORGOTTEN, final=True)
         except ClaimLost as error:
             outcome = f"lost: {error}" if run.reason in (None, "lost") else "cancelled"
             log.info("job %s", outcome, extra={"job": claim.job, "model": claim.model})
@@ -329,7 +275,7 @@ class Serving:
 
     def _share(self, run: JobRun, engine: LockStepEngine, call: str) -> None:
         """Let other jobs go on beside this one, each in a thread of its own, if there are any that may share its run."""
-        claims = self._claim_beside(run.claim, engine.slots - 1, call)
+        claims = self._claiming.beside(run.claim, engine.slots - 1, call)
         if not claims:
             return
         table = Table(engine)
@@ -347,57 +293,6 @@ class Serving:
                         left.seat.close()
                 raise
             self._beside.append(thread)
-
-    def _claim_beside(self, claim: Claim, most: int, call: str) -> list[Claim]:
-        found: list[Claim] = []
-        try:
-            while claim.kin and len(found) < most and not self._stopping:
-                other = claim_next(
-                    *(self._client, self._model.id),
-                    worker=self._worker,
-                    board=self._board,
-                    child=os.getpid(),
-                    call_id=call,
-                    lease=self._lease,
-                    beside=claim,
-                )
-                if not isinstance(other, Claim):
-                    break
-                found.append(other)
-        except UNREACHABLE as error:
-            self._redis.lost(error)
-        return found
-
-    def _give_back(
-        self,
-        run: JobRun,
-        why: str,
-        *,
-        crashed: bool = False,
-        final: bool = False,
-        code: FailureCode = FailureCode.ENGINE_LOST,
-        paused_after: float | None = None,
-    ) -> str:
-        """End the claim, once Redis can be told, which is soon enough: this worker can do nothing before that either."""
-        claim = run.claim
-        while True:
-            try:
-                became = hand_back(
-                    *(self._client, claim.model, claim.job, claim.token, why),
-                    crashed=crashed,
-                    final=final,
-                    code=code,
-                    read_again=run.read_again,
-                    paused_after=paused_after,
-                )
-            except UNREACHABLE as error:
-                if self._leaving.wait(AGAIN):
-                    log.error("a job could not be handed back: %s", error, extra={"job": claim.job})
-                    return f"{claim.job} not handed back"
-            else:
-                facts = {"job": claim.job, "model": claim.model, "now": became.name.lower(), "why": why}
-                log.info("job handed back", extra=facts)
-                return f"{claim.job} handed back: {why}"
 
     def _load(self) -> None:
         """Load the model ahead of the first job, beside the thread that listens."""
@@ -424,18 +319,18 @@ class Serving:
 
     def _finish(self, seconds: float) -> None:
         """It is to stop, and the job in hand may go on for so long: its model gives way to another one."""
-        self._stopping = True
+        self._claiming.stopping = True
         self._grace = max(seconds, self._grace)
 
     def _stop(self) -> None:
-        self._stopping = True
+        self._claiming.stopping = True
         timer = threading.Timer(self._grace, self._stop_run)
         timer.daemon = True
         timer.start()
 
     def _hand_over(self) -> None:
         """Another board goes on with the job in hand: nothing is gained by the grace of a stop."""
-        self._stopping = True
+        self._claiming.stopping = True
         self._stop_run()
 
     def _unpark(self) -> None:
@@ -446,7 +341,7 @@ class Serving:
     def _move(self) -> None:
         """This board is drained: another one that is free reads the job in hand, then this one hands it over, at the latest
         when the grace of its stop is over."""
-        self._stopping = True
+        self._claiming.stopping = True
         runs = self._runs
         alone = len(runs) == 1 and runs[0].phase is not Phase.LOADING
         free = free_worker(self._client, self._model.id, self._board) if alone else None
@@ -462,7 +357,7 @@ class Serving:
     def _read_ahead(self, job: str, worker: str) -> None:
         """Another worker is about to hand over that job, and waits until it was read here, or is not going to be."""
         with self._hands:
-            free = not self._runs and not self._stopping and self._slot.loaded
+            free = not self._runs and not self._claiming.stopping and self._slot.loaded
             free = free and (self._ahead is None or self._ahead.over)
             if free:
                 self._ahead = ReadAhead(self._client, self._slot, job, lambda: self._was_read(worker))
@@ -480,7 +375,7 @@ class Serving:
         for run in self._runs:
             run.cancel("stop")
             if run.phase is Phase.LOADING:
-                self._give_back(run, STOPPED)  # nothing else can end a load early
+                self._claiming.give_back(run, STOPPED)  # nothing else can end a load early
 
     def _follow(self) -> None:
         """Obey what is kept of settings for the whole service, and the heat of this board; have loads counted."""

@@ -30,7 +30,7 @@ from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
-from tasks.worker import heartbeat, pacing, serving, slot
+from tasks.worker import claiming, heartbeat, pacing, serving, slot
 from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
@@ -412,7 +412,7 @@ def test_a_claim_waits_for_redis_and_is_made_once(shaky: Stack, make: Make) -> N
     jobs = [place.accept(text) for text in ("one", "two")]
     stop(shaky)
     place.call()
-    eventually(lambda: place.serving._redis._since is not None, what="a claim in vain")
+    eventually(lambda: place.serving._claiming.redis._since is not None, what="a claim in vain")
     shaky.start_valkey()
     for job, text in zip(jobs, ("one", "two"), strict=True):
         assert place.until(job, JobState.FINISHED).attempts == 1
@@ -422,8 +422,8 @@ def test_a_claim_waits_for_redis_and_is_made_once(shaky: Stack, make: Make) -> N
 def test_a_claim_whose_reply_is_lost_for_good_strands_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis went away in that very moment, for longer than its client tries: the same claim is asked for again."""
     place = make()
-    monkeypatch.setattr(serving, "AGAIN", 0.0)
-    real = serving.claim_next
+    monkeypatch.setattr(claiming, "AGAIN", 0.0)
+    real = claiming.claim_next
     lost = iter(range(3))
 
     def claim(*args: object, **kwargs: object) -> object:
@@ -432,7 +432,7 @@ def test_a_claim_whose_reply_is_lost_for_good_strands_no_job(make: Make, monkeyp
             raise redis.ConnectionError("cut off after the reply was sent")
         return held
 
-    monkeypatch.setattr(serving, "claim_next", claim)
+    monkeypatch.setattr(claiming, "claim_next", claim)
     jobs = [place.accept(text) for text in ("one", "two")]
     place.call()
     for job in jobs:
@@ -450,7 +450,7 @@ def test_an_outage_longer_than_a_workers_patience(
         "tasks.stream.COALESCE", 0.0
     )  # each word meets the outage itself, however late the last one was acknowledged
     in_vain: list[Exception] = []
-    real = serving.hand_back
+    real = claiming.hand_back
 
     def hand(*args: object, **kwargs: object) -> object:
         try:
@@ -459,7 +459,7 @@ def test_an_outage_longer_than_a_workers_patience(
             in_vain.append(error)
             raise
 
-    monkeypatch.setattr(serving, "hand_back", hand)
+    monkeypatch.setattr(claiming, "hand_back", hand)
     place = make(shaky.redis_url, lease=10**6)
     talker = talking(place)
     job = place.accept()
@@ -690,7 +690,7 @@ def test_a_worker_that_is_told_to_stop_pauses_and_takes_nothing_more(make: Make)
     place.client.publish(keys.control(WORKER), "stop")
     chat = place.accept()
     eventually(lambda: place.run is not None and place.run.reason == "pause", what="the pause")
-    eventually(lambda: place.serving._stopping, what="the stop")
+    eventually(lambda: place.serving._claiming.stopping, what="the stop")
     place.gate.set()
     serving_.join(LIMIT)
     assert [place.view(job).state for job in (low, chat)] == [JobState.QUEUED] * 2
@@ -707,7 +707,7 @@ def test_a_worker_that_gives_way_ends_its_job_first(make: Make) -> None:
     later = place.accept()
     place.client.publish(keys.control(WORKER), "finish 1000")
     place.client.publish(keys.control(WORKER), "stop")
-    eventually(lambda: place.serving._stopping, what="the stop")
+    eventually(lambda: place.serving._claiming.stopping, what="the stop")
     place.gate.set()
     serving_.join(LIMIT)
     assert [place.view(each).state for each in (job, later)] == [JobState.FINISHED, JobState.QUEUED]
