@@ -6,6 +6,7 @@ shows its token to no other machine that answers.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -26,6 +27,8 @@ log = logging.getLogger("rockchipllama.up")
 KIND = "_rockchipllama._tcp.local."
 PATIENCE = 10.0
 """Seconds in which a service has answered, whatever else its board has to do."""
+ANSWER = 3000
+"""Milliseconds that one may take to say its address."""
 LOOK = 2.0
 """Seconds between two looks whether there are other tokens."""
 AGAIN = 10.0
@@ -132,7 +135,7 @@ def find(token: Token) -> tuple[str, int]:
             "does that, here and where the service runs. Or add the address, as `up --share` prints it: rl://…@HOST:PORT."
         )
     try:
-        found = _told(lambda told: told.takes(token))
+        found = asyncio.run(_told(lambda told: told.takes(token)))
     except OSError as error:
         raise TokenRefused(f"This machine cannot ask its network for the service ({error}).") from error
     for told in found:
@@ -147,26 +150,33 @@ def find(token: Token) -> tuple[str, int]:
     )
 
 
-def _told(enough: Callable[[Told], bool]) -> set[Told]:
+async def _told(enough: Callable[[Told], bool]) -> set[Told]:
     """What services in this machine's networks tell, up to the first that is enough."""
-    from zeroconf import ServiceBrowser, ServiceStateChange
+    from zeroconf import ServiceStateChange
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
     found: set[Told] = set()
-    over = threading.Event()
+    names: asyncio.Queue[str] = asyncio.Queue()
 
     def hear(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
-        info = zeroconf.get_service_info(service_type, name, timeout=int(PATIENCE * 1000))
-        if info is not None:  # else it is gone already
-            for host in info.parsed_addresses():
-                told = Told(host, info.port or 0, _proofs(info.properties))
-                found.add(told)
-                if enough(told):
-                    over.set()
+        if state_change is not ServiceStateChange.Removed:
+            names.put_nowait(name)
 
-    with _network("0.0.0.0") as network:
-        ServiceBrowser(network, KIND, handlers=[hear])
-        over.wait(PATIENCE)
-    return found
+    network = AsyncZeroconf()
+    try:
+        AsyncServiceBrowser(network.zeroconf, KIND, handlers=[hear])
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                info = AsyncServiceInfo(KIND, await names.get())
+                if await info.async_request(network.zeroconf, ANSWER):
+                    told = {Told(host, info.port or 0, _proofs(info.properties)) for host in info.parsed_addresses()}
+                    found |= told
+                    if any(map(enough, told)):
+                        return found
+    except TimeoutError:
+        return found
+    finally:
+        await network.async_close()
 
 
 def _proofs(fields: Mapping[bytes, bytes | None]) -> frozenset[str]:

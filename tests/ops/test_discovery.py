@@ -86,11 +86,11 @@ from ops.up.discovery import Announcement
 told = Announcement('first', '0.0.0.0', 6380, lambda: [sys.argv[1]])
 import time; time.sleep(100)
 " "$2" & told=$!
-on "$1" -c "
+until on "$1" -c "
 import sys
 from ops.up import discovery, sharing
 print(*discovery.find(sharing.parse_token(sys.argv[1])))
-" "$3"
+" "$3"; do :; done
 """
 
 
