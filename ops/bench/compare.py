@@ -29,6 +29,8 @@ ALIKE = 0.03
 """Where all of the interval is within that, nothing changed."""
 LESS_IS_BETTER = frozenset({"first_token_ms", "memory_mb"})
 COMPARED = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "client_tokens_per_s", "memory_mb")
+ONCE = "quality"
+"""The set whose prompts are asked once, so that of its times nobody can tell: what they say is no verdict on the whole."""
 TOGETHER = "together_tokens_per_s"
 """The measure of several answers at once: tokens a second of all of them."""
 
@@ -88,7 +90,7 @@ class Comparison(msgspec.Struct, frozen=True):
     before: str
     after: str
     verdict: Verdict
-    """Worse when anything is; better when something is and nothing is worse."""
+    """Worse when anything is, or more answers failed; better when something is and nothing is worse."""
     rows: list[Row]
     answers: Answers | None
     notes: list[str]
@@ -108,14 +110,16 @@ def compare(before: Report, after: Report, *, anyway: bool = False) -> Compariso
     answers = _answers(before.samples, after.samples)
     if not rows and answers is None:
         raise NotComparable("The two reports have no prompt in common.")
-    verdicts = {row.verdict for row in rows} | ({answers.verdict} if answers is not None else set())
+    verdicts = {row.verdict for row in rows if row.set != ONCE} | ({answers.verdict} if answers is not None else set())
+    if _failed(after) > _failed(before):
+        verdicts.add(Verdict.WORSE)
     order = (Verdict.WORSE, Verdict.BETTER, Verdict.UNCLEAR, Verdict.TOO_FEW, Verdict.SAME)
     return Comparison(
         schema=SCHEMA,
         command="bench compare",
         before=_title(before),
         after=_title(after),
-        verdict=next(verdict for verdict in order if verdict in verdicts),
+        verdict=next((verdict for verdict in order if verdict in verdicts), Verdict.TOO_FEW),
         rows=rows,
         answers=answers,
         notes=[*faults, *_differences(before, after)],
@@ -260,7 +264,14 @@ def _positive(values: Iterable[float]) -> list[float]:
     return [value for value in values if value > 0]
 
 
+def _failed(report: Report) -> float:
+    return sum(sample.error is not None for sample in report.samples) / max(1, len(report.samples))
+
+
 def _differences(before: Report, after: Report) -> Iterator[str]:
+    for report in (before, after):
+        if _failed(report):
+            yield f"{_failed(report):.0%} of the answers failed: {_title(report)}."
     pairs = {
         "models": (before.model.id, after.model.id),
         "engines": (before.model.engine_version, after.model.engine_version),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ class Confinement:
     def __enter__(self) -> Confinement:
         whys = []
         for parent, settings in _places(self._root, self._quota):
-            group = parent / f"rockchipllama-bench-{os.getpid()}"
+            # A benchmark starts a second service beside the first.
+            group = parent / f"rockchipllama-bench-{os.getpid()}-{secrets.token_hex(4)}"
             try:
                 group.mkdir()
             except OSError as error:

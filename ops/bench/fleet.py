@@ -217,10 +217,13 @@ class Fleet:
         return self._conversations.setdefault(name, Conversation())
 
     def _give_up(self, job: str) -> None:
-        """Its deadline is over: it is not begun any more."""
-        if FAIL_QUEUED.run(self._queue.client, [keys.job(job), keys.events(job), keys.waiting(MODEL)], job, _FAILED, 1):
-            self._asks[self._jobs[job]].refused = "deadline"
-            self._ended(self._jobs[job])
+        """Its deadline is over: it is not begun any more. A claim may have found that before."""
+        place = self._jobs[job]
+        progress = self._asks[place]
+        if progress.ended is None and not any(board.held and board.held.place == place for board in self._boards):
+            FAIL_QUEUED.run(self._queue.client, [keys.job(job), keys.events(job), keys.waiting(MODEL)], job, _FAILED, 1)
+            progress.refused = "deadline"
+            self._ended(place)
 
     def _call(self) -> None:
         """Whoever is idle takes calls, in turn, as Celery's workers do."""
@@ -298,6 +301,10 @@ class Fleet:
             paused_after=min(heard, held.prefill),
         )
         self._free(board, held)
+        sent = self._asks[held.place].sent
+        assert sent is not None
+        if self._clock.now > sent + self._settings.deadline * 1000 + ROUNDING:
+            self._give_up(held.claim.job)
 
     def _finish(self, board: Board, run: int) -> None:
         held = board.held

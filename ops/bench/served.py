@@ -56,7 +56,7 @@ def summary(served: Sequence[Served]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "cached_share": round(cached / prompt, 3) if prompt else None,
         "lanes": {lane.value: _lane([one for one in whole if one.ask.lane is lane]) for lane in Lane},
-        "fairness": _fairness(whole),
+        "fairness": _fairness(served),
     }
 
 
@@ -84,24 +84,27 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _fairness(served: Iterable[Served]) -> dict[str, float] | None:
-    """How evenly those who chat are served, by the tokens that each got in a second of its waiting.
+    """How evenly those who chat are served, by the tokens that each got in a second of its waiting: none where all that it
+    asked was refused.
 
     `jain` is Jain's index: 1 where all got the same, 1/N where one of N got all. `worst` is the user with the fewest, as a
     share of the median one.
     """
     got: dict[str, float] = defaultdict(float)
-    waited: dict[str, float] = defaultdict(float)
+    waited: dict[str, float] = {}
     for one in served:
-        if one.ask.lane is Lane.INTERACTIVE and one.ended is not None:
-            got[one.ask.user] += one.tokens
-            waited[one.ask.user] += one.ended - one.sent
-    paces = [got[user] / waited[user] for user in got if waited[user]]
+        if one.ask.lane is Lane.INTERACTIVE:
+            waited.setdefault(one.ask.user, 0.0)
+            if one.ended is not None and not one.refused:
+                got[one.ask.user] += one.tokens
+                waited[one.ask.user] += one.ended - one.sent
+    paces = [got[user] / seconds if seconds else 0.0 for user, seconds in waited.items()]
     if len(paces) < 2 or not any(paces):
         return None
     return {
         "users": len(paces),
         "jain": round(sum(paces) ** 2 / (len(paces) * sum(pace**2 for pace in paces)), 3),
-        "worst": round(min(paces) / statistics.median(paces), 3),
+        "worst": round(min(paces) / (statistics.median(paces) or 1), 3),
     }
 
 

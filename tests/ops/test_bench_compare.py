@@ -118,11 +118,20 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 def test_failed_answers_and_other_models_are_told_apart() -> None:
-    """A sample with an error is no figure; that the models differ is said."""
+    """A sample with an error is no figure, and makes the second report the worse one; that the models differ is said."""
     broken = [*timed(30), sample(prompt="0", error="gone", decode_tokens_per_s=1.0)]
     found = compare(report(timed(30)), report(broken, model="other"))
     assert verdicts(found)["decode_tokens_per_s"] is Verdict.SAME
-    assert found.notes == ["The models differ: m and other."]
+    assert found.notes[0].startswith("4% of the answers failed: other") and found.verdict is Verdict.WORSE
+    assert found.notes[1:] == ["The models differ: m and other."]
+    assert compare(report(broken), report(timed(30))).verdict is not Verdict.WORSE
+
+
+def test_prompts_that_are_asked_once_are_no_verdict_on_the_rest() -> None:
+    """Nobody can tell of their times, and what can be told is the same."""
+    alike = msgspec.structs.replace(report([*timed(30), *answered(True, True).samples]), rounds=[])
+    found = compare(alike, alike)
+    assert found.verdict is Verdict.SAME and Verdict.TOO_FEW in {row.verdict for row in found.rows}
 
 
 def test_the_command_tells_scripts_by_its_exit_code(tmp_path: Path) -> None:

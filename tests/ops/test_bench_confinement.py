@@ -34,6 +34,18 @@ def test_either_generation_of_control_groups_is_used(tmp_path: Path) -> None:
         assert str(group) in confinement.command(["true"])
 
 
+def test_one_process_may_have_several(tmp_path: Path) -> None:
+    """As a benchmark that starts a service again beside the one it measures."""
+    put(tmp_path, "proc/self/cgroup", "0::/bench\n")
+    put(tmp_path, "sys/fs/cgroup/cgroup.subtree_control", "cpu\n")
+    commands = []
+    for _ in range(2):
+        confinement = Confinement(1 / 3, tmp_path)
+        confinement.__enter__()
+        commands.append(confinement.command(["true"]))
+    assert commands[0] != commands[1]
+
+
 def test_a_machine_without_them_is_refused_in_words(tmp_path: Path) -> None:
     """With what to do."""
     put(tmp_path, "proc/self/cgroup", "0::/\n")

@@ -103,6 +103,17 @@ def test_a_full_queue_and_a_deadline_are_told(fleet: Reckoning) -> None:
     assert found["answered"] == 2
 
 
+def test_what_is_paused_too_late_is_told(fleet: Reckoning) -> None:
+    """A slice is read to its end, past the deadline; what comes next in its conversation is asked nevertheless."""
+    asks = [
+        ask(0, 4000, 5, conversation="c", lane=Lane.BACKGROUND),
+        ask(0.1, 10, 5),
+        ask(5, 10, 5, conversation="c"),
+    ]
+    found = fleet(asks, deadline=0.3)
+    assert (found["answered"], found["refused"]) == (1, {"deadline": 2})
+
+
 def test_faster_boards_take_more() -> None:
     """In proportion to their speed, as long as there is something to do."""
     asks = [ask(0, 50, 30, user=f"u{number % 7}") for number in range(80)]
@@ -190,6 +201,14 @@ def test_the_figures_are_those_of_what_was_served() -> None:
     assert (chat["stalls"], chat["longest_gap_ms"]) == (1, 1500)
     # 5 and 2 tokens a second: (5 + 2)^2 / (2 * (25 + 4)).
     assert found["fairness"] == {"users": 2, "jain": 0.845, "worst": round(2 / 3.5, 3)}
+
+
+def test_who_is_refused_everything_is_not_served_alike() -> None:
+    """They count among those who chat."""
+    asks = [ask(0, 10, 10, user=user) for user in "abc"]
+    served = [Served(asks[0], sent=0, first=1, ended=2, tokens=10)]
+    served += [Served(each, sent=0, ended=1, refused="HTTP 429") for each in asks[1:]]
+    assert summary(served)["fairness"] == {"users": 3, "jain": 0.333, "worst": 0}
 
 
 def test_what_was_served_is_traffic_again() -> None:
