@@ -22,7 +22,12 @@ def largest_that_fits(most: int, memory: int | None, needed: Callable[[int], int
     return max(fitting, default=steps[0])
 
 
-def story(length: int, memory: int | None) -> str:
-    """What to tell the user of a context that was chosen so."""
+def story(length: int, memory: int | None, needed: int) -> str:
+    """What to tell the user of a context that was chosen so, and takes `needed` bytes with its model."""
+    if memory is not None and needed > memory:
+        return (
+            f"With its context of {length} tokens, the shortest that is chosen, it needs about {needed >> 20} MiB, and models "
+            f"may have {memory >> 20} MiB here."
+        )
     fits = f" and that fits into the {memory >> 20} MiB which models may have here" if memory is not None else ""
     return f"Its context of {length} tokens was chosen: of {', '.join(map(str, STEPS))} the largest that it was made for{fits}."

@@ -269,7 +269,7 @@ def _facts(model: Model, gguf: Gguf, setup: Setup) -> Facts:
         given = model.context_length
         most = min(trained or DEFAULT_CONTEXT_LENGTH, given if isinstance(given, int) else STEPS[-1])
         length = largest_that_fits(most, setup.model_memory, needed)
-        notes.append(story(length, setup.model_memory))
+        notes.append(story(length, setup.model_memory, needed(length)))
     else:
         length = wanted or min(trained or DEFAULT_CONTEXT_LENGTH, DEFAULT_CONTEXT_LENGTH)
     if trained is not None and length > trained:

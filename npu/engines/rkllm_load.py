@@ -61,7 +61,7 @@ def context_story(model: Model, setup: Setup, loaded: Loaded | None, length: int
     """Notes for the model's user on a context that was chosen for it."""
     if (setup.context_length or model.context_length) != AUTO:
         return
-    yield story(length, setup.model_memory)
+    yield story(length, setup.model_memory, memory_bytes(model, length))
     told = loaded.max_context if loaded is not None else None
     if told is not None and told > length and not model.made_for and not isinstance(model.context_length, int):
         yield (

@@ -54,6 +54,9 @@ def test_of_a_gguf(tmp_path: Path) -> None:
     small = describe(model, Setup(tmp_path, model_memory=3000 * MIB))
     assert small.context_length == 4096 and small.memory_bytes <= 3000 * MIB
     assert any("4096 tokens was chosen" in note and "3000 MiB" in note for note in small.notes)
+    least = describe(model, Setup(tmp_path, model_memory=900 * MIB))
+    assert least.context_length == 2048
+    assert any("needs about 1152 MiB, and models may have 900 MiB" in note for note in least.notes)
     limited = replace(model, context_length=2048)
     assert describe(limited, Setup(tmp_path, context_length="auto", model_memory=8192 * MIB)).context_length == 2048
 
