@@ -7,7 +7,9 @@ from tasks.worker.speeds import Speeds
 
 
 def job(prompt: int, cached: int, prefill_ms: float, tokens: int, decode_ms: float) -> Totals:
-    return Totals(prompt, cached, tokens, prefill_ms, decode_ms)
+    return Totals(
+        prompt_tokens=prompt, cached_tokens=cached, completion_tokens=tokens, prefill_ms=prefill_ms, decode_ms=decode_ms
+    )
 
 
 def test_the_newest_job_counts_a_quarter() -> None:
