@@ -11,14 +11,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm 
 WORKDIR /app
 # With the pip of the image below: the demo model is fetched by it.
 RUN python3 -m venv --without-pip --system-site-packages .venv
-# Debug symbols are three quarters of llama.cpp, and nobody runs the tests of packages.
+# Symbols are three quarters of llama.cpp, and nobody tests packages here, or compiles against them. The libraries of numpy
+# were moved about in their files when it was packed; they stay as they are.
 COPY --chmod=755 <<"EOF" /usr/local/bin/install-packages
 #!/bin/sh
 set -eu
 python3 -m pip --python .venv/bin/python install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$1"
 find .venv -type d \( -name tests -o -name test \) -prune -exec rm -r {} +
-find .venv -name '*.pyi' -delete
-find .venv -name '*.so' -exec sh -c 'readelf -S "$1" | grep -q debug_info && strip --strip-unneeded "$1"' sh {} \;
+find .venv \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ach]' \) -delete
+find .venv -name '*.so' ! -path '*/numpy*' -exec strip --strip-unneeded {} +
 EOF
 
 FROM build AS api-packages
