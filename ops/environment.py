@@ -11,8 +11,10 @@ from tasks.settings import PREFIX, ROOT
 
 CONFIG = f"{PREFIX}CONFIG"
 LISTEN_FD = f"{PREFIX}LISTEN_FD"
-INTERNAL = frozenset({CONFIG, LISTEN_FD, lifeline.VARIABLE})
-"""Variables with our prefix that are no settings: where the file is, and descriptors that `up` hands down."""
+COMPOSE = frozenset({f"{PREFIX}MODELS", f"{PREFIX}PUBLISH"})
+"""What docker-compose.yml reads; a `.env` that sets it is given to the containers as well."""
+INTERNAL = frozenset({CONFIG, LISTEN_FD, lifeline.VARIABLE}) | COMPOSE
+"""Variables with our prefix that are no settings: besides those, where the file is, and descriptors that `up` hands down."""
 
 API_SECRETS = frozenset(
     {

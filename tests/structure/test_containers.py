@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ops import environment
+from ops.configuration import declared
 from tasks.settings import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -124,6 +126,13 @@ def test_every_container_can_be_asked_how_it_is(name: str) -> None:
     for waited_for, how in service.get("depends_on", {}).items():
         ready = "service_completed_successfully" if waited_for == "demo-model" else "service_healthy"
         assert how == {"condition": ready}
+
+
+def test_variables_of_the_compose_files_are_known() -> None:
+    """A setting that is misspelt is told; these stand in the same `.env`, and are none."""
+    text = "".join((ROOT / f"docker-compose{name}.yml").read_text(encoding="utf-8") for name in ("", ".board", ".npu"))
+    read = set(re.findall(r"\$\{(ROCKCHIPLLAMA_\w+)", text))
+    assert read - {environment.variable(setting.name) for setting in declared()} == environment.COMPOSE
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:
