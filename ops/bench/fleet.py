@@ -203,8 +203,7 @@ class Fleet:
                 )
             )
         except TasksError as error:
-            progress.refused = type(error).__name__
-            self._ended(place)
+            self._refuse(place, type(error).__name__)
             return
         self._after(self._settings.deadline * 1000 + ROUNDING, partial(self._give_up, job))
         self._call()
@@ -222,8 +221,15 @@ class Fleet:
         progress = self._asks[place]
         if progress.ended is None and not any(board.held and board.held.place == place for board in self._boards):
             FAIL_QUEUED.run(self._queue.client, [keys.job(job), keys.events(job), keys.waiting(MODEL)], job, _FAILED, 1)
-            progress.refused = "deadline"
-            self._ended(place)
+            self._refuse(place, "deadline")
+
+    def _refuse(self, place: int, why: str) -> None:
+        """What was not answered was not said in its conversation."""
+        progress = self._asks[place]
+        progress.refused = why
+        if progress.ask.conversation is not None:
+            self._talk(progress.ask.conversation).messages.pop()
+        self._ended(place)
 
     def _call(self) -> None:
         """Whoever is idle takes calls, in turn, as Celery's workers do."""

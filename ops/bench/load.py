@@ -150,6 +150,8 @@ class Load:
             answer.refused = f"broke off ({type(error).__name__})"
         if answer.text:
             talk.append({"role": "assistant", "content": answer.text})
+        else:
+            talk.pop()  # what was not answered was not said: some templates take no two turns of a user one after the other
         return answer.served(ask, self._now())
 
 

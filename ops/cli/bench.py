@@ -99,6 +99,10 @@ def model(
         out=out,
         vendor=vendor.named(beside) if beside is not None else None,
     )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{out} can be no folder: {error.strerror}.", param_hint="--out") from error
     reports = []
     for chosen in run.choose(service, names or []):
         report = run.measure(service, chosen, wish)
@@ -208,7 +212,14 @@ def overhead(
         ),
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the figures there, too.",
+            show_default=False,
+            callback=options.to_write,
+        ),
     ] = None,
 ) -> None:
     """Start a private service on echo models, and measure what it adds to an engine: time, CPU, memory, disk."""

@@ -18,7 +18,10 @@ TRAFFIC = "open-webui, home-assistant, or a file with a request a line."
 Users = Annotated[int, typer.Option(min=1, max=10_000, help="How many people use it; a file has its own.")]
 Seed = Annotated[int, typer.Option(help="Another number is other traffic of the same kind.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the figures there, too.", show_default=False, callback=options.to_write
+    ),
 ]
 
 
@@ -34,7 +37,10 @@ def load(
     save_trace: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the traffic there with its real lengths, for `bench fleet`.", show_default=False
+            metavar="FILE",
+            help="Write the traffic there with its real lengths, for `bench fleet`.",
+            show_default=False,
+            callback=options.to_write,
         ),
     ] = None,
     json_file: JsonFile = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,13 @@ LogLevel = Annotated[
     str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default=False)
 ]
 LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="text or json.", show_default=False)]
+
+
+def to_write(path: Path | None) -> Path | None:
+    """Of an option that names a file for what comes out: found wrong at once, and not when all has been done."""
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise typer.BadParameter(f"{path} cannot be written: a folder has that name, or there is none for it.")
+    return path
 
 
 def apply(config: Path | None = None, **given: str | int | Path | None) -> None:

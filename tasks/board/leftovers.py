@@ -7,6 +7,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +27,27 @@ class Leftover(NamedTuple):
 
 def leftovers(models_dir: Path, older: float) -> list[Leftover]:
     """Those that were not written to for `older` seconds, and that no pull is at. Raises `OSError`."""
-    found = [_looked_at(path) for path in _entries(models_dir)]
-    return sorted(each for each in found if each.age >= older and not _in_use(each.path))
+    found = []
+    for path in _entries(models_dir):
+        with _held(path) as free:
+            if free and (each := _looked_at(path)).age >= older:
+                found.append(each)
+    return sorted(found)
 
 
 def prune(models_dir: Path, older: float) -> list[Leftover]:
     """Remove them; what was removed. Raises `OSError`."""
     gone = []
     for each in leftovers(models_dir, older):
-        if each.path.is_dir():
-            shutil.rmtree(each.path)
-        else:
-            each.path.unlink(missing_ok=True)
-        gone.append(each)
+        # Looked at once more and held until it is gone, for a pull may have gone on there meanwhile.
+        with _held(each.path) as free:
+            if not free or not each.path.exists() or _looked_at(each.path).age < older:
+                continue
+            if each.path.is_dir():
+                shutil.rmtree(each.path)
+            else:
+                each.path.unlink(missing_ok=True)
+            gone.append(each)
     return gone
 
 
@@ -55,14 +64,17 @@ def _looked_at(path: Path) -> Leftover:
     return Leftover(path, size, time.time() - max(state.st_mtime for state in states))
 
 
-def _in_use(path: Path) -> bool:
-    """Whether a pull is at it."""
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether no pull is at it, and none comes to it within the block."""
     lock = path.with_name(f"{path.name}{_LOCK}")
     if not lock.is_file():
-        return False
+        yield True
+        return
     with lock.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
-    return False
+            yield False
+            return
+        yield True

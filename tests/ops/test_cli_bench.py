@@ -70,9 +70,10 @@ def test_a_load_is_measured_and_becomes_a_trace(stack: Stack, tmp_path: Path) ->
 
 def test_a_load_that_is_not_answered_says_why(stack: Stack) -> None:
     """Each refusal by its reason; a service that is not there, or a model, is one sentence."""
-    asks = [Ask(at=0, prompt_tokens=999_999, answer_tokens=5)]
-    [served], _ = measure(stack.url, None, None, asks, exact=False)
+    asks = [Ask(at=0, prompt_tokens=size, answer_tokens=5, conversation="c") for size in (999_999, 20)]
+    [served, after], _ = measure(stack.url, None, None, asks, exact=False)
     assert served.refused.startswith("HTTP 4")
+    assert not after.refused and after.prompt_tokens < 100  # what was refused is not said again in the next turn
     with pytest.raises(LoadError, match="does not answer"):
         measure("http://127.0.0.1:9", None, None, asks, exact=False)
     with pytest.raises(LoadError, match=r"refuses a question \(404\)"):
@@ -111,5 +112,7 @@ def test_fleets_are_compared(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "f").read_text())
     assert [len(each["boards"]) for each in found["fleets"]] == [1, 3]
     assert found["traffic"] == {"trace": "home-assistant", "users": 4, "minutes": 6.0, "seed": 1}
+    nowhere = runner.invoke(app, [*words, "--json", str(tmp_path / "none" / "f")])
+    assert nowhere.exit_code == 2 and "cannot be written" in nowhere.stderr
     assert "each from 1 to 1000" in runner.invoke(app, ["fleet", "--boards", "many"]).stderr
     assert isinstance(runner.invoke(app, ["fleet", "--profile", "fast"]).exception, ModelRefused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def test_a_pull_that_still_writes_is_no_leftover(folder: Path) -> None:
     """Whatever its folder's own age: that of its newest file counts."""
     os.utime(folder / ".partial/broken/weights.gguf")
     assert "broken" not in {each.path.name for each in leftovers(folder, 24 * HOUR)}
+
+
+def test_no_pull_comes_to_what_is_being_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until it is gone, and begins anew; one that went on meanwhile keeps what it has."""
+    remove, removed = shutil.rmtree, []
+
+    def look(path: Path) -> None:
+        removed.append(path.name)
+        if path.name == "broken":
+            with (folder / ".partial/broken.lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(folder / ".partial/going/weights.gguf")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    prune(folder, 24 * HOUR)
+    assert removed == ["broken", "half.new"]
 
 
 def test_there_may_be_nothing(tmp_path: Path) -> None:
