@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     except UNREACHABLE as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)
         return 0 if "--alive" in words else 1
-    if settings.board_name not in roster.boards:
+    if settings.board_name not in {breath.board for breath in roster.breaths}:  # one that is drained lives as well
         print(f"No sign of life from the board '{settings.board_name}'.", file=sys.stderr)
         return 1
     return 0

@@ -22,6 +22,8 @@ def test_a_board_is_well_while_it_breathes(
     assert main(words) == 1
     roster.breathe(client, roster.Presence(name="board:one", board="one", started=time.time()))
     assert main(words) == 0
+    roster.breathe(client, roster.Presence(name="board:one", board="one", started=time.time(), drained=True))
+    assert main(words) == 0  # who ended it for that would end it again and again
 
 
 def test_a_board_without_redis_is_alive_and_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
