@@ -93,8 +93,10 @@ class Announcement:
                 self._closed.wait(AGAIN)
 
     def _host(self) -> str:
-        address = listen.resolve(listen.network_address(self._listens_on), self._port)[1]
-        return str(address[0])
+        address = str(listen.resolve(listen.network_address(self._listens_on), self._port)[1][0])
+        if address in ("0.0.0.0", "::"):  # a board that joined it would show its token to itself
+            raise OSError("this machine has no address in any network")
+        return address
 
     def _tell(self, host: str) -> None:
         """Tell it until it is closed, or has another address."""
@@ -136,7 +138,7 @@ def find(token: Token) -> tuple[str, int]:
         )
     try:
         found = asyncio.run(_told(lambda told: told.takes(token)))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter is zeroconf's, for a machine in no network at all
         raise TokenRefused(f"This machine cannot ask its network for the service ({error}).") from error
     for told in found:
         if told.takes(token):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ops.up.errors import PortInUse
 
@@ -65,8 +69,18 @@ def network_address(host: str) -> str:
         try:
             probe.connect((ANYWHERE, 9))  # of a datagram socket this sends nothing
         except OSError:
-            return host
+            return next(_own_addresses(), host)
         return str(probe.getsockname()[0])
+
+
+def _own_addresses() -> Iterator[str]:
+    """Those of this machine in networks that lead nowhere else; what is no device, such as Docker's bridge, comes last."""
+    up = [name for name, state in psutil.net_if_stats().items() if state.isup]
+    addresses = psutil.net_if_addrs()
+    for name in sorted(up, key=lambda name: (not Path("/sys/class/net", name, "device").exists(), name)):
+        for each in addresses.get(name, ()):
+            if each.family == socket.AF_INET and not each.address.startswith("127."):
+                yield each.address
 
 
 def _url(host: str, port: int) -> str:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import psutil
@@ -82,6 +83,19 @@ def test_the_network_finds_it_too() -> None:
         socket.create_connection((str(shown.hostname), port)).close()
     with listen.listen("127.0.0.1", 0) as sock:
         assert listen.network_url(sock) == listen.url(sock)
+
+
+def test_a_network_that_leads_nowhere_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a route to the rest of the world, others in it find this machine under its address there."""
+    monkeypatch.setattr(listen, "ANYWHERE", "255.255.255.255")  # nor may a plain socket reach that
+    up, down = SimpleNamespace(isup=True), SimpleNamespace(isup=False)
+    of = {"lo": "127.0.0.1", "eth0": "10.9.0.1", "eth1": "10.9.1.1"}
+    addresses = {name: [SimpleNamespace(family=socket.AF_INET, address=address)] for name, address in of.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {"eth0": down, "eth1": up, "lo": up})
+    assert listen.network_address("0.0.0.0") == "10.9.1.1"
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": up})
+    assert listen.network_address("0.0.0.0") == "0.0.0.0"
 
 
 @pytest.mark.parametrize(
