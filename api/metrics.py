@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean
 from typing import NamedTuple
 
 from fastapi import APIRouter
@@ -19,7 +21,8 @@ from tasks.batch import OVER, BatchState, Progress
 from tasks.counts import BOUNDS, Counts
 from tasks.jobs import Lane
 from tasks.queue_book import QueueView
-from tasks.roster import Snapshot
+from tasks.residence import LOADED
+from tasks.roster import Presence, Snapshot
 from tasks.standing import Gate
 
 router = APIRouter(tags=["Service"])
@@ -122,19 +125,22 @@ UNLOADS = Metric(
     "are or its board, which is drained.",
 )
 WORKER = Metric(
-    "worker_loaded", GaugeMetricFamily, ("board", "model"), "1 of a worker that has its model loaded, 0 of another."
+    "worker_loaded",
+    GaugeMetricFamily,
+    ("board", "model"),
+    "Workers that have their model loaded; 0 of those that have not.",
 )
 PREFILL = Metric(
-    "worker_prefill_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast it has lately read."
+    "worker_prefill_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast a worker has lately read."
 )
 DECODE = Metric(
-    "worker_decode_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast it has lately answered."
+    "worker_decode_tokens_per_second", GaugeMetricFamily, ("board", "model"), "How fast a worker has lately answered."
 )
 PARKED = Metric(
     "worker_parked_bytes",
     GaugeMetricFamily,
     ("board", "model"),
-    "Memory in which it keeps conversations that others displaced.",
+    "Memory in which workers keep conversations that others displaced.",
 )
 BOARD = Metric(
     "board_serving", GaugeMetricFamily, ("board", "version"), "1 of a living board, 0 of one that is drained."
@@ -271,11 +277,15 @@ class _Service(Collector):
         )
 
     def _board_gauges(self) -> Iterator[_Rows]:
-        workers = [((its.board, its.model or OTHER), its) for its in self._snapshot.workers if its.model is not None]
-        yield WORKER, [(labels, its.state in ("loaded", "busy")) for labels, its in workers]
-        yield PREFILL, [(labels, its.prefill_tps) for labels, its in workers if its.prefill_tps is not None]
-        yield DECODE, [(labels, its.decode_tps) for labels, its in workers if its.decode_tps is not None]
-        yield PARKED, [(labels, its.parked) for labels, its in workers]
+        workers: dict[tuple[str, ...], list[Presence]] = defaultdict(list)
+        for worker in self._snapshot.workers:
+            workers[worker.board, worker.model or OTHER].append(worker)
+        yield WORKER, [(labels, sum(its.state in LOADED for its in each)) for labels, each in workers.items()]
+        for metric, name in ((PREFILL, "prefill_tps"), (DECODE, "decode_tps")):
+            speeds = {labels: [getattr(its, name) for its in each] for labels, each in workers.items()}
+            known = {labels: [speed for speed in each if speed is not None] for labels, each in speeds.items()}
+            yield metric, [(labels, mean(each)) for labels, each in known.items() if each]
+        yield PARKED, [(labels, sum(its.parked for its in each)) for labels, each in workers.items()]
         breaths = self._snapshot.breaths
         yield BOARD, [((breath.board, breath.version), not breath.drained) for breath in breaths]
         machines = [((breath.board,), breath.machine) for breath in breaths if breath.machine is not None]

@@ -17,6 +17,7 @@ from api.needs import services_of
 from tasks.api_keys import Scope
 from tasks.jobs import JobState, Lane
 from tasks.queue_book import Held, QueueView
+from tasks.residence import by_board
 from tasks.roster import ModelStatus, Presence
 from tasks.standing import Gate
 
@@ -127,7 +128,7 @@ async def _show(http: Request, status: ModelStatus) -> Response:
 
 def _render(status: ModelStatus, workers: Sequence[Presence], view: QueueView) -> dict[str, Any]:
     waiting = sum(view.waiting.values())
-    serving = {worker.board: worker for worker in workers}
+    serving = by_board(workers)
     idle = [{"name": board, "state": "unloaded"} for board in status.boards if board not in serving]
     return {
         "object": "queue",

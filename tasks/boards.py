@@ -12,6 +12,7 @@ from tasks import keys
 from tasks.card import Card
 from tasks.connection import unavailable_as_refusal
 from tasks.errors import BoardUnknown
+from tasks.residence import worker_on
 from tasks.roster import Presence, Snapshot, read_roster
 from tasks.scripts import ROSTER
 
@@ -53,7 +54,6 @@ def overview(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
     machine = breath.machine
-    workers = {worker.model: worker for worker in snapshot.workers if worker.board == breath.board}
     cards = sorted((card for card in snapshot.cards if card.board == breath.board), key=lambda card: card.id)
     return {
         "object": "board",
@@ -73,13 +73,13 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         and {"total": machine.memory, "available": machine.memory_available, "swapped": machine.swapped},
         "runtime": breath.runtime
         and {"version": breath.runtime.version or None, "installed": breath.runtime.installed},
-        "models": [_model(card, workers.get(card.id)) for card in cards],
+        "models": [_model(card, snapshot) for card in cards],
         "refused": breath.refused,
     }
 
 
-def _model(card: Card, worker: Presence | None) -> dict[str, Any]:
-    tested = card.self_test
+def _model(card: Card, snapshot: Snapshot) -> dict[str, Any]:
+    tested, worker = card.self_test, worker_on(snapshot, card.id, card.board)
     prefill, decode = (worker.prefill_tps, worker.decode_tps) if worker is not None else (None, None)
     return {
         "id": card.id,
@@ -88,6 +88,6 @@ def _model(card: Card, worker: Presence | None) -> dict[str, Any]:
         "engine_version": card.engine_version or None,
         "quantization": card.quantization or None,
         "prefill_tps": prefill if prefill is not None or tested is None else tested.prefill_tps,
-        "parked_bytes": worker.parked if worker is not None else 0,
+        "parked_bytes": sum(its.parked for its in snapshot.workers if (its.model, its.board) == (card.id, card.board)),
         "decode_tps": decode if decode is not None or tested is None else tested.decode_tps,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tasks.card import Card
@@ -11,6 +11,7 @@ from tasks.roster import ModelStatus, Presence, Resident, Snapshot
 
 LOADED = ("loaded", "busy")
 """The states of a worker that has its model in memory."""
+_RANKS = {"loading": 1, "loaded": 2, "busy": 3}
 
 
 def available(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -112,9 +113,15 @@ def _loaded(model: str, board: Presence, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def worker_on(snapshot: Snapshot, model: str, board: str) -> Presence | None:
-    """The living worker of a model on a board; of several, one that has it in memory before others."""
-    workers = [each for each in snapshot.workers if (each.model, each.board) == (model, board)]
-    return max(workers, key=lambda each: each.state in LOADED, default=None)
+    """The living worker of a model on a board; of several the one that `by_board` takes."""
+    return by_board(each for each in snapshot.workers if each.model == model).get(board)
+
+
+def by_board(workers: Iterable[Presence]) -> dict[str, Presence]:
+    """Of a model's workers one for each board. Where it has several, that is one that is at work, else one that has the model
+    loaded, else one that loads it."""
+    rising = sorted(workers, key=lambda worker: (_RANKS.get(worker.state, 0), worker.name))
+    return {worker.board: worker for worker in rising}
 
 
 def state_on(snapshot: Snapshot, model: str, board: str) -> str | None:

@@ -24,6 +24,8 @@ def scrape(place: Site, **headers: str) -> Samples:
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("text/plain")
     families = list(text_string_to_metric_families(reply.text))
+    told = [(sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples]
+    assert len(told) == len(set(told)), "Prometheus takes no two samples of the same labels"
     assert {family.name for family in families} <= {PREFIX + metric.name for metric in METRICS} | {
         f"{PREFIX}http_requests_created"
     }
@@ -103,7 +105,9 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
         memory_available=3_000,
     )
     place.world.roster.alive = [
-        Presence(name="tiny@b1", board="b1", model="tiny", state="busy", decode_tps=9.5),
+        Presence(name="tiny@b1", board="b1", model="tiny", state="busy", decode_tps=9.5, parked=3),
+        Presence(name="tiny#2@b1", board="b1", model="tiny", state="loaded", decode_tps=8.5, parked=4),
+        Presence(name="tiny#3@b1", board="b1", model="tiny", state="idle"),
         Presence(name="board:b1", board="b1", version="0.1.0", machine=machine),
         Presence(name="board:b2", board="b2", version="0.1.0", machine=Machine(), drained=True),
     ]
@@ -111,8 +115,9 @@ def test_queues_and_boards_are_told_as_they_stand(place: Site) -> None:
     assert value(shown, "queue_waiting", model="tiny", lane="batch") == 1
     assert value(shown, "queue_waiting", model="tiny", lane="interactive") == 0
     assert value(shown, "queue_estimated_wait_seconds", model="tiny") == 8.0
-    assert value(shown, "worker_loaded", board="b1", model="tiny") == 1
-    assert value(shown, "worker_decode_tokens_per_second", board="b1", model="tiny") == 9.5
+    assert value(shown, "worker_loaded", board="b1", model="tiny") == 2
+    assert value(shown, "worker_parked_bytes", board="b1", model="tiny") == 7
+    assert value(shown, "worker_decode_tokens_per_second", board="b1", model="tiny") == 9.0
     assert value(shown, "worker_prefill_tokens_per_second", board="b1", model="tiny") is None
     assert value(shown, "board_npu_load_ratio", board="b1", core="2") == 0.07
     assert value(shown, "board_temperature_celsius", board="b1") == 85.5

@@ -12,6 +12,7 @@ from tasks import keys
 from tasks.boards import BoardBook, overview, snapshot
 from tasks.card import Card, SelfTest
 from tasks.errors import BoardUnknown
+from tasks.residence import state_on
 from tasks.roster import Machine, Presence, Runtime, announce, breathe, leave
 
 RK3588 = Machine(
@@ -65,6 +66,20 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     [model] = two["models"]
     assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)
     assert (model["engine_version"], model["parked_bytes"]) == ("1.2.3", 7)
+
+
+@pytest.mark.parametrize(
+    "states", [("idle", "busy", "loading"), ("busy", "loaded", "idle"), ("loading", "idle", "busy")]
+)
+def test_of_several_workers_the_one_at_work_is_shown(states: tuple[str, ...], client: redis.Redis) -> None:
+    """Whichever of them breathed last, and with what all of them have parked."""
+    announce(client, Card(id="small", board="one", engine="echo"))
+    breathe(client, Presence(name="board:one", board="one"))
+    for number, state in enumerate(states):
+        breathe(client, Presence(name=f"small#{number}@one", board="one", model="small", state=state, parked=2))
+    [model] = shown(client)[0]["models"]
+    assert (model["state"], model["parked_bytes"]) == ("busy", 6)
+    assert state_on(snapshot(client), "small", "one") == "busy"
 
 
 def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> None:
