@@ -239,9 +239,10 @@ class Parking:
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens the two begin with."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    length = min(len(one), len(other))
+    if list(one[:length]) == list(other[:length]):  # as most often, and much faster
+        return length
+    return next(place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 def goes_on(prompt: int, shared: int) -> bool:
