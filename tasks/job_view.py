@@ -60,7 +60,8 @@ def read_view(
 
 def _claims(lines: str, shift: int) -> Iterator[EndedClaim]:
     for line in lines.splitlines():
-        _, started, ended, board, why = line.split(" ", 4)
+        spent, _, why = line.partition("\t")  # the name of a board may have spaces
+        _, started, ended, board = spent.split(" ", 3)
         yield EndedClaim((int(started) + shift) / 1000, (int(ended) + shift) / 1000, board, why)
 
 

@@ -27,8 +27,8 @@ Written down together because they share the record's fields:
   ahead     how many jobs its workers had and would take before it, when it was accepted
   behind    of those STATE:LANE:ID, three at most; not of batch items
   home      where its conversation was in a cache when it was first claimed: new | here | elsewhere | gone
-  claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD WHY: when it began to wait, was claimed
-            and handed back; as many as fit into 8000 bytes
+  claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD, a tab and WHY: when it began to wait,
+            was claimed and handed back; as many as fit into 8000 bytes
   read      tokens of the prompt that claims had prefilled, the one that came farthest
   again     tokens that were prefilled once more because a claim had ended early
   sent      1 once a client may have seen a part of the answer
@@ -475,7 +475,7 @@ if payload then
 end
 local claims = kept[13] or ''
 if kept[14] and kept[15] and kept[16] and #claims < 8000 then  -- an earlier release claimed without them
-  claims = claims .. table.concat({kept[14], kept[15], now(), kept[16], string.sub(ARGV[11], 1, 200)}, ' ') .. '\\n'
+  claims = claims .. table.concat({kept[14], kept[15], now(), kept[16]}, ' ') .. '\\t' .. string.sub(ARGV[11], 1, 200) .. '\\n'
   redis.call('HSET', KEYS[1], 'claims', claims)
 end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),

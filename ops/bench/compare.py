@@ -23,6 +23,8 @@ SCHEMA = 1
 CONFIDENCE = 0.95
 DRAWS = 10_000
 """Of the bootstrap."""
+AT_ONCE = 500
+"""Of the draws; a thousand runs of each prompt would fill the memory of a board otherwise."""
 NOTICED = 0.01
 """A change smaller than that is none, however sure it is."""
 ALIKE = 0.03
@@ -148,8 +150,9 @@ def interval(before: Groups, after: Groups, seed: int = 0) -> tuple[float, float
             continue
         counts = [len(each) for each in logs]
         weights = np.concatenate([np.full(count, 1 / (count * len(logs))) for count in counts])
-        drawn = generator.choice(np.concatenate(rest), size=(DRAWS, sum(counts)))
-        spread += sign * (drawn @ weights)
+        pool = np.concatenate(rest)
+        for at in range(0, DRAWS, AT_ONCE):
+            spread[at : at + AT_ONCE] += sign * (generator.choice(pool, size=(AT_ONCE, sum(counts))) @ weights)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means[1] - means[0] + spread, (tail, 1 - tail))
     change = math.exp(means[1] - means[0]) - 1

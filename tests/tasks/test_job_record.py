@@ -103,6 +103,18 @@ async def test_a_job_lives_from_acceptance_to_its_last_event(
     assert not client.exists(keys.waiting("echo"), keys.running("echo"))
 
 
+async def test_a_claim_that_ended_early_is_told(store: JobStore, client: redis.Redis) -> None:
+    """With its board, whose name may be of several words, and why."""
+    job = await accept(store)
+    held = claim_next(client, "echo", worker="w", board="Living room", child=1, call_id="c", lease=10)
+    assert held is not None
+    hand_back(client, "echo", job, held.token, "a chat came first", crashed=False)
+    view = await store.view(job)
+    [ended] = view.claims
+    assert (ended.board, ended.why) == ("Living room", "a chat came first")
+    assert view.created_at <= ended.started_at <= ended.ended_at == view.waiting_since
+
+
 async def test_lanes_go_first_then_age(store: JobStore, client: redis.Redis) -> None:
     """An interactive job is claimed before older batch jobs; within a lane the oldest is."""
     batch = [await accept(store, lane=Lane.BATCH) for _ in range(2)]
