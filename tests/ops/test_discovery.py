@@ -13,7 +13,7 @@ import pytest
 from ops.up import discovery, joining, settings
 from ops.up.discovery import Announcement, Told, find, proof
 from ops.up.sharing import Token, TokenRefused, digest_of, new_secret, parse_token
-from tests.stack import LIMIT, eventually
+from tests.stack import LIMIT, eventually, free_port
 
 TOKEN, OTHER = Token("boards", new_secret()), Token("kitchen", new_secret())
 
@@ -49,11 +49,12 @@ def test_a_damaged_token_is_refused() -> None:
 @pytest.mark.full
 def test_a_service_tells_which_tokens_it_takes() -> None:
     """Also one that was made since. One that is closed is not found any more."""
+    port = free_port()
     digests = [digest_of(TOKEN.secret)] * 20
-    announcement = Announcement("a board of mine", "127.0.0.1", 6380, lambda: digests)
+    announcement = Announcement("a board of mine", "127.0.0.1", port, lambda: digests)
     try:
-        assert find(TOKEN) == ("127.0.0.1", 6380)
-        with pytest.raises(TokenRefused, match=r"127\.0\.0\.1:6380"):
+        assert find(TOKEN) == ("127.0.0.1", port)
+        with pytest.raises(TokenRefused, match=f":{port}"):
             find(OTHER)
         digests.append(digest_of(OTHER.secret))
         eventually(lambda: _finds(OTHER), what="the other token")
@@ -61,7 +62,7 @@ def test_a_service_tells_which_tokens_it_takes() -> None:
         announcement.close()
     with pytest.raises(TokenRefused) as refused:
         find(TOKEN)
-    assert "127.0.0.1:6380" not in str(refused.value), "others may tell of themselves meanwhile"
+    assert f":{port}" not in str(refused.value), "others may tell of themselves meanwhile"
 
 
 def _finds(token: Token) -> bool:
@@ -77,10 +78,13 @@ trap 'kill $there $told' EXIT
 ip link set lo up
 unshare --net sleep 100 & there=$!
 until [ "$(readlink /proc/$there/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
-until ip link add here type veth peer name there netns $there 2>/dev/null; do sleep 0.1; done
+ip link add here type veth peer name there netns $there
 on() { nsenter --target $there --net "$@"; }
-ip addr add 10.9.0.1/24 dev here && ip link set here up
-on ip addr add 10.9.0.2/24 dev there && on ip link set there up && on ip link set lo up
+ip addr add 10.9.0.1/24 dev here
+on ip addr add 10.9.0.2/24 dev there
+ip link set here up
+on ip link set there up
+on ip link set lo up
 "$1" -c "
 import sys
 from ops.up.discovery import Announcement
