@@ -14,6 +14,7 @@ import redis
 from tasks import keys
 from tasks.roster import Presence, read_roster
 from tasks.scripts import ROSTER
+from tasks.standing import Gate
 
 
 @dataclass
@@ -140,14 +141,22 @@ class Keeping:
         return -1.0 if model in self._always() else self._asked.get(model, self._default())
 
     def _roster(self) -> tuple[dict[str, Presence], set[str]]:
-        """The workers of this board by their models, and the models that jobs wait for."""
+        """The workers of this board by their models, and the models that jobs wait for which may begin."""
         snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
         workers: dict[str, Presence] = {}
         for breath in snapshot.workers:
             if breath.board == self._board and breath.model:
-                known = workers.get(breath.model)
-                workers[breath.model] = breath if known is None else _together(known, breath)
-        return workers, {status.card.id for status in snapshot.models if status.waiting}
+                known, its = workers.get(breath.model), _at_rest(breath)
+                workers[breath.model] = its if known is None else _together(known, its)
+        return workers, {
+            status.card.id for status in snapshot.models if status.waiting and status.gate is not Gate.PAUSED
+        }
+
+
+def _at_rest(worker: Presence) -> Presence:
+    """A worker whose model could not be loaded, or whose engine broke, as one that has nothing to do."""
+    failed = worker.state == "idle" and worker.tries
+    return msgspec.structs.replace(worker, state="loaded") if failed else worker
 
 
 def _together(one: Presence, other: Presence) -> Presence:

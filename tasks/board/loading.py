@@ -137,9 +137,12 @@ class Loading:
                 raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
             successor = self._workers.has(model.id) or model.id in self._workers.leaving()
-            if self._turns.next not in (None, model.id) and not self._workers.has(model.id):
+            another = self._turns.next not in (None, model.id) and not self._workers.has(model.id)
+            if another and (waited is None or not self._turns.overtakes(model.id)):
                 raise NoRoomYet(f"'{self._turns.next}' is loaded first, whose jobs have waited for room.")
-            if not successor and not self._unparking.until(lambda: self._room.fits(needed, domains)):
+            if not successor and not self._unparking.until(
+                lambda parked: self._room.fits(needed, domains, given_back=parked)
+            ):
                 if not in_place:
                     raise self._room.refusal(model, needed, domains)
                 giving_way = self._turns.giving_way(model.id, waited) if waited is not None else {}

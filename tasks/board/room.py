@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from npu.errors import OutOfMemory
 from npu.hardware import Memory
@@ -39,10 +40,13 @@ class Room:
         self._workers = workers
         self._keeping = keeping
 
-    def fits(self, needed: int, domains: Sequence[int] = (), once_more: str | None = None) -> bool:
+    def fits(
+        self, needed: int, domains: Sequence[int] = (), once_more: str | None = None, given_back: int = 0
+    ) -> bool:
         """Whether so many bytes are free for one more model, or `once_more` for that one, also in one of the `domains` of the
-        NPU's memory where it needs one, and it may be here beside others that are."""
-        if self._taken(once_more) or needed > self._free(memory_of(self._settings)):
+        NPU's memory where it needs one, and it may be here beside others that are; or would be with so many `given_back`."""
+        memory = memory_of(self._settings)
+        if self._taken(once_more) or needed > self._free(replace(memory, available=memory.available + given_back)):
             return False
         return not domains or choose_domain(needed, domains, self._workers.places(leaving=True).values()) is not None
 

@@ -11,6 +11,7 @@ from tasks import keys
 from tasks.board.keeping import Keeping
 from tasks.board.workers import Workers
 from tasks.jobs import Lane
+from tasks.standing import Gate, read_gate
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -46,6 +47,16 @@ class Turns:
                 found[other] = True
         return found
 
+    def overtakes(self, model: str) -> bool:
+        """Whether jobs of `model` are in an earlier lane than all of those that have the next turn: then that is theirs, and no
+        job in hand may end first. Raises what the client raises."""
+        mine, theirs = self._urgency(model), self._urgency(self.next) if self.next is not None else None
+        if mine is None or theirs is None or mine >= theirs:
+            return False
+        self.next = model
+        self.hurry()
+        return True
+
     def tell(self, model: str, seconds: float) -> None:
         """Have a worker that is to stop end its job in hand first, for at most so long. Raises what the client raises."""
         for name in self._workers.names(model):
@@ -58,10 +69,10 @@ class Turns:
                 self._client.publish(keys.control(f"{name}@{self._board}"), "hand-over")
 
     def _urgency(self, model: str) -> int | None:
-        """The earliest lane of the model's jobs that run, and of the one that is next; None where it has none."""
-        jobs = [
-            *cast("list[bytes]", self._client.zrange(keys.running(model), 0, -1)),
-            *cast("list[bytes]", self._client.zrange(keys.waiting(model), 0, 0)),
-        ]
+        """The earliest lane of the model's jobs that run, and of the one that is next unless its queue is paused; None where it
+        has none."""
+        jobs = cast("list[bytes]", self._client.zrange(keys.running(model), 0, -1))
+        if read_gate(cast("bytes | None", self._client.hget(keys.GATES, model))) is not Gate.PAUSED:
+            jobs += cast("list[bytes]", self._client.zrange(keys.waiting(model), 0, 0))
         lanes = (cast("bytes | None", self._client.hget(keys.job(job.decode()), "lane")) for job in jobs)
         return min((_LANES.index(Lane(lane.decode())) for lane in lanes if lane), default=None)

@@ -22,17 +22,20 @@ class Unparking:
         self._board = board
         self._leaving = leaving
 
-    def until(self, fits: Callable[[], bool]) -> bool:
-        """Whether it fits, perhaps once workers have given back what is parked. Raises what the client raises."""
-        if fits():
+    def until(self, fits: Callable[[int], bool]) -> bool:
+        """Whether it fits, perhaps once workers have given back what is parked; they keep it where that would not do. `fits` is
+        told the bytes that are still to be given back. Raises what the client raises."""
+        if fits(0):
             return True
         workers = [worker for worker in boards.snapshot(self._client).workers if worker.board == self._board]
-        parked = [worker.name for worker in workers if worker.parked]
+        parked = {worker.name: worker.parked for worker in workers if worker.parked}
+        if not fits(sum(parked.values())):
+            return False
         for name in parked:
             self._client.publish(keys.control(name), "unpark")
         for _ in range(int(PATIENCE / 0.05) if parked else 0):
             if self._leaving.wait(0.05):
                 break
-            if fits():
+            if fits(0):
                 return True
         return False

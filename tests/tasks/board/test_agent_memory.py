@@ -103,7 +103,7 @@ def test_unloads_are_counted_by_their_reasons(
     agent._loading.dismiss("gone")
     monkeypatch.setattr(agent._keeping, "over", lambda models: ["idle"])
     agent._rest()
-    monkeypatch.setattr(agent._room, "fits", lambda *_: False)
+    monkeypatch.setattr(agent._room, "fits", lambda *_, **__: False)
     monkeypatch.setattr(agent._room, "in_the_way", lambda *_: ["room"])
     with pytest.raises(MakingRoom):
         agent._loading.load_in_place(echo())
@@ -206,3 +206,19 @@ def test_what_others_have_parked_is_given_back_first(
         agent._loading.load(echo())
         assert told.result(LIMIT) == b"unpark"
     assert agent._workers.has("echo")
+
+
+def test_what_others_have_parked_stays_where_it_would_not_do(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that wait for room are looked at every few seconds, and would have conversations read anew for nothing."""
+    has_memory(monkeypatch, total=100, available=5)
+    breathe(client, Presence(name="other@one", board="one", model="other", state="loaded", parked=MIB - 1))
+    with client.pubsub(ignore_subscribe_messages=True) as worker:
+        worker.subscribe(keys.control("other@one"))
+        eventually(lambda: client.pubsub_numsub(keys.control("other@one"))[0][1] == 1, what="a worker that listens")
+        with pytest.raises(OutOfMemory):
+            agent._loading.load(echo())
+        client.publish(keys.control("other@one"), "the end")
+        message = eventually(lambda: worker.get_message(timeout=0.1), what="a word")
+    assert message["data"] == b"the end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import Memory
 from npu.model import LoadWhen, Model
 from tasks import keys, roster
-from tasks.board import loading
+from tasks.board import loading, workers
 from tasks.board.agent import Agent
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.board.settings import BoardSettings
@@ -26,7 +27,7 @@ from tasks.card import Card
 from tasks.prompting import setup
 from tasks.roster import Presence
 from tasks.settings import TaskSettings
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 GIB = 1 << 30
 SIZES = {"tiny": 0.5, "small": 1.0, "middle": 2.0, "large": 3.5, "huge": 5.0}
@@ -368,6 +369,67 @@ def test_chats_wait_for_no_jobs_of_later_lanes(busy: Board, client: redis.Redis,
         busy.later(599)
         busy.agent._meet()
         assert busy.loaded() == {"large"}
+
+
+def test_a_chat_waits_for_no_batch_that_has_the_next_turn(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for the job in hand that was to end first. The batch has its turn after the chat's model."""
+    job_ends = threading.Event()
+    monkeypatch.setattr(workers, "wait_or_kill", lambda *_: job_ends.wait(LIMIT))
+    board.has("huge")
+    board.job("huge", "running", "batch")
+    board.breathe("huge", "busy")
+    board.job("large", "waiting", "batch")
+    board.agent._meet()
+    board.later(61)
+    board.agent._meet()
+    assert (board.agent._turns.next, board.agent._workers.leaving()) == ("large", {"huge"})
+    board.job("middle", "waiting", "batch")
+    board.agent._meet()
+    assert board.agent._turns.next == "large"
+    board.jobs_gone("middle")
+    board.job("middle", "waiting")
+    with client.pubsub(ignore_subscribe_messages=True) as control:
+        control.subscribe(keys.control("huge@one"))
+        board.agent._meet()
+        told = next(filter(None, iter(lambda: control.get_message(timeout=1.0), "")))
+    assert (told["data"], board.agent._turns.next) == (b"hand-over", "middle")
+    job_ends.set()
+    board.gone()
+    board.agent._meet()
+    assert board.loaded() == {"middle"}
+    board.agent._meet()
+    assert board.loaded() == {"middle", "large"}
+
+
+@pytest.mark.parametrize("why", ["paused", "failed"])
+def test_a_model_that_answers_nobody_keeps_no_room(busy: Board, client: redis.Redis, why: str) -> None:
+    """Jobs wait for it whose queue is paused, or it could not be loaded, and its worker is there all the same."""
+    client.delete(keys.running("large"))
+    if why == "paused":
+        client.hset(keys.GATES, "large", "paused")
+        busy.breathe("large")
+    else:
+        busy.jobs_gone("large")
+        worker = Presence(name="large@one", board="one", model="large", state="idle", tries=1, problem="it is damaged")
+        roster.breathe(client, worker)
+    busy.agent._meet()
+    busy.gone()
+    busy.agent._meet()
+    assert busy.loaded() == {"huge"}
+
+
+def test_who_is_paused_with_a_job_in_hand_gives_way_by_that_alone(busy: Board, client: redis.Redis) -> None:
+    """The chats that wait behind it do not count: they wait for more than this."""
+    client.delete(keys.running("large"))
+    busy.job("large", "running", "batch")
+    busy.agent._meet()
+    assert busy.loaded() == {"large"}
+    client.hset(keys.GATES, "large", "paused")
+    busy.agent._meet()
+    busy.gone()
+    assert busy.loaded() == set()
 
 
 @pytest.mark.parametrize("why", ["pinned", "loading", "elsewhere"])
