@@ -40,9 +40,7 @@ class Room:
         self._workers = workers
         self._keeping = keeping
 
-    def fits(
-        self, needed: int, domains: Sequence[int] = (), once_more: str | None = None, given_back: int = 0
-    ) -> bool:
+    def fits(self, needed: int, domains: Sequence[int] = (), once_more: str | None = None, given_back: int = 0) -> bool:
         """Whether so many bytes are free for one more model, or `once_more` for that one, also in one of the `domains` of the
         NPU's memory where it needs one, and it may be here beside others that are; or would be with so many `given_back`."""
         memory = memory_of(self._settings)

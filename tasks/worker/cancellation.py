@@ -34,6 +34,7 @@ class ControlListener:
         on_finish: Callable[[float], None],
         on_stop: Callable[[], None],
         on_hand_over: Callable[[], None],
+        on_was_read: Callable[[], None],
         on_unpark: Callable[[], None],
         on_move: Callable[[], None],
         on_read_ahead: Callable[[str, str], None],
@@ -46,6 +47,7 @@ class ControlListener:
         self._on_finish = on_finish
         self._on_stop = on_stop
         self._on_hand_over = on_hand_over
+        self._on_was_read = on_was_read
         self._on_unpark = on_unpark
         self._on_move = on_move
         self._on_read_ahead = on_read_ahead
@@ -91,6 +93,8 @@ class ControlListener:
                 self._on_stop()
             case ["hand-over"]:
                 self._on_hand_over()
+            case ["was-read"]:
+                self._on_was_read()
             case ["unpark"]:
                 self._on_unpark()
             case ["move"]:

@@ -114,6 +114,7 @@ class Serving:
             on_finish=self._finish,
             on_stop=self._stop,
             on_hand_over=self._hand_over,
+            on_was_read=self._let_go_of_moved,
             on_unpark=self._unpark,
             on_move=self._move,
             on_read_ahead=self._read_ahead,
@@ -364,9 +365,14 @@ class Serving:
         if not free:
             self._was_read(worker)
 
+    def _let_go_of_moved(self) -> None:
+        """Its job was read elsewhere, or is not going to be."""
+        if self._claiming.stopping:  # else it was said to a predecessor, whose board serves again
+            self._stop_run()
+
     def _was_read(self, worker: str) -> None:
         try:
-            self._client.publish(keys.control(worker), "hand-over")
+            self._client.publish(keys.control(worker), "was-read")
         except UNREACHABLE as error:
             log.info("%s was not told to hand over its job, and does so when its grace is over: %s", worker, error)
 

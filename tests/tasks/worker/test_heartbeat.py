@@ -36,6 +36,7 @@ class Ear:
             on_finish=lambda _: None,
             on_stop=lambda: None,
             on_hand_over=lambda: None,
+            on_was_read=lambda: None,
             on_unpark=lambda: None,
             on_move=lambda: None,
             on_read_ahead=self._cancel,

@@ -106,6 +106,22 @@ def test_it_is_said_here_until_it_was_read_there(move: Move) -> None:
     assert move.one.client.hget(keys.job(move.job), "goes_to") is None
 
 
+def test_a_word_for_a_predecessor_stops_nobody(make: Make) -> None:
+    """A board that was resumed soon has another worker of the same name when the reading ends."""
+    place = make()
+    with place.client.pubsub(ignore_subscribe_messages=True) as control:
+        control.subscribe(keys.control(place.worker))
+        # Nothing is loaded here, so it answers at once that it does not read.
+        place.client.publish(keys.control(place.worker), f"read-ahead gone {place.worker}")
+        words = [eventually(lambda: control.get_message(timeout=0.1), what="a word")["data"] for _ in range(2)]
+    assert len(words) == 2
+    place.client.publish(keys.control(place.worker), "load")  # heard after it
+    eventually(lambda: place.loaded == 1, what="a loaded model")
+    job = place.accept()
+    place.call()
+    place.until(job, JobState.FINISHED)
+
+
 @pytest.mark.full
 def test_a_board_at_work_reads_nothing_ahead(move: Move) -> None:
     """The job is let go of at once, and waits for its turn there."""
