@@ -144,7 +144,7 @@ class Lending:
                 threading.Thread(target=self._look, name="tickets", daemon=True).start()
         return server
 
-    def _find(self, path: str) -> tuple[Path, LentFile] | None:
+    def _find(self, path: str) -> tuple[Path, LentFile, _Ticket] | None:
         """The file behind a path; None where there is no such ticket or file, or it is another one by now."""
         name, _, file = path.lstrip("/").partition("/")
         with self._lock:
@@ -158,7 +158,7 @@ class Lending:
         with suppress(OSError):
             stat = place.stat()
             if (stat.st_size, stat.st_mtime_ns) == (told.size, changed):
-                return place, told
+                return place, told, ticket
         return None
 
     def _look(self) -> None:
@@ -186,7 +186,7 @@ class Lending:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], find: Callable[[str], tuple[Path, LentFile] | None]) -> None:
+    def __init__(self, address: tuple[str, int], find: Callable[[str], tuple[Path, LentFile, _Ticket] | None]) -> None:
         self.find = find
         if ":" in address[0]:
             import socket
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             self.send_error(404)
             return
-        path, told = found
+        path, told, ticket = found
         tag = f'"{told.sha256}"'
         asked = _RANGE.fullmatch(self.headers.get("Range", ""))
         start = int(asked[1]) if asked and self.headers.get("If-Range", tag) == tag else 0
@@ -232,6 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
             file.seek(start)
             while left and (data := file.read(min(CHUNK, left))):
                 self.wfile.write(data)
+                ticket.used = time.monotonic()  # a large file may take longer over a slow line than a ticket lasts
                 left -= len(data)
         if left:
             self.close_connection = True  # it became shorter: whoever reads notices

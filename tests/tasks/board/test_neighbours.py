@@ -245,6 +245,23 @@ def test_a_ticket_opens_one_model_and_no_more(pair: Pair, monkeypatch: pytest.Mo
         status(f"{loan.url}/{FILE}")
 
 
+def test_a_ticket_lasts_while_a_file_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one takes hours over a slow line, and others come after it."""
+    moments: list[float] = []
+
+    def monotonic() -> float:
+        moments.append(len(moments) + 1e9)
+        return moments[-1]
+
+    loan = pair.lend("tiny-1b")
+    ticket = pair.lender.lending._tickets[loan.url.rpartition("/")[2]]
+    monkeypatch.setattr(lending, "CHUNK", len(pair.weights) // 8)
+    monkeypatch.setattr(lending, "time", Mock(monotonic=monotonic))
+    with direct_opener().open(urllib.request.Request(f"{loan.url}/{FILE}"), timeout=LIMIT) as sent:
+        assert sent.read() == pair.weights
+    assert ticket.used > moments[0] + 5
+
+
 def test_what_cannot_be_lent(pair: Pair) -> None:
     """Is said to whoever asks, and that nobody is there."""
     for model, why in (("echo", "no weights"), ("made", "made from tiny-1b"), ("none", "no model")):
