@@ -169,7 +169,10 @@ class Parking:
             return True
         with self._lock:
             self._loaded = None
-            self._drop(parked)
+            if parked in self._parked:
+                self._drop(parked)
+            else:  # its memory was wanted meanwhile
+                parked.file.close()
         self._give_up("the runtime did not load what it had written")
         return False
 
