@@ -86,7 +86,7 @@ def named(name: str, users: int, seconds: float, seed: int) -> list[Ask]:
 
     Raises `TraceError`.
     """
-    if name not in _PROGRAMS:
+    if is_file(name):
         return read(Path(name))
     chance = random.Random(f"{name} {users} {seconds} {seed}")
     asks = [ask for user in range(1, users + 1) for ask in _PROGRAMS[name](f"user-{user}", seconds, chance)]
@@ -94,6 +94,11 @@ def named(name: str, users: int, seconds: float, seed: int) -> list[Ask]:
     if not asks:
         raise TraceError(f"Nobody asks anything within {seconds:.0f} s: measure for longer, or with more users.")
     return asks
+
+
+def is_file(name: str) -> bool:
+    """Whether that is the traffic in a file, which has its own users and times."""
+    return name not in _PROGRAMS
 
 
 def _open_webui(user: str, seconds: float, chance: random.Random) -> Iterator[Ask]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TRAFFIC = "open-webui, home-assistant, or a file with a request a line."
 Users = Annotated[int, typer.Option(min=1, max=10_000, help="How many people use it; a file has its own.")]
-Seed = Annotated[int, typer.Option(help="Another number is other traffic of the same kind.")]
+Seed = Annotated[int, typer.Option(help="Another number is other traffic of the same kind; a file stays as it is.")]
 JsonFile = Annotated[
     Path | None,
     typer.Option(
@@ -28,7 +28,9 @@ JsonFile = Annotated[
 def load(
     trace: Annotated[str, typer.Option(metavar="NAME|FILE", help=TRAFFIC)] = "open-webui",
     users: Users = 4,
-    minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="For how long they come.")] = 5.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1440, help="For how long they come; a file has its own times.")
+    ] = 5.0,
     model: Annotated[str | None, typer.Option(help="Which model they ask.", show_default=False)] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Answers as long as the trace says, by ignore_eos; slower on some engines.")
@@ -64,7 +66,7 @@ def load(
             f"Stopped: these are the figures of the {len(served):,} of {len(asks):,} requests that had ended.",
             file=sys.stderr,
         )
-    found = {**_traffic(trace, users, minutes / 60, seed, asks), "stopped": stopped, **summary(served)}
+    found = {**_traffic(trace, minutes / 60, seed, asks), "stopped": stopped, **summary(served)}
     _print([rows(found)])
     if save_trace is not None:
         traces.write(save_trace, replay(served))
@@ -92,7 +94,9 @@ def fleet(
     own_keys: Annotated[
         bool, typer.Option("--own-keys", help="Each user shows an API key of their own, so that they take turns.")
     ] = False,
-    hours: Annotated[float, typer.Option(min=0.01, max=168, help="For how long they come.")] = 1.0,
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=168, help="For how long they come; a file has its own times.")
+    ] = 1.0,
     seed: Seed = 1,
     json_file: JsonFile = None,
     config: options.Config = None,
@@ -118,7 +122,7 @@ def fleet(
     _write(
         json_file,
         "bench fleet",
-        {**_traffic(trace, users, hours, seed, asks), "profiles": names, "own_keys": own_keys, "fleets": found},
+        {**_traffic(trace, hours, seed, asks), "profiles": names, "own_keys": own_keys, "fleets": found},
     )
 
 
@@ -132,13 +136,16 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _traffic(trace: str, users: int, hours: float, seed: int, asks: Sequence[Ask]) -> dict[str, Any]:
+def _traffic(trace: str, hours: float, seed: int, asks: Sequence[Ask]) -> dict[str, Any]:
+    from ops.bench.trace import is_file
+
+    of_its_own = is_file(trace)
     return {
         "traffic": {
             "trace": trace,
             "users": len({ask.user for ask in asks}),
-            "minutes": round(hours * 60, 2),
-            "seed": seed,
+            "minutes": round(asks[-1].at / 60 if of_its_own else hours * 60, 2),
+            "seed": None if of_its_own else seed,
         }
     }
 

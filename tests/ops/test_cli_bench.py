@@ -62,6 +62,8 @@ def test_a_load_is_measured_and_becomes_a_trace(stack: Stack, tmp_path: Path) ->
     assert "3, answered 3" in said.stdout and "interactive: first token" in said.stdout
     found = json.loads((tmp_path / "f.json").read_text())
     assert (found["schema"], found["command"], found["answered"], found["tokens"]) == (1, "bench load", 3, 140)
+    own = {"trace": str(tmp_path / "t.jsonl"), "users": 2, "minutes": 0.0, "seed": None}
+    assert found["traffic"] == own
     assert found["lanes"]["interactive"]["answered"] == 2 and found["lanes"]["background"]["answered"] == 1
     real = read(tmp_path / "real.jsonl")
     assert [(each.user, each.answer_tokens) for each in real] == [("a", 40), ("a", 40), ("b", 60)]
