@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from ops.systemd.unit import Unit
 
 app = typer.Typer(help="The service under systemd: started with the machine, and again when it dies or stands still.")
+
+
+FOLDERS = ("data_dir", "models_dir")
+"""The settings that a unit has on its command line, where they do not stand in the file."""
 
 
 class Kind(StrEnum):
@@ -49,9 +54,16 @@ def install(
     """Have systemd run the service from now on, also after a reboot. Settings come from the file; install anew when the folders
     change."""
     options.apply(config, models_dir=models_dir, data_dir=data_dir)
+    from ops import environment
     from ops.systemd import installation
 
     unit = _unit(part.value, user, own=not show)
+    kept = environment.INTERNAL | {environment.variable(name) for name in FOLDERS}
+    if left := sorted(environment.ours().keys() - kept):
+        print(
+            f"The service will not have {', '.join(left)} of this environment: its settings stand in the file.",
+            file=sys.stderr,
+        )
     if show:
         print(unit.text(), end="")
         return
@@ -102,9 +114,10 @@ def sentence(name: str, found: dict[str, str]) -> str:
 
 def _unit(part: str, user: str | None, *, own: bool) -> Unit:
     import os
-    import sys
     from pathlib import Path
+    from urllib.parse import unquote, urlsplit
 
+    from api.settings import ApiSettings
     from ops import configuration, environment
     from ops.systemd import installation
     from ops.systemd.unit import Unit
@@ -116,9 +129,9 @@ def _unit(part: str, user: str | None, *, own: bool) -> Unit:
     found = config_file()
     words = [str(Path(sys.executable).with_name("rockchipllama")), part]
     words += ["--config", str(found.absolute())] if found is not None else []
-    for name in ("data_dir", "models_dir"):
-        if name in environment.from_command_line:
-            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    for name in FOLDERS:
+        if environment.variable(name) in environment.ours():  # what the command line gave stands there as well
+            words += [f"--{name.replace('_', '-')}", str(ROOT / getattr(settings, name))]
     if part == "up" and not store.holds_socket(ROOT / settings.data_dir):
         raise installation.ServiceRefused(
             f"The path {settings.data_dir} is too long, or has characters, for a socket in it, through which commands find the "
@@ -126,8 +139,11 @@ def _unit(part: str, user: str | None, *, own: bool) -> Unit:
         )
     runs = installation.user_for(user, ROOT)
     # The unit's working folder is that of the application, whatever folder this command was typed in.
-    folders = (ROOT / settings.data_dir, ROOT / settings.models_dir)
+    folders = [ROOT / settings.data_dir, ROOT / settings.models_dir]
     if own and os.getuid() == 0:
         installation.make_folder(folders[0], runs)
         installation.make_folder(folders[1], runs, read_only=True)
-    return Unit(part, tuple(words), ROOT, runs, installation.npu_groups(), folders)
+    files = urlsplit(configuration.load(ApiSettings).files_url or "")
+    if files.scheme == "file" and part != "board":
+        folders.append(Path(unquote(files.path)))
+    return Unit(part, tuple(words), ROOT, runs, installation.npu_groups(), tuple(folders))

@@ -56,7 +56,9 @@ def make_folder(folder: Path, user: str, *, read_only: bool = False) -> None:
     account = pwd.getpwnam(user)
     if not folder.exists():
         folder.mkdir(parents=True, mode=0o750)
-        os.chown(folder, account.pw_uid, account.pw_gid)
+        os.chown(
+            folder, account.pw_uid, account.pw_gid, follow_symlinks=False
+        )  # whoever owns what it lies in may be quick
     if not read_only and folder.stat().st_uid != account.pw_uid:
         raise ServiceRefused(
             f"{folder} belongs to another user than '{user}', who is to run the service. `sudo chown -R {user} {folder}` "

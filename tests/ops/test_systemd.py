@@ -165,9 +165,9 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_unit_can_be_looked_at(tmp_path: Path) -> None:
-    """With the folders and the file that it was asked for, in full."""
+    """With the folders and the file that it was asked for, in full; what the service will not have is told."""
     settings = tmp_path / "settings.toml"
-    settings.write_text(f'data_dir = "{tmp_path}/kept"\n')
+    settings.write_text(f'data_dir = "{tmp_path}/kept"\nfiles_url = "file://{tmp_path}/a%20share"\n')
     words = [
         "service",
         "install",
@@ -176,13 +176,18 @@ def test_the_unit_can_be_looked_at(tmp_path: Path) -> None:
         "daemon",
         "--config",
         str(settings),
-        "--models-dir",
-        str(tmp_path),
     ]
+    variables = {"ROCKCHIPLLAMA_MODELS_DIR": str(tmp_path), "ROCKCHIPLLAMA_PORT": "81"}
     done = subprocess.run(
-        [sys.executable, "-m", "ops.cli.main", *words], capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-m", "ops.cli.main", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env=os.environ | variables,
     )
+    assert "will not have ROCKCHIPLLAMA_PORT of this environment" in done.stderr
     program = Path(sys.executable).with_name("rockchipllama")
     assert f'ExecStart="{program}" "up" "--config" "{settings}" "--models-dir" "{tmp_path}"' in done.stdout
-    assert f'ReadWritePaths="{tmp_path}/kept" "{tmp_path}"' in done.stdout
+    assert f'ReadWritePaths="{tmp_path}/kept" "{tmp_path}" "{tmp_path}/a share"' in done.stdout
     assert not (tmp_path / "kept").exists()
