@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -56,13 +58,22 @@ def join(
     if url is not None:
         from ops.up import joining  # only now: `up` asks for the rest alone
 
+        given = url
         if "://" not in url:
             url = joining.found(url)
         for problem in joining.keep(settings.data_dir, url, settings.board_name):
             print(problem, flush=True)
+        _begin_anew(given)
     elif joined.redis_url(settings.data_dir) is None:
         raise TokenRefused("This machine has joined nothing yet: add the URL that `rockchipllama up --share` prints.")
     run()
+
+
+def _begin_anew(token: str) -> None:
+    """Become the same command without the token: everybody on this machine can read the command lines of its processes."""
+    words = [word for word in sys.orig_argv[1:] if word != token]
+    if len(words) < len(sys.orig_argv) - 1:  # else it came from elsewhere
+        os.execv(sys.executable, [sys.executable, *words])
 
 
 def run() -> None:

@@ -251,7 +251,7 @@ class _Service:
             self._disk = DiskWatch(folder, sock, self._plan.up.disk_reserve * 1024**2, say)
             self._disk.start()
         if network is not None:
-            self._tell_how_to_join(network)
+            tell_how_to_join(self._access, network.host, network.port)
             self._announce(network)
         return store.url(self._plan.tasks.data_dir)
 
@@ -269,13 +269,6 @@ class _Service:
         sharing.write_private(sock.with_name(store.PASSWORD_NAME), password)
         self._access.prepare(password)
         return store.Network(host, port, self._access.users)
-
-    def _tell_how_to_join(self, network: store.Network) -> None:
-        token, host = self._access.shown(), listen.network_address(network.host)
-        if token is None:
-            say(f"  boards  join at {host}:{network.port}; `rockchipllama boards invite NAME` makes a token")
-        else:
-            say(f"  boards  rockchipllama join {token.url(host, network.port)}")
 
     def _announce(self, network: store.Network) -> None:
         if self._plan.up.announce is False or not discovery.installed():
@@ -350,6 +343,15 @@ def trial(url: str, networks: Sequence[str], *, needs_key: bool) -> str:
     )
 
 
+def tell_how_to_join(access: sharing.Access, listens_on: str, port: int) -> None:
+    """The line to type on another board, with the token in it unless a log would keep that."""
+    token, host = access.shown(), listen.network_address(listens_on)
+    if token is None or _is_kept():
+        say(f"  boards  join at {host}:{port}; `rockchipllama boards invite NAME` makes a token")
+    else:
+        say(f"  boards  rockchipllama join {token.url(host, port)}")
+
+
 def say(text: str) -> None:
     """One thing the user should know, on stdout; to a collector, an entry like any other."""
     if _json():
@@ -357,6 +359,11 @@ def say(text: str) -> None:
         return
     with contextlib.suppress(OSError):  # whoever read it is gone
         print(text, flush=True)
+
+
+def _is_kept() -> bool:
+    """Whether what is said goes to a log that others read as well: systemd's journal, or a collector's."""
+    return systemd.listens() or _json()
 
 
 def _json() -> bool:

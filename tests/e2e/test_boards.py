@@ -196,6 +196,9 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
         assert refused.returncode == 1 and "where the service runs" in refused.stderr
         answer = shared.ask("echo-of-second")
         assert answer.status_code == 200 and "hello" in answer.json()["choices"][0]["message"]["content"]
+        token = sharing.parse(url)[0]
+        lines = [psutil.Process(board.process.pid).cmdline(), *(each.cmdline() for each in board.family())]
+        assert token.secret not in str(lines), "every user of the machine reads those"
     finally:
         board.stop()
     assert (folder / "data" / "joined").stat().st_mode & 0o077 == 0

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from ops.up import listen, lock, store
+from ops.up import listen, lock, sharing, store
 from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
 from ops.up.ready import Readiness, _read, listens, place
-from ops.up.service import Plan, run, trial
+from ops.up.service import Plan, run, tell_how_to_join, trial
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
@@ -96,6 +96,23 @@ def test_a_network_that_leads_nowhere_is_one_too(monkeypatch: pytest.MonkeyPatch
     assert listen.network_address("0.0.0.0") == "10.9.1.1"
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": up})
     assert listen.network_address("0.0.0.0") == "0.0.0.0"
+
+
+def test_a_log_keeps_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """People see it in their terminal; systemd's journal is read by others as well."""
+    access = sharing.Access(tmp_path)
+    access.prepare("sesame")
+    token = access.shown()
+    assert token is not None
+    said = []
+    for where in ("", "/nowhere"):
+        monkeypatch.setenv("NOTIFY_SOCKET", where)
+        tell_how_to_join(access, "10.9.0.1", 6380)
+        said.append(capsys.readouterr().out)
+    assert token.url("10.9.0.1", 6380) in said[0]
+    assert token.secret not in said[1] and "join at 10.9.0.1:6380; `rockchipllama boards invite" in said[1]
 
 
 @pytest.mark.parametrize(
