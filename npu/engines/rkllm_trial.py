@@ -6,6 +6,7 @@ as its first load does; what that shows is kept apart from what is known of the 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -24,6 +25,8 @@ from npu.errors import NpuError
 from npu.model import Model
 from npu.self_test import Verdict
 
+_PARENT_DEATH_SIGNAL = 1
+"""`PR_SET_PDEATHSIG` of prctl."""
 SECONDS = 300.0
 """Gigabytes come from a card in that time, and the self-test takes five."""
 
@@ -67,6 +70,7 @@ def _ask(model: Model, models_dir: Path, setup: Setup, seconds: float) -> str:
         "library": setup.rkllm_library,
         "version": setup.rkllm_version,
         "seconds": seconds,
+        "asker": os.getpid(),
     }
     child = subprocess.Popen(
         [sys.executable, "-m", __name__],
@@ -98,7 +102,11 @@ def _tried(model: Model) -> Model:
 def main() -> NoReturn:
     """Load it once, and say what came of that."""
     order = json.load(sys.stdin)
-    signal.alarm(int(order["seconds"]) + 5)  # whoever asked may be gone
+    # Once whoever asked is gone, others load models where this one would be.
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != order["asker"]:
+        os._exit(1)
+    signal.alarm(int(order["seconds"]) + 5)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.dup(1)
     os.dup2(2, 1)  # what the library prints is no answer

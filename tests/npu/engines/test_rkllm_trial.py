@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from npu.engines.rkllm_trial import try_out
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.self_test import Verdict
-from npu.simulator import SimulatedModel, build, write_model
+from npu.simulator import Profile, SimulatedModel, build, write_model
 from tests.simulators import SIMULATORS, share_simulators
+from tests.stack import eventually
 
 
 @pytest.fixture
@@ -41,6 +44,46 @@ def test_a_release_that_talks_nonsense(tmp_path: Path, setup: Setup) -> None:
     model = put(tmp_path, SimulatedModel(garbage=True))
     trial = try_out(model, tmp_path / "models", build("1.2.3", SIMULATORS), "1.2.3", setup)
     assert "suspect" in trial.problem
+
+
+ASKER = """
+import sys
+from pathlib import Path
+from npu.engines import Setup
+from npu.engines.rkllm_trial import try_out
+from npu.manifest import read_manifest
+folder = Path(sys.argv[1])
+setup = Setup(folder / "run", context_length=256, rkllm_library="simulator")
+try_out(read_manifest(folder / "models" / "m" / "manifest.toml"), folder / "models", Path(sys.argv[2]), "1.2.3", setup)
+"""
+
+
+def test_it_does_not_outlive_whoever_asked(tmp_path: Path, setup: Setup) -> None:
+    """The next agent loads models into the memory that it holds."""
+    put(tmp_path, SimulatedModel(profile=Profile(load_ms=600_000)))
+    library = build("1.2.3", SIMULATORS)
+    asker = subprocess.Popen([sys.executable, "-c", ASKER, str(tmp_path), str(library)])
+    children = Path(f"/proc/{asker.pid}/task/{asker.pid}/children")
+
+    def trial() -> int | None:
+        """Its process, once it has the library."""
+        for child in map(int, children.read_text().split()):
+            if str(library) in Path(f"/proc/{child}/maps").read_text():
+                return child
+        return None
+
+    process = eventually(trial, what="a trial")
+    asker.kill()
+    asker.wait()
+    eventually(lambda: not _runs(process), what="the end of the trial")
+
+
+def _runs(process: int | None) -> bool:
+    """Whether it is more than a name that nobody has asked after."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_library_that_ends_the_process(tmp_path: Path, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
