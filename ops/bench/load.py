@@ -34,14 +34,20 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """How long a prompt becomes: `base` tokens around each turn, and `per_word`."""
+    """How long a prompt becomes."""
 
-    base: float
     per_word: float
+    """Tokens."""
+    alone: float
+    """Tokens around a turn with nothing before it: also what a template says where there is no system message."""
+    turn: float
+    """Around any other turn."""
+    system: float
+    """Around a system message."""
 
-    def words(self, tokens: int) -> int:
-        """How many make a turn of so many tokens; one at least."""
-        return max(1, round((tokens - self.base) / self.per_word))
+    def words(self, tokens: int, around: float) -> int:
+        """How many make a message of so many tokens; one at least."""
+        return max(1, round((tokens - around) / self.per_word))
 
 
 class Load:
@@ -103,31 +109,39 @@ class Load:
         return time.perf_counter() - self._start
 
     async def _learn(self) -> Tokenizer:
-        """Ask twice for one token, which loads the model too, and see how long the prompts were."""
-        counts = []
-        for words in (1, 1 + PROBE):
-            body = {"messages": [_turn(_text("probe", words))], "max_tokens": 1, "stream": False}
-            reply = await self._http.post("/v1/chat/completions", json=self._body(body))
-            if reply.status_code != 200:
-                raise LoadError(f"The service refuses a question ({reply.status_code}): {_message(reply.content)}")
-            counts.append(int(reply.json()["usage"]["prompt_tokens"]))
-        per_word = (counts[1] - counts[0]) / PROBE
+        """Ask some times for one token, which loads the model too, and see how long the prompts were."""
+        one = _turn(_text("probe", 1))
+        short, long = await self._count(one), await self._count(_turn(_text("probe", 1 + PROBE)))
+        per_word = (long - short) / PROBE
         if per_word <= 0:
-            raise LoadError(
-                f"A longer question has no more tokens: {counts[0]} and {counts[1]}. Nothing can be measured."
-            )
-        return Tokenizer(counts[0] - per_word, per_word)
+            raise LoadError(f"A longer question has no more tokens: {short} and {long}. Nothing can be measured.")
+        turn = system = 0.0
+        prefixes = any(ask.prefix is not None for ask in self._asks)
+        if prefixes or any(ask.conversation is not None for ask in self._asks):
+            turn = await self._count(one, one | {"role": "assistant"}, one) - short - 2 * per_word
+        if prefixes:
+            system = await self._count(one | {"role": "system"}, one) - turn - 2 * per_word
+        return Tokenizer(per_word, short - per_word, turn, system)
+
+    async def _count(self, *messages: dict[str, str]) -> int:
+        """The tokens of these as a prompt."""
+        body = self._body({"messages": messages, "max_tokens": 1, "stream": False})
+        reply = await self._http.post("/v1/chat/completions", json=body)
+        if reply.status_code != 200:
+            raise LoadError(f"The service refuses a question ({reply.status_code}): {_message(reply.content)}")
+        return int(reply.json()["usage"]["prompt_tokens"])
 
     def _body(self, body: dict[str, Any]) -> dict[str, Any]:
         model = {"model": self._model} if self._model is not None else {}
         return {**model, "temperature": 0, **({"ignore_eos": True} if self._exact else {}), **body}
 
     async def _send(self, place: int, ask: Ask, tokenizer: Tokenizer) -> Served:
-        new = _turn(_text(f"{ask.user} {place}", tokenizer.words(ask.prompt_tokens)))
         talk = self._talks.setdefault(ask.conversation, []) if ask.conversation is not None else []
         if ask.prefix is not None and not talk:
-            talk.append({"role": "system", "content": _text(ask.prefix, tokenizer.words(ask.prefix_tokens))})
-        talk.append(new)
+            words = tokenizer.words(ask.prefix_tokens, tokenizer.system)
+            talk.append({"role": "system", "content": _text(ask.prefix, words)})
+        words = tokenizer.words(ask.prompt_tokens, tokenizer.turn if talk else tokenizer.alone)
+        talk.append(_turn(_text(f"{ask.user} {place}", words)))
         body = self._body(
             {
                 "messages": talk,

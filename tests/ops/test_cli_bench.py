@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from npu.engines.echo import TEMPLATE
 from npu.errors import ModelRefused
 from ops import environment
 from ops.bench.load import LoadError, measure
@@ -28,8 +29,25 @@ runner = CliRunner()
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """A fast echo, whose answers are its prompts; one token of it is a byte."""
-    with Stack({"echo": {"tokens_per_second": 5000}}, default_model="echo") as stack:
+    stack = Stack({"echo": {"tokens_per_second": 5000}}, default_model="echo")
+    stack.add_model("polite", {"tokens_per_second": 5000})
+    template = stack.folder / "models" / "polite" / "chat_template.jinja"
+    template.write_text(
+        "{%- if messages[0].role != 'system' -%}" + "You are helpful. " * 10 + "{%- endif -%}" + TEMPLATE
+    )
+    with stack:
         yield stack
+
+
+def test_prompts_are_as_long_as_the_trace_says(stack: Stack) -> None:
+    """In each turn, also where the template says something by itself unless there is a system message."""
+    asks = [
+        *(Ask(at=0, prompt_tokens=size, answer_tokens=5, conversation="c") for size in (400, 120)),
+        Ask(at=0, prompt_tokens=100, answer_tokens=5, prefix="p", prefix_tokens=200),
+    ]
+    (first, second, behind), _ = measure(stack.url, None, "polite", asks, exact=False)
+    new = second.prompt_tokens - first.prompt_tokens - first.tokens
+    assert [first.prompt_tokens, new, behind.prompt_tokens] == pytest.approx([400, 120, 300], abs=50)
 
 
 def bench(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -97,8 +115,8 @@ def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Two questions beforehand, and two turns, of which the second was sent when the first had ended.
-    eventually(lambda: stack.redis.llen(keys.ENDED) == before + 4, what="two turns")
+    # Three questions beforehand, and two turns, of which the second was sent when the first had ended.
+    eventually(lambda: stack.redis.llen(keys.ENDED) == before + 5, what="two turns")
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
