@@ -85,7 +85,8 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     # The engine's clock is another, and counts no whole milliseconds.
     scale = min(1.0, ms / known)
     again = f"{view.prompt_tokens_again} tokens of it had been computed before" if view.prompt_tokens_again else None
-    cached = _cached(view.usage, view.home) if view.usage else None
+    # What is known of its conversation is from the first claim, and what was cached from the last.
+    cached = _cached(view.usage, None if view.claims else view.home) if view.usage else None
     spent = (
         (PartKind.LOADING, times.load_ms, None),
         (PartKind.PREFILL, times.prefill_ms, "; ".join(word for word in (cached, again) if word) or None),
