@@ -16,12 +16,16 @@ from tasks.roster import read_roster
 from tasks.scripts import ROSTER
 from tasks.settings import TaskSettings, redis_url
 
+PATIENCE = 4.0
+"""Seconds for Redis to answer, asked once: whoever runs this check takes a long one for a failed one, also with `--alive`."""
+
 
 def main(words: Sequence[str]) -> int:
     """0: it does. 1: it does not, or Redis cannot be asked, which with `--alive` is 0."""
     settings = TaskSettings()
     try:
-        client = connect(settings.redis_url or joined.redis_url(settings.data_dir) or redis_url(settings))
+        url = settings.redis_url or joined.redis_url(settings.data_dir) or redis_url(settings)
+        client = connect(url, timeout=PATIENCE, retries=0)
         roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
     except UNREACHABLE as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
 import redis
 
+from ops import board_health
 from ops.board_health import main
 from tasks import roster
 
@@ -31,3 +33,15 @@ def test_a_board_without_redis_is_alive_and_not_well(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", "unix:///nonexistent/valkey.sock")
     assert main([]) == 1
     assert main(["--alive"]) == 0
+
+
+def test_a_redis_that_stands_still_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several times would take longer than the probes of Kubernetes wait, which would end the board for it."""
+    monkeypatch.setattr(board_health, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as still:
+        still.setblocking(False)
+        monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", f"redis://127.0.0.1:{still.getsockname()[1]}/0")
+        assert main(["--alive"]) == 0
+        still.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            still.accept()
