@@ -10,12 +10,16 @@ import typer
 
 from ops.cli import options
 
+VARIABLE = "JOIN_URL"
+"""The environment variable that may hold the URL, where a command line is kept: in a container."""
+
 
 def join(
     url: Annotated[
         str | None,
         typer.Argument(
             metavar="[URL]",
+            envvar=VARIABLE,
             help="What `up --share` printed there; of it NAME.SECRET alone, and the service is looked for in the local "
             "network. Unset: what was joined before.",
             show_default=False,
@@ -45,7 +49,7 @@ def join(
         log_level=log_level,
         log_format=log_format,
     )
-    from ops import configuration
+    from ops import configuration, environment
     from ops.up import joined
     from ops.up.sharing import TokenRefused
     from tasks.settings import TaskSettings
@@ -63,6 +67,7 @@ def join(
             url = joining.found(url)
         for problem in joining.keep(settings.data_dir, url, settings.board_name):
             print(problem, flush=True)
+        environment.forget({VARIABLE})  # workers need it as little
         _begin_anew(given)
     elif joined.redis_url(settings.data_dir) is None:
         raise TokenRefused("This machine has joined nothing yet: add the URL that `rockchipllama up --share` prints.")

@@ -160,16 +160,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         service.stop()
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A command with a data directory, that ends by itself."""
-    return command(*words, "--data-dir", str(folder / "data"))
+    return command(*words, "--data-dir", str(folder / "data"), **variables)
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """One that ends by itself."""
     return subprocess.run(
         [sys.executable, "-m", "ops.cli.main", *words],
-        env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("ROCKCHIPLLAMA_")} | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -370,7 +370,7 @@ def test_two_boards_of_one_name_and_a_damaged_url_are_refused(shared: Shared, tm
     assert taken.returncode == 1 and "--name" in taken.stderr and token.secret not in taken.stderr
     damaged = run(tmp_path, "join", shared.join_url.replace(token.secret, token.secret[:8]))
     assert damaged.returncode == 1 and "cut off" in damaged.stderr and token.secret[:8] not in damaged.stderr
-    nobody = run(tmp_path, "join", token.url(host, free_port()))
+    nobody = run(tmp_path, "join", JOIN_URL=token.url(host, free_port()))
     assert nobody.returncode == 1 and "up --share" in nobody.stderr
     nothing = run(tmp_path, "join")
     assert nothing.returncode == 1 and "joined nothing" in nothing.stderr

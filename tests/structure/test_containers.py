@@ -135,6 +135,13 @@ def test_variables_of_the_compose_files_are_known() -> None:
     assert read - {environment.variable(setting.name) for setting in declared()} == environment.COMPOSE
 
 
+def test_no_command_line_has_a_secret() -> None:
+    """Everybody on the machine can read those."""
+    assert BOARD["board"]["command"] == ["join"] and "JOIN_URL" in BOARD["board"]["environment"]
+    commands = [str(service.get(part)) for service in SERVICE.values() for part in ("command", "entrypoint")]
+    assert not [command for command in commands if "${" in command]
+
+
 def test_nothing_is_published_beyond_this_machine() -> None:
     """Unless somebody sets so."""
     ports = [port for service in SERVICE.values() for port in service.get("ports", [])]
