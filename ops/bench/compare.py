@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -154,6 +155,7 @@ def interval(before: Groups, after: Groups, seed: int = 0) -> tuple[float, float
         for at in range(0, DRAWS, AT_ONCE):
             spread[at : at + AT_ONCE] += sign * (generator.choice(pool, size=(AT_ONCE, sum(counts))) @ weights)
     tail = (1 - CONFIDENCE) / 2
+    spread *= _few(sum(len(side[name]) - 1 for side in (before, after) for name in shared))
     low, high = np.quantile(means[1] - means[0] + spread, (tail, 1 - tail))
     change = math.exp(means[1] - means[0]) - 1
     return math.exp(means[0]), math.exp(means[1]), change, math.exp(low) - 1, math.exp(high) - 1
@@ -166,6 +168,14 @@ def judge(measure: str, change: float, low: float, high: float) -> Verdict:
     if (low > 0 or high < 0) and abs(change) >= NOTICED:
         return Verdict.WORSE if (change > 0) == (measure in LESS_IS_BETTER) else Verdict.BETTER
     return Verdict.SAME if low >= -ALIKE and high <= ALIKE else Verdict.UNCLEAR
+
+
+def _few(freedom: int) -> float:
+    """By how much wider than by a normal distribution the interval of a mean is whose spread is known from few values only:
+    Student's t, by the first terms of its expansion. `freedom` are its degrees."""
+    z, v = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), max(1, freedom)
+    terms = (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    return (z + sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)) / z
 
 
 def _around(logs: NDArray[np.float64]) -> NDArray[np.float64]:

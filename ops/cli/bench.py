@@ -75,7 +75,9 @@ def model(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON instead of a table, a document for each model.")
+    ] = False,
     url: Url = None,
     config: options.Config = None,
 ) -> None:

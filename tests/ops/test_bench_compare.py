@@ -68,6 +68,18 @@ def test_equal_models_are_seldom_called_different() -> None:
     assert 1 <= wrong <= 8
 
 
+@pytest.mark.parametrize("runs", [2, 5])
+def test_a_few_runs_of_one_prompt_are_not_surer(runs: int) -> None:
+    """As those of the reference prompt are, and the rounds of several at once."""
+    drawn, pairs, wrong = random.Random(3), 300, 0
+    for _ in range(pairs):
+        before, after = ({"": [drawn.lognormvariate(3, 0.03) for _ in range(runs)]} for _ in range(2))
+        found = interval(before, after)
+        assert found is not None
+        wrong += found[3] > 0 or found[4] < 0
+    assert 0.02 < wrong / pairs < 0.08
+
+
 @pytest.mark.parametrize(
     ("change", "low", "high", "verdict"),
     [
