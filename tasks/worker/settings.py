@@ -16,7 +16,10 @@ class WorkerSettings(Settings):
     title: ClassVar[str] = "Worker"
 
     threads: int | None = Field(
-        None, ge=1, description="CPU threads an engine may use. Unset: one less than there are cores."
+        None,
+        ge=1,
+        description="CPU threads an engine may use. Unset: one less than there are cores, and "
+        "none for the small ones of a big.LITTLE chip.",
     )
     memory_domain: int | None = Field(
         None,
