@@ -142,6 +142,13 @@ def test_no_command_line_has_a_secret() -> None:
     assert not [command for command in commands if "${" in command]
 
 
+def test_nobody_administers_grafana() -> None:
+    """Its first administrator is called admin, and so is the password; it looks at dashboards only."""
+    told = SERVICE["grafana"]["environment"]
+    assert told["GF_AUTH_ANONYMOUS_ENABLED"] == told["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert told["GF_AUTH_BASIC_ENABLED"] == "false" and "GF_AUTH_ANONYMOUS_ORG_ROLE" not in told
+
+
 def test_nothing_is_published_beyond_this_machine() -> None:
     """Unless somebody sets so."""
     ports = [port for service in SERVICE.values() for port in service.get("ports", [])]
