@@ -216,12 +216,19 @@ class Fleet:
         return self._conversations.setdefault(name, Conversation())
 
     def _give_up(self, job: str) -> None:
-        """Its deadline is over: it is not begun any more. A claim may have found that before."""
+        """Its deadline is over, whether it waits or runs. A claim may have found that before."""
         place = self._jobs[job]
-        progress = self._asks[place]
-        if progress.ended is None and not any(board.held and board.held.place == place for board in self._boards):
+        if self._asks[place].ended is not None:
+            return
+        for board in self._boards:
+            if (held := board.held) is not None and held.place == place:
+                self._leave_off(board, held, self._clock.now - held.began)
+                self._end(held.claim, _FAILED, JobState.FAILED)
+                self._free(board, held)
+                break
+        else:
             FAIL_QUEUED.run(self._queue.client, [keys.job(job), keys.events(job), keys.waiting(MODEL)], job, _FAILED, 1)
-            self._refuse(place, "deadline")
+        self._refuse(place, "deadline")
 
     def _refuse(self, place: int, why: str) -> None:
         """What was not answered was not said in its conversation."""
@@ -297,20 +304,27 @@ class Fleet:
         held = board.held
         if held is None or board.run != run:
             return
-        said = round((heard - held.prefill) / board.token_ms) if board.token_ms and heard > held.prefill else 0
-        self._note(board, held, said)
-        read = held.to_read if heard >= held.prefill else round(held.to_read * heard / held.prefill)
-        board.resident = held.cached + read + said
+        self._leave_off(board, held, heard)
         hand_back(
             *(self._queue.client, MODEL, held.claim.job, held.claim.token, "a chat came first"),
             crashed=False,
             paused_after=min(heard, held.prefill),
         )
         self._free(board, held)
-        sent = self._asks[held.place].sent
-        assert sent is not None
-        if self._clock.now > sent + self._settings.deadline * 1000 + ROUNDING:
-            self._give_up(held.claim.job)
+
+    def _leave_off(self, board: Board, held: Held, heard: float) -> None:
+        """Keep what was read and said by then, so many milliseconds after it began."""
+        said = int((heard - held.prefill) / board.token_ms + 0.001) if board.token_ms and heard > held.prefill else 0
+        self._note(board, held, said)
+        read = held.to_read if heard >= held.prefill else round(held.to_read * heard / held.prefill)
+        board.resident = held.cached + read + said
+
+    def _end(self, claim: Claim, last: bytes, state: JobState) -> None:
+        APPEND.run(
+            self._queue.client,
+            [keys.job(claim.job), keys.events(claim.job), keys.running(MODEL)],
+            *(claim.token, claim.seq, claim.seq + 1, last, b"", state.value, last),
+        )
 
     def _finish(self, board: Board, run: int) -> None:
         held = board.held
@@ -324,11 +338,7 @@ class Fleet:
         last = encode_events(
             [Finished(FinishReason.LENGTH, Usage(prompt, ask.answer_tokens, progress.cached), Timings())]
         )
-        APPEND.run(
-            self._queue.client,
-            [keys.job(held.claim.job), keys.events(held.claim.job), keys.running(MODEL)],
-            *(held.claim.token, held.claim.seq, held.claim.seq + 1, last, b"", JobState.FINISHED.value, last),
-        )
+        self._end(held.claim, last, JobState.FINISHED)
         board.answered += 1
         progress.ended = self._clock.now + FIRST_TOKEN / 2
         if ask.conversation is not None:

@@ -98,20 +98,17 @@ def test_a_chat_pauses_what_runs_in_the_background(fleet: Reckoning) -> None:
 def test_a_full_queue_and_a_deadline_are_told(fleet: Reckoning) -> None:
     """As the service refuses them."""
     asks = [ask(0, 1000, 100, user=f"u{number}") for number in range(6)]
-    found = fleet(asks, queue_limit=3, deadline=10)
+    found = fleet(asks, queue_limit=3, deadline=13)
     assert found["refused"] == {"QueueFull": 3, "deadline": 1}
     assert found["answered"] == 2
 
 
-def test_what_is_paused_too_late_is_told(fleet: Reckoning) -> None:
-    """A slice is read to its end, past the deadline; what comes next in its conversation is asked nevertheless."""
-    asks = [
-        ask(0, 4000, 5, conversation="c", lane=Lane.BACKGROUND),
-        ask(0.1, 10, 5),
-        ask(5, 10, 5, conversation="c"),
-    ]
-    found = fleet(asks, deadline=0.3)
-    assert (found["answered"], found["refused"]) == (1, {"deadline": 2})
+def test_what_runs_past_its_deadline_is_given_up(fleet: Reckoning) -> None:
+    """Where it is by then; what comes next in its conversation is asked nevertheless, and what was given up is not in it."""
+    asks = [ask(0, 100, 400, conversation="c"), ask(1, 30, 5, conversation="c")]
+    found = fleet(asks, deadline=5)
+    assert (found["answered"], found["refused"], found["prompt_tokens"]) == (1, {"deadline": 1}, 30)
+    assert found["tokens"] == pytest.approx((5000 - 100) / 50 + 5, abs=2)
 
 
 def test_faster_boards_take_more() -> None:
