@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from npu.engines.rkllm_generation import SLICE_STEP, slice_seconds
 from npu.errors import ModelRefused
 from npu.simulator.profile import Profile, profile_of
+from ops.bench.fleet_board import Board, Held, prefill_of
 from ops.bench.served import Served, summary
 from ops.bench.trace import Ask, before_each
 from ops.bench.virtual import VirtualQueue, virtual_queue
@@ -47,46 +47,6 @@ TTL = 1.0
 """Seconds, real ones, for which ended jobs are kept."""
 
 _FAILED = encode_events([Failed(FailureCode.DEADLINE, "")])
-
-
-@dataclass(slots=True)
-class Held:
-    """A job that a board has in hand. Times are milliseconds."""
-
-    claim: Claim
-    place: int
-    began: float
-    cached: int
-    to_read: int
-    prefill: float
-    stops: list[float]
-    """Since it began: when a pause can be heard while the prompt is read."""
-    said_before: int
-    """Tokens that were said when it began."""
-
-
-@dataclass(slots=True)
-class Board:
-    """One board and what it did."""
-
-    name: str
-    profile: Profile
-    held: Held | None = None
-    run: int = 0
-    """Counts what it began, so that the end of what was paused is none."""
-    conversation: str | None = None
-    prefix: str | None = None
-    resident: int = 0
-    """Tokens of that conversation in its cache."""
-    prefix_tokens: int = 0
-    busy: float = 0.0
-    answered: int = 0
-    tokens: int = 0
-
-    @property
-    def token_ms(self) -> float:
-        """What saying one takes."""
-        return 1000 / self.profile.decode_tps if self.profile.decode_tps else 0.0
 
 
 @dataclass(slots=True)
@@ -277,7 +237,7 @@ class Fleet:
         elif ask.prefix is not None and ask.prefix == board.prefix:
             cached = min(board.prefix_tokens, prompt - 1)
         to_read = prompt - cached
-        prefill, stops = _prefill(board, to_read)
+        prefill, stops = prefill_of(board, to_read)
         board.run += 1
         board.held = Held(claim, place, self._clock.now, cached, to_read, prefill, stops, progress.said)
         board.conversation, board.prefix, board.prefix_tokens = ask.conversation, ask.prefix, ask.prefix_tokens
@@ -390,21 +350,6 @@ class Fleet:
             longest_gap=progress.longest_gap,
             refused=progress.refused,
         )
-
-
-def _prefill(board: Board, tokens: int) -> tuple[float, list[float]]:
-    """How many milliseconds reading them takes, and when, since its start, a slice of it ends."""
-    pace = board.profile.prefill_tps
-    if not pace:
-        return 0.0, []
-    size = max(SLICE_STEP, int(pace * slice_seconds(board.token_ms / 1000)) // SLICE_STEP * SLICE_STEP)
-    stops: list[float] = []
-    at, took = size, 0.0
-    while at < tokens:
-        took += size * 1000 / pace + board.token_ms  # each slice ends with a token that nobody wants
-        stops.append(took)
-        at += size
-    return took + (tokens - (at - size)) * 1000 / pace, stops
 
 
 def reckon(
