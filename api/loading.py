@@ -7,7 +7,7 @@ import math
 
 from api.errors import HttpProblem, Problem, of_error, of_failed
 from api.needs import RosterView
-from tasks.commands import AWAY, BUSY, CommandCode, Commander, Keep, Load, Unload
+from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Commander, Keep, Load, Unload
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.events import Failed, FailureCode
 from tasks.residence import LOADED, state_on, worker_on
@@ -46,11 +46,13 @@ class Loading:
         for chosen in boards:
             before = worker_on(self._roster.snapshot, name, chosen)
             try:
-                if before is None or before.state not in LOADED:
-                    await self._commander.ask(chosen, Load(name, by_hand=True), BEGIN_PATIENCE)
+                # Also where it is loaded: its worker may be on its way out.
+                await self._commander.ask(chosen, Load(name, by_hand=True), BEGIN_PATIENCE)
                 if keep is not None:
                     await self._commander.ask(chosen, Keep(name, keep), BEGIN_PATIENCE)
             except CommandFailed as error:
+                if error.code == SILENT:
+                    raise _problem(error, name) from error  # it may be at it still, and one board is enough
                 refusals.append(error)
                 continue
             if wait:
@@ -147,7 +149,7 @@ def _problem(error: CommandFailed, model: str) -> HttpProblem:
         return HttpProblem(Problem(409, "does_not_fit", message, "model", retry=False))
     if error.code in (CommandCode.NO_ROOM_YET, BUSY):
         return HttpProblem(Problem(503, "board_busy", message, retry_after=10.0))
-    if error.code == AWAY:
+    if error.code in (AWAY, SILENT):
         return HttpProblem(of_error(ModelDown(model, message)))
     if error.code in set(FailureCode):
         return HttpProblem(of_failed(Failed(FailureCode(error.code), message)))

@@ -8,7 +8,7 @@ import msgspec
 import redis
 
 from tasks import keys
-from tasks.commands import AWAY, Command, Envelope, decode_reply
+from tasks.commands import AWAY, SILENT, Command, Envelope, decode_reply
 from tasks.errors import CommandFailed
 from tasks.jobs import new_job_id
 
@@ -35,4 +35,4 @@ def ask(client: redis.Redis, board: str, command: Command, seconds: float) -> ms
                 if answer.error:
                     raise CommandFailed(answer.code, answer.error)
                 return answer.result
-    raise CommandFailed("timeout", f"The board '{board}' did not answer within {seconds:.0f} s.")
+    raise CommandFailed(SILENT, f"The board '{board}' did not answer within {seconds:.0f} s.")

@@ -216,6 +216,7 @@ def hand_back(
     code: FailureCode = FailureCode.ENGINE_LOST,
     read_again: int = 0,
     paused_after: float | None = None,
+    goes_to: str = "",
 ) -> HandedBack:
     """End a claim whose holder cannot go on. The job waits again in its old place, and whoever claims it next goes on behind
     what is on record.
@@ -223,7 +224,8 @@ def hand_back(
     `why` is a clause for the client. A claim that `crashed` counts: after `MOST_FAILURES` of them the job fails with `code`
     and all the reasons. With `final`, and where its model cannot go on with an answer, a job of which a part was sent fails
     now. `read_again` is how many tokens this claim prefilled though they had been before. A job that is paused waits until
-    no chat has run for as long as its prefill took, which is `paused_after` milliseconds.
+    no chat has run for as long as its prefill took, which is `paused_after` milliseconds. Others leave it for a moment to the
+    board that it `goes_to`, which has read it.
     """
     why = " ".join(why.split())  # a line of the history each
     before = cast("bytes | None", client.hget(keys.job(job), "history"))
@@ -242,7 +244,8 @@ def hand_back(
                 *(job, token, int(lapsed_only), int(crashed), int(final)),
                 *(encode_events([Failed(code, cut_off)]), encode_events([Failed(code, given_up)]), MOST_FAILURES),
                 *(CANCELLED, call(model, "", job), why, read_again),
-                *((int(paused_after),) if paused_after is not None else ()),
+                int(paused_after) if paused_after is not None else "",
+                goes_to,
             ),
         )
     )

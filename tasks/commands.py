@@ -34,6 +34,8 @@ BUSY = "busy"
 """The code of the reply to a command of a kind of which too many wait already."""
 AWAY = "board_away"
 """The code of the failure of a command to a board that does not listen."""
+SILENT = "timeout"
+"""A board that took the command did not answer in time."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -427,7 +429,7 @@ class Commander:
             async with asyncio.timeout(seconds):
                 answer = await future
         except TimeoutError:
-            raise CommandFailed("timeout", f"The board '{board}' did not answer within {seconds:.0f} s.") from None
+            raise CommandFailed(SILENT, f"The board '{board}' did not answer within {seconds:.0f} s.") from None
         finally:
             del self._pending[envelope.id]
         if answer.error:

@@ -438,7 +438,7 @@ HAND_BACK = Script(
     """
 -- KEYS job events waiting running calls
 -- ARGV id claim lapsed-only crashed final cut-off-event given-up-event most-failures cancelled-event call why read-again
--- [ms that the prefill took, of a job that is paused]
+-- ms-that-the-prefill-took board-that-reads-it; the former is empty but for a job that is paused, the latter where none does
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
   'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call', 'together',
@@ -481,7 +481,8 @@ end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),
   'read', math.max(kept[8] or 0, kept[10] or 0))
 redis.call('HDEL', KEYS[1], 'phase', 'worker', 'child', 'board', 'call', 'claim', 'done', 'pausing', 'through', 'together')
-if ARGV[13] then
+if ARGV[14] ~= '' then redis.call('HSET', KEYS[1], 'goes_to', ARGV[14]) end
+if ARGV[13] ~= '' then
   redis.call('HSET', KEYS[1], 'paused', 1, 'prefill', math.max(kept[9] or 0, ARGV[13]))
   redis.call('HINCRBY', KEYS[1], 'pauses', 1)
 end

@@ -120,6 +120,7 @@ class Demand:
                     OutOfMemory(f"{wait} They had something to do for {self._room_wait:.0f} s, or were just loaded."),
                 )
         except OSError as error:
+            self.no_room.pop(model.id, None)  # it keeps nobody else from the room
             log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
         except ModelRefused as error:
             log.error("jobs wait for %s, and it cannot be loaded: %s", model.id, error)

@@ -151,6 +151,7 @@ class Claiming:
                     code=code,
                     read_again=run.read_again,
                     paused_after=paused_after,
+                    goes_to=run.goes_to,
                 )
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):

@@ -33,6 +33,8 @@ class JobRun:
         """When it first came into each phase, by the monotonic clock."""
         self.done = 0
         """Tokens of the prompt that are prefilled."""
+        self.goes_to = ""
+        """The board that reads it ahead, and is to have it next."""
         self.said = 0
         """Tokens that the engine has said in this run."""
         self.can_be_paused = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -350,8 +349,7 @@ class Serving:
             self._hand_over()
             return
         worker, board = free
-        with suppress(ClaimLost):  # it may have ended in this very moment
-            runs[0].writer.note(goes_to=board)
+        runs[0].goes_to = board
         if not self._client.publish(keys.control(worker), f"read-ahead {runs[0].claim.job} {self._worker}"):
             self._hand_over()
 

@@ -10,7 +10,7 @@ import pytest
 
 from npu.model import RESERVED
 from tasks.api_keys import Scope
-from tasks.commands import AWAY, BUSY, CommandCode, Keep, Load, Unload
+from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Keep, Load, Unload
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.roster import Presence, Resident
@@ -96,7 +96,9 @@ def test_a_model_is_loaded_where_there_is_most_room(rack: Site) -> None:
     rack.world.commander.told.clear()
     rack.world.roster.alive.append(worker("b1", "loaded"))
     done = rack.http.post("/v1/models/load", json={"model": "tiny", "board": "any"})
-    assert (done.status_code, done.json()["board"], rack.world.commander.told) == (200, "b1", [])
+    assert (done.status_code, done.json()["board"]) == (200, "b1")
+    # It is told all the same: a worker that is about to leave says it is loaded, too.
+    assert rack.world.commander.told == [("b1", Load("tiny", by_hand=True))]
 
 
 def test_the_next_board_is_asked_when_one_refuses(rack: Site) -> None:
@@ -108,6 +110,14 @@ def test_the_next_board_is_asked_when_one_refuses(rack: Site) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "board_busy")
 
 
+def test_a_board_that_says_nothing_may_be_at_it_still(rack: Site) -> None:
+    """So no other one is told to load the model as well."""
+    rack.world.commander.refusals["b2"] = CommandFailed(SILENT, "not within 30 s")
+    refused = rack.http.post("/v1/models/load", json={"model": "tiny"})
+    assert refused.status_code == 503
+    assert [board for board, _ in rack.world.commander.told] == ["b2"]
+
+
 @pytest.mark.parametrize(
     ("code", "status", "word"),
     [
@@ -116,7 +126,7 @@ def test_the_next_board_is_asked_when_one_refuses(rack: Site) -> None:
         (BUSY, 503, "board_busy"),
         (AWAY, 503, "model_unavailable"),
         (FailureCode.MODEL_UNAVAILABLE, 503, "model_unavailable"),
-        ("timeout", 502, "board_refused"),
+        (SILENT, 503, "model_unavailable"),
     ],
 )
 def test_why_a_board_does_not_load(rack: Site, code: str, status: int, word: str) -> None:

@@ -110,8 +110,7 @@ async def test_a_job_that_was_read_ahead_is_left_to_the_board_that_did(boards: B
     """For as long, and once: whoever then has it in hand begins anew."""
     job = await boards.accept(*SECOND)
     held = boards.begin("one")
-    client.hset(keys.job(job), "goes_to", "one")
-    hand_back(client, "echo", job, held.token, "it was moved", crashed=False)
+    hand_back(client, "echo", job, held.token, "it was moved", crashed=False, goes_to="one")
     assert isinstance(boards.look("two"), Later)
     held = boards.begin("one")
     hand_back(client, "echo", job, held.token, "it stopped", crashed=False)
