@@ -6,7 +6,6 @@ as its first load does; what that shows is kept apart from what is known of the 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -23,10 +22,9 @@ from npu.engines import Setup, open_engine
 from npu.engines.rkllm_facts import Loaded, read_loaded, suspicion
 from npu.errors import NpuError
 from npu.model import Model
+from npu.rkllm.parent_death import end_with
 from npu.self_test import Verdict
 
-_PARENT_DEATH_SIGNAL = 1
-"""`PR_SET_PDEATHSIG` of prctl."""
 SECONDS = 300.0
 """Gigabytes come from a card in that time, and the self-test takes five."""
 
@@ -103,9 +101,7 @@ def main() -> NoReturn:
     """Load it once, and say what came of that."""
     order = json.load(sys.stdin)
     # Once whoever asked is gone, others load models where this one would be.
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != order["asker"]:
-        os._exit(1)
+    end_with(order["asker"])
     signal.alarm(int(order["seconds"]) + 5)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.dup(1)
