@@ -206,7 +206,7 @@ def test_an_administrator_pauses_a_queue(stack: Stack) -> None:
         assert [model["queue"] for model in health["models"] if model["id"] == "writer"] == ["paused"]
         assert httpx.post(f"{stack.url}/v1/queue/writer/resume").json()["state"] == "open"
         said = reply.read().decode()
-    assert ": position 1\n" in said and said.endswith("data: [DONE]\n\n")
+    assert ": position 1, its queue is paused\n" in said and said.endswith("data: [DONE]\n\n")
     eventually(lambda: queue(stack, "writer")["boards"][0].get("decode_tps"), what="a measured speed")
     assert queue(stack, "writer")["job_seconds"] > 0
 
