@@ -32,11 +32,11 @@ ANSWERS = {
 
 
 def traffic(boards: int) -> list[Ask]:
-    """Three quarters of what the boards can bear, of people who do not know of each other, and no two at once: which of them
+    """Two thirds of what the boards can bear, of people who do not know of each other, and no two at once: which of them
     were first would be chance. No conversations: where those are at home is tested elsewhere."""
     chance, at, asks = random.Random(7), 0.0, []
     while at < 90:
-        at += 0.1 + chance.expovariate(boards / 7)
+        at += 0.1 + chance.expovariate(boards / 5)
         asks.append(Ask(at=at, user=f"user-{len(asks) % 9}", prompt_tokens=chance.randint(40, 900), answer_tokens=400))
     return asks
 
