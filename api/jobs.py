@@ -19,7 +19,7 @@ from tasks.api_keys import Scope
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, is_job_id
 from tasks.roster import ModelStatus
-from tasks.waits_for import story, waits_for
+from tasks.waits_for import WaitsFor, story, waits_for
 
 SHOWN = tuple(name for name in JobView.__struct_fields__ if name not in ("behind", "home"))
 """What clients see of a job: nothing of other jobs."""
@@ -147,7 +147,10 @@ def render(view: JobView) -> dict[str, Any]:
 def _standing(http: Request, view: JobView) -> dict[str, Any]:
     """The job, and what it waits for."""
     status = _status(http, view)
-    return render(view) | {"waits_for": waits_for(status) if status is not None else None}
+    shown = render(view) | {"waits_for": waits_for(status) if status is not None else None}
+    if shown["waits_for"] in (WaitsFor.BOARD, WaitsFor.QUEUE):
+        shown["estimated_wait"] = None  # nobody can tell
+    return shown
 
 
 def _status(http: Request, view: JobView) -> ModelStatus | None:

@@ -261,7 +261,10 @@ class _Service(Collector):
             [((model, lane.value), count) for model, view in queues for lane, count in view.waiting.items()],
         )
         yield RUNNING, [((model,), view.standing.running) for model, view in queues]
-        waits = [((model,), view.standing.wait(sum(view.waiting.values()))) for model, view in queues]
+        served = {worker.model for worker in self._snapshot.workers}  # of others nobody can tell
+        waits = [
+            ((model,), view.standing.wait(sum(view.waiting.values()))) for model, view in queues if model in served
+        ]
         yield ESTIMATE, [(labels, wait) for labels, wait in waits if wait is not None]
         yield OPEN, [((model,), view.standing.gate is Gate.OPEN) for model, view in queues]
 

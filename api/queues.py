@@ -137,7 +137,8 @@ def _render(status: ModelStatus, workers: Sequence[Presence], view: QueueView) -
         "waiting": waiting,
         "lanes": {lane.value: count for lane, count in view.waiting.items()},
         "running": view.standing.running,
-        "estimated_wait": view.standing.wait(waiting),
+        # Without a board that serves it nobody can tell.
+        "estimated_wait": view.standing.wait(waiting) if status.boards or status.served else None,
         "job_seconds": view.job_seconds,
         "boards": [*map(_board, serving.values()), *idle],
     }

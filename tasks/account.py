@@ -78,7 +78,8 @@ def _waited(since: float, until: float, why: str) -> Part:
 
 def _ran(view: JobView, ms: float) -> Iterator[Part]:
     times = view.timings or Timings()
-    known = times.load_ms + times.prefill_ms + times.decode_ms
+    decode_ms = times.decode_ms - times.earlier_ms
+    known = times.load_ms + times.prefill_ms + decode_ms
     if not known:
         yield Part(PartKind.RUNNING, ms, view.board, view.error.message if view.error is not None else None)
         return
@@ -90,12 +91,16 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     spent = (
         (PartKind.LOADING, times.load_ms, None),
         (PartKind.PREFILL, times.prefill_ms, "; ".join(word for word in (cached, again) if word) or None),
-        (PartKind.DECODE, times.decode_ms, f"{view.usage.completion_tokens} tokens" if view.usage else None),
+        (PartKind.DECODE, decode_ms, _said(view.usage, times) if view.usage else None),
     )
     for kind, took, why in spent:
         if took:
             yield Part(kind, took * scale, view.board, why)
     yield Part(PartKind.HANDLING, max(0.0, ms - known), view.board)
+
+
+def _said(usage: Usage, times: Timings) -> str:
+    return f"{usage.completion_tokens} tokens{', with those of earlier attempts' if times.earlier_ms else ''}"
 
 
 def _behind(view: JobView, ids: bool) -> str:

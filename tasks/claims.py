@@ -50,6 +50,8 @@ class Claim:
     """How long the job waited, in all its waits."""
     again: int = 0
     """Tokens that earlier claims prefilled though they had been before."""
+    decoded: int = 0
+    """Milliseconds that the engines of earlier claims took for what they said, where they could tell."""
     read: int = 0
     """Tokens of the prompt that claims before this one had prefilled, the one that came farthest."""
     sent: bool = False
@@ -153,6 +155,7 @@ def claim_next(
         owner=record["owner"].decode(),
         waited=int(record["waited"]),
         again=int(record.get("again", 0)),
+        decoded=int(record.get("decoded", 0)),
         read=int(record.get("read", 0)),
         sent="sent" in record,
         prompts=prompts_of(record),
@@ -217,6 +220,7 @@ def hand_back(
     read_again: int = 0,
     paused_after: float | None = None,
     goes_to: str = "",
+    decoded: float = 0.0,
 ) -> HandedBack:
     """End a claim whose holder cannot go on. The job waits again in its old place, and whoever claims it next goes on behind
     what is on record.
@@ -225,7 +229,7 @@ def hand_back(
     and all the reasons. With `final`, and where its model cannot go on with an answer, a job of which a part was sent fails
     now. `read_again` is how many tokens this claim prefilled though they had been before. A job that is paused waits until
     no chat has run for as long as its prefill took, which is `paused_after` milliseconds. Others leave it for a moment to the
-    board that it `goes_to`, which has read it.
+    board that it `goes_to`, which has read it. Its engine took `decoded` milliseconds for what it said.
     """
     why = " ".join(why.split())  # a line of the history each
     before = cast("bytes | None", client.hget(keys.job(job), "history"))
@@ -246,6 +250,7 @@ def hand_back(
                 *(CANCELLED, call(model, "", job), why, read_again),
                 int(paused_after) if paused_after is not None else "",
                 goes_to,
+                round(decoded),
             ),
         )
     )

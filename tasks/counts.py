@@ -32,7 +32,7 @@ local function count_end(job, model, lane, claims, payload)
   local readable, wire = pcall(cmsgpack.unpack, payload)
   if not readable or type(wire) ~= 'table' or type(wire[2]) ~= 'table' then return end
   local last = wire[2][#wire[2]]
-  local kept = redis.call('HMGET', job, 'failures', 'pauses', 'again', 'home')
+  local kept = redis.call('HMGET', job, 'failures', 'pauses', 'again', 'home', 'claims')
   redis.set_repl(redis.REPL_NONE)
   local function add(name, amount, extra)
     amount = math.floor(tonumber(amount or 0) + 0.5)
@@ -59,14 +59,15 @@ local function count_end(job, model, lane, claims, payload)
     local whys = {{here = usage[3] * 2 < usage[1] and 'changed' or 'continued', elsewhere = 'moved', gone = 'evicted'}}
     -- What was parked was there after all.
     if (usage[6] or 0) > 0 then whys = {{here = 'continued', elsewhere = 'continued', gone = 'continued'}} end
-    add('read', usage[1] - usage[3], whys[kept[4]] or 'new')
+    -- Of a job that was interrupted nobody knows for which attempt that holds, and its first token came long ago.
+    if not kept[5] then add('read', usage[1] - usage[3], whys[kept[4]] or 'new') end
     add('prompt', usage[1])
     add('completion', usage[2])
     add('cached', usage[3])
     add('parked', usage[6])
     observe('wait', timings[1])
     if usage[2] > 0 then
-      observe('first', timings[1] + timings[2] + timings[3])
+      if not kept[5] then observe('first', timings[1] + timings[2] + timings[3]) end
       observe('token', timings[4] / usage[2])
     end
   end

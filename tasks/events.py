@@ -64,7 +64,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds. `prefill_ms` and `decode_ms` by the engine's clock, `queued_ms` and `load_ms` by ours."""
+    """Milliseconds. `prefill_ms` and `decode_ms` by the engine's clock, `queued_ms` and `load_ms` by ours. `decode_ms` has
+    that of attempts before the last, as far as they could tell; the others, but for `queued_ms`, are of the last."""
 
     queued_ms: float = 0.0
     load_ms: float = 0.0
@@ -74,6 +75,8 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     """How many jobs its last run answered at once: each has its share of the speed."""
     memory_mb: float = 0.0
     """Millions of bytes that the runtime held at the most, with its model; 0 where it does not tell."""
+    earlier_ms: float = 0.0
+    """The part of `decode_ms` that attempts before the last took."""
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):

@@ -30,6 +30,7 @@ Written down together because they share the record's fields:
   claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD, a tab and WHY: when it began to wait,
             was claimed and handed back; as many as fit into 8000 bytes
   read      tokens of the prompt that claims had prefilled, the one that came farthest
+  decoded   ms that the engines of claims took that ended before the job did, where they could tell
   again     tokens that were prefilled once more because a claim had ended early
   sent      1 once a client may have seen a part of the answer
   once      1 where an answer that was begun cannot be gone on with: its tokens are not known
@@ -438,7 +439,8 @@ HAND_BACK = Script(
     """
 -- KEYS job events waiting running calls
 -- ARGV id claim lapsed-only crashed final cut-off-event given-up-event most-failures cancelled-event call why read-again
--- ms-that-the-prefill-took board-that-reads-it; the former is empty but for a job that is paused, the latter where none does
+-- ms-that-the-prefill-took board-that-reads-it decode-ms; the first is empty but for a job that is paused, the second where
+-- none does
 -- -> 0 nothing to do, 1 failed, 2 waiting again, with a new call, 3 cancelled meanwhile
 local kept = redis.call('HMGET', KEYS[1],
   'claim', 'state', 'sent', 'order', 'cancel', 'once', 'history', 'done', 'prefill', 'read', 'call', 'together',
@@ -464,6 +466,7 @@ if ARGV[4] == '1' then
   redis.call('ZREM', 'rl:unacked_index', kept[11] or '')
 end
 if ARGV[12] ~= '0' then redis.call('HINCRBY', KEYS[1], 'again', ARGV[12]) end
+if ARGV[15] ~= '0' then redis.call('HINCRBY', KEYS[1], 'decoded', ARGV[15]) end
 local payload
 if kept[5] then payload = ARGV[9]
 elseif kept[3] and (kept[6] or ARGV[5] == '1') then payload = ARGV[6]

@@ -18,7 +18,7 @@ class WaitsFor(StrEnum):
     ROOM = "room"
     """Its model fits once others can be unloaded."""
     BOARD = "board"
-    """No board that has its model is there."""
+    """No board that has its model is there, and is not drained."""
     QUEUE = "queue"
     """Its queue is paused."""
 
@@ -46,6 +46,6 @@ def story(status: ModelStatus) -> str:
         case WaitsFor.ROOM:
             return "its model waits for room"
         case WaitsFor.BOARD:
-            return "no board that has its model is there"
+            return "no board that has its model is there, or the one that is was drained"
         case WaitsFor.QUEUE:
             return "its queue is paused"

@@ -23,8 +23,8 @@ WORDS = """
 """What prompts are made of: words that are one token each to nearly every tokenizer."""
 PROBE = 256
 """Words of the question by which the length of prompts is learnt."""
-PATIENCE = httpx.Timeout(30.0, read=None)
-"""An answer may wait in the queue for as long as the service lets it."""
+PATIENCE = httpx.Timeout(30.0, read=None, pool=None)
+"""An answer may wait in the queue for as long as the service lets it, and a question here for a connection."""
 CONNECTIONS = 1000
 
 

@@ -46,7 +46,8 @@ def model(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Fewer runs, one answer at a time, and no long prompts: a look, not a measurement."
+            "--quick",
+            help="Fewer runs, one answer at a time, and no prompts beyond 1,024 tokens: a look, not a measurement.",
         ),
     ] = False,
     concurrency: Annotated[

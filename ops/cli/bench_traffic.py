@@ -52,14 +52,20 @@ def load(
     config: options.Config = None,
 ) -> None:
     """Have many people use a running service at once: how long they wait, where answers stall, whether it is fair."""
+    import sys
+
     from ops.bench import trace as traces
     from ops.bench.load import measure
     from ops.bench.served import replay, rows, summary
     from ops.cli.service_address import address_of
 
     asks = traces.named(trace, users, minutes * 60, seed)
-    import sys
-
+    last = max(ask.at for ask in asks)
+    print(
+        f"{len(asks):,} requests of {len({ask.user for ask in asks}):,} users within {last / 60:.1f} minutes, to "
+        f"{model or 'the default model'}; it takes as long as they are answered.",
+        file=sys.stderr,
+    )
     served, stopped = measure(*address_of(config, url), model, asks, exact=exact)
     if stopped:
         print(
@@ -118,6 +124,7 @@ def fleet(
         reckon(asks, [profiles[place % len(profiles)] for place in range(count)], settings, own_keys=own_keys)
         for count in numbers
     ]
+    print(f"{len(asks):,} requests of {len({ask.user for ask in asks}):,} users; boards like {', '.join(names)}\n")
     _print([rows(each) for each in found], [f"{count} board{'s' * (count > 1)}" for count in numbers])
     _write(
         json_file,

@@ -31,5 +31,7 @@ def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
         local = load(ApiSettings)
         host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
         where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
+    if "://" not in where:
+        where = f"http://{where}"
     key = settings.service_key.get_secret_value() if settings.service_key is not None else None
     return where, key

@@ -23,7 +23,7 @@ def watch(settings: FlowerSettings) -> None:
             "ROCKCHIPLLAMA_FLOWER_LOGIN to NAME:PASSWORD, or listen on 127.0.0.1."
         )
     # Its own message for a port that is taken is a traceback.
-    with listen.listen(settings.flower_host, settings.flower_port) as sock:
+    with listen.listen(settings.flower_host, settings.flower_port, "flower_") as sock:
         host, port = sock.getsockname()[:2]
         print(f"Flower shows workers and calls at {listen.url(sock)}, and never prompts. Ctrl-C stops it.", flush=True)
     from tornado.options import options

@@ -32,8 +32,9 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]
     return found[0][0], found[0][4]
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` and `port` (0: any that is free). Raises `PortInUse`."""
+def listen(host: str, port: int, setting: str = "") -> socket.socket:
+    """A socket that listens on `host` and `port` (0: any that is free). Raises `PortInUse`, which names the settings that have
+    `setting` before `host` and `port`."""
     family, address = resolve(host, port)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -44,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise PortInUse(_sentence(error, host, port)) from error
+        raise PortInUse(_sentence(error, host, port, f"ROCKCHIPLLAMA_{setting.upper()}")) from error
     return sock
 
 
@@ -87,12 +88,12 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _sentence(error: OSError, host: str, port: int) -> str:
-    another = "choose another with --port or ROCKCHIPLLAMA_PORT"
+def _sentence(error: OSError, host: str, port: int, prefix: str) -> str:
+    another = f"choose another with --port or {prefix}PORT"
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} on {host} is in use by another program; stop that one, or {another}."
     if error.errno == errno.EACCES:
         return f"This user may not listen on port {port}; {another}, from 1024 on."
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"'{host}' is no address of this machine; choose another with --host or ROCKCHIPLLAMA_HOST."
+        return f"'{host}' is no address of this machine; choose another with --host or {prefix}HOST."
     return f"Port {port} on {host} cannot be listened on ({error.strerror}); {another}."

@@ -152,6 +152,7 @@ class Claiming:
                     read_again=run.read_again,
                     paused_after=paused_after,
                     goes_to=run.goes_to,
+                    decoded=run.totals.decode_ms,
                 )
             except UNREACHABLE as error:
                 if self._leaving.wait(AGAIN):

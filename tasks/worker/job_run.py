@@ -163,8 +163,9 @@ class JobRun:
                 float(self.claim.waited),
                 round(self.load_ms, 3),
                 round(totals.prefill_ms, 3),
-                round(totals.decode_ms, 3),
+                round(totals.decode_ms + self.claim.decoded, 3),
                 self.seat.together if self.seat is not None else 1,
                 round(totals.memory_mb, 2),
+                float(self.claim.decoded),
             ),
         )

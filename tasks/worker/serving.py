@@ -205,7 +205,8 @@ class Serving:
         try:
             last = self._answer(run, call)
             if run.reason == "stop":
-                return self._claiming.give_back(run, STOPPED)
+                moved = f"its board was drained, and '{run.goes_to}' goes on with it"
+                return self._claiming.give_back(run, moved if run.goes_to else STOPPED)
             if run.reason == "pause":
                 return self._claiming.give_back(run, PAUSED, paused_after=run.totals.prefill_ms)
             if run.read_again:

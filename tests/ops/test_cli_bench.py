@@ -128,7 +128,7 @@ def test_fleets_are_compared(tmp_path: Path) -> None:
     """Each number of boards by itself, in the figures as well."""
     words = ["fleet", "--boards", "1,3", "--load", "home-assistant", "--users", "4", "--hours", "0.1"]
     said = runner.invoke(app, [*words, "--json", str(tmp_path / "f")]).stdout
-    assert said.startswith("1 board\n") and "\n3 boards\n" in said
+    assert "users; boards like rk3588:qwen3-0.6b\n\n1 board\n" in said and "\n3 boards\n" in said
     found = json.loads((tmp_path / "f").read_text())
     assert [len(each["boards"]) for each in found["fleets"]] == [1, 3]
     assert found["traffic"] == {"trace": "home-assistant", "users": 4, "minutes": 6.0, "seed": 1}

@@ -52,6 +52,13 @@ def test_the_parts_follow_one_another() -> None:
     assert loaded[4].why == "20 of 30 tokens from the cache, 15 of them loaded from where they were parked"
 
 
+def test_the_last_attempt_has_its_own_time() -> None:
+    """That of earlier ones stands in their parts already."""
+    times = Timings(load_ms=2000.0, prefill_ms=1000.0, decode_ms=6000.0, earlier_ms=3000.0)
+    [decode] = [part for part in account(view(timings=times)) if part.kind is PartKind.DECODE]
+    assert (decode.ms, decode.why) == (3000.0, "5 tokens, with those of earlier attempts")
+
+
 def test_a_wait_tells_behind_whom() -> None:
     """And names those jobs to nobody who may not read them."""
     before = (Before("aaa", Lane.BACKGROUND, True), Before("bbb", Lane.INTERACTIVE, False))

@@ -158,6 +158,20 @@ async def test_items_of_batches_have_no_home(boards: Boards) -> None:
     assert boards.begin("two").job == job
 
 
+async def test_an_interrupted_job_counts_its_time_and_no_reason(
+    boards: Boards, client: redis.Redis, aclient: redis.asyncio.Redis
+) -> None:
+    """The next claim knows what the engines of those before it took. Where its prompt was, nobody knows for which of them."""
+    job = await boards.accept(*SECOND)
+    for decoded in (120.4, 12.7):
+        hand_back(client, "echo", job, boards.begin("one").token, "it stopped", crashed=False, decoded=decoded)
+    last = boards.begin("one")
+    assert last.decoded == 133
+    before = (await QueueBook(aclient, boards.store).counts()).read()
+    boards.end(last, Finished(FinishReason.STOP, Usage(10, 2, 3), Timings()))
+    assert (await QueueBook(aclient, boards.store).counts()).read() == before
+
+
 @pytest.mark.parametrize(
     ("why", "cached", "board"),
     [
@@ -171,7 +185,7 @@ async def test_items_of_batches_have_no_home(boards: Boards) -> None:
 async def test_why_a_prompt_was_read_is_counted(
     boards: Boards, client: redis.Redis, aclient: redis.asyncio.Redis, why: str, cached: int, board: str
 ) -> None:
-    """By where its conversation was when it was claimed first; a pause makes no difference, and what was parked was there."""
+    """By where its conversation was when it was claimed; what was parked was there."""
     others = why in ("evicted", "parked")
     if others:
         await boards.accept(Message("user", "Something else."))
@@ -179,8 +193,6 @@ async def test_why_a_prompt_was_read_is_counted(
     job = await boards.accept(*SECOND)
     if board == "two":
         client.hincrby(keys.job(job), "since", -AT_HOME - 1)
-    first = boards.begin(board)
-    hand_back(client, "echo", job, first.token, "it stopped", crashed=False)
     boards.end(
         boards.begin(board),
         Finished(FinishReason.STOP, Usage(10, 2, cached, parked_tokens=5 if why == "parked" else 0), Timings()),

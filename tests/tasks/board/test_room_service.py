@@ -17,7 +17,7 @@ from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
 from tests.stack import Stack
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192)
 SECONDS = 600.0
