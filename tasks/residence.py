@@ -36,6 +36,9 @@ def _available(status: ModelStatus, snapshot: Snapshot) -> dict[str, Any]:
 
 def _place(card: Card, board: Presence | None, state: str | None) -> dict[str, Any]:
     fits, why = _fits(card, board)
+    beside = fits and board is not None and (state in LOADED or card.memory_bytes <= board.room)
+    if fits and not beside and board is not None:
+        why = _pinned_out(card, board)
     return {
         "board": card.board,
         "state": "away" if board is None else state or "unloaded",
@@ -44,9 +47,18 @@ def _place(card: Card, board: Presence | None, state: str | None) -> dict[str, A
         "size_bytes": card.size_bytes,
         "memory_bytes": card.memory_bytes or None,
         "fits": fits,
-        "beside": fits and board is not None and (state in LOADED or card.memory_bytes <= board.room),
+        "beside": beside,
         "why": why,
     }
+
+
+def _pinned_out(card: Card, board: Presence) -> str | None:
+    """Which pinned models keep this one out, where the others could make no room for it."""
+    pinned = sorted(name for name, resident in board.residents.items() if resident.pinned and name != card.id)
+    others = sum(resident.memory for resident in board.residents.values() if not resident.pinned)
+    if not pinned or card.memory_bytes <= board.room + others:
+        return None
+    return f"What is pinned there leaves no room: {', '.join(pinned)}."
 
 
 def _fits(card: Card, board: Presence | None) -> tuple[bool | None, str | None]:

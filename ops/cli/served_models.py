@@ -76,12 +76,19 @@ def _time(typed: str | None) -> float | str | None:
         return typed
 
 
+def _clock(seconds: float) -> str:
+    import time
+
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
 def _resident(entry: dict[str, Any]) -> str:
     idle, memory = entry["idle_seconds"], entry["memory_bytes"]
     facts = [
         entry["state"],
         memory and f"{memory >> 20} MiB",
         None if idle is None else f"idle for {idle:.0f} s",
+        None if entry["until"] is None else f"until {_clock(entry['until'])}",
         "pinned" if entry["pinned"] else None,
         entry["problem"],
     ]

@@ -50,6 +50,15 @@ def test_where_a_model_fits(rack: Site) -> None:
     assert places(rack)[0] == ("busy", True, True, "")
 
 
+def test_a_pinned_model_that_leaves_no_room_is_named(rack: Site) -> None:
+    """Where the others could go, they would; one that nobody uses and none pinned gives way."""
+    both = {"kept": Resident(memory=3 * GIB, pinned=True), "idle": Resident(memory=GIB)}
+    rack.world.roster.alive = [board("b1", room=GIB, residents=both), board("b2", room=2 * GIB, residents=both)]
+    kept_out, takes_its_place = places(rack)
+    assert kept_out == ("unloaded", True, False, "What is pinned there leaves no room: kept.")
+    assert takes_its_place == ("unloaded", True, False, "")
+
+
 def test_why_a_model_does_not_fit(rack: Site) -> None:
     """With the figures; a board that is away, drained, or does not tell is told as such."""
     rack.world.roster.alive = [board("b1", budget=2 * GIB)]
