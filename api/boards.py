@@ -53,6 +53,15 @@ async def resume(http: Request, board: str) -> Response:
     return _json({"object": "board", "id": board, "drained": False})
 
 
+@router.delete("/{board:path}", summary="Forget a board that has gone")
+async def forget(http: Request, board: str) -> Response:
+    """Its models are known no more, unless others have them. One that is there is not forgotten. Needs the scope `admin`."""
+    require(http, Scope.ADMIN)
+    await services_of(http)["boards"].forget(board)
+    log.info("%s had the board '%s' forgotten", await who(http), board)
+    return _json({"object": "board.deleted", "id": board, "deleted": True})
+
+
 class RuntimeBody(BaseModel):
     """A release of the NPU's runtime to use from now on."""
 

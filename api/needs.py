@@ -104,6 +104,9 @@ class BoardBook(Protocol):
 
     async def resume(self, board: str) -> None: ...
 
+    async def forget(self, board: str) -> None:
+        """Raises `BoardLives` as well."""
+
 
 class TextBook(Protocol):
     """What boards know of texts."""

@@ -10,8 +10,8 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.card import Card
-from tasks.connection import unavailable_as_refusal
-from tasks.errors import BoardUnknown
+from tasks.connection import text, unavailable_as_refusal
+from tasks.errors import BoardLives, BoardUnknown
 from tasks.residence import worker_on
 from tasks.roster import Presence, Snapshot, read_roster
 from tasks.scripts import ROSTER
@@ -40,9 +40,25 @@ class BoardBook:
             if not await self._client.hdel(keys.DRAINED, board):
                 await self._make_sure_of(board)
 
-    async def _make_sure_of(self, board: str) -> None:
+    async def forget(self, board: str) -> None:
+        """Know nothing more of one that has gone for good: neither its models, nor that it was drained. Raises `BoardLives`."""
+        with unavailable_as_refusal():
+            if board in await self._living():
+                raise BoardLives(board)
+            cards = cast("list[bytes]", await self._client.hkeys(keys.CARDS))
+            its = [card for card in cards if text(card).partition("/")[2] == board]
+            known = sum(
+                [await self._client.hdel(keys.CARDS, *its) if its else 0, await self._client.hdel(keys.DRAINED, board)]
+            )
+            if not known:
+                raise BoardUnknown(board, sorted({text(card).partition("/")[2] for card in cards}))
+
+    async def _living(self) -> list[str]:
         reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
-        living = sorted(breath.board for breath in read_roster(cast("list[Any]", reply)).breaths)
+        return sorted(breath.board for breath in read_roster(cast("list[Any]", reply)).breaths)
+
+    async def _make_sure_of(self, board: str) -> None:
+        living = await self._living()
         if board not in living:
             raise BoardUnknown(board, living)
 

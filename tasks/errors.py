@@ -198,6 +198,13 @@ class BoardUnknown(TasksError):
         super().__init__(f"There is no board '{_shown(board)}'. There are: {', '.join(living) or 'none'}.")
 
 
+class BoardLives(TasksError):
+    """Raised when a board that is to be forgotten is there."""
+
+    def __init__(self, board: str) -> None:
+        super().__init__(f"The board '{_shown(board)}' is there. Stop it first; what is there cannot be forgotten.")
+
+
 class FileUnknown(TasksError):
     """Raised when there is no file of that id, or its time is over."""
 

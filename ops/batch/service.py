@@ -105,6 +105,10 @@ class Service:
         """Let it serve again; the same."""
         return self._ask("POST", f"/v1/boards/{_part(board)}/resume")
 
+    def forget_board(self, board: str) -> None:
+        """Know nothing more of one that has gone."""
+        self._ask("DELETE", f"/v1/boards/{_part(board)}")
+
     def queues(self) -> list[dict[str, Any]]:
         """The queue of each model."""
         return list(self._ask("GET", "/v1/queue")["data"])

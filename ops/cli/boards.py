@@ -78,6 +78,15 @@ def resume(name: Board, url: Url = None, config: options.Config = None) -> None:
 
 
 @app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="The board's name.")], url: Url = None, config: options.Config = None
+) -> None:
+    """Have the service know nothing more of a board that has gone for good, such as its models. Needs such a key as well."""
+    service_of(config, url).forget_board(name)
+    print(f"'{name}' is forgotten.")
+
+
+@app.command()
 def invite(
     name: Annotated[str, typer.Argument(help="What the token is called, such as kitchen.")],
     data_dir: options.DataDir = None,

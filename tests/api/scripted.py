@@ -432,6 +432,9 @@ class ScriptedBoards:
     async def resume(self, board: str) -> None:
         self._tell("resume", board)
 
+    async def forget(self, board: str) -> None:
+        self._tell("forget", board)
+
     def _tell(self, step: str, board: str) -> None:
         if board != "rack/one":
             raise BoardUnknown(board, ["rack/one"])

@@ -22,15 +22,18 @@ def test_only_administrators_drain_boards(place: Site, caplog: pytest.LogCapture
     for step in ("drain", "resume"):
         refused = place.http.post(f"/v1/boards/rack/one/{step}", headers=user)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_permissions")
+    assert place.http.delete("/v1/boards/rack/one", headers=user).status_code == 403
     assert place.world.boards.told == []
     for step, drained in (("drain", True), ("resume", False)):
         reply = place.http.post(f"/v1/boards/rack%2Fone/{step}", headers=admin)
         assert (reply.status_code, reply.json()) == (200, {"object": "board", "id": "rack/one", "drained": drained})
-    assert place.world.boards.told == [("drain", "rack/one"), ("resume", "rack/one")]
+    assert place.http.delete("/v1/boards/rack/one", headers=admin).json()["deleted"] is True
+    assert place.world.boards.told == [("drain", "rack/one"), ("resume", "rack/one"), ("forget", "rack/one")]
     said = [record.getMessage() for record in caplog.records if "rack/one'" in record.getMessage()]
     assert said == [
         "key 'admin-key' drained the board 'rack/one'",
         "key 'admin-key' let the board 'rack/one' serve again",
+        "key 'admin-key' had the board 'rack/one' forgotten",
     ]
 
 

@@ -11,7 +11,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.boards import BoardBook, overview, snapshot
 from tasks.card import Card, SelfTest
-from tasks.errors import BoardUnknown
+from tasks.errors import BoardLives, BoardUnknown
 from tasks.residence import state_on
 from tasks.roster import Machine, Presence, Runtime, announce, breathe, leave
 
@@ -93,6 +93,22 @@ def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> Non
 
 
 @pytest.mark.anyio
+async def test_a_board_that_has_gone_is_forgotten(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
+    """With its models and its drain; others keep theirs, and one that breathes is not forgotten."""
+    book = BoardBook(aclient)
+    for card in ("tiny/one", "tiny/two", "large/two"):
+        client.hset(keys.CARDS, card, b"")
+    client.hset(keys.DRAINED, "two", "1")
+    breathe(client, Presence(name="board:two", board="two"))
+    with pytest.raises(BoardLives):
+        await book.forget("two")
+    client.delete(keys.PRESENCE)
+    await book.forget("two")
+    assert client.hkeys(keys.CARDS) == [b"tiny/one"] and not client.exists(keys.DRAINED)
+    with pytest.raises(BoardUnknown, match="There are: one"):
+        await book.forget("two")
+
+
 async def test_a_board_is_drained_and_resumed_by_its_name(aclient: redis.asyncio.Redis, client: redis.Redis) -> None:
     """Twice is no mistake. One that left while it was drained can be resumed, and one that never was there not be drained."""
     book = BoardBook(aclient)
