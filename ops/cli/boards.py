@@ -67,8 +67,25 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
 def drain(name: Board, url: Url = None, config: options.Config = None) -> None:
     """Have a board hand its jobs to other boards and serve nothing, until it is resumed; also when it is started anew. Needs a
     key with the scope admin, where keys are made."""
-    board = service_of(config, url).drain_board(name)["id"]
+    service = service_of(config, url)
+    board = service.drain_board(name)["id"]
     print(f"'{board}' hands over what it is at, and serves nothing until `rockchipllama boards resume {board}`.")
+    if alone := nobody_else_has(service.living_boards(), board):
+        print(f"No other board that serves has {', '.join(alone)}: whatever is asked of that waits until then.")
+
+
+def nobody_else_has(boards: list[dict[str, Any]], drained: str) -> list[str]:
+    """The models of a board that no other one serves."""
+    served = {
+        model["id"] for each in boards if each["name"] != drained and not each["drained"] for model in each["models"]
+    }
+    return [
+        model["id"]
+        for each in boards
+        if each["name"] == drained
+        for model in each["models"]
+        if model["id"] not in served
+    ]
 
 
 @app.command()

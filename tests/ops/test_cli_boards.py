@@ -8,7 +8,7 @@ from typing import Any
 import redis
 from rich.console import Console
 
-from ops.cli.boards import lines_of
+from ops.cli.boards import lines_of, nobody_else_has
 from ops.top import view
 from tasks.boards import overview, snapshot
 from tasks.roster import Machine, Presence, breathe
@@ -48,3 +48,14 @@ def test_the_live_view_tells_which_board_is_hot(client: redis.Redis) -> None:
     shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the one above
     [cool, warm] = [line for line in shown if "86" in line]
     assert "86 (hot)" in warm and "hot" not in cool
+
+
+def test_models_that_wait_for_a_drained_board_are_named() -> None:
+    """Those that no other board serves: one that is drained as well serves none."""
+    has = {"one": ["a", "b", "c"], "two": ["a"], "three": ["b"]}
+    found = [
+        {"name": name, "drained": name == "three", "models": [{"id": model} for model in models]}
+        for name, models in has.items()
+    ]
+    assert nobody_else_has(found, "one") == ["b", "c"]
+    assert nobody_else_has(found, "two") == []
