@@ -55,7 +55,7 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
         ]
         yield f"{board['id']}: {', '.join(fact for fact in facts if fact)}"
         for model in board["models"]:
-            engine = f"{model['engine']} {model['engine_version'] or ''}".strip()
+            engine = model["engine_version"] or model["engine"]  # the version says which engine it is of
             speed = model["decode_tps"] and f", {model['decode_tps']:.1f} tokens/s"
             yield f"  {model['id']}: {model['state']}, {engine}{speed or ''}"
     versions = sorted({board["version"] or "unknown" for board in found})
