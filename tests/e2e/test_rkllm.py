@@ -18,7 +18,7 @@ from tests.stack import LIMIT, Stack, eventually
 PACES = {
     "unpaced": (Profile(), 120),
     "fast": (Profile(prefill_tps=5000, decode_tps=500), 60),
-    "board": (Profile(decode_tps=30), 8),
+    "board": (Profile(decode_tps=30, logits_ms=3), 8),
 }
 """How fast a model is, and how many streams it gets here."""
 
@@ -95,7 +95,7 @@ def test_a_client_that_leaves_stops_the_engine(paced: Stack, model: str) -> None
     assert chat(paced, model, "And now?").json()["choices"][0]["message"]["content"] == oracle.ask("And now?")[0]
 
 
-# A token that is drawn from logits takes the simulator next to no time, so there are to be many of them.
+# A token that is drawn from logits takes no more than those do, so there are to be many of them.
 DRAWN = {"seed": 7, "temperature": 1.1, "ignore_eos": True, "max_tokens": 400}
 
 
