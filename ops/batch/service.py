@@ -27,7 +27,9 @@ CHANGING = httpx.Timeout(60.0, read=960.0)
 
 
 class ServiceError(Exception):
-    """Raised when the service refuses something; the message is for the user."""
+    """Raised when the service refuses something; the message is for the user. `usage` tells whether it was asked wrongly."""
+
+    usage = False
 
 
 class ServiceAway(ServiceError):
@@ -257,4 +259,6 @@ def _refusal(reply: httpx.Response) -> ServiceError:
     if reply.status_code == 401:
         message += " The commands take it from ROCKCHIPLLAMA_SERVICE_KEY."
     again = reply.status_code >= 500 or reply.status_code == 429
-    return ServiceAway(message) if again else ServiceError(message)
+    refused = ServiceAway(message) if again else ServiceError(message)
+    refused.usage = reply.status_code == 400
+    return refused

@@ -20,6 +20,9 @@ OPEN_WEBUI, HOME_ASSISTANT = "open-webui", "home-assistant"
 class TraceError(Exception):
     """Raised when a trace cannot be read; the message is for the user."""
 
+    usage = True
+    """It was asked wrongly: exit code 2."""
+
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One request, a line of JSON in a trace.

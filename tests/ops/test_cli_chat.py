@@ -221,7 +221,7 @@ def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
     assert f"{job}  " in run(stack, "jobs").stdout.decode()
     told = run(stack, "why", job).stdout.decode()
     assert "decode on test-board: 12 tokens" in told and "in all, finished" in told
-    assert b"state" in run(stack, "jobs", "--state", "nonsense", code=1).stderr
+    assert b"state" in run(stack, "jobs", "--state", "nonsense", code=2).stderr
 
 
 def test_what_the_service_is_at(stack: Stack) -> None:
