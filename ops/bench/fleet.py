@@ -41,7 +41,7 @@ KNOCK = 5.0
 """Milliseconds until a worker that need not serve its job now has looked whether a chat waits."""
 LEASE = 1e6
 """Seconds: nobody dies here."""
-ROUNDING = 20.0
+ROUNDING = 1.0
 """Milliseconds after which a moment is surely over by the service's clock, which knows whole ones."""
 TTL = 1.0
 """Seconds, real ones, for which ended jobs are kept."""

@@ -1,7 +1,8 @@
 """A private Valkey whose service's clock shows a time that is told: the queue's own steps, in a time of the caller's.
 
-All times of the queue are by the service's clock, which is Redis' own less a shift (`tasks/clock.py`). Before each command
-the shift is set so that the clock shows the virtual time. So no rule of the queue is written a second time for this.
+All times of the queue are by the service's clock (`tasks/clock.py`), which stands still where Redis' own has jumped. Before each
+command it is said to have been seen last at the virtual time, from which Redis' clock is decades away: so that time is what the
+queue's steps go by, to the millisecond, however long the machine takes. No rule of the queue is written a second time for this.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class VirtualTime:
     def __init__(self) -> None:
         self.now = 1_000_000.0
 
-    def shift(self) -> str:
-        """What lets the service's clock show it."""
-        return f"{time.time() * 1000 - self.now:.0f}:{self.now:.0f}"
+    def standing(self) -> str:
+        """What lets the service's clock stand at it."""
+        return f"0:{self.now:.0f}"
 
 
 class VirtualRedis(redis.Redis):
@@ -47,7 +48,7 @@ class VirtualRedis(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """The command, at that time."""
         pipe = self.pipeline(transaction=False)
-        pipe.set(keys.CLOCK, self.clock.shift())
+        pipe.set(keys.CLOCK, self.clock.standing())
         pipe.execute_command(*args, **options)  # type: ignore[no-untyped-call]
         return pipe.execute()[1]
 
@@ -60,7 +61,7 @@ class AsyncVirtualRedis(redis.asyncio.Redis):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """The command, at that time."""
         pipe = self.pipeline(transaction=False)
-        pipe.set(keys.CLOCK, self.clock.shift())
+        pipe.set(keys.CLOCK, self.clock.standing())
         pipe.execute_command(*args, **options)
         return (await pipe.execute())[1]
 

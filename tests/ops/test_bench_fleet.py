@@ -20,8 +20,8 @@ from tasks.settings import TaskSettings
 
 PACE = Profile(prefill_tps=1000, decode_tps=20)
 """A token of a prompt takes 1 ms, one of an answer 50."""
-NEAR = 8.0
-"""Milliseconds by which a figure may differ: the service's clock has whole ones, and some pass while a step runs."""
+NEAR = 1.0
+"""Milliseconds by which a figure may differ: the service's clock has whole ones."""
 
 
 def ask(at: float, prompt: int, answer: int, **more: Any) -> Ask:
