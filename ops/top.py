@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ops.batch.service import Service, ServiceAway, ServiceError
+from ops.service import Service, ServiceAway, ServiceError
 
 LOOK = 1.0
 """Seconds between two looks."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ops.batch.pace import duration
-from ops.batch.service import ServiceError
+from ops.service import ServiceError
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 170, 80, 40, 50
 COLOURS = ("#1f6fb4", "#b4541f", "#3b7d3b")

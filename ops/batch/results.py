@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ops.batch.service import OVER, PAUSE, TRIES, Service, ServiceAway, ServiceError
+from ops.service import OVER, PAUSE, TRIES, Service, ServiceAway, ServiceError
 
 
 def errors_beside(out: Path) -> Path:

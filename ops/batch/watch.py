@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from ops.batch.pace import Pace, duration
 from ops.batch.plot import Moment
-from ops.batch.service import OVER, Service, ServiceAway
+from ops.service import OVER, Service, ServiceAway
 
 LOOK = 1.0
 """Seconds between two looks."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from npu.errors import NpuError
-from ops.batch.service import Service
+from ops.service import Service
 
 FORCED = 100
 """The most that a bias may be."""

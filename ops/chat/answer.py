@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from ops.batch.service import Service, ServiceAway, ServiceError
+from ops.service import Service, ServiceAway, ServiceError
 
 GRACE = 300
 """Seconds that the service is asked to go on for while the connection is broken."""

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ops.batch.service import Service, ServiceAway
 from ops.chat.answer import Piece
 from ops.chat.screen import Screen, note
+from ops.service import Service, ServiceAway
 
 LOOK = 0.25
 """Seconds between two looks at a job of which nothing new was there."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ops.batch.service import Service, ServiceError
 from ops.chat.answer import Answer
 from ops.chat.screen import Screen, note
+from ops.service import Service, ServiceError
 
 FENCE = '"""'
 

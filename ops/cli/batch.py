@@ -11,7 +11,7 @@ from ops.cli import options
 from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
-    from ops.batch.service import Service
+    from ops.service import Service
 
 app = typer.Typer(
     help="Have many prompts answered by a running service. Exit code 1 also when some were not.", no_args_is_help=True
@@ -200,7 +200,7 @@ def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = N
 
     from ops.batch import watch
     from ops.batch.plot import Moment, svg
-    from ops.batch.service import ServiceError
+    from ops.service import ServiceError
 
     seen: list[Moment] = []
     try:

@@ -26,8 +26,8 @@ def boards(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _names(context: typer.Context, incomplete: str, what: str) -> list[str]:
-    from ops.batch.service import ServiceError
     from ops.configuration import ConfigurationError
+    from ops.service import ServiceError
 
     try:
         service = service_of(context.params.get("config"), context.params.get("url"), PATIENCE)

@@ -45,7 +45,7 @@ _FOR_THE_USER = _USAGE | {
     "ops.systemd.installation:ServiceRefused",
     "ops.up.errors:UpError",
     "ops.demo_model:FetchError",
-    "ops.batch.service:ServiceError",
+    "ops.service:ServiceError",
     "ops.batch.prompts:InputError",
     "ops.bench.trace:TraceError",
     "ops.bench.load:LoadError",

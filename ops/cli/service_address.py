@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from ops.cli import options
 
 if TYPE_CHECKING:
-    from ops.batch.service import Service
+    from ops.service import Service
 
 
 def service_of(config: Path | None, url: str | None, patience: float | None = None) -> Service:
     """The one at `url`, else the one that the settings name, else this machine's. `patience` is as `Service` has it."""
-    from ops.batch.service import Service
+    from ops.service import Service
 
     return Service(*address_of(config, url), patience)
 

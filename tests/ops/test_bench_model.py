@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from ops.batch.service import Service
 from ops.bench.model import vendor
 from ops.bench.model.checks import verdicts
 from ops.bench.model.conditions import SWAPPED, Watch
@@ -22,6 +21,7 @@ from ops.bench.model.prompts import Asked, PromptsRefused, read_prompts
 from ops.bench.model.report import SCHEMA, ReportUnreadable, dumped, read_report, schema
 from ops.bench.model.run import exit_code, file_name, write
 from ops.bench.model.sample import Asker, Place
+from ops.service import Service
 from tests.ops.bench_report import report, sample
 
 QUALITY = {asked.id: asked for asked in read_prompts().quality}

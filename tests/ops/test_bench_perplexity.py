@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ops.batch.service import Service
 from ops.bench.perplexity import NoPerplexity, begin_of, measure, told
+from ops.service import Service
 
 BOS = 1
 CHANCES = {"a": 0.5, "b": 0.25, "ä": 0.125}

@@ -21,11 +21,11 @@ import httpx
 import pytest
 
 from ops import environment
-from ops.batch import service as service_module
+from ops import service as service_module
 from ops.batch.pace import Pace, duration
 from ops.batch.plot import Moment, svg
 from ops.batch.prompts import InputError, Wishes, format_of, write
-from ops.batch.service import Service, ServiceError
+from ops.service import Service, ServiceError
 from tests.stack import Stack, eventually
 
 

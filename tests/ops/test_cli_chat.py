@@ -19,10 +19,10 @@ import httpx
 import pytest
 
 from ops import environment
-from ops.batch.service import Service
 from ops.bench.model.report import read_report
 from ops.bench.perplexity import NoPerplexity, measure
 from ops.chat.answer import frames
+from ops.service import Service
 from tests.stack import LIMIT, Stack, eventually
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ops.batch.service import Service, ServiceError
+from ops.service import Service, ServiceError
 
 LOOK = 1.0
 """Seconds between two looks; boards tell of themselves every two."""

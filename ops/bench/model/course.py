@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ops.batch.service import ServiceError
 from ops.bench.model.prompts import Asked, Conversation, LongContext, Prompts, Reference
 from ops.bench.model.sample import Asker, Place, Sample
+from ops.service import ServiceError
 
 KINDS = {
     "performance": ("performance", "reference", "long_context", "multi_turn"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from npu.errors import NpuError
-from ops.batch.service import Service, ServiceError
 from ops.bench.model import vendor
 from ops.bench.model.conditions import Watch
 from ops.bench.model.course import Course, Scale
@@ -22,6 +21,7 @@ from ops.bench.model.plots import svg
 from ops.bench.model.prompts import Prompts
 from ops.bench.model.report import SCHEMA, ModelFacts, Options, Report, dumped, summed_up
 from ops.bench.model.sample import Asker
+from ops.service import Service, ServiceError
 from tasks.version import VERSION
 
 FAILED, INVALID = 1, 3

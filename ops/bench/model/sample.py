@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ops.batch.service import Service, ServiceError
 from ops.bench.model.checks import Check, Verdict, verdicts
 from ops.chat.answer import Answer
+from ops.service import Service, ServiceError
 
 
 class Place(NamedTuple):
