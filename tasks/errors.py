@@ -25,11 +25,14 @@ TasksError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tasks.events import Failed
 from tasks.jobs import Room
 from tasks.limits import Allowance
+
+FEW = 12
+"""Models that are named to whoever asks for one that is not there."""
 
 
 def megabytes(size: int) -> str:
@@ -51,9 +54,16 @@ class Refused(TasksError):
 
 class UnknownModel(Refused):
     """Raised when no board has announced a model of that name. `nearest` is a known name much like it, or None; `refused`
-    a board that has files of just that name, and why it cannot use them."""
+    a board that has files of just that name, and why it cannot use them; `known` are the ids there are, named where they are
+    few."""
 
-    def __init__(self, name: str, nearest: str | None = None, refused: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        nearest: str | None = None,
+        refused: tuple[str, str] | None = None,
+        known: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.nearest = nearest
         self.refused = refused
@@ -62,7 +72,11 @@ class UnknownModel(Refused):
             board, why = refused
             super().__init__(f"The model '{shown}' cannot be used. The board '{board}' has its files, but: {why}")
             return
-        hint = f" Did you mean '{nearest}'?" if nearest else " GET /v1/models lists the models there are."
+        hint = " GET /v1/models lists the models there are."
+        if nearest:
+            hint = f" Did you mean '{nearest}'?"
+        elif 0 < len(known) <= FEW:
+            hint = f" There are: {', '.join(known)}."
         super().__init__(
             f"The model '{shown}' does not exist.{hint}"
             if name

@@ -371,7 +371,8 @@ class Roster:
         if found is None:
             wanted = name or self._default or ""
             near = difflib.get_close_matches(wanted.lower()[:100], self._names, n=1, cutoff=0.5)
-            raise UnknownModel(wanted, near[0] if near else None, self._snapshot.refused(wanted))
+            known = [status.card.id for status in self._snapshot.models]
+            raise UnknownModel(wanted, near[0] if near else None, self._snapshot.refused(wanted), known)
         return found
 
     async def find(self, name: str | None) -> ModelStatus:

@@ -39,11 +39,13 @@ class Answer:
     """
 
     def __init__(self, service: Service, asked: dict[str, Any], tell: Callable[[str], None]) -> None:
-        """`asked` is the body of a chat completion. `tell` is given a sentence when the connection breaks."""
+        """`asked` is the body of a chat completion. `tell` is given a sentence when the connection breaks, and while the answer
+        is waited for one that says for what."""
         self._service = service
         self._asked = asked | {"stream": True, "stream_options": {"include_usage": True}}
         self._tell = tell
         self._last = ""
+        self._waits = ""
         self.job: str | None = None
         self.model: str | None = None
         self.content = ""
@@ -103,7 +105,7 @@ class Answer:
             self.job = reply.headers.get("x-job-id", self.job)
             if reply.status_code == 204:
                 return
-            for place, data in frames(reply.iter_lines()):
+            for place, data in frames(reply.iter_lines(), self._waiting):
                 if data == "[DONE]":
                     return
                 chunk = json.loads(data)
@@ -113,6 +115,13 @@ class Answer:
                 self._last = place or self._last
                 yield from self._read(chunk)
         raise ServiceAway("The answer broke off.")
+
+    def _waiting(self, comment: str) -> None:
+        """Told once each time that the place or the reason changes; how long it will be changes with every look."""
+        words = [part for part in comment.split(", ") if not part.startswith("about ")]
+        if words[0].startswith("position ") and ", ".join(words) != self._waits:
+            self._waits = ", ".join(words)
+            self._tell(f"Waiting: {comment}.")
 
     def _read(self, chunk: dict[str, Any]) -> Iterator[Piece]:
         self.model = chunk.get("model", self.model)
@@ -129,10 +138,13 @@ class Answer:
                 yield Piece(text, False)
 
 
-def frames(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The server-sent events in these lines: the id of each, empty where it has none, and its data."""
+def frames(lines: Iterable[str], comment: Callable[[str], None] = lambda _: None) -> Iterator[tuple[str, str]]:
+    """The server-sent events in these lines: the id of each, empty where it has none, and its data. `comment` is given what
+    stands between them, with which a stream says what it waits for."""
     place = ""
     for line in lines:
+        if line.startswith(": "):
+            comment(line[2:])
         name, _, value = line.partition(": ")
         if name == "id":
             place = value

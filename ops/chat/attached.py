@@ -13,27 +13,43 @@ from ops.service import Service, ServiceAway
 
 LOOK = 0.25
 """Seconds between two looks at a job of which nothing new was there."""
+SILENCE = 2.0
+"""Seconds of that until it is said what the job waits for."""
 
 
 def follow(service: Service, job: str) -> Iterator[dict[str, Any]]:
     """Its events until its end, through times in which the service is away. Raises `ServiceError`."""
     after = 0
     away = False
+    heard, told = time.monotonic(), ""
     page = service.events_page(job, after)
     while True:
         for event in page["data"]:
-            after = event["id"]
+            after, heard = event["id"], time.monotonic()
             yield event
         if page["ended"] and not page["has_more"]:
             return
         if not page["data"]:
             time.sleep(LOOK)
         try:
+            if time.monotonic() - heard > SILENCE:
+                heard, words = time.monotonic(), _waits_for(service, job)
+                if words and words != told:
+                    told = words
+                    note(f"Waiting: {words}.")
             page, away = service.events_page(job, after), False
         except ServiceAway as error:
             if not away:
                 note(f"{error} Waiting for it to come back.")
             page, away = {"data": [], "ended": False, "has_more": False}, True
+
+
+def _waits_for(service: Service, job: str) -> str:
+    """Its place in the queue and what keeps it besides others; empty where it does not wait."""
+    found, held = service.job(job), service.why(job)["why"]
+    if found["position"] is None:
+        return ""
+    return f"position {found['position']}" + (f", {held.rstrip('.')}" if held else "")
 
 
 def show(events: Iterator[dict[str, Any]], *, as_json: bool) -> bool:

@@ -102,8 +102,7 @@ class Session:
             case "/set":
                 note(self._set(*rest.partition(" ")[::2]))
             case "/model":
-                self._model = rest or self._model
-                note(self._model)
+                note(self._choose(rest))
             case "/stats":
                 note(_stats(self._last))
             case "/clear":
@@ -115,6 +114,15 @@ class Session:
                 note(HELP.format(settings=", ".join(_SETTINGS)))
             case other:
                 note(f"There is no {other}. /help shows what there is.")
+
+    def _choose(self, model: str) -> str:
+        if model:
+            try:
+                self._service.model(model)
+            except ServiceError as error:
+                return f"{error} It stays with {self._model}."
+            self._model = model
+        return self._model
 
     def _set(self, name: str, value: str) -> str:
         if not name:

@@ -27,6 +27,7 @@ def boards(
 ) -> None:
     """List the boards of a running service: what each is, what it has, how fast that has lately been."""
     if context.invoked_subcommand is not None:
+        options.hand_on(context)
         return
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json

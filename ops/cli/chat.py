@@ -75,6 +75,7 @@ def chat(
 ) -> None:
     """Talk with a model of a running service. /help shows what else can be typed; Ctrl-C stops an answer, Ctrl-D leaves."""
     service = service_of(config, url)
+    service.model(model)  # before anybody has typed a question
     import sys
 
     from ops.batch.settings import ClientSettings

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ops.cli import completion, options
 from ops.cli.service_address import service_of
 
-app = typer.Typer(help="The requests of a running service.")
+HELD = {
+    "load": "It goes on by itself. `rockchipllama models loaded` tells how far that is, or why it cannot be loaded.",
+    "room": "`rockchipllama models loaded` lists what is loaded; `rockchipllama models unload MODEL` makes room.",
+    "board": "`rockchipllama boards` lists those there are; `rockchipllama boards resume NAME` lets a drained one serve again.",
+    "queue": "`POST /v1/queue/{model}/resume`, or the console, lets it go on.",
+}
+"""What can be done where a job waits for that."""
+
+
+class _Jobs(TyperGroup):
+    """Takes the id of a job in the place of a command for the wish to see it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from tasks.jobs import is_job_id
+
+        if args[0] not in self.commands and is_job_id(args[0]):
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Jobs, help="The requests of a running service.")
 
 Job = Annotated[str, typer.Argument(help="The job's id.", autocompletion=completion.jobs)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
@@ -27,8 +49,10 @@ def jobs(
     url: Url = None,
     config: options.Config = None,
 ) -> None:
-    """List the jobs that run, wait, and ended lately, the newest first. Needs a key with the scope admin, where keys are made."""
+    """List the jobs that run, wait, and ended lately, the newest first. Needs a key with the scope admin, where keys are made.
+    The id of one instead of a command shows that job."""
     if context.invoked_subcommand is not None:
+        options.hand_on(context)
         return
     import json
 
@@ -41,6 +65,23 @@ def jobs(
     width = max((len(job["model"]) for job in found), default=0)
     for job in found:
         print(f"{job['id']}  {_clock(job['created_at'])}  {job['model']:<{width}}  {job['lane']:<11}  {_stands(job)}")
+
+
+@app.command()
+def show(job: Job, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+    """Show how a job stands, what it waits for, and what can be done. `jobs ID` is the same."""
+    import json
+    import time
+
+    service = service_of(config, url)
+    found = service.job(job)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    held = service.why(job)["why"] if found["waits_for"] not in (None, "turn") else None
+    for name, value in _facts(found, held, time.time()):
+        if value:
+            print(f"{name:<9}  {value}")
 
 
 @app.command()
@@ -75,6 +116,35 @@ def why(job: Job, as_json: AsJson = False, url: Url = None, config: options.Conf
         print(f"{wall / 1000:10.3f} s  in all, {found['state']}")
     else:
         print(f"It is {found['state']}{': ' + found['why'].rstrip('.') if found['why'] else ''}.")
+
+
+def _facts(job: dict[str, Any], held: str | None, now: float) -> Iterator[tuple[str, str | None]]:
+    """What there is to know of a job at this moment, each fact with its name. `held` is what it waits for, as a sentence."""
+    ended = job["ended_at"] is not None
+    yield "job", job["id"]
+    yield "model", job["model"]
+    yield "lane", job["lane"]
+    yield "state", _stands(job) if not job["error"] else "failed"
+    yield "board", job["board"]
+    ago = f", {max(0.0, now - job['created_at']):,.0f} s ago" if not ended else ""
+    yield "accepted", _clock(job["created_at"]) + ago
+    yield "ended", _clock(job["ended_at"]) if ended else None
+    yield "attempts", str(job["attempts"]) if job["attempts"] > 1 else None
+    for why in job["interruptions"]:
+        yield "broke off", why
+    yield "waits for", held
+    if job["error"]:
+        yield "error", f"{job['error']['message']} ({job['error']['code']})"
+    yield "to do", _to_do(job)
+
+
+def _to_do(job: dict[str, Any]) -> str:
+    if job["ended_at"] is not None:
+        return f"`rockchipllama why {job['id']}` tells where its time went."
+    act = HELD.get(job["waits_for"], "").format(model=job["model"].partition(":")[0])
+    return (
+        f"{act} `rockchipllama attach {job['id']}` follows it, `rockchipllama jobs cancel {job['id']}` ends it.".strip()
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 Config = Annotated[
     Path | None,
@@ -39,6 +40,22 @@ def to_write(path: Path | None) -> Path | None:
     if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
         raise typer.BadParameter(f"{path} cannot be written: a folder has that name, or there is none for it.")
     return path
+
+
+def hand_on(context: typer.Context) -> None:
+    """Have the options that stand before a command count for it; one that it does not know is refused."""
+    group, name = context.command, context.invoked_subcommand or ""
+    assert isinstance(group, TyperGroup)
+    known = {each.name for each in group.commands[name].params}
+    given: dict[str, object] = {}
+    for each in group.params:
+        source = context.get_parameter_source(each.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if each.name not in known:
+            raise typer.BadParameter(f"`{context.info_name} {name}` does not know it.", param_hint=each.opts[0])
+        given[each.name or ""] = context.params[each.name or ""]
+    context.default_map = {name: given}
 
 
 def apply(config: Path | None = None, **given: str | int | Path | None) -> None:

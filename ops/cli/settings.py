@@ -31,6 +31,7 @@ def settings(
     """Show every setting with its value (secrets masked) and where it came from. The commands `live`, `set` and `unset` are
     about what can be changed while the service runs, and need a key with the scope admin."""
     if context.invoked_subcommand is not None:
+        options.hand_on(context)
         return
     options.apply(
         config,

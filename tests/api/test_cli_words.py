@@ -1,0 +1,122 @@
+"""Commands that ask a service, in this process and over HTTP: what they say, and the codes they end with."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+import pytest
+
+from api.answer import Waiting
+from ops.batch.service import Service
+from ops.chat import attached
+from ops.cli.main import main
+from tasks.events import Failed, FailureCode, TextDelta
+from tasks.jobs import JobState
+from tests.api.scripted import END, JOB, TINY, Site, view
+
+Command: TypeAlias = Callable[..., tuple[int, str, str]]
+"""Runs one; its exit code, and what it wrote where."""
+HELD = "no board that has its model is there"
+
+
+@pytest.fixture
+def command(place: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Against the scripted service, with a pipe on each side."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", place.url)
+
+    def run(*words: str, typed: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rockchipllama", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_a_question_that_waits_says_for_what(place: Site, command: Command) -> None:
+    """Once each time that the place or the reason changes, beside the answer and not in it."""
+    waits = (Waiting(2, 40.0), Waiting(2, 38.0), Waiting(None), Waiting(1, None, HELD), Waiting(1, None, HELD))
+    place.relay.play(*waits, TextDelta("Hello"), END)
+    code, out, err = command("run", "tiny", "Say it.")
+    assert (code, out) == (0, "Hello\n")
+    assert err.splitlines() == ["Waiting: position 2, about 40 s.", f"Waiting: position 1, {HELD}."]
+
+
+def test_a_model_that_is_not_there_is_refused_before_a_conversation(place: Site, command: Command) -> None:
+    """Also one to go on with: the conversation stays with the model it has."""
+    code, out, err = command("chat", "nosuch")
+    assert (code, out) == (1, "") and "'nosuch' does not exist" in err and err.count("\n") == 1
+    code, out, err = command("chat", "tiny", typed="/model nosuch\n/model\n")
+    assert code == 0 and "'nosuch' does not exist" in err and "It stays with tiny." in err
+    assert err.splitlines()[-2] == "tiny"
+
+
+def test_one_job_is_shown_with_what_can_be_done(place: Site, command: Command) -> None:
+    """By its id alone, with what it waits for; a failed one with why. As JSON too, before the id or behind it."""
+    place.world.roster.known = [msgspec.structs.replace(TINY, served=False, loaded=False, boards=())]
+    code, out, _ = command("jobs", JOB)
+    assert code == 0
+    told = {line[:9].strip(): line[11:] for line in out.splitlines()}
+    assert told["state"] == "queued, position 3, waits for board" and "boards resume" in told["to do"]
+    assert (told["model"], told["lane"]) == ("tiny", "interactive") and HELD in told["waits for"]
+    assert "ago" in told["accepted"]
+    for words in (("jobs", "--json", JOB), ("jobs", JOB, "--json"), ("jobs", "show", JOB, "--json")):
+        assert json.loads(command(*words)[1])["id"] == JOB
+    place.world.jobs.job = view(
+        state=JobState.FAILED,
+        position=None,
+        ended_at=1700000009.0,
+        attempts=2,
+        interruptions=("its worker died",),
+        error=Failed(FailureCode.ENGINE_LOST, "It died twice."),
+    )
+    _, out, _ = command("jobs", JOB)
+    assert "error      It died twice. (engine_lost)" in out and "broke off  its worker died" in out
+    assert "rockchipllama why" in out
+
+
+def test_options_before_a_command_are_not_forgotten(place: Site, command: Command) -> None:
+    """They count for it, or are refused."""
+    place.world.jobs.job = view(state=JobState.CANCELLED)
+    assert command("jobs", "--url", place.url, "cancel", JOB)[0] == 0
+    assert command("jobs", "--url", "127.0.0.1:1", "cancel", JOB)[0] == 1
+    code, _, err = command("jobs", "--limit", "3", "cancel", JOB)
+    assert code == 2 and "--limit" in err
+    assert command("jobs", "nosuch")[0] == 2
+
+
+class Waits(Service):
+    """A job that waits for two looks, and has then ended."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def job(self, job: str) -> dict[str, Any]:
+        """How it stands."""
+        return {"position": 1}
+
+    def why(self, job: str) -> dict[str, Any]:
+        """What it waits for."""
+        return {"why": f"{HELD}."}
+
+    def events_page(self, job: str, after: int) -> dict[str, Any]:
+        """Nothing, nothing, and its end."""
+        self.looks += 1
+        return {"data": [], "ended": self.looks > 3, "has_more": False}
+
+
+def test_a_job_that_is_followed_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, instead of silence."""
+    monkeypatch.setattr(attached, "SILENCE", 0.0)
+    assert not list(attached.follow(Waits(), JOB))
+    assert capsys.readouterr().err == f"Waiting: position 1, {HELD}.\n"
