@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from api.answer import Waiting
-from ops.batch.service import Service
 from ops.chat import attached
 from ops.cli.main import main
+from ops.service import Service
 from tasks.events import Failed, FailureCode, TextDelta
 from tasks.jobs import JobState
 from tests.api.scripted import END, JOB, TINY, Site, view
