@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.installed import fetch, install
 from tests.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-LOCK = ROOT / "requirements-clients.lock"
 PAGE = ROOT / "docs" / "clients.md"
 CHECKS = (
     ",".join(f"{what}_conformance" for what in ("status_code", "content_type", "response_schema", "response_headers"))
@@ -43,20 +42,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that has the clients. At home it is done without when they cannot be fetched."""
-    folder = tmp_path_factory.mktemp("clients")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    fetch([*pip, "--require-hashes", "--no-deps", "-r", str(LOCK)], folder)
-    return python
-
-
-def fetch(command: list[str | Path], folder: Path) -> None:
-    """Install something. Skips where that cannot be had, but not in CI."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"clients cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
+    return install("requirements-clients.lock", tmp_path_factory.mktemp("clients")) / "python"
 
 
 @pytest.fixture(scope="module")

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import venv
 from pathlib import Path
 
 import pytest
 
 from tasks.settings import ROOT
-
-LOCK = ROOT / "requirements-docs.lock"
+from tests.installed import install
 
 
 @pytest.fixture(scope="module")
 def mkdocs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The generator. At home it is done without when it cannot be fetched."""
-    folder = tmp_path_factory.mktemp("mkdocs")
-    venv.create(folder, with_pip=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "--require-hashes", "--no-deps", "-r", LOCK], capture_output=True, text=True, check=False
-    )
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"the generator of the site cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
-    return folder / "bin" / "mkdocs"
+    return install("requirements-docs.lock", tmp_path_factory.mktemp("mkdocs")) / "mkdocs"
 
 
 @pytest.mark.full

@@ -6,17 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.e2e.test_boards import MANIFEST
+from tests.installed import install
 from tests.stack import LIMIT, eventually, free_port
 
 ROOT = Path(__file__).parents[2]
-LOCK = ROOT / "requirements-browser.lock"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -25,16 +24,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that has Playwright. At home it is done without when that cannot be fetched."""
-    folder = tmp_path_factory.mktemp("browser")
-    venv.create(folder, with_pip=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "--require-hashes", "--no-deps", "-r", LOCK], capture_output=True, text=True, check=False
-    )
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"Playwright cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
-    return folder / "bin" / "python"
+    return install("requirements-browser.lock", tmp_path_factory.mktemp("browser")) / "python"
 
 
 def test_the_console(python: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import pytest
 
 from tests.e2e.test_batch_load import input_of
 from tests.faults.cable import Cable
+from tests.installed import install
 from tests.stack import Stack, eventually, free_port
 
-LOCK = Path(__file__).parents[2] / "requirements-s3-server.lock"
 ITEMS = 600
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -27,16 +26,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's. At home it is done without when it cannot be fetched."""
-    folder = tmp_path_factory.mktemp("s3")
-    venv.create(folder, with_pip=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "--require-hashes", "--no-deps", "-r", LOCK], capture_output=True, text=True, check=False
-    )
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"the server of an object store cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
-    return folder / "bin" / "moto_server"
+    return install("requirements-s3-server.lock", tmp_path_factory.mktemp("s3")) / "moto_server"
 
 
 @pytest.fixture(scope="module")

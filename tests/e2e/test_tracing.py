@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tasks.settings import ROOT
+from tests.installed import install_packages
 from tests.stack import LIMIT, Stack, eventually
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -28,16 +28,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What sends traces. At home it is done without when it cannot be fetched."""
     folder = tmp_path_factory.mktemp("otel")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
-    done = subprocess.run(
-        [*pip, "--require-hashes", "--no-deps", "-r", str(ROOT / "requirements-otel.lock")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"what sends traces cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
+    install_packages("requirements-otel.lock", folder)
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     return folder

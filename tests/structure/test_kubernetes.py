@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import venv
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from tasks.connection import connect
 from tasks.settings import PREFIX, ROOT
 from tasks.version import VERSION
 from tests.api.scripted import World
+from tests.installed import install
 from tests.stack import eventually
 
 FOLDER = ROOT / "ops/kubernetes"
@@ -192,15 +192,7 @@ def built(folder: Path, components: list[str]) -> str:
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kubernetes_understands_all_of_it(tmp_path: Path) -> None:
     """Every combination of components, by the schemas of its own versions, which know no field too many."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv/bin/python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps"]
-    done = subprocess.run(
-        [*pip, "-r", ROOT / "requirements-kubernetes.lock"], capture_output=True, text=True, check=False
-    )
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"the schemas cannot be fetched: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
+    programs = install("requirements-kubernetes.lock", tmp_path / "venv")
     for components in COMPONENTS:
         place = tmp_path / "-".join(["with", *components])
         place.mkdir()
@@ -211,7 +203,7 @@ def test_kubernetes_understands_all_of_it(tmp_path: Path) -> None:
         assert ("privileged: true" in text) is ("npu" in components)
         (place / "all.yaml").write_text(text)
         for version in KUBERNETES:
-            validate = [tmp_path / "venv/bin/kubernetes-validate", "--strict", "-k", version, place / "all.yaml"]
+            validate = [programs / "kubernetes-validate", "--strict", "-k", version, place / "all.yaml"]
             done = subprocess.run(validate, capture_output=True, text=True, check=False, timeout=100)
             assert done.returncode == 0, done.stdout + done.stderr
             assert (done.stdout + done.stderr).count(" passed ") == len(kinds)
