@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import time
 from collections.abc import AsyncIterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Final, Protocol
 
 from api.errors import HttpProblem, Problem
+from api.storage import sync_folder, to_its_end
 from tasks.blobs import blob_path
 
 log = logging.getLogger("rockchipllama.api")
@@ -53,41 +54,45 @@ class Blobs:
     async def take(self, digest: str, chunks: AsyncIterable[bytes], announced: int) -> None:
         place = blob_path(self._models_dir, digest)
         draft = place.with_name(f".{place.name}.{token_hex(8)}")
-        try:
-            descriptor = await asyncio.to_thread(_open, draft)
-        except OSError as error:
-            raise _refusal(error) from error
         sha256 = hashlib.sha256()
         try:
-            _make_sure_of(announced, descriptor)
-            async for chunk in chunks:
-                await asyncio.to_thread(_write, descriptor, chunk)
-                sha256.update(chunk)
-            if sha256.hexdigest() != place.name:
-                raise HttpProblem(
-                    Problem(
-                        400,
-                        "digest_mismatch",
-                        f"What arrived is not what was announced: its SHA-256 is {sha256.hexdigest()}. Send it again.",
-                        "digest",
+            with ExitStack() as opened:
+                descriptor = await to_its_end(_open, draft, opened)
+                _make_sure_of(announced, descriptor)
+                async for chunk in chunks:
+                    await to_its_end(_write, descriptor, chunk)
+                    sha256.update(chunk)
+                if sha256.hexdigest() != place.name:
+                    raise HttpProblem(
+                        Problem(
+                            400,
+                            "digest_mismatch",
+                            f"What arrived is not what was announced: its SHA-256 is {sha256.hexdigest()}. Send it again.",
+                            "digest",
+                        )
                     )
-                )
-            await asyncio.to_thread(_put_in_place, descriptor, draft, place)
+                await to_its_end(_put_in_place, descriptor, draft, place)
         except OSError as error:
             raise _refusal(error) from error
-        finally:
-            os.close(descriptor)
-            draft.unlink(missing_ok=True)
 
 
-def _open(draft: Path) -> int:
+def _open(draft: Path, opened: ExitStack) -> int:
+    """The draft's descriptor, with a lock that says that somebody is at it. `opened` closes it, and removes what is left."""
     draft.parent.mkdir(parents=True, exist_ok=True)
     for left in draft.parent.iterdir():
         with suppress(FileNotFoundError):  # another upload has just put it in its place
             if time.time() - left.stat().st_mtime > KEPT:
                 log.warning("a file that no model was made of is dropped: %s", left.name)
                 left.unlink()
-    return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    while True:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # whoever clears the folder was quicker than the lock
+    opened.callback(draft.unlink, missing_ok=True)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _make_sure_of(size: int, descriptor: int) -> None:
@@ -115,6 +120,7 @@ def _write(descriptor: int, chunk: bytes) -> None:
 def _put_in_place(descriptor: int, draft: Path, place: Path) -> None:
     os.fsync(descriptor)
     draft.replace(place)
+    sync_folder(place.parent)
 
 
 def _refusal(error: OSError) -> HttpProblem:

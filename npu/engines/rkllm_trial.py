@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from npu.model import Model
 from npu.rkllm.parent_death import end_with
 from npu.self_test import Verdict
 
+_FOLDERS = ".trial-"
+"""Begins the names of folders that trials are in, and no model's."""
 SECONDS = 300.0
 """Gigabytes come from a card in that time, and the self-test takes five."""
 
@@ -46,7 +49,7 @@ def try_out(
 
     Text that is suspect counts as a problem where it is not so with the library of now.
     """
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=setup.runtime_dir) as folder:
+    with tempfile.TemporaryDirectory(prefix=_FOLDERS, dir=setup.runtime_dir) as folder:
         trial = replace(setup, runtime_dir=Path(folder), rkllm_library=str(library), rkllm_version=version)
         problem = _ask(model, models_dir, trial, seconds)
         if problem:
@@ -56,6 +59,12 @@ def try_out(
     before = read_loaded(model, setup)
     was_suspect = before is not None and before.self_test is not None and before.self_test.text is Verdict.SUSPECT
     return Trial("" if doubt is None or was_suspect else doubt, loaded)
+
+
+def clear_trials(runtime_dir: Path) -> None:
+    """Remove what is left of trials whose asker was killed; none may be under way. Raises `OSError`."""
+    for left in runtime_dir.glob(f"{_FOLDERS}*"):
+        shutil.rmtree(left)
 
 
 def _ask(model: Model, models_dir: Path, setup: Setup, seconds: float) -> str:

@@ -11,8 +11,10 @@ from functools import partial
 
 from redis.exceptions import OutOfMemoryError
 
+from npu.engines.rkllm_trial import clear_trials
 from tasks import commands, keys, lifeline, live_settings, logs, roster, systemd
 from tasks.at_work import anybody_at_work
+from tasks.board import staging
 from tasks.board.announced import LOOK, Announced
 from tasks.board.board_lock import only_agent
 from tasks.board.defects import Defects
@@ -128,6 +130,8 @@ class Agent:
         """Work until told to leave."""
         systemd.tell("READY=1")  # nothing else of the machine waits for a Redis that may be away for long
         self._survive(self._governors.give_back_an_earlier_agents)
+        self._survive(lambda: staging.clear(self._settings.models_dir))
+        self._survive(lambda: clear_trials(self._setup.runtime_dir))
         while not self._leaving.is_set() and not self._reaches_redis():
             self._pulse.beat()
             self._leaving.wait(1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from npu.whole_file import put_folder_in_place, write_whole
 from tasks.blobs import blob_path
 from tasks.board.pull.beside import BESIDE, LICENCES
 from tasks.board.pull.weights import SHARD, is_model
-from tasks.board.shelving import TEMPLATE, manifest_text, named, partial_folder, taken, write_template
+from tasks.board.shelving import TEMPLATE, manifest_text, named, taken, write_template
+from tasks.board.staging import stage
 from tasks.commands import CommandCode, Create
 from tasks.errors import CommandFailed
 
@@ -49,22 +49,17 @@ def assemble(models_dir: Path, wanted: Create) -> Model:
     folder = models_dir / model_id
     if folder.exists():
         raise taken(wanted.model, f"the folder {folder} has something else in it")
-    stage = partial_folder(models_dir) / f"{model_id}.new"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
     try:
-        with _moved(_sent(models_dir, parts.digests), stage):
+        with stage(models_dir, model_id) as draft, _moved(_sent(models_dir, parts.digests), draft):
             if parts.weights.endswith(".gguf"):
-                read_gguf(stage / parts.weights)
-            write_template(stage, wanted)
+                read_gguf(draft / parts.weights)
+            write_template(draft, wanted)
             keys = {"id": model_id, "names": list(names), **parts.keys}
-            write_whole(stage / FILE_NAME, manifest_text(keys, wanted).encode())
-            made = read_manifest(stage / FILE_NAME)
-            put_folder_in_place(stage, folder)
+            write_whole(draft / FILE_NAME, manifest_text(keys, wanted).encode())
+            made = read_manifest(draft / FILE_NAME)
+            put_folder_in_place(draft, folder)
     except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
         raise _impossible(wanted, f"it cannot be made so: {error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return made
 
 
@@ -127,18 +122,18 @@ def _sent(models_dir: Path, digests: Mapping[str, str]) -> dict[str, Path]:
 
 
 @contextmanager
-def _moved(files: Mapping[str, Path], stage: Path) -> Iterator[None]:
-    """The files in the stage. When the model comes to nothing they are put back, so that nobody need send them again."""
+def _moved(files: Mapping[str, Path], draft: Path) -> Iterator[None]:
+    """The files in the draft. When the model comes to nothing they are put back, so that nobody need send them again."""
     moved: dict[str, Path] = {}
     try:
         for name, source in files.items():
-            source.rename(stage / name)
+            source.rename(draft / name)
             moved[name] = source
         yield
     except BaseException:
         for name, source in moved.items():
-            if (stage / name).exists():
-                (stage / name).rename(source)
+            if (draft / name).exists():
+                (draft / name).rename(source)
         raise
 
 

@@ -7,12 +7,13 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from tasks.blobs import FOLDER as BLOBS
-from tasks.board.shelving import PARTIAL
+from tasks.board.staging import LOCK as STAGES
+from tasks.board.staging import PARTIAL, is_stage
 
 _LOCK = ".lock"
 
@@ -26,10 +27,10 @@ class Leftover(NamedTuple):
 
 
 def leftovers(models_dir: Path, older: float) -> list[Leftover]:
-    """Those that were not written to for `older` seconds, and that no pull is at. Raises `OSError`."""
+    """Those that were not written to for `older` seconds, and that nobody is at. Raises `OSError`."""
     found = []
     for path in _entries(models_dir):
-        with _held(path) as free:
+        with _held(path) as free, suppress(FileNotFoundError):  # whoever was at it may have brought it to its end
             if free and (each := _looked_at(path)).age >= older:
                 found.append(each)
     return sorted(found)
@@ -66,15 +67,26 @@ def _looked_at(path: Path) -> Leftover:
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """Whether no pull is at it, and none comes to it within the block."""
-    lock = path.with_name(f"{path.name}{_LOCK}")
-    if not lock.is_file():
+    """Whether nobody is at it, and nobody comes to it within the block."""
+    with ExitStack() as files:
+        for lock in _locks(path):
+            try:
+                fcntl.flock(files.enter_context(lock.open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                yield False
+                return
         yield True
-        return
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+
+
+def _locks(path: Path) -> Iterator[Path]:
+    """What whoever is at it holds: an upload the file itself; a pull, or a fetch of the demo model, the lock of the model, whose
+    name all of its files begin with."""
+    if path.parent.name == Path(BLOBS).name:
+        yield path
+    elif is_stage(path):
+        yield path.with_name(STAGES)
+    else:
+        words = path.name.split(".")
+        yield from (path.with_name(".".join(words[:count]) + _LOCK) for count in range(1, len(words) + 1))

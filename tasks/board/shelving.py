@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +13,10 @@ from npu.errors import ModelRefused, TemplateFailed
 from npu.manifest import FILE_NAME, read_manifest
 from npu.model import RESERVED, Model, is_model_id
 from npu.whole_file import put_folder_in_place, sync, write_whole
+from tasks.board.staging import stage
 from tasks.commands import CommandCode, Create
 from tasks.errors import CommandFailed
 
-PARTIAL: Final = ".partial"
 TEMPLATE: Final = "chat_template.jinja"
 
 _WORD = r"[a-z0-9][a-z0-9._-]*"
@@ -50,11 +49,9 @@ def remove(models_dir: Path, name: str) -> Model:
             f"The folder of '{model.id}' has other models in it: {', '.join(inside)}. Remove those first.",
         )
     # Renamed first: a folder that is being removed would still be read as a model, and be half of one.
-    gone = partial_folder(models_dir) / f"{model.id}.gone"
-    shutil.rmtree(gone, ignore_errors=True)
-    home.rename(gone)
-    sync(home.parent)
-    shutil.rmtree(gone)
+    with stage(models_dir, model.id) as gone:
+        home.rename(gone)
+        sync(home.parent)
     return model
 
 
@@ -79,19 +76,15 @@ def create(models_dir: Path, wanted: Create) -> Model:
         raise CommandFailed(
             CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made from itself. Give it another name."
         )
-    stage = partial_folder(models_dir) / f"{model_id}.new"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        write_template(stage, wanted)
-        write_whole(
-            stage / FILE_NAME, manifest_text({"id": model_id, "names": list(names), "base": base.id}, wanted).encode()
-        )
-        made = read_manifest(stage / FILE_NAME, catalog.named)
-    except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise CommandFailed(CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made so: {error}") from error
-    put_folder_in_place(stage, folder)
+    with stage(models_dir, model_id) as draft:
+        try:
+            write_template(draft, wanted)
+            keys = {"id": model_id, "names": list(names), "base": base.id}
+            write_whole(draft / FILE_NAME, manifest_text(keys, wanted).encode())
+            made = read_manifest(draft / FILE_NAME, catalog.named)
+        except (ModelRefused, TemplateFailed, UnicodeEncodeError) as error:
+            raise CommandFailed(CommandCode.NOT_POSSIBLE, f"'{wanted.model}' cannot be made so: {error}") from error
+        put_folder_in_place(draft, folder)
     return made
 
 
@@ -162,22 +155,15 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def write_template(stage: Path, wanted: Create) -> None:
+def write_template(draft: Path, wanted: Create) -> None:
     """Put the model's own template beside its manifest, where it has one. Raises `TemplateFailed` and `OSError`."""
     if wanted.template is not None:
         ChatTemplate(wanted.template).check()
-        write_whole(stage / TEMPLATE, wanted.template.encode())
+        write_whole(draft / TEMPLATE, wanted.template.encode())
 
 
 def _home(model: Model) -> Path:
     return model.manifest.parent if model.manifest is not None else model.folder
-
-
-def partial_folder(models_dir: Path) -> Path:
-    """Where models are put together: on the disk of the models folder, and no catalogue looks there."""
-    folder = models_dir / PARTIAL
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _weights(model: Model) -> list[Path]:

@@ -91,6 +91,9 @@ def test_what_is_loaded_tells_since_when_and_how_long(rack: Site) -> None:
     found = rack.http.get("/v1/models/loaded", params={"model": "org/tiny", "board": "b2"}).json()["data"]
     assert [(each["id"], each["board"]) for each in found] == [("tiny", "b2")]
     assert rack.http.get("/v1/models/loaded?bord=b2").json()["error"]["param"] == "bord"
+    refused = rack.http.get("/v1/models/loaded?board=nosuch")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "board_not_found")
+    assert "There are: b1, b2." in refused.json()["error"]["message"]
 
 
 def test_a_model_is_loaded_where_there_is_most_room(rack: Site) -> None:

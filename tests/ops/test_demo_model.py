@@ -105,7 +105,7 @@ def is_whole(models: Path) -> bool:
     assert (folder / "weights.gguf").read_bytes() == WEIGHTS
     assert (folder / "LICENSE").read_text() == "do as you like"
     assert 'file = "weights.gguf"' in (folder / "manifest.toml").read_text()
-    return [path.name for path in (models / ".partial").iterdir()] == ["lock"]
+    return [path.name for path in (models / ".partial").iterdir()] == ["tiny.lock"]
 
 
 def test_it_is_fetched_once(server: Server, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_with_a_model_there_none_is_fetched(server: Server, tmp_path: Path) -> N
 
 def test_a_second_fetch_waits_for_the_first(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two at once never write into the same file."""
-    with demo_model._alone(_made(tmp_path / ".partial")):
+    with demo_model._alone(_made(tmp_path / ".partial") / "tiny.lock"):
         other = threading.Thread(target=get, args=(tmp_path,))
         other.start()
         _eventually(lambda: "Another download" in capsys.readouterr().out)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import hashlib
 import os
+import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +16,9 @@ import pytest
 
 from api import blobs
 from api.blobs import Blobs
-from tasks.blobs import blob_path
+from tasks.blobs import FOLDER, blob_path
+from tasks.board.leftovers import prune
+from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +46,82 @@ async def test_what_nobody_made_a_model_of_goes_after_a_day_unless_it_is_asked_f
     assert kept.has(digest_of(files[0]))
     await take(kept, b"another")
     assert [blob_path(tmp_path, digest_of(data)).exists() for data in files] == [True, False]
+
+
+async def test_an_upload_in_progress_is_nobodys_leftover(tmp_path: Path) -> None:
+    """Whoever clears the folder meanwhile leaves it alone; and what they removed before it said so is begun anew."""
+    kept, data, held = Blobs(tmp_path), b"a" * 9, []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        held.extend(prune(tmp_path, 0))
+        yield data
+
+    await kept.take(digest_of(data), chunks(), len(data))
+    assert held == [] and kept.has(digest_of(data))
+
+
+async def test_a_draft_that_was_cleared_before_it_was_held_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making it and saying that somebody is at it lies a moment."""
+    kept, lock, cleared = Blobs(tmp_path), fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not cleared:
+            monkeypatch.setattr(fcntl, "flock", lock)
+            cleared.extend(prune(tmp_path, 0))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    await take(kept, b"data")
+    assert len(cleared) == 1 and kept.has(digest_of(b"data"))
+
+
+async def test_an_upload_that_is_cancelled_closes_nothing_that_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the server stops, twice over: it goes when its thread has ended, and leaves nothing behind."""
+    write, writing, go, wrong = os.write, threading.Event(), threading.Event(), []
+
+    def slow(descriptor: int, data: memoryview) -> int:
+        writing.set()
+        assert go.wait(LIMIT)
+        try:
+            return write(descriptor, data)
+        except OSError as error:
+            wrong.append(error)
+            raise
+
+    monkeypatch.setattr(blobs.os, "write", slow)
+    uploading = asyncio.create_task(take(Blobs(tmp_path), b"data"))
+    await asyncio.to_thread(writing.wait, LIMIT)
+    for _ in range(2):
+        uploading.cancel()
+        await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await uploading
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert wrong == [] and list((tmp_path / FOLDER).iterdir()) == []
+
+
+async def test_a_files_name_is_on_the_disk_as_its_bytes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut right after the answer loses neither."""
+    steps: list[str] = []
+    replace, sync = Path.replace, os.fsync
+
+    def renamed(draft: Path, place: Path) -> Path:
+        steps.append("renamed")
+        return replace(draft, place)
+
+    def synced(descriptor: int) -> None:
+        steps.append("the folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "the file")
+        sync(descriptor)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", synced)
+    await take(Blobs(tmp_path), b"data")
+    assert steps == ["the file", "renamed", "the folder"]
 
 
 @pytest.mark.parametrize(

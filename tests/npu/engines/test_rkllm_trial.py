@@ -36,7 +36,7 @@ def test_a_release_that_will_do(tmp_path: Path, setup: Setup) -> None:
     trial = try_out(put(tmp_path), tmp_path / "models", build("1.2.3", SIMULATORS), "1.2.3", setup)
     assert trial.problem == "" and trial.loaded is not None and trial.loaded.self_test is not None
     assert (trial.loaded.runtime, trial.loaded.self_test.text) == ("1.2.3", Verdict.SANE)
-    assert not list(setup.runtime_dir.rglob(FACTS_FILE)) and not list(setup.runtime_dir.glob("trial-*"))
+    assert not list(setup.runtime_dir.rglob(FACTS_FILE)) and not list(setup.runtime_dir.glob(".trial-*"))
 
 
 def test_a_release_that_talks_nonsense(tmp_path: Path, setup: Setup) -> None:

@@ -318,6 +318,16 @@ def left_behind(folder: Path, *models: str) -> Iterator[dict[str, subprocess.Pop
             process.stdout.close()
 
 
+def test_an_agent_clears_what_the_one_before_it_had_begun(board: Board, tmp_path: Path) -> None:
+    """A trial of a runtime, and a model that was being made: nobody goes on with either."""
+    left = [tmp_path / "data/run/.trial-abc/first", board.models / ".partial/.made~/adapters"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    (board.models / ".partial/.stages.lock").touch()
+    board.start()
+    assert not any(folder.parent.exists() for folder in left)
+
+
 def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path: Path) -> None:
     """Every worker that lives, not only the one it would have started; whose model is gone has to leave."""
     board.add("second")

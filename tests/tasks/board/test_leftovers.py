@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def folder(tmp_path: Path) -> Path:
         ".partial/broken.lock": "",
         ".partial/going/weights.gguf": "g" * 200,
         ".partial/going.lock": "",
-        ".partial/half.new/manifest.toml": "m" * 300,
+        ".partial/.half~/manifest.toml": "m" * 300,
+        ".partial/.stages.lock": "",
         ".partial/.blobs/old": "o" * 400,
         ".partial/.blobs/new": "n" * 500,
     }.items():
@@ -45,10 +47,10 @@ def test_only_what_nobody_comes_back_for_is_removed(folder: Path) -> None:
     with (folder / ".partial/going.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = prune(folder, 24 * HOUR)
-    assert {each.path.name: each.size for each in found} == {"broken": 100, "half.new": 300, "old": 400}
+    assert {each.path.name: each.size for each in found} == {"broken": 100, ".half~": 300, "old": 400}
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert left == {
-        *("kept/weights.gguf", ".partial/broken.lock", ".partial/going.lock"),
+        *("kept/weights.gguf", ".partial/broken.lock", ".partial/going.lock", ".partial/.stages.lock"),
         *(".partial/going/weights.gguf", ".partial/.blobs/new"),
     }
 
@@ -73,7 +75,19 @@ def test_no_pull_comes_to_what_is_being_removed(folder: Path, monkeypatch: pytes
 
     monkeypatch.setattr(shutil, "rmtree", look)
     prune(folder, 24 * HOUR)
-    assert removed == ["broken", "half.new"]
+    assert sorted(removed) == [".half~", "broken"]
+
+
+def test_what_somebody_is_at_is_never_removed(folder: Path) -> None:
+    """However little age is asked for: a pull and the files beside it, a model that is being made, an upload, and the fetch of
+    the demo model."""
+    (folder / ".partial/going.whl.etag").touch()
+    held = (".partial/going.lock", ".partial/.blobs/new", ".partial/.stages.lock")
+    with ExitStack() as locks:
+        for name in held:
+            fcntl.flock(locks.enter_context((folder / name).open()), fcntl.LOCK_EX)
+        assert sorted(each.path.name for each in prune(folder, 0)) == ["broken", "old"]
+    assert sorted(each.path.name for each in prune(folder, 0)) == [".half~", "going", "going.whl.etag", "new"]
 
 
 def test_there_may_be_nothing(tmp_path: Path) -> None:

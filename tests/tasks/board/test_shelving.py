@@ -9,6 +9,7 @@ import pytest
 from npu.catalog import find_models
 from npu.model import Model
 from tasks.board.shelving import copy, create, remove
+from tasks.board.staging import clear, stage
 from tasks.commands import CommandCode, Create
 from tasks.errors import CommandFailed
 
@@ -168,3 +169,22 @@ def test_what_belongs_to_the_weights_cannot_be_said_differently(models: Path) ->
     (models / "a").mkdir()
     (models / "a" / "manifest.toml").write_text('base = "echo"\nengine = "llamacpp"\n')
     assert "`engine` belongs to the weights" in find_models(models).problems[0]
+
+
+def test_what_a_killed_board_left_is_cleared_by_the_next(models: Path) -> None:
+    """A model half made or half removed is gone; one whose place another was just taking is there again. Not while somebody is
+    at it, which may be a board that shares the folder."""
+    for model in ("kept", "replaced"):
+        create(models, Create(model, "echo"))
+    (models / "replaced").rename(models / ".partial" / ".replaced~.old")
+    (models / ".partial" / "a-pull").mkdir()
+    with stage(models, "half") as half:
+        (half / "manifest.toml").write_text("id = ")
+        clear(models)
+        assert half.exists()
+    for name in (".half~", ".replaced~", ".kept~.old"):
+        (models / ".partial" / name).mkdir()
+    clear(models)
+    assert {path.name for path in (models / ".partial").iterdir()} == {".stages.lock", "a-pull"}
+    assert {model.id for model in find_models(models).models} == {"echo", "kept", "replaced"}
+    clear(models / "nowhere")
