@@ -10,8 +10,9 @@ from api.needs import RosterView
 from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Commander, Keep, Load, Unload
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.events import Failed, FailureCode
+from tasks.presence import Presence
 from tasks.residence import LOADED, state_on, worker_on
-from tasks.roster import ModelStatus, Presence
+from tasks.roster import ModelStatus
 
 BEGIN_PATIENCE = 30.0
 """Seconds a board may take to say that it began to load a model, or cannot."""

@@ -20,9 +20,10 @@ from api.needs import services_of
 from tasks.batch import OVER, BatchState, Progress
 from tasks.counts import BOUNDS, Counts
 from tasks.jobs import Lane
+from tasks.presence import Presence
 from tasks.queue_book import QueueView
 from tasks.residence import LOADED
-from tasks.roster import Presence, Snapshot
+from tasks.roster import Snapshot
 from tasks.standing import Gate
 
 router = APIRouter(tags=["Service"])

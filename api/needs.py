@@ -21,8 +21,9 @@ from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Lane, Once
 from tasks.limits import Limits
 from tasks.live_settings import LiveSettings, SettingView
+from tasks.presence import Presence
 from tasks.queue_book import Held, QueueView
-from tasks.roster import ModelStatus, Presence, Snapshot
+from tasks.roster import ModelStatus, Snapshot
 from tasks.standing import Gate
 from tasks.store import JobAnswer, KeptJob, Page
 

@@ -12,7 +12,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import UNREACHABLE
 from tasks.jobs import new_job_id
-from tasks.roster import BREATH, breathe_async
+from tasks.presence import BREATH, breathe_async
 
 log = logging.getLogger("rockchipllama.api")
 

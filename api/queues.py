@@ -16,9 +16,10 @@ from api.errors import invalid
 from api.needs import services_of
 from tasks.api_keys import Scope
 from tasks.jobs import JobState, Lane
+from tasks.presence import Presence
 from tasks.queue_book import Held, QueueView
 from tasks.residence import by_board
-from tasks.roster import ModelStatus, Presence
+from tasks.roster import ModelStatus
 from tasks.standing import Gate
 
 router = APIRouter(prefix="/v1/queue", tags=["Queue"])

@@ -28,10 +28,11 @@ from tasks.events import Event, Mark
 from tasks.feed import LiveFeed
 from tasks.jobs import Kept, Lane, Once, Rendering, new_job_id
 from tasks.limits import Limits
+from tasks.presence import BREATH
 from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
-from tasks.roster import BREATH, ModelStatus, Roster
+from tasks.roster import ModelStatus, Roster
 from tasks.standing import Gate
 from tasks.store import Attended, JobStore
 from tasks.waits_for import story

@@ -12,8 +12,9 @@ from tasks import keys
 from tasks.card import Card
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import BoardLives, BoardUnknown
+from tasks.presence import Presence
 from tasks.residence import worker_on
-from tasks.roster import Presence, Snapshot, read_roster
+from tasks.roster import Snapshot, read_roster
 from tasks.scripts import ROSTER
 
 

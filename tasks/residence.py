@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tasks.card import Card
-from tasks.roster import ModelStatus, Presence, Resident, Snapshot
+from tasks.presence import Presence, Resident
+from tasks.roster import ModelStatus, Snapshot
 
 LOADED = ("loaded", "busy")
 """The states of a worker that has its model in memory."""

@@ -14,7 +14,7 @@ from ops.up.sharing import TokenRefused, parse, parse_token, write_private
 from tasks import keys
 from tasks.boards import snapshot
 from tasks.connection import UNREACHABLE, connect
-from tasks.roster import ALIVE
+from tasks.presence import ALIVE
 
 
 def found(text: str) -> str:

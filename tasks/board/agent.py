@@ -12,7 +12,7 @@ from functools import partial
 from redis.exceptions import OutOfMemoryError
 
 from npu.engines.rkllm_trial import clear_trials
-from tasks import commands, keys, lifeline, live_settings, logs, roster, systemd
+from tasks import commands, keys, lifeline, live_settings, logs, presence, systemd
 from tasks.at_work import anybody_at_work
 from tasks.board import staging
 from tasks.board.announced import LOOK, Announced
@@ -119,7 +119,7 @@ class Agent:
             *(settings, self._setup, lambda: self._announced.catalog, self._workers),
             *(self._loading.fitting, self._loading.load, GRACE),
         )
-        self._runtime: roster.Runtime | None = None
+        self._runtime: presence.Runtime | None = None
         self._desk: Desk | None = None
 
     def leave(self) -> None:
@@ -148,7 +148,7 @@ class Agent:
             self._change,
         )
         pauses = {
-            self._breathe: roster.BREATH,
+            self._breathe: presence.BREATH,
             self._look: LOOK,
             self._sweep: SWEEP,
             self._watchdog.look: WATCH,
@@ -182,7 +182,7 @@ class Agent:
         self._survive(self._governors.give_back)
         self._losses.note(self._workers.ended())
         self._try(self._losses.report)
-        self._try(lambda: roster.leave(self._client, f"board:{self._board}"))
+        self._try(lambda: presence.leave(self._client, f"board:{self._board}"))
         return 0
 
     def _look(self) -> None:
@@ -222,7 +222,7 @@ class Agent:
     def _breathe(self) -> None:
         self._drain.look()
         budget, room = self._room.budget()
-        breath = roster.Presence(
+        breath = presence.Presence(
             name=f"board:{self._board}",
             board=self._board,
             refused=self._announced.refused,
@@ -237,7 +237,7 @@ class Agent:
             drained=self._drain.on,
             no_room=self._demand.no_room,
         )
-        roster.breathe(self._client, breath)
+        presence.breathe(self._client, breath)
         self._events.report(self._client)
         self._redis.found()  # said here, for not all that is tried asks Redis anything
 
@@ -256,10 +256,10 @@ class Agent:
             self._loading.unloaded.set()  # jobs may have come meanwhile for what was not loaded before
             self._announced.look_again()
 
-    def _residents(self) -> dict[str, roster.Resident]:
+    def _residents(self) -> dict[str, presence.Resident]:
         idle, pinned = self._keeping.idle(), self._keeping.pinned()
         return {
-            model: roster.Resident(memory=size, idle=idle.get(model), pinned=model in pinned)
+            model: presence.Resident(memory=size, idle=idle.get(model), pinned=model in pinned)
             for model, size in self._workers.sizes().items()
         }
 

@@ -12,7 +12,8 @@ import msgspec
 import redis
 
 from tasks import keys
-from tasks.roster import Presence, read_roster
+from tasks.presence import Presence
+from tasks.roster import read_roster
 from tasks.scripts import ROSTER
 from tasks.standing import Gate
 

@@ -10,7 +10,7 @@ from npu.hardware.device import read_npu
 from npu.hardware.kernel import ROOT
 from npu.hardware.soc import read_soc
 from tasks.board.heat import Heat
-from tasks.roster import Machine
+from tasks.presence import Machine
 
 
 def read_machine(heat: Heat, root: Path = ROOT) -> Machine:

@@ -18,7 +18,7 @@ from npu.rkllm.library import LIBRARY_SETTING, VERSION_SETTING, identify
 from tasks.board.workers import Workers
 from tasks.commands import BUSY, CommandCode, RuntimeUsed, UseRuntime
 from tasks.errors import CommandFailed
-from tasks.roster import Runtime
+from tasks.presence import Runtime
 from tasks.settings import TaskSettings
 
 log = logging.getLogger("rockchipllama.board")

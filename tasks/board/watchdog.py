@@ -18,7 +18,7 @@ import msgspec
 import redis
 from redis.exceptions import OutOfMemoryError
 
-from tasks import keys, roster
+from tasks import keys, presence
 from tasks.board.workers import Workers
 from tasks.instances import model_of
 
@@ -100,7 +100,7 @@ class Watchdog:
     def _hear(self, pulse: _Pulse, breath: bytes, now: float, calls_lie: bool) -> None:
         """Note a new breath, and whether the worker leaves calls lying that it could take."""
         try:
-            worker = roster.read_breath(breath)
+            worker = presence.read_breath(breath)
         except msgspec.DecodeError:
             answered = None  # another version's, of which nothing is known
         else:

@@ -21,7 +21,7 @@ from celery.signals import (
 from npu.catalog import find_models
 from npu.errors import ModelRefused
 from npu.model import Model
-from tasks import keys, lifeline, logs, roster, worker_lock
+from tasks import keys, lifeline, logs, presence, roster, worker_lock
 from tasks.broker import celery_app
 from tasks.connection import UNREACHABLE, connect
 from tasks.instances import instance_name
@@ -119,7 +119,7 @@ class WorkerProcess:
             quiet=True,
         )
         worker.start()
-        roster.leave(client, self.name)
+        presence.leave(client, self.name)
         return int(worker.exitcode or 0)
 
 

@@ -14,7 +14,7 @@ import redis
 from tasks import keys
 from tasks.claims import Renewal, renew
 from tasks.connection import UNREACHABLE, Outages
-from tasks.roster import BREATH, Presence, breathe
+from tasks.presence import BREATH, Presence, breathe
 from tasks.worker.job_run import JobRun
 
 log = logging.getLogger("rockchipllama.worker")

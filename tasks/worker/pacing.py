@@ -12,7 +12,7 @@ import redis
 
 from tasks import keys
 from tasks.jobs import Lane
-from tasks.roster import BREATH, read_breath
+from tasks.presence import BREATH, read_breath
 from tasks.scripts import SLOWED
 from tasks.worker.job_run import JobRun
 from tasks.worker.speeds import FEWEST

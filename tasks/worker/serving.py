@@ -19,9 +19,9 @@ from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.events import Failed, FailureCode, Finished, FinishReason
 from tasks.jobs import Phase
 from tasks.live_settings import LiveSettings, follow
+from tasks.presence import Presence, leave
 from tasks.prompting.failures import failure
 from tasks.prompting.setup import setup_of
-from tasks.roster import Presence, leave
 from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
 from tasks.tracing import Tracing

@@ -53,9 +53,10 @@ from tasks.files import FileBook
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.live_settings import LiveSettings, SettingsBook
+from tasks.presence import Presence
 from tasks.queue_book import Held, QueueView
 from tasks.requests import Request
-from tasks.roster import ModelStatus, Presence, Snapshot
+from tasks.roster import ModelStatus, Snapshot
 from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobAnswer, KeptJob, Page

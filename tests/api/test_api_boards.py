@@ -9,7 +9,7 @@ import pytest
 from tasks.api_keys import Scope
 from tasks.commands import AWAY, BUSY, CommandCode, RuntimeUsed, UseRuntime
 from tasks.errors import CommandFailed
-from tasks.roster import Presence
+from tasks.presence import Presence
 from tests.api.scripted import Site
 
 

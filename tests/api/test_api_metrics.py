@@ -12,8 +12,8 @@ from api.metrics import METRICS, PREFIX
 from tasks.api_keys import Scope
 from tasks.batch import BatchState, Progress
 from tasks.jobs import JobState, Lane
+from tasks.presence import Machine, Presence
 from tasks.queue_book import Held
-from tasks.roster import Machine, Presence
 from tests.api.scripted import TINY, ScriptedBatches, Site
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]

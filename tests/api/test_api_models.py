@@ -13,7 +13,7 @@ from tasks.api_keys import Scope
 from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Keep, Load, Unload
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
-from tasks.roster import Presence, Resident
+from tasks.presence import Presence, Resident
 from tests.api.scripted import CARD, TINY, Site
 
 GIB = 1 << 30

@@ -8,8 +8,8 @@ import pytest
 from tasks.api_keys import Scope
 from tasks.errors import QueueDraining
 from tasks.jobs import JobState, Lane
+from tasks.presence import Presence
 from tasks.queue_book import Held
-from tasks.roster import Presence
 from tasks.standing import Gate, Standing
 from tests.api.scripted import TINY, Site
 

@@ -10,7 +10,7 @@ import redis
 
 from ops import board_health
 from ops.board_health import main
-from tasks import roster
+from tasks import presence
 
 
 @pytest.mark.parametrize("words", [[], ["--alive"]])
@@ -20,11 +20,11 @@ def test_a_board_is_well_while_it_breathes(
     """By its own name, whoever else does."""
     monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", valkey_url)
     monkeypatch.setenv("ROCKCHIPLLAMA_BOARD_NAME", "one")
-    roster.breathe(client, roster.Presence(name="board:other", board="other", started=time.time()))
+    presence.breathe(client, presence.Presence(name="board:other", board="other", started=time.time()))
     assert main(words) == 1
-    roster.breathe(client, roster.Presence(name="board:one", board="one", started=time.time()))
+    presence.breathe(client, presence.Presence(name="board:one", board="one", started=time.time()))
     assert main(words) == 0
-    roster.breathe(client, roster.Presence(name="board:one", board="one", started=time.time(), drained=True))
+    presence.breathe(client, presence.Presence(name="board:one", board="one", started=time.time(), drained=True))
     assert main(words) == 0  # who ended it for that would end it again and again
 
 

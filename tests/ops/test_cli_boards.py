@@ -11,7 +11,7 @@ from rich.console import Console
 from ops.cli.boards import lines_of, nobody_else_has
 from ops.top import view
 from tasks.boards import overview, snapshot
-from tasks.roster import Machine, Presence, breathe
+from tasks.presence import Machine, Presence, breathe
 
 RK3588 = Machine(
     soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30

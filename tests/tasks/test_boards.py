@@ -12,8 +12,9 @@ from tasks import keys
 from tasks.boards import BoardBook, overview, snapshot
 from tasks.card import Card, SelfTest
 from tasks.errors import BoardLives, BoardUnknown
+from tasks.presence import Machine, Presence, Runtime, breathe, leave
 from tasks.residence import state_on
-from tasks.roster import Machine, Presence, Runtime, announce, breathe, leave
+from tasks.roster import announce
 
 RK3588 = Machine(
     soc="rk3588",

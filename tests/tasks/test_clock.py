@@ -20,8 +20,9 @@ from tasks.clock import Clock
 from tasks.connection import connect, connect_async
 from tasks.events import FailureCode, Finished, FinishReason, Timings, Usage
 from tasks.jobs import JobState, Lane, new_job_id
+from tasks.presence import Presence, breathe
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Presence, breathe, read_roster
+from tasks.roster import read_roster
 from tasks.scripts import ROSTER
 from tasks.store import JobStore
 from tasks.stream import EventWriter

@@ -11,9 +11,9 @@ from tasks.claims import Claim, Later, claim_next, hand_back
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
 from tasks.policy import AT_HOME, PARKED
+from tasks.presence import Presence, breathe
 from tasks.queue_book import QueueBook
 from tasks.requests import ChatRequest, Message, talk_of
-from tasks.roster import Presence, breathe
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 

@@ -6,8 +6,9 @@ import pytest
 
 from npu.model import is_model_id
 from tasks.instances import instance_name, model_of, number_of
+from tasks.presence import Presence
 from tasks.residence import state_on
-from tasks.roster import Presence, Snapshot
+from tasks.roster import Snapshot
 
 
 @pytest.mark.parametrize(("number", "name"), [(1, "tiny"), (2, "tiny#2"), (8, "tiny#8")])

@@ -29,9 +29,9 @@ from tasks.events import (
 )
 from tasks.feed import LiveFeed
 from tasks.jobs import JobState, Lane, Phase, Room, new_job_id
+from tasks.presence import Presence, breathe
 from tasks.reader import Reader
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Presence, breathe
 from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece

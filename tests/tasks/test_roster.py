@@ -17,8 +17,9 @@ from tasks.claims import Renewal, claim_next, renew
 from tasks.errors import UnknownModel
 from tasks.events import Finished, FinishReason, Timings, Usage
 from tasks.jobs import Lane, new_job_id
+from tasks.presence import ALIVE, Presence, breathe, breathe_async, leave
 from tasks.requests import ChatRequest, Message
-from tasks.roster import ALIVE, Presence, Roster, announce, breathe, breathe_async, leave, withdraw
+from tasks.roster import Roster, announce, withdraw
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 from tasks.version import VERSION

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 import redis
 
-from tasks import boards, roster
+from tasks import boards, presence, roster
 from tasks.card import Card
-from tasks.roster import ModelStatus, Presence
+from tasks.presence import Presence
+from tasks.roster import ModelStatus
 from tasks.standing import Gate
 from tasks.waits_for import WaitsFor, story, waits_for
 
@@ -41,6 +42,6 @@ def test_a_board_tells_what_it_has_no_room_for(client: redis.Redis) -> None:
     """Of each model by itself."""
     for model in ("m", "n"):
         roster.announce(client, Card(id=model, board="one"))
-    roster.breathe(client, Presence(name="board:one", board="one", no_room={"m": "Others are busy."}))
+    presence.breathe(client, Presence(name="board:one", board="one", no_room={"m": "Others are busy."}))
     told = {status.card.id: status.no_room for status in boards.snapshot(client).models}
     assert told == {"m": "Others are busy.", "n": ""}

@@ -23,7 +23,7 @@ from npu.catalog import Catalog
 from npu.engines import Setup
 from npu.errors import ModelRefused
 from npu.model import LoadWhen, Model
-from tasks import keys, live_settings, roster, systemd
+from tasks import keys, live_settings, presence, roster, systemd
 from tasks.board import agent as module
 from tasks.board import announced, loading
 from tasks.board.agent import Agent
@@ -411,7 +411,7 @@ def test_files_that_are_refused_are_told_with_each_breath(board: Board, client: 
 
     def refused() -> dict[str, str]:
         kept = client.hget(keys.PRESENCE, "board:one")
-        return roster.read_breath(kept).refused if kept else {}
+        return presence.read_breath(kept).refused if kept else {}
 
     eventually(lambda: "wrong" in refused(), what="the breath")
     assert {"cut-off-1b", "cut-off:1b", "wrong"} <= set(refused())
@@ -520,7 +520,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where another board has the model is the job in hand given up at once. What was loaded is loaded again."""
-    monkeypatch.setattr(roster, "BREATH", 0.1)
+    monkeypatch.setattr(presence, "BREATH", 0.1)
     board.add("alone")
     board.start()
     board.knows("alone")
@@ -529,7 +529,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         board.agent._loading.load(model)
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
     roster.announce(client, Card(id="first", board="two", engine="echo"))
-    roster.breathe(client, roster.Presence(name="board:two", board="two"))
+    presence.breathe(client, presence.Presence(name="board:two", board="two"))
     with client.pubsub() as told:
         told.psubscribe(keys.control("*@one"))
         eventually(lambda: client.pubsub_numpat(), what="the subscription")

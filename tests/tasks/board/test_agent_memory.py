@@ -20,8 +20,8 @@ from tasks.board.agent import Agent
 from tasks.board.process import WorkerProcess, wait_or_kill
 from tasks.board.room import MakingRoom
 from tasks.board.settings import BoardSettings
+from tasks.presence import Presence, breathe
 from tasks.prompting import setup
-from tasks.roster import Presence, breathe
 from tasks.settings import TaskSettings
 from tests.stack import LIMIT, eventually
 

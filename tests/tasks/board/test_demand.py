@@ -12,15 +12,15 @@ import redis
 from npu.catalog import Catalog
 from npu.errors import ModelRefused, OutOfMemory
 from npu.model import Model
-from tasks import keys, roster
+from tasks import keys, presence, roster
 from tasks.board.demand import Demand
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.card import Card
 from tasks.connection import connect_async
 from tasks.events import FailureCode
 from tasks.jobs import JobState, JobView, Lane, new_job_id
+from tasks.presence import Presence
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Presence
 from tasks.store import JobStore
 
 HELLO = ChatRequest((Message("user", "hello"),))
@@ -42,7 +42,7 @@ class Rack:
 
     def _board(self, board: str) -> Demand:
         roster.announce(self.client, Card(id="echo", board=board))
-        roster.breathe(self.client, Presence(name=f"board:{board}", board=board))
+        presence.breathe(self.client, Presence(name=f"board:{board}", board=board))
 
         def load(model: Model, waited: float | None = None) -> None:
             self.loaded.append(board)
@@ -91,7 +91,7 @@ def test_one_board_loads_what_jobs_wait_for(client: redis.Redis, valkey_url: str
     rack.accept()
     assert rack.look() == ["a"]
     assert rack.look() == ["b"]  # for the worker of the first, which is there, does not breathe yet
-    roster.breathe(client, Presence(name="echo@a", board="a", model="echo", state="loading"))
+    presence.breathe(client, Presence(name="echo@a", board="a", model="echo", state="loading"))
     rack.workers.clear()
     assert [rack.look() for _ in range(3)] == [[], [], []]
 
@@ -100,7 +100,7 @@ def test_boards_help_where_many_jobs_wait(client: redis.Redis, valkey_url: str) 
     """One more with each look from the second on, for as long as there are too many for those that serve; one that has no
     room lets the others go on."""
     rack = Rack(client, valkey_url, "a", "b", "c")
-    roster.breathe(client, Presence(name="echo@a", board="a", model="echo", state="busy"))
+    presence.breathe(client, Presence(name="echo@a", board="a", model="echo", state="busy"))
     rack.workers.add("a")
     for _ in range(4):
         rack.accept()
@@ -108,7 +108,7 @@ def test_boards_help_where_many_jobs_wait(client: redis.Redis, valkey_url: str) 
     job = rack.accept()
     rack.trouble["b"] = OutOfMemory("no room")
     assert [rack.look() for _ in range(4)] == [[], [], ["b"], ["b", "c"]]
-    roster.breathe(client, Presence(name="echo@c", board="c", model="echo", state="loading"))
+    presence.breathe(client, Presence(name="echo@c", board="c", model="echo", state="loading"))
     assert [rack.look() for _ in range(3)] == [[], [], []]
     assert rack.view(job).state is JobState.QUEUED
 

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 import redis
 
-from tasks import keys, roster
+from tasks import keys, presence, roster
 from tasks.board.keeping import Keeping
 from tasks.card import Card
-from tasks.roster import Presence, read_roster
+from tasks.presence import Presence
+from tasks.roster import read_roster
 from tasks.scripts import ROSTER
 
 
@@ -26,7 +27,7 @@ class Shelf:
     def breathe(self, state: str = "loaded", answered: int | None = 1) -> None:
         """What its worker says of itself from now on."""
         worker = Presence(name="echo@one", board="one", model="echo", state=state, answered=answered)
-        roster.breathe(self.client, worker)
+        presence.breathe(self.client, worker)
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether its time is over, so much later."""
@@ -57,13 +58,13 @@ def test_below_zero_is_for_ever(client: redis.Redis) -> None:
 def test_of_two_workers_both_have_to_rest(shelf: Shelf, client: redis.Redis) -> None:
     """And what either has answered counts."""
     second = Presence(name="echo#2@one", board="one", model="echo", state="busy", answered=0)
-    roster.breathe(client, second)
+    presence.breathe(client, second)
     assert not shelf.over() and not shelf.over(1000)
     assert shelf.keeping.resting(["echo"]) == []
-    roster.breathe(client, msgspec.structs.replace(second, state="loaded", answered=1))
+    presence.breathe(client, msgspec.structs.replace(second, state="loaded", answered=1))
     assert not shelf.over()
     assert shelf.keeping.resting(["echo"]) == ["echo"]
-    roster.breathe(client, msgspec.structs.replace(second, state="loaded", answered=2))
+    presence.breathe(client, msgspec.structs.replace(second, state="loaded", answered=2))
     assert not shelf.over(61) and shelf.over(61)
 
 
@@ -99,7 +100,7 @@ def test_a_model_that_has_something_to_do_stays(shelf: Shelf, client: redis.Redi
     elif what == "running":
         client.zadd(keys.running("echo"), {"j": 10**15})
     elif what == "gone":
-        roster.leave(client, "echo@one")
+        presence.leave(client, "echo@one")
     else:
         shelf.breathe(what)
     shelf.keeping.ask("echo", 0.0)
@@ -136,10 +137,10 @@ def test_when_it_goes_is_told_with_the_board_s_breath(shelf: Shelf, client: redi
         [status] = read_roster(reply).models  # type: ignore[arg-type]
         return status.stays
 
-    roster.breathe(client, Presence(name="board:one", board="one", stays={"echo": 30.0}))
+    presence.breathe(client, Presence(name="board:one", board="one", stays={"echo": 30.0}))
     assert stays() == pytest.approx(30.0, abs=5.0)
-    roster.breathe(client, Presence(name="echo@two", board="two", model="echo", state="loaded"))
-    roster.breathe(client, Presence(name="board:two", board="two"))
+    presence.breathe(client, Presence(name="echo@two", board="two", model="echo", state="loaded"))
+    presence.breathe(client, Presence(name="board:two", board="two"))
     assert stays() is None
-    roster.breathe(client, Presence(name="board:two", board="two", stays={"echo": 300.0}))
+    presence.breathe(client, Presence(name="board:two", board="two", stays={"echo": 300.0}))
     assert stays() == pytest.approx(300.0, abs=5.0)

@@ -35,9 +35,10 @@ from tasks.board.settings import BoardSettings
 from tasks.commands import AWAY, CommandCode, Lend, Loan, PullProgress, PullStep
 from tasks.connection import connect
 from tasks.errors import CommandFailed
+from tasks.presence import Presence, breathe
 from tasks.prompting.cards import card_of
 from tasks.prompting.setup import setup_of
-from tasks.roster import Presence, announce, breathe
+from tasks.roster import announce
 from tasks.settings import TaskSettings
 from tests.fakes.hub import Hub, Repo
 from tests.npu.tiny_model import NORMAL, tiny_model

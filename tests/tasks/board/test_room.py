@@ -18,14 +18,14 @@ from npu.catalog import Catalog
 from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import Memory
 from npu.model import LoadWhen, Model
-from tasks import keys, roster
+from tasks import keys, presence, roster
 from tasks.board import loading, workers
 from tasks.board.agent import Agent
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.board.settings import BoardSettings
 from tasks.card import Card
+from tasks.presence import Presence
 from tasks.prompting import setup
-from tasks.roster import Presence
 from tasks.settings import TaskSettings
 from tests.stack import LIMIT, eventually
 
@@ -47,12 +47,12 @@ class Board:
         self.answered = 0
         for name in self.models:
             roster.announce(client, Card(id=name, board="one"))
-        roster.breathe(client, Presence(name="board:one", board="one"))
+        presence.breathe(client, Presence(name="board:one", board="one"))
 
     def breathe(self, name: str, state: str = "loaded") -> None:
         """What the worker of a model says of itself."""
         worker = Presence(name=f"{name}@one", board="one", model=name, state=state, answered=self.answered)
-        roster.breathe(self.client, worker)
+        presence.breathe(self.client, worker)
 
     def has(self, *names: str) -> None:
         """These are loaded, and rest since then, in this order."""
@@ -246,7 +246,7 @@ def test_five_models_share_a_small_board(board: Board, client: redis.Redis) -> N
                 client.delete(keys.waiting(name))
                 board.breathe(name)
             for name in set(SIZES) - board.loaded():
-                roster.leave(client, f"{name}@one")
+                presence.leave(client, f"{name}@one")
             board.agent._keeping.over(board.loaded())
             board.gone()
     assert answered == asked
@@ -336,7 +336,7 @@ def test_a_model_that_always_has_something_to_do_gives_way_after_a_while(busy: B
         told = next(filter(None, iter(lambda: control.get_message(timeout=1.0), "")))
     assert told["data"] == b"finish 539"  # of the ten minutes that jobs can wait
     busy.gone()
-    roster.leave(client, "large@one")
+    presence.leave(client, "large@one")
     busy.agent._loading.load_after_others(busy.models["large"])  # asked for again, it waits
     busy.agent._meet()
     assert busy.loaded() == {"huge"}
@@ -350,7 +350,7 @@ def test_a_model_that_always_has_something_to_do_gives_way_after_a_while(busy: B
     busy.later(2)
     busy.agent._meet()
     busy.gone()
-    roster.leave(client, "huge@one")
+    presence.leave(client, "huge@one")
     busy.agent._meet()
     assert busy.loaded() == {"large"}
 
@@ -413,7 +413,7 @@ def test_a_model_that_answers_nobody_keeps_no_room(busy: Board, client: redis.Re
     else:
         busy.jobs_gone("large")
         worker = Presence(name="large@one", board="one", model="large", state="idle", tries=1, problem="it is damaged")
-        roster.breathe(client, worker)
+        presence.breathe(client, worker)
     busy.agent._meet()
     busy.gone()
     busy.agent._meet()
@@ -441,7 +441,7 @@ def test_who_never_gives_way(busy: Board, client: redis.Redis, why: str) -> None
         busy.breathe("large", "loading")
     else:
         roster.announce(client, Card(id="huge", board="two"))
-        roster.breathe(client, Presence(name="board:two", board="two"))
+        presence.breathe(client, Presence(name="board:two", board="two"))
     busy.agent._demand._refuse = lambda *_: None  # type: ignore[method-assign]
     for _ in range(3):
         busy.later(100)
@@ -455,7 +455,7 @@ def test_who_gave_way_comes_back_when_nobody_wants_the_room(busy: Board, client:
     busy.later(61)
     busy.agent._meet()
     busy.gone()
-    roster.leave(client, "large@one")
+    presence.leave(client, "large@one")
     busy.jobs_gone("huge")
     busy.agent._meet()
     busy.agent._meet()

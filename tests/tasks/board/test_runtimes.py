@@ -22,8 +22,8 @@ from tasks.board.runtimes import Runtimes
 from tasks.board.workers import Workers
 from tasks.commands import BUSY, CommandCode, RuntimeUsed, UseRuntime
 from tasks.errors import CommandFailed
+from tasks.presence import Runtime
 from tasks.prompting.setup import setup_of
-from tasks.roster import Runtime
 from tasks.settings import TaskSettings
 from tests.simulators import SIMULATORS
 

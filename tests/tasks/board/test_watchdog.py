@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from npu.model import Model
-from tasks import keys, queue, roster
+from tasks import keys, presence, queue
 from tasks.board import watchdog as module
 from tasks.board.agent import Agent
 from tasks.board.settings import BoardSettings
@@ -23,8 +23,8 @@ from tasks.board.watchdog import Watchdog
 from tasks.board.workers import Workers
 from tasks.connection import connect_async
 from tasks.jobs import Lane, new_job_id
+from tasks.presence import Presence
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Presence
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
 from tests.stack import LIMIT, eventually
@@ -265,7 +265,7 @@ def agent(
     monkeypatch.setattr("tasks.board.agent.WATCH", 0.5)
     made = Agent(settings, BoardSettings())
     made._watchdog = Watchdog(
-        client, "one", made._workers, silence=4 * roster.BREATH, first_breath=LIMIT, ignoring=4 * roster.BREATH
+        client, "one", made._workers, silence=4 * presence.BREATH, first_breath=LIMIT, ignoring=4 * presence.BREATH
     )
     thread = threading.Thread(target=made.run)
     thread.start()

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tasks import keys
-from tasks.roster import Presence
+from tasks.presence import Presence
 from tasks.worker import cancellation, heartbeat
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.heartbeat import Heartbeat

@@ -12,8 +12,8 @@ import redis.asyncio
 from tasks import keys
 from tasks.claims import claim_next
 from tasks.jobs import Lane, new_job_id
+from tasks.presence import Machine, Presence, breathe
 from tasks.requests import ChatRequest, Message
-from tasks.roster import Machine, Presence, breathe
 from tasks.store import JobStore
 from tasks.worker.job_run import JobRun
 from tasks.worker.pacing import MOST_REST, REST, SLOWEST, Pacing, is_hot

@@ -13,7 +13,7 @@ from npu.engines.echo import EchoEngine, EchoGeneration
 from npu.errors import EngineFailed
 from tasks import keys
 from tasks.jobs import JobState
-from tasks.roster import Presence, breathe
+from tasks.presence import Presence, breathe
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.test_serving import Make, Place
 from tests.tasks.worker.test_serving import make as make

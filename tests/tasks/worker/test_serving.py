@@ -20,7 +20,7 @@ from npu.engines.echo import EchoEngine, EchoGeneration
 from npu.errors import EngineFailed, ModelRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
-from tasks import keys, roster
+from tasks import keys, presence
 from tasks.at_work import anybody_at_work
 from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.connection import connect, connect_async
@@ -233,7 +233,7 @@ def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
     place = make()
 
     def answered() -> int | None:
-        return roster.read_breath(place.client.hget(keys.PRESENCE, WORKER)).answered  # type: ignore[arg-type]
+        return presence.read_breath(place.client.hget(keys.PRESENCE, WORKER)).answered  # type: ignore[arg-type]
 
     eventually(lambda: place.client.hexists(keys.PRESENCE, WORKER), what="a breath")
     assert answered() == 0
@@ -274,7 +274,7 @@ def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make) -> No
     place.engine = lambda: engine
 
     def parked() -> int:
-        return roster.read_breath(place.client.hget(keys.PRESENCE, WORKER)).parked  # type: ignore[arg-type]
+        return presence.read_breath(place.client.hget(keys.PRESENCE, WORKER)).parked  # type: ignore[arg-type]
 
     for lane, owner in ((Lane.INTERACTIVE, "a"), (Lane.BACKGROUND, "b"), (Lane.BATCH, "c"), (Lane.INTERACTIVE, "d")):
         place.accept(lane=lane, owner=owner)
@@ -294,8 +294,8 @@ def test_a_worker_of_a_hot_board_rests_after_an_item_and_serves_chats(
     place = make()
 
     def board(hot: bool) -> None:
-        machine = roster.Machine(hot=hot)
-        roster.breathe(place.client, roster.Presence(name="board:one", board="one", machine=machine))
+        machine = presence.Machine(hot=hot)
+        presence.breathe(place.client, presence.Presence(name="board:one", board="one", machine=machine))
         place.serving._heartbeat.changed()
         eventually(lambda: place.serving._pacing.hot is hot, what="the news")
 
