@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from npu.rkllm.abi import FAMILIES
 from npu.rkllm.pairs import DRIVER_NEEDED
 from ops.doctor.facts import Facts, LibraryFacts
 from ops.doctor.finding import Finding, Level
@@ -125,6 +126,7 @@ def check_library(facts: Facts) -> Iterator[Finding]:
             "library_missing",
             "The RKLLM runtime (librkllmrt.so), which runs models on the NPU, cannot be used.",
             facts.library.why,
+            f"ops/fetch-runtime {FAMILIES[-1].RUNTIMES[-1]}",
         )
         return
     if found.version is None:

@@ -34,6 +34,20 @@ def check_contexts(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, "contexts", f"Tokens of context: {', '.join(known)}.")
 
 
+def check_use_of_npu(facts: Facts) -> Iterator[Finding]:
+    """Whether an NPU that is ready has anything to do."""
+    ready = facts.board.npu.node is not None and facts.board.npu.node.usable
+    runtime = facts.library is not None and facts.library.found is not None and facts.library.found.version is not None
+    if facts.board.soc is not None and ready and runtime and facts.models and not facts.npu_models:
+        yield Finding(
+            Level.NOTE,
+            "npu_unused",
+            "The NPU is ready, and no model here is made for it.",
+            "GGUF models run on the CPU. The command lists the models for this chip that `models pull` knows.",
+            ".venv/bin/rockchipllama models recommend",
+        )
+
+
 def check_chip_of_models(facts: Facts) -> Iterator[Finding]:
     """Whether each model for an NPU was made for this one."""
     soc = facts.board.soc

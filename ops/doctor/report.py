@@ -24,6 +24,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     machine.check_memory,
     models.check_files,
     models.check_contexts,
+    models.check_use_of_npu,
     models.check_chip_of_models,
     models.check_pairs,
     models.check_self_tests,

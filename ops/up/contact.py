@@ -9,13 +9,19 @@ from urllib.parse import urlsplit
 from npu.hardware.device import read_npu
 from npu.hardware.kernel import ROOT
 from npu.hardware.soc import SOCS, read_soc
+from tasks.settings import TaskSettings
 
 _DOCTOR = "`.venv/bin/rockchipllama doctor` says what mends it"
 
 
-def computes(library: str, root: Path = ROOT) -> str:
-    """What runs models on the machine whose files lie beneath `root`; `library` is the setting `rkllm_library`."""
-    if library.startswith("simulator"):
+def is_board(settings: TaskSettings, root: Path = ROOT) -> bool:
+    """Whether this machine has an NPU we know, which no simulator stands in for."""
+    return not settings.rkllm_library.startswith("simulator") and read_soc(root) is not None
+
+
+def computes(settings: TaskSettings, root: Path = ROOT) -> str:
+    """What runs models on the machine whose files lie beneath `root`."""
+    if settings.rkllm_library.startswith("simulator"):
         return "a simulator of the NPU (rkllm_library); the CPU for GGUF models"
     name = read_soc(root)
     if name is None:
@@ -27,7 +33,24 @@ def computes(library: str, root: Path = ROOT) -> str:
     if npu.node is None or not npu.node.usable:
         file = npu.node.path if npu.node is not None else "its device file"
         return f"the CPU: the NPU of this {name} cannot be used, since this user may not open {file}; {_DOCTOR}"
-    return f"the NPU of this {name}, driver {npu.driver.version or 'of an unknown version'}; the CPU for GGUF models"
+    driver = f"driver {npu.driver.version or 'of an unknown version'}"
+    runtime = _runtime(settings)
+    if runtime is None:
+        return f"the CPU: the NPU of this {name} has its {driver} and no runtime (librkllmrt.so) that can be used; {_DOCTOR}"
+    return f"the NPU of this {name}, {driver}, runtime {runtime}; the CPU for GGUF models"
+
+
+def _runtime(settings: TaskSettings) -> str | None:
+    """The version of the vendor's library; None where there is none that can be used."""
+    # Here, since machines without an NPU do without the memory of them.
+    from npu.engines.rkllm_library import library_of, named
+    from npu.errors import ModelRefused
+    from tasks.prompting.setup import setup_of
+
+    try:
+        return named(library_of(setup_of(settings)))
+    except ModelRefused:
+        return None
 
 
 def clients(url: str) -> str:

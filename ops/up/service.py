@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from api.try_it import try_it
 from ops import configuration, environment
 from ops.up import discovery, listen, sharing, store
+from ops.up.advice import Advice
 from ops.up.disk import DiskWatch
 from ops.up.errors import PortInUse, UpError
 from ops.up.lock import DataDirLock
@@ -44,6 +45,7 @@ class Commands:
 
     api: Sequence[str] = (sys.executable, "-m", "ops.cli.main", "api")
     board: Sequence[str] = (sys.executable, "-m", "ops.cli.main", "board")
+    doctor: Sequence[str] = (sys.executable, "-m", "ops.cli.main", "doctor", "--json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class _Service:
         self._vitals = Vitals(lambda: store.socket_dir(plan.tasks.data_dir))
         self._access = sharing.Access(plan.tasks.data_dir)
         self._announcement: discovery.Announcement | None = None
+        self._advice: Advice | None = None
 
     def start(self, listen_fd: int) -> None:
         """Store first, since the others need it; then API and board, which do not wait for each other."""
@@ -146,7 +149,9 @@ class _Service:
         say(f"  api     {self._shown_url}")
         say(f"  clients {contact.clients(self._shown_url)}")
         self._start_part("board", self._plan.commands.board, shared)
-        say(f"  engine  {contact.computes(self._plan.tasks.rkllm_library)}")
+        say(f"  engine  {contact.computes(self._plan.tasks)}")
+        if contact.is_board(self._plan.tasks):
+            self._advice = Advice(self._plan.commands.doctor)
         say(f"  models  {self._plan.tasks.models_dir}")
         say(f"  logs    {self._logs}")
 
@@ -174,6 +179,7 @@ class _Service:
                 late = True
                 why = " ".join(state.reasons) or f"{self._logs / 'board.log'} may say why."
                 say(f"No model is ready after {waited:.0f} s. {why} Waiting on.")
+                self._tell_advice()
             self._vitals.look(self._parts)
             limits = [self._vitals.pause] if self._vitals.pause is not None else []
             if not ready and not late:
@@ -183,6 +189,8 @@ class _Service:
     def stop(self) -> None:
         """API first (it lets answers end, which needs the workers), then the board with its workers, the store last."""
         self._probe.stop()
+        if self._advice is not None:
+            self._advice.close()
         order = self._order_of_ends()
         longest = sum(patience for _, patience in order) + lifeline.GRACE + 2.0
         systemd.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}")
@@ -317,7 +325,15 @@ class _Service:
         self._supervisor.start(part)
         self._supervisor.keep(part)
 
+    def _tell_advice(self) -> None:
+        """Once: what would be better on this board."""
+        advice, self._advice = self._advice, None
+        lines = list(advice.lines()) if advice is not None else []
+        if lines:
+            say("\n".join(["What would be better (`.venv/bin/rockchipllama doctor` says why):", *lines]))
+
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
+        self._tell_advice()
         shown = ", ".join(_shown(model) for model in models[:5])
         systemd.tell(f"STATUS=Listening at {self._shown_url}{', with ' + shown if shown else ''}")
         needs_key = self._probe.state.needs_key

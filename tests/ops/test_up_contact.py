@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
-from ops.up.contact import clients, computes
+from npu.simulator import build
+from ops.up.advice import Advice
+from ops.up.contact import clients, computes, is_board
+from tasks.settings import TaskSettings
 from tests.npu.boards import as_nobody, make_board
+from tests.simulators import SIMULATORS
+
+
+def settings(library: str = "/nowhere/librkllmrt.so") -> TaskSettings:
+    """With the library of the runtime there, whose version is known."""
+    return TaskSettings(rkllm_library=library, rkllm_version="1.2.3")
 
 
 def test_a_board_names_its_npu(tmp_path: Path) -> None:
-    """With the driver's version."""
-    assert computes("", make_board(tmp_path, "rk3588")).startswith("the NPU of this rk3588, driver 0.9.8")
+    """With the versions of driver and runtime."""
+    board = make_board(tmp_path, "rk3588")
+    library = str(build("1.2.3", SIMULATORS))
+    assert computes(settings(library), board).startswith("the NPU of this rk3588, driver 0.9.8, runtime 1.2.3;")
+    assert is_board(settings(library), board)
+
+
+def test_a_board_without_a_runtime_has_its_cpu(tmp_path: Path) -> None:
+    """The NPU is there, and of no use."""
+    said = computes(settings(), make_board(tmp_path, "rk3588"))
+    assert said.startswith("the CPU: ") and "no runtime (librkllmrt.so)" in said and "doctor" in said
 
 
 def test_a_machine_without_one_has_its_cpu(tmp_path: Path) -> None:
     """Which is no fault; a simulator is called one."""
-    assert "the CPU of this machine" in computes("", tmp_path)
-    assert "a simulator" in computes("simulator", tmp_path)
+    assert "the CPU of this machine" in computes(settings(), tmp_path)
+    assert "a simulator" in computes(settings("simulator"), tmp_path)
+    assert not is_board(settings(), tmp_path)
+
+
+def test_a_board_is_told_what_would_be_better() -> None:
+    """With what to type, as the doctor says; one that says nothing of use is passed over."""
+    doctor = [sys.executable, "-m", "ops.cli.main", "doctor", "--json", "--soc", "rk3588"]
+    lines = list(Advice(doctor).lines())
+    at = lines.index("The NPU's driver is not in this kernel.")
+    assert lines[at + 1].startswith("  $ uname -r")
+    assert list(Advice([sys.executable, "-c", "raise SystemExit"]).lines()) == []
 
 
 def test_an_npu_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -28,11 +57,12 @@ def test_an_npu_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Path) -> N
         root = make_board(Path(folder), "rk3588")
         root.chmod(0o755)
         (root / "dev/dri/renderD129").chmod(0o600 if os.geteuid() == 0 else 0o000)
-        assert "may not open /dev/dri/renderD129" in as_nobody(lambda: computes("", root))
+        assert "may not open /dev/dri/renderD129" in as_nobody(lambda: computes(settings(), root))
     bare = tmp_path / "bare"
     (bare / "proc/device-tree").mkdir(parents=True)
     (bare / "proc/device-tree/compatible").write_text("radxa,rock-5b\0rockchip,rk3588\0")
-    assert "no driver for it" in computes("", bare) and "doctor" in computes("", bare)
+    said = computes(settings(), bare)
+    assert "no driver for it" in said and "doctor" in said
 
 
 def test_clients_are_told_the_address_that_they_can_reach() -> None:

@@ -90,7 +90,7 @@ def test_the_drivers_version(tmp_path: Path, version: str, expected: Level | Non
     assert levels(facts) == ({"driver_old": expected} if expected else {})
     if expected:
         assert version in bad(facts)["driver_old"].title
-        assert levels(without_npu_models(facts)) == {"driver_old": WARNING}
+        assert levels(without_npu_models(facts))["driver_old"] is WARNING
 
 
 def test_a_driver_that_does_not_tell_its_version(tmp_path: Path) -> None:
@@ -302,6 +302,13 @@ def test_a_model_without_its_tokenizer(tmp_path: Path) -> None:
     facts = with_model(sound(tmp_path), tokenizer=False, chat=False)
     assert levels(facts) == {"model_no_tokenizer": WARNING}
     assert "tokenizer.json" in bad(facts)["model_no_tokenizer"].explanation
+
+
+def test_an_npu_that_has_nothing_to_do(tmp_path: Path) -> None:
+    """Is told once it is ready; before that there is something else to do first."""
+    idle = without_npu_models(sound(tmp_path))
+    assert levels(idle) == {"npu_unused": NOTE}
+    assert "npu_unused" not in levels(replace(idle, library=Library(None, "It was looked for everywhere.")))
 
 
 def test_files_among_the_models(tmp_path: Path) -> None:
