@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
 
 from ops.up import joined
-from tasks import keys
 from tasks.connection import UNREACHABLE, connect
 from tasks.roster import read_roster
-from tasks.scripts import ROSTER
 from tasks.settings import TaskSettings, redis_url
 
 PATIENCE = 4.0
@@ -26,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     try:
         url = settings.redis_url or joined.redis_url(settings.data_dir) or redis_url(settings)
         client = connect(url, timeout=PATIENCE, retries=0)
-        roster = read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+        roster = read_roster(client)
     except UNREACHABLE as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)
         return 0 if "--alive" in words else 1

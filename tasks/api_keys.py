@@ -21,7 +21,7 @@ from tasks import keys
 from tasks.connection import UNREACHABLE, connect, text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
-from tasks.scripts import Script
+from tasks.lua import Script
 
 log = logging.getLogger("rockchipllama.keys")
 

@@ -20,7 +20,7 @@ from tasks.connection import unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.errors import BatchUnknown, NotOnDisk
 from tasks.jobs import is_job_id, new_job_id
-from tasks.scripts import Script
+from tasks.lua import Script
 
 PREFIX = "batch_"
 

@@ -14,13 +14,7 @@ from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import BoardLives, BoardUnknown
 from tasks.presence import Presence
 from tasks.residence import worker_on
-from tasks.roster import Snapshot, read_roster
-from tasks.scripts import ROSTER
-
-
-def snapshot(client: redis.Redis) -> Snapshot:
-    """The roster now."""
-    return read_roster(cast("list[Any]", ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+from tasks.roster import Snapshot, read_roster_async
 
 
 class BoardBook:
@@ -55,8 +49,7 @@ class BoardBook:
                 raise BoardUnknown(board, sorted({text(card).partition("/")[2] for card in cards}))
 
     async def _living(self) -> list[str]:
-        reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
-        return sorted(breath.board for breath in read_roster(cast("list[Any]", reply)).breaths)
+        return sorted(breath.board for breath in (await read_roster_async(self._client)).breaths)
 
     async def _make_sure_of(self, board: str) -> None:
         living = await self._living()

@@ -15,12 +15,45 @@ import redis
 
 from tasks import keys
 from tasks.connection import text
-from tasks.scripts import EXPIRE_AGAIN, LOOK_AT_CLOCK
+from tasks.lua import Script
 
 SLUGGISH = 1.0
 """Seconds after which an answer came too late to tell a jump by."""
 AT_ONCE = 500
 """Keys that are looked at in one step, which takes Redis about a millisecond."""
+
+
+_LOOK = Script(
+    """
+-- KEYS clock   ARGV [due-ms shift] -> {now, shift, 1 when the shift was changed here}
+-- `due` is what the service's clock should show by that of the caller, who last saw it `shift` behind Redis'. Whoever has not
+-- seen it before, or has seen another shift, goes by when somebody last did: another has taken a jump out, or Redis has
+-- forgotten that it was. Past the append-only file, unless a jump was taken out.
+local raw, shift, seen = clocks()
+local due, most = seen, 30000
+if ARGV[1] and tonumber(ARGV[2]) == shift then due, most = tonumber(ARGV[1]), 3000 end
+local changed = math.abs(raw - shift - due) > most
+if changed then
+  shift = raw - due
+else
+  redis.set_repl(redis.REPL_NONE)
+end
+set_clock(shift, raw - shift)
+return {raw - shift, shift, changed and 1 or 0}
+"""
+)
+
+EXPIRE_AGAIN = Script(
+    """
+-- KEYS job ... -> nothing.  Sets expiries that lie further away than they were set: the clock went back since.
+for _, job in ipairs(KEYS) do
+  local ttl = tonumber(redis.call('HGET', job, 'ttl'))
+  for _, key in ipairs({job, job .. ':events', job .. ':kept'}) do
+    if ttl and redis.call('PTTL', key) > ttl then redis.call('PEXPIRE', key, ttl) end
+  end
+end
+"""
+)
 
 
 def since_boot() -> float:
@@ -41,7 +74,7 @@ class Clock:
         """What it shows, in milliseconds, once a jump is taken out of it. Raises what the client raises."""
         before, asked = self._before, self._own()
         known = [before[1] + round((asked - before[0]) * 1000), before[2]] if before is not None else []
-        now, shift, changed = cast("list[int]", LOOK_AT_CLOCK.run(self._client, [keys.CLOCK], *known))
+        now, shift, changed = cast("list[int]", _LOOK.run(self._client, [keys.CLOCK], *known))
         self._before = (asked, now, shift) if self._own() - asked < SLUGGISH else None
         if changed or before is None:
             self._expire_again()

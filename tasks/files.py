@@ -11,7 +11,7 @@ from tasks import keys
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import FileUnknown, StorageFull
 from tasks.jobs import is_job_id, new_job_id
-from tasks.scripts import Script
+from tasks.lua import Script
 
 PREFIX = "file-"
 

@@ -9,7 +9,16 @@ from enum import StrEnum
 import redis
 
 from tasks import keys
-from tasks.scripts import COUNT
+from tasks.lua import Script
+
+_COUNT = Script(
+    """
+-- KEYS counts   ARGV field amount ... -> nothing.  Past the append-only file, as all counts.
+redis.set_repl(redis.REPL_NONE)
+for place = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1]) end
+redis.call('PEXPIRE', KEYS[1], 2592000000)
+"""
+)
 
 
 class Unload(StrEnum):
@@ -48,7 +57,7 @@ class ModelEvents:
         if not counts:
             return
         try:
-            COUNT.run(client, [keys.COUNTS], *(word for pair in counts.items() for word in pair))
+            _COUNT.run(client, [keys.COUNTS], *(word for pair in counts.items() for word in pair))
         except BaseException:
             with self._lock:
                 self._counts += counts

@@ -7,12 +7,26 @@ import redis
 import redis.asyncio
 
 from tasks import keys
-from tasks.scripts import BREATHE
+from tasks.lua import Script
 
 BREATH = 2.0
 """Seconds between two breaths of a worker or board."""
 ALIVE = 7.0
 """Seconds without a breath after which it counts as gone."""
+
+
+_BREATHE = Script(
+    """
+-- KEYS presence   ARGV name payload ttl-ms -> nothing.  Forgets who has not breathed for a while; past the append-only file.
+redis.set_repl(redis.REPL_NONE)
+local t = now()
+redis.call('HSET', KEYS[1], ARGV[1], t .. ':' .. ARGV[2])
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local seen = tonumber(string.match(redis.call('HGET', KEYS[1], name), '^%d+'))
+  if t - seen > tonumber(ARGV[3]) * 4 then redis.call('HDEL', KEYS[1], name) end
+end
+"""
+)
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,12 +124,12 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def breathe(client: redis.Redis, presence: Presence) -> None:
     """Say that a worker or board is alive. Never touches the append-only file."""
-    BREATHE.run(client, [keys.PRESENCE], presence.name, msgspec.json.encode(presence), int(ALIVE * 1000))
+    _BREATHE.run(client, [keys.PRESENCE], presence.name, msgspec.json.encode(presence), int(ALIVE * 1000))
 
 
 async def breathe_async(client: redis.asyncio.Redis, reader: str) -> None:
     """Say that a reader is alive, likewise."""
-    await BREATHE.arun(client, [keys.PRESENCE], reader, b"", int(ALIVE * 1000))
+    await _BREATHE.arun(client, [keys.PRESENCE], reader, b"", int(ALIVE * 1000))
 
 
 def leave(client: redis.Redis, name: str) -> None:

@@ -14,11 +14,28 @@ from tasks.connection import text, unavailable_as_refusal
 from tasks.counts import Counts
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, Lane
+from tasks.lua import Script
 from tasks.policy import LANE, rank
 from tasks.queue import call
-from tasks.scripts import CALL, QUEUES
+from tasks.scripts import CALL
 from tasks.standing import Gate, Standing, read_standing
 from tasks.store import JobStore
+
+_QUEUES = Script(
+    """
+-- ARGV n-lanes lower-bound ... upper-bound ... model ... -> {standing, {waiting in each lane}, ms its jobs take or nil} of each
+local found, lanes = {}, tonumber(ARGV[1])
+for place = 2 + 2 * lanes, #ARGV do
+  local model, waiting = ARGV[place], {}
+  for lane = 1, lanes do
+    waiting[lane] = redis.call('ZCOUNT', 'rl:waiting:' .. model, ARGV[1 + lane], ARGV[1 + lanes + lane])
+  end
+  found[#found + 1] = {standing(model), waiting, redis.call('HGET', 'rl:pace', model)}
+end
+return found
+""",
+    flags="no-writes",
+)
 
 
 class QueueView(msgspec.Struct, frozen=True):
@@ -50,7 +67,7 @@ class QueueBook:
         """How the queues of these models stand."""
         with unavailable_as_refusal():
             bounds = [f"{rank(lane) * LANE}" for lane in Lane] + [f"({(rank(lane) + 1) * LANE}" for lane in Lane]
-            replies = cast("list[list[Any]]", await QUEUES.arun(self._client, [], len(Lane), *bounds, *models))
+            replies = cast("list[list[Any]]", await _QUEUES.arun(self._client, [], len(Lane), *bounds, *models))
         return [
             QueueView(
                 read_standing(standing), dict(zip(Lane, waiting, strict=True)), int(pace) / 1000 if pace else None

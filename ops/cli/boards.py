@@ -32,9 +32,10 @@ def boards(
     options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json
 
-    from tasks.boards import overview, snapshot
+    from tasks.boards import overview
+    from tasks.roster import read_roster
 
-    found = overview(snapshot(queue_of_service.connect()))
+    found = overview(read_roster(queue_of_service.connect()))
     print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
 
 

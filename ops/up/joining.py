@@ -12,9 +12,9 @@ from ops.up import discovery
 from ops.up.joined import FILE
 from ops.up.sharing import TokenRefused, parse, parse_token, write_private
 from tasks import keys
-from tasks.boards import snapshot
 from tasks.connection import UNREACHABLE, connect
 from tasks.presence import ALIVE
+from tasks.roster import read_roster
 
 
 def found(text: str) -> str:
@@ -31,7 +31,7 @@ def keep(data_dir: Path, url: str, board: str) -> tuple[str, ...]:
     try:
         client.ping()
         _make_sure_of_name(client, board)
-        problems = snapshot(client).problems
+        problems = read_roster(client).problems
     except AuthenticationError as error:
         raise TokenRefused(
             f"The service at {host}:{port} does not take the token '{token.name}': it was revoked or is damaged. "

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import cast
 
 import redis
 
@@ -18,7 +18,7 @@ from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.events import encode_events
 from tasks.prompting.failures import failure
 from tasks.roster import read_roster
-from tasks.scripts import FAIL_QUEUED, ROSTER
+from tasks.scripts import FAIL_QUEUED
 from tasks.standing import Gate
 
 log = logging.getLogger("rockchipllama.board")
@@ -69,7 +69,7 @@ class Demand:
 
     def meet(self) -> None:
         """Load what is wanted. Raises what the client raises."""
-        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+        snapshot = read_roster(self._client)
         wanted = {
             status.card.id: status
             for status in snapshot.models

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import redis
 
-from tasks import boards, keys
+from tasks import keys
 from tasks.board.workers import Workers
 from tasks.instances import model_of
+from tasks.roster import read_roster
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -52,9 +53,7 @@ class Drain:
     def hand_over(self, *, at_once: bool) -> None:
         """Have workers give up their jobs where another board has the model and goes on with them; unless it is to be done at
         once, when that has read them."""
-        elsewhere = {
-            status.card.id for status in boards.snapshot(self._client).models if {*status.boards} - {self._board}
-        }
+        elsewhere = {status.card.id for status in read_roster(self._client).models if {*status.boards} - {self._board}}
         word = "hand-over" if at_once else "move"
         for name in self._workers.living():
             if model_of(name) in elsewhere:

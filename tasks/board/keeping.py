@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, cast
 
 import msgspec
 import redis
@@ -14,7 +13,6 @@ import redis
 from tasks import keys
 from tasks.presence import Presence
 from tasks.roster import read_roster
-from tasks.scripts import ROSTER
 from tasks.standing import Gate
 
 
@@ -143,7 +141,7 @@ class Keeping:
 
     def _roster(self) -> tuple[dict[str, Presence], set[str]]:
         """The workers of this board by their models, and the models that jobs wait for which may begin."""
-        snapshot = read_roster(cast("list[Any]", ROSTER.run(self._client, [keys.CARDS, keys.PRESENCE, keys.GATES])))
+        snapshot = read_roster(self._client)
         workers: dict[str, Presence] = {}
         for breath in snapshot.workers:
             if breath.board == self._board and breath.model:

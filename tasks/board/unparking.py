@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import redis
 
-from tasks import boards, keys
+from tasks import keys
+from tasks.roster import read_roster
 
 PATIENCE = 3.0
 """Seconds the workers get for it."""
@@ -27,7 +28,7 @@ class Unparking:
         told the bytes that are still to be given back. Raises what the client raises."""
         if fits(0):
             return True
-        workers = [worker for worker in boards.snapshot(self._client).workers if worker.board == self._board]
+        workers = [worker for worker in read_roster(self._client).workers if worker.board == self._board]
         parked = {worker.name: worker.parked for worker in workers if worker.parked}
         if not fits(sum(parked.values())):
             return False

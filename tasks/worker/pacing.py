@@ -12,8 +12,8 @@ import redis
 
 from tasks import keys
 from tasks.jobs import Lane
+from tasks.lua import Script
 from tasks.presence import BREATH, read_breath
-from tasks.scripts import SLOWED
 from tasks.worker.job_run import JobRun
 from tasks.worker.speeds import FEWEST
 
@@ -23,6 +23,16 @@ MOST_REST = 300.0
 """Seconds; a long item is not paid for with an hour."""
 SLOWEST = 20.0
 """How many times as long jobs may be told to take; a job that hangs is no measure."""
+
+
+_SLOWED = Script(
+    """
+-- KEYS slowed   ARGV board slower-and-rests ttl-ms -> nothing.  Past the append-only file, as breaths are.
+redis.set_repl(redis.REPL_NONE)
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+"""
+)
 
 
 class Pacing:
@@ -68,7 +78,7 @@ class Pacing:
     def tell(self, client: redis.Redis, model: str, board: str) -> None:
         """Have estimates go by it, while the board is hot. Raises what the client raises."""
         if self.hot:
-            SLOWED.run(client, [keys.slowed(model)], board, f"{self.slower:g} {1 + REST:g}", int(BREATH * 5000))
+            _SLOWED.run(client, [keys.slowed(model)], board, f"{self.slower:g} {1 + REST:g}", int(BREATH * 5000))
 
 
 def is_hot(client: redis.Redis, board: str) -> bool:

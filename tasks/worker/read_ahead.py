@@ -13,10 +13,10 @@ import redis
 from npu.engine import Abortable
 from npu.errors import EngineFailed, NpuError
 from tasks import events, keys, requests
-from tasks.boards import snapshot
 from tasks.claims import prompts_of
 from tasks.connection import UNREACHABLE, text
 from tasks.prompting.prepare import Prepared
+from tasks.roster import read_roster
 from tasks.stream import RecordedPiece
 from tasks.worker import generate
 from tasks.worker.begun import CannotContinue, read_begun
@@ -29,7 +29,7 @@ log = logging.getLogger("rockchipllama.jobs")
 def free_worker(client: redis.Redis, model: str, board: str) -> tuple[str, str] | None:
     """The worker on another board than this that would read a prompt fastest, and has nothing to do, with its board; None where
     there is none."""
-    found = snapshot(client)
+    found = read_roster(client)
     free = [
         worker
         for worker in found.workers

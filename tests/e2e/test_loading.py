@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tasks import boards
+from tasks.roster import read_roster
 from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.full
@@ -78,4 +78,4 @@ def test_two_workers_of_a_model_answer_at_once() -> None:
         eventually(lambda: at_work() == names, what="two jobs at once")
         assert [answer.result(LIMIT) for answer in answers] == [text * 60 for text in "abc"]
         httpx.post(f"{stack.url}/v1/models/unload", json={"model": "pair"}, timeout=LIMIT).raise_for_status()
-        assert not {each.name for each in boards.snapshot(stack.redis).workers} & names
+        assert not {each.name for each in read_roster(stack.redis).workers} & names

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from ops.cli.boards import lines_of, nobody_else_has
 from ops.top import view
-from tasks.boards import overview, snapshot
+from tasks.boards import overview
 from tasks.presence import Machine, Presence, breathe
+from tasks.roster import read_roster
 
 RK3588 = Machine(
     soc="rk3588", driver="0.9.8", npu_load=(87, 0, 5), temperature=61.2, memory=8 << 30, memory_available=3 << 30
@@ -19,7 +20,7 @@ RK3588 = Machine(
 
 
 def boards(client: redis.Redis) -> list[dict[str, Any]]:
-    return overview(snapshot(client))
+    return overview(read_roster(client))
 
 
 def test_versions_that_differ_are_told(client: redis.Redis) -> None:

@@ -9,12 +9,12 @@ import redis
 import redis.asyncio
 
 from tasks import keys
-from tasks.boards import BoardBook, overview, snapshot
+from tasks.boards import BoardBook, overview
 from tasks.card import Card, SelfTest
 from tasks.errors import BoardLives, BoardUnknown
 from tasks.presence import Machine, Presence, Runtime, breathe, leave
 from tasks.residence import state_on
-from tasks.roster import announce
+from tasks.roster import announce, read_roster
 
 RK3588 = Machine(
     soc="rk3588",
@@ -33,7 +33,7 @@ RK3588 = Machine(
 
 
 def shown(client: redis.Redis) -> list[dict[str, Any]]:
-    return overview(snapshot(client))
+    return overview(read_roster(client))
 
 
 def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
@@ -80,7 +80,7 @@ def test_of_several_workers_the_one_at_work_is_shown(states: tuple[str, ...], cl
         breathe(client, Presence(name=f"small#{number}@one", board="one", model="small", state=state, parked=2))
     [model] = shown(client)[0]["models"]
     assert (model["state"], model["parked_bytes"]) == ("busy", 6)
-    assert state_on(snapshot(client), "small", "one") == "busy"
+    assert state_on(read_roster(client), "small", "one") == "busy"
 
 
 def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> None:
@@ -88,7 +88,7 @@ def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> Non
     for board, kind in (("one", "w8a8"), ("two", "w4a16")):
         announce(client, Card(id="small", board=board, engine="rkllm", quantization=kind))
         breathe(client, Presence(name=f"board:{board}", board=board))
-    [model] = snapshot(client).models
+    [model] = read_roster(client).models
     assert model.boards == ("one", "two")
     assert [board["models"][0]["quantization"] for board in shown(client)] == ["w8a8", "w4a16"]
 

@@ -8,11 +8,11 @@ import redis.asyncio
 
 from tasks import keys
 from tasks.claims import Claim, Renewal, claim_next, renew
+from tasks.clock import EXPIRE_AGAIN
 from tasks.errors import JobNotFound
 from tasks.events import Finished, FinishReason, Queued, Started, TextDelta, Timings, Usage
 from tasks.jobs import JobState, Kept, Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, Message
-from tasks.scripts import EXPIRE_AGAIN
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import redis
 
-from tasks import boards, presence, roster
+from tasks import presence, roster
 from tasks.card import Card
 from tasks.presence import Presence
-from tasks.roster import ModelStatus
+from tasks.roster import ModelStatus, read_roster
 from tasks.standing import Gate
 from tasks.waits_for import WaitsFor, story, waits_for
 
@@ -43,5 +43,5 @@ def test_a_board_tells_what_it_has_no_room_for(client: redis.Redis) -> None:
     for model in ("m", "n"):
         roster.announce(client, Card(id=model, board="one"))
     presence.breathe(client, Presence(name="board:one", board="one", no_room={"m": "Others are busy."}))
-    told = {status.card.id: status.no_room for status in boards.snapshot(client).models}
+    told = {status.card.id: status.no_room for status in read_roster(client).models}
     assert told == {"m": "Others are busy.", "n": ""}

@@ -29,11 +29,11 @@ from tasks.board.pull.machine import Machine
 from tasks.board.pull.plan import Plan, first_fitting, manifest_of
 from tasks.board.pull.weights import Candidate, because, candidates, megabytes
 from tasks.board.route import address_towards, redis_host
-from tasks.boards import snapshot
 from tasks.card import Card
 from tasks.commands import CommandCode, Lend, LentFile, Loan
 from tasks.connection import UNREACHABLE
 from tasks.errors import CommandFailed
+from tasks.roster import read_roster
 
 log = logging.getLogger("rockchipllama.board")
 
@@ -62,7 +62,7 @@ class Neighbours:
         if not names:
             return
         try:
-            found = snapshot(self._client)
+            found = read_roster(self._client)
         except UNREACHABLE as error:
             log.info("no other board is asked for %s, Redis is away: %s", names[0], error)
             return

@@ -31,8 +31,8 @@ from tasks.board.defects import AGAIN, Defects
 from tasks.board.heat import HOT
 from tasks.board.machine import read_machine
 from tasks.board.settings import BoardSettings
-from tasks.boards import snapshot
 from tasks.card import Card
+from tasks.roster import read_roster
 from tasks.settings import ROOT, TaskSettings
 from tasks.worker.pacing import is_hot
 from tests.fakes.notified import Notified
@@ -524,7 +524,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     board.add("alone")
     board.start()
     board.knows("alone")
-    eventually(lambda: "one" in snapshot(client).boards, what="its first breath")
+    eventually(lambda: "one" in read_roster(client).boards, what="its first breath")
     for model in board.agent._announced.catalog.models:
         board.agent._loading.load(model)
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
@@ -538,7 +538,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         words = iter(lambda: told.get_message(timeout=0.1), None)
         given_up = [bytes(word["channel"]) for word in words if word["data"] == b"move"]
     assert given_up == [keys.control("first@one").encode()]
-    eventually(lambda: "one" not in snapshot(client).boards, what="others know")
+    eventually(lambda: "one" not in read_roster(client).boards, what="others know")
     with pytest.raises(ModelRefused, match="drained"):
         board.agent._loading.load(board.agent._announced.catalog.models[0])
     client.hdel(keys.DRAINED, "one")
@@ -563,4 +563,4 @@ def test_a_hot_board_says_so(
     monkeypatch.setattr(module, "read_machine", partial(read_machine, root=root))
     board.start()
     eventually(lambda: is_hot(client, "one"), what="a breath of a hot board")
-    eventually(lambda: any(HOT in card.notes for card in snapshot(client).cards), what="the note")
+    eventually(lambda: any(HOT in card.notes for card in read_roster(client).cards), what="the note")

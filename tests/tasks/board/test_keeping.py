@@ -11,7 +11,6 @@ from tasks.board.keeping import Keeping
 from tasks.card import Card
 from tasks.presence import Presence
 from tasks.roster import read_roster
-from tasks.scripts import ROSTER
 
 
 class Shelf:
@@ -133,8 +132,7 @@ def test_when_it_goes_is_told_with_the_board_s_breath(shelf: Shelf, client: redi
     """Where it stays for ever on one board, it stays."""
 
     def stays() -> float | None:
-        reply = ROSTER.run(client, [keys.CARDS, keys.PRESENCE, keys.GATES])
-        [status] = read_roster(reply).models  # type: ignore[arg-type]
+        [status] = read_roster(client).models
         return status.stays
 
     presence.breathe(client, Presence(name="board:one", board="one", stays={"echo": 30.0}))
