@@ -29,7 +29,7 @@ from tests.simulators import share_simulators
 
 T = TypeVar("T")
 
-LIMIT = 60.0
+LIMIT = 120.0
 """Seconds a test waits for what must happen; generous, since machines may be slow."""
 
 

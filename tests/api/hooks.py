@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeAlias
 
+from tests.stack import LIMIT
+
 Calls: TypeAlias = "queue.Queue[tuple[dict[str, str], bytes]]"
 
 
@@ -50,4 +52,4 @@ def called(*statuses: int, location: str | None = None, tls: bool = False) -> It
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(LIMIT)

@@ -60,6 +60,7 @@ from tasks.roster import ModelStatus, Snapshot
 from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobAnswer, KeptJob, Page
+from tests.stack import LIMIT
 
 JOB = "abcdefghijklmnopqrstuv"
 USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
@@ -214,7 +215,7 @@ class ScriptedRelay(Relay):
 
     def answer(self) -> ScriptedAnswer:
         """The next answer that was begun, waited for."""
-        assert self.answered.acquire(timeout=10), "no request reached the relay"
+        assert self.answered.acquire(timeout=LIMIT), "no request reached the relay"
         return self.answers[-1]
 
     async def start(
@@ -663,7 +664,7 @@ class Site:
         self.url = f"http://127.0.0.1:{port}"
         self.server = running
         self.app = app
-        self.http = httpx.Client(base_url=self.url, timeout=10)
+        self.http = httpx.Client(base_url=self.url, timeout=LIMIT)
 
 
 @contextmanager
@@ -684,7 +685,7 @@ def site(world: World | None = None, **settings: Any) -> Iterator[Site]:
     finally:
         place.http.close()
         running.should_exit = True
-        thread.join(20)
+        thread.join(LIMIT)
         assert not thread.is_alive(), "the server did not stop"
 
 
@@ -701,6 +702,6 @@ class RequestLines(logging.Handler):
     def next(self, request: str) -> logging.LogRecord:
         """The next entry about the request of that id, waited for."""
         while True:
-            record = self._records.get(timeout=5)
+            record = self._records.get(timeout=LIMIT)
             if getattr(record, "request", None) == request:
                 return record

@@ -17,6 +17,7 @@ from api.openai.schemas import ChatCompletionBody, CompletionBody
 from api.openai.translate import chat, completions
 from tasks.requests import encode_request
 from tests.api.scripted import Site
+from tests.stack import LIMIT
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -113,14 +114,14 @@ def test_a_byte_order_mark_is_skipped() -> None:
 
 def test_a_body_announced_too_large_is_refused_at_once(place: Site) -> None:
     """A Content-Length beyond the bound is answered before a byte of the body has come."""
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n")
         assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_without_a_length_is_cut_at_the_bound(place: Site) -> None:
     """A chunked body is refused as soon as it passes the bound, however much follows."""
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(4):
             sock.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")

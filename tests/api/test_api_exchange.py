@@ -16,6 +16,7 @@ from tasks.events import TextDelta
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.logs import TextLines
 from tests.api.scripted import END, RequestLines, Site, site
+from tests.stack import LIMIT
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -226,7 +227,7 @@ def test_probes_are_not_logged_among_requests(place: Site, lines: RequestLines) 
 
 def test_endless_headers_are_refused(place: Site) -> None:
     """A head without an end is answered with 400 instead of being gathered."""
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ")
         received = b""
         # The refusal may overtake what is still being sent, and then the connection is reset.
@@ -288,7 +289,7 @@ def test_a_page_of_the_internet_may_reach_into_this_network() -> None:
 
 def test_many_clients_each_get_their_own(place: Site) -> None:
     """One connection's pipelined requests are answered in order."""
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(
             b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
         )
@@ -300,4 +301,4 @@ def test_many_clients_each_get_their_own(place: Site) -> None:
 
 def test_the_server_names_no_software(place: Site) -> None:
     """No header tells which server and version this is."""
-    assert "server" not in httpx.get(place.url + "/healthz").headers
+    assert "server" not in httpx.get(place.url + "/healthz", timeout=LIMIT).headers

@@ -14,6 +14,7 @@ from api.answer import Waiting
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
 from tests.api.scripted import CANCELLED, END, Hold, RequestLines, Site, StartHolds, Step, site
+from tests.stack import LIMIT
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 TALKING: list[Step] = [Queued(), Started("w", "b"), TextDelta("Hel")]
@@ -96,22 +97,22 @@ def test_every_answer_is_closed_at_its_end(place: Site, script: list[Step], stre
     """However it ended."""
     place.relay.play(*script)
     place.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_in_mid_answer_closes_it(place: Site, stream: bool, lines: RequestLines) -> None:
     """Streaming or not, its job is ended, and the log says 499."""
     place.relay.play(*TALKING, Hold())
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(request(CHAT | {"stream": stream}, b"x-request-id: leaver\r\n"))
         answer = place.relay.answer()
-        assert answer.reached.wait(5)
+        assert answer.reached.wait(LIMIT)
         if stream:
             seen = b""
             while b'"Hel"' not in seen:
                 seen += sock.recv(65536)
-    assert answer.closed.wait(5)
+    assert answer.closed.wait(LIMIT)
     assert lines.next("leaver").getMessage() == "POST /v1/chat/completions 499"
 
 
@@ -122,11 +123,11 @@ def test_a_client_that_leaves_further_requests_behind_has_left(
 ) -> None:
     """What waits for its turn on the line does not hide that nobody is there, nor is it answered to nobody."""
     place.relay.play(*TALKING, Hold())
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(request(CHAT | {"stream": stream}) + request(CHAT) * behind)
         answer = place.relay.answer()
-        assert answer.reached.wait(5)
-    assert answer.closed.wait(5)
+        assert answer.reached.wait(LIMIT)
+    assert answer.closed.wait(LIMIT)
     assert place.http.get("/healthz").status_code == 200
     assert len(place.relay.answers) == 1
     assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
@@ -136,43 +137,43 @@ def test_a_client_that_leaves_further_requests_behind_has_left(
 def test_a_client_that_closes_its_half_has_left(place: Site, stream: bool) -> None:
     """One that is gone says no more than that, and its job must not run on: so nobody is answered half closed."""
     place.relay.play(*TALKING, Hold())
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(request(CHAT | {"stream": stream}))
         answer = place.relay.answer()
-        assert answer.reached.wait(5)
+        assert answer.reached.wait(LIMIT)
         sock.shutdown(socket.SHUT_WR)
-        assert answer.closed.wait(5)
+        assert answer.closed.wait(LIMIT)
 
 
 def test_a_client_that_left_before_the_first_byte_closes_the_answer(place: Site) -> None:
     """Its stream is begun and ended without ever having been read."""
     place.relay.play(Hold())
-    sock = socket.create_connection(("127.0.0.1", place.port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT)
     sock.sendall(request(CHAT | {"stream": True}))
     sock.close()
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_an_answer_that_cannot_be_begun_is_closed(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect between the accepted job and its response does not leave a job that nobody reads."""
     monkeypatch.setattr("api.openai.routes.writer_of", lambda head: 1 / 0)
     assert place.http.post("/v1/chat/completions", json=CHAT).status_code == 500
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_while_its_job_is_being_accepted_ends_that(place: Site, streamed: bool) -> None:
     """What waits for the first event, or for a model to load, is cancelled with its client, and so is the job."""
     place.relay.play(StartHolds())
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(request(CHAT | {"stream": streamed}))
-        assert place.relay.holding.wait(5)
-    assert place.relay.start_cancelled.wait(5)
+        assert place.relay.holding.wait(LIMIT)
+    assert place.relay.start_cancelled.wait(LIMIT)
 
 
 def test_a_client_that_leaves_in_mid_body_starts_nothing(place: Site) -> None:
     """Half a request is none."""
-    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
         sock.sendall(request(CHAT)[:-10])
     assert place.http.get("/healthz").status_code == 200
     assert place.relay.calls == []
@@ -182,9 +183,9 @@ def test_a_client_that_stops_reading_is_gone_in_the_end() -> None:
     """Once its buffers are full and stay so, its job is ended like that of any client that left."""
     with site(stalled_client=0.2, drain=0) as place:
         place.relay.play(*TALKING, *[TextDelta("x" * 60_000)] * 400, Hold())
-        with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
             sock.sendall(request(CHAT | {"stream": True}))
-            assert place.relay.answer().closed.wait(20)
+            assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_a_job_cancelled_by_somebody_else_is_a_conflict(place: Site) -> None:

@@ -25,6 +25,7 @@ from tasks.events import (
 )
 from tasks.jobs import Rendering
 from tests.api.scripted import CANCELLED, END, JOB, Hold, Site, Step
+from tests.stack import LIMIT
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 TWO: list[Step] = [
@@ -129,7 +130,7 @@ def test_an_answer_in_one_piece_has_no_stream(place: Site) -> None:
     """Such as vectors; its events can be read all the same."""
     reply = place.http.get(f"/v1/jobs/{JOB}/events")
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "no_stream")
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 @pytest.mark.parametrize("rendering", [Rendering("sanskrit", b""), Rendering("openai", b"{}")])
@@ -189,4 +190,4 @@ def test_whoever_reads_on_is_closed_like_anybody(place: Site) -> None:
     place.relay.rendering = rendering
     with place.http.stream("GET", f"/v1/jobs/{JOB}/events") as reply:
         assert '"Hi"' in "".join(line for line, _ in zip(reply.iter_lines(), range(5), strict=False))
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)

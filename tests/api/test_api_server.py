@@ -113,7 +113,7 @@ async def test_an_answer_that_begins_when_all_others_are_being_ended_is_ended_to
     drain = Drain()
     drain.end()
     answer = ScriptedAnswer("tiny", [*TALKING, Hold()])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         with drain.holding(answer), pytest.raises(Stopped):
             async for _ in answer:
                 pass
@@ -181,7 +181,7 @@ def refused(port: int) -> None:
         # In the moment it closes, a connection that waits to be taken is reset.
         with contextlib.suppress(ConnectionResetError, TimeoutError):
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                socket.create_connection(("127.0.0.1", port), timeout=LIMIT).close()
             except ConnectionRefusedError:
                 return True
         return False

@@ -22,7 +22,7 @@ from tasks.jobs import JobState
 from tasks.webhooks import Call, CallBook
 from tests.api.hooks import CERTIFICATE, called
 from tests.api.scripted import JOB, ScriptedJobs, view
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ async def test_a_call_tells_of_the_job_and_is_signed() -> None:
     """As OpenAI's client checks it; what the record no longer holds is told all the same."""
     with called() as (url, calls):
         assert await make(url) is None
-        headers, body = calls.get(timeout=10)
+        headers, body = calls.get(timeout=LIMIT)
         client = openai.OpenAI(api_key="none")
         client.webhooks.verify_signature(body, headers, secret=SECRET)
         with pytest.raises(openai.InvalidWebhookSignatureError):
@@ -64,7 +64,7 @@ async def test_a_call_tells_of_the_job_and_is_signed() -> None:
         assert (event["type"], event["created_at"], event["data"]["model"]) == ("job.finished", 1700000000, "tiny")
         assert (headers["webhook-id"], headers["host"]) == (event["id"], url.split("/")[2])
         assert await make(url, job="b" * 22) is None
-        assert json.loads(calls.get(timeout=10)[1])["data"] == {"object": "job", "id": "b" * 22, "state": "finished"}
+        assert json.loads(calls.get(timeout=LIMIT)[1])["data"] == {"object": "job", "id": "b" * 22, "state": "finished"}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_a_call_over_tls_goes_to_who_has_the_name(
         monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", lookup, raising=False)
         named = url.replace("127.0.0.1", "hook.example")
         assert await make(named, settings=trusting) is None
-        headers, _ = calls.get(timeout=10)
+        headers, _ = calls.get(timeout=LIMIT)
         assert headers["host"] == named.split("/")[2]
         for other, settings in ((named, LOCAL), (url, trusting), (url.replace("127.0.0.1", "a.example"), trusting)):
             caplog.clear()

@@ -20,7 +20,6 @@ def mkdocs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_the_site(mkdocs: Path, tmp_path: Path) -> None:
     """Builds without a warning, finds each page by its words, and loads nothing from elsewhere."""
     site = tmp_path / "site"

@@ -19,7 +19,6 @@ LINES = 5000
 
 
 @pytest.mark.full
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_line_is_answered_once_whoever_feeds(seed: int) -> None:
     """Whoever feeds is stopped for longer than its lease, in whatever it does, and goes on when another has taken over."""

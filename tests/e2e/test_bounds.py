@@ -23,7 +23,7 @@ def test_a_full_queue_refuses_at_once_and_recovers(stack: Stack, openai_client: 
     with pytest.raises(openai.RateLimitError) as full:
         openai_client.chat.completions.create(model="steady", messages=[{"role": "user", "content": "hi"}])
     assert 1 <= float(full.value.response.headers["retry-after"]) <= 60
-    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    assert httpx.get(f"{stack.url}/healthz", timeout=LIMIT).status_code == 200
     other = openai_client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "other"}])
     assert other.choices[0].message.content == "other"
     leave(running)
@@ -150,7 +150,7 @@ def test_a_body_of_50_mb_is_refused_while_it_is_read(stack: Stack) -> None:
         pass  # the server closed the connection before all of it was sent
     else:
         assert unannounced.status_code == 413
-    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    assert httpx.get(f"{stack.url}/healthz", timeout=LIMIT).status_code == 200
 
 
 LOOP = "{{% for {0} in range(99999) %}}"
@@ -196,15 +196,15 @@ def queue(stack: Stack, model: str) -> dict[str, Any]:
 
 def test_an_administrator_pauses_a_queue(stack: Stack) -> None:
     """Its jobs wait, and say so; nobody even loads the model for them. Opened again it serves them, and is seen to."""
-    assert httpx.post(f"{stack.url}/v1/queue/writer/pause").json()["state"] == "paused"
+    assert httpx.post(f"{stack.url}/v1/queue/writer/pause", timeout=LIMIT).json()["state"] == "paused"
     ask = body("writer", "patience is rewarded")
     with httpx.stream("POST", f"{stack.url}/v1/chat/completions", content=ask, timeout=LIMIT) as reply:
         assert (reply.status_code, reply.headers["x-queue-position"]) == (200, "1")
         assert "x-queue-wait" not in reply.headers
         assert (queue(stack, "writer")["waiting"], stack.has_worker("writer")) == (1, False)
-        health = httpx.get(f"{stack.url}/health").json()
+        health = httpx.get(f"{stack.url}/health", timeout=LIMIT).json()
         assert [model["queue"] for model in health["models"] if model["id"] == "writer"] == ["paused"]
-        assert httpx.post(f"{stack.url}/v1/queue/writer/resume").json()["state"] == "open"
+        assert httpx.post(f"{stack.url}/v1/queue/writer/resume", timeout=LIMIT).json()["state"] == "open"
         said = reply.read().decode()
     assert ": position 1, its queue is paused\n" in said and said.endswith("data: [DONE]\n\n")
     eventually(lambda: queue(stack, "writer")["boards"][0].get("decode_tps"), what="a measured speed")
@@ -215,16 +215,16 @@ def test_an_administrator_drains_and_empties_a_queue(stack: Stack) -> None:
     """New requests get 503 with words, what waits stays; then all of it is cancelled at once."""
     held = [begin(stack, "steady", "x" * 6000, stream=True) for _ in range(3)]
     until_state(stack, held[0][1], "running")
-    httpx.post(f"{stack.url}/v1/queue/steady/drain")
+    httpx.post(f"{stack.url}/v1/queue/steady/drain", timeout=LIMIT)
     refused = httpx.post(f"{stack.url}/v1/chat/completions", content=body("steady", "no"), timeout=LIMIT)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_draining")
     assert (queue(stack, "steady")["waiting"], queue(stack, "steady")["running"]) == (2, 1)
-    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel").json()["cancelled"] == 2
-    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel?state=all").json()["cancelled"] == 1
+    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel", timeout=LIMIT).json()["cancelled"] == 2
+    assert httpx.post(f"{stack.url}/v1/queue/steady/cancel?state=all", timeout=LIMIT).json()["cancelled"] == 1
     for connection, job in held:
         until_state(stack, job, "cancelled")
         leave(connection)
-    httpx.post(f"{stack.url}/v1/queue/steady/resume")
+    httpx.post(f"{stack.url}/v1/queue/steady/resume", timeout=LIMIT)
     assert (
         httpx.post(f"{stack.url}/v1/chat/completions", content=body("steady", "yes"), timeout=LIMIT).status_code == 200
     )

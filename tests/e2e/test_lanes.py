@@ -60,7 +60,7 @@ def test_an_answer_that_chats_pause_is_one_unbroken_stream(stack: Stack) -> None
     assert (found["pauses"], found["attempts"], found["interruptions"]) == (5, 6, [])
     assert found["prompt_tokens_again"] > 0
     assert 0 < found["timings"]["earlier_ms"] < found["timings"]["decode_ms"]
-    told = httpx.get(f"{stack.url}/v1/jobs/{job}/why").json()
+    told = httpx.get(f"{stack.url}/v1/jobs/{job}/why", timeout=LIMIT).json()
     kinds = [part["kind"] for part in told["parts"]]
     assert kinds == ["waiting", "interrupted"] * 5 + ["waiting", "prefill", "decode", "handling"]
     assert all(part["ms"] >= 0 for part in told["parts"])

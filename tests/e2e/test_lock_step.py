@@ -65,7 +65,6 @@ def results(client: openai.OpenAI, batch: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-@pytest.mark.timeout(300)
 def test_items_share_runs_and_are_answered_as_alone(stack: Stack) -> None:
     """Whatever happens meanwhile: a chat comes first, twice, and the engine is killed in the middle of a run."""
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused")

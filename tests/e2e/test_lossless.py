@@ -36,7 +36,6 @@ def words(seed: int, size: int) -> str:
     return "".join(f"{seed}.{index}:{'aß世🦙'[index % 4]} " for index in range(size))
 
 
-@pytest.mark.timeout(600)  # half a thousand answers, however busy the machine is with others
 def test_500_streams_from_32_clients(busy_stack: Stack) -> None:
     """Every delivered answer is whole, in order and its own; whoever left was cancelled; nothing is left over."""
     seed = random.randrange(10**6)

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.test_batch_load import input_of
 from tests.faults.cable import Cable
 from tests.installed import install
-from tests.stack import Stack, eventually, free_port
+from tests.stack import LIMIT, Stack, eventually, free_port
 
 ITEMS = 600
 
@@ -43,7 +43,7 @@ def store(program: Path) -> Iterator[str]:
 
 def _put(url: str) -> int:
     try:
-        return httpx.put(url).status_code
+        return httpx.put(url, timeout=LIMIT).status_code
     except httpx.TransportError:
         return 0
 
@@ -84,9 +84,9 @@ def test_a_file_lies_in_the_store_until_it_is_deleted(client: openai.OpenAI, sta
     data = os.urandom(1_000_000) * 17
     made = client.files.create(file=("large", io.BytesIO(data)), purpose="user_data")
     assert client.files.content(made.id).content == data
-    part = httpx.get(f"{stack.url}/v1/files/{made.id}/content", headers={"range": "bytes=16999990-"})
+    part = httpx.get(f"{stack.url}/v1/files/{made.id}/content", headers={"range": "bytes=16999990-"}, timeout=LIMIT)
     assert (part.status_code, part.content) == (206, data[-10:])
-    assert f"files/{made.id}" in httpx.get(f"{store}/bucket").text
+    assert f"files/{made.id}" in httpx.get(f"{store}/bucket", timeout=LIMIT).text
     client.files.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         client.files.content(made.id)
@@ -96,11 +96,14 @@ def test_a_file_lies_in_the_store_until_it_is_deleted(client: openai.OpenAI, sta
         yield b"\r\n--b\r\n"
 
     reply = httpx.post(
-        f"{stack.url}/v1/files", content=cut_off(), headers={"content-type": "multipart/form-data; boundary=b"}
+        f"{stack.url}/v1/files",
+        content=cut_off(),
+        headers={"content-type": "multipart/form-data; boundary=b"},
+        timeout=LIMIT,
     )
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_upload")
-    assert "<Key>" not in httpx.get(f"{store}/bucket").text
-    assert "<Upload>" not in httpx.get(f"{store}/bucket?uploads").text
+    assert "<Key>" not in httpx.get(f"{store}/bucket", timeout=LIMIT).text
+    assert "<Upload>" not in httpx.get(f"{store}/bucket?uploads", timeout=LIMIT).text
 
 
 def test_a_batch_outlives_a_store_that_is_away(client: openai.OpenAI, stack: Stack, store: str, cable: Cable) -> None:
@@ -126,13 +129,13 @@ def test_a_batch_outlives_a_store_that_is_away(client: openai.OpenAI, stack: Sta
     assert ended.output_file_id is not None
     lines = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
     assert sorted(line["custom_id"] for line in lines) == sorted(f"item-{number}" for number in range(ITEMS))
-    found = httpx.get(f"{store}/bucket").text
+    found = httpx.get(f"{store}/bucket", timeout=LIMIT).text
     assert found.count("<Key>") == 2 and ".parts" not in found
 
 
 def test_who_is_not_let_in_by_the_store_is_told_so(client: openai.OpenAI, stack: Stack, store: str) -> None:
     """The client that its file was not kept, and whoever reads the log why; what is asked of the queue goes on."""
-    httpx.post(f"{store}/moto-api/reset-auth", content=b"0", headers={"content-type": "text/plain"})
+    httpx.post(f"{store}/moto-api/reset-auth", content=b"0", headers={"content-type": "text/plain"}, timeout=LIMIT)
     with pytest.raises(openai.InternalServerError) as refused:
         client.files.create(file=("x", b"x"), purpose="batch")
     assert (refused.value.status_code, refused.value.code) == (503, "storage_unavailable")

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.stack import Stack
+from tests.stack import LIMIT, Stack
 
 TEXT = "Grüße, 世界! 👋🏽 Stop here. And on."
 
@@ -116,5 +116,5 @@ def test_a_client_that_times_out(openai_client: openai.OpenAI, stack: Stack) -> 
 
 def test_a_request_id_is_echoed(stack: Stack) -> None:
     """What a client sends to find its request again comes back."""
-    reply = httpx.get(f"{stack.url}/v1/models", headers={"X-Request-Id": "my-id-42"})
+    reply = httpx.get(f"{stack.url}/v1/models", headers={"X-Request-Id": "my-id-42"}, timeout=LIMIT)
     assert reply.headers["x-request-id"] == "my-id-42"

@@ -169,7 +169,9 @@ def test_events_can_be_polled(stack: Stack) -> None:
         seen, ended = list[dict[str, Any]](), False
         while not ended:
             after = seen[-1]["id"] if seen else 0
-            page = httpx.get(f"{stack.url}/v1/jobs/{reading.job}/events?after={after}", headers=json_only).json()
+            page = httpx.get(
+                f"{stack.url}/v1/jobs/{reading.job}/events?after={after}", headers=json_only, timeout=LIMIT
+            ).json()
             seen += page["data"]
             ended = page["ended"]
     assert [event["id"] for event in seen] == list(range(1, len(seen) + 1))

@@ -49,7 +49,6 @@ def paced() -> Iterator[Stack]:
         yield stack
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("model", PACES)
 def test_streams_are_whole_and_their_own(paced: Stack, model: str) -> None:
     """Many clients at once, of whom some leave: whoever stays gets the very answer to the very question."""

@@ -46,7 +46,7 @@ def ask(stack: Stack, tokens: int) -> str:
 
 
 def version(stack: Stack) -> str:
-    return str(httpx.get(f"{stack.url}/v1/models/m").json()["meta"]["engine_version"])
+    return str(httpx.get(f"{stack.url}/v1/models/m", timeout=LIMIT).json()["meta"]["engine_version"])
 
 
 def test_a_runtime_is_changed_under_way() -> None:

@@ -26,7 +26,7 @@ from ops.batch.pace import Pace, duration
 from ops.batch.plot import Moment, svg
 from ops.batch.prompts import InputError, Wishes, format_of, write
 from ops.service import Service, ServiceError
-from tests.stack import Stack, eventually
+from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,8 @@ def test_a_batch_is_cancelled(stack: Stack) -> None:
     made = batch(stack, "submit", "-", "--format", "text", "--model", "slow", given=given)
     identity = made.stdout.decode().strip()
     eventually(
-        lambda: httpx.get(f"{stack.url}/v1/batches/{identity}").json()["status"] == "in_progress", what="its beginning"
+        lambda: httpx.get(f"{stack.url}/v1/batches/{identity}", timeout=LIMIT).json()["status"] == "in_progress",
+        what="its beginning",
     )
     assert b"is not over yet" in batch(stack, "results", identity, code=1).stderr
     assert batch(stack, "cancel", identity).stdout.startswith(identity.encode())
@@ -153,14 +154,17 @@ def test_a_batch_is_cancelled(stack: Stack) -> None:
 def test_a_file_is_had_from_any_byte_on(stack: Stack) -> None:
     """As HTTP has it for those who go on with a download; a range of another kind is answered with the whole."""
     upload = httpx.post(
-        f"{stack.url}/v1/files", data={"purpose": "batch"}, files={"file": ("f", io.BytesIO(b"0123456789"))}
+        f"{stack.url}/v1/files",
+        data={"purpose": "batch"},
+        files={"file": ("f", io.BytesIO(b"0123456789"))},
+        timeout=LIMIT,
     )
     content = f"{stack.url}/v1/files/{upload.json()['id']}/content"
-    rest = httpx.get(content, headers={"range": "bytes=4-"})
+    rest = httpx.get(content, headers={"range": "bytes=4-"}, timeout=LIMIT)
     assert (rest.status_code, rest.content, rest.headers["content-range"]) == (206, b"456789", "bytes 4-9/10")
-    assert httpx.get(content, headers={"range": "bytes=10-"}).status_code == 416
+    assert httpx.get(content, headers={"range": "bytes=10-"}, timeout=LIMIT).status_code == 416
     for other in ("bytes=0-", "bytes=-3", "lines=1-"):
-        whole = httpx.get(content, headers={"range": other})
+        whole = httpx.get(content, headers={"range": other}, timeout=LIMIT)
         assert (whole.status_code, whole.content) == (200, b"0123456789")
 
 
@@ -182,7 +186,10 @@ def test_whoever_stops_watching_stops_nothing(stack: Stack) -> None:
     _, said = watching.communicate(timeout=60)
     assert watching.returncode == 130
     assert f"batch watch {identity}" in said.decode() and "Traceback" not in said.decode()
-    assert httpx.get(f"{stack.url}/v1/batches/{identity}").json()["status"] in ("validating", "in_progress")
+    assert httpx.get(f"{stack.url}/v1/batches/{identity}", timeout=LIMIT).json()["status"] in (
+        "validating",
+        "in_progress",
+    )
     batch(stack, "cancel", identity)
 
 

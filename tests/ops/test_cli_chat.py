@@ -132,7 +132,7 @@ def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=LIMIT)
     assert running.returncode == 130 and b"Traceback" not in said
-    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["data"][0]
+    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}, timeout=LIMIT).json()["data"][0]
     assert newest["model"] == "slow" and newest["state"] == "cancelled"
 
 
@@ -159,7 +159,7 @@ def test_a_conversation_in_a_terminal(stack: Stack, tmp_path: Path) -> None:
     assert said[3][0] == "assistant" and 3 <= len(said[3][1]) < 900
     assert "/set temperature hot" in history.read_text()
     assert stat.S_IMODE(history.stat().st_mode) == stat.S_IMODE(saved.stat().st_mode) == 0o600
-    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["data"][0]
+    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}, timeout=LIMIT).json()["data"][0]
     assert newest["model"] == "slow" and newest["state"] == "cancelled"
 
 
@@ -227,7 +227,9 @@ def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
 def test_what_the_service_is_at(stack: Stack) -> None:
     """Once through a pipe; in a terminal kept up to date until somebody types q."""
     job = begun(stack, "w" * 2000)
-    eventually(lambda: httpx.get(f"{stack.url}/v1/jobs/{job}").json()["phase"] == "decode", what="decode")
+    eventually(
+        lambda: httpx.get(f"{stack.url}/v1/jobs/{job}", timeout=LIMIT).json()["phase"] == "decode", what="decode"
+    )
     found = json.loads(run(stack, "top", "--json").stdout)
     assert [board["id"] for board in found["boards"]] == ["test-board"]
     assert {"echo", "slow"} == {queue["id"] for queue in found["queues"]}

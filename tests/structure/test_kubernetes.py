@@ -188,7 +188,6 @@ def built(folder: Path, components: list[str]) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kubernetes_understands_all_of_it(tmp_path: Path) -> None:
     """Every combination of components, by the schemas of its own versions, which know no field too many."""

@@ -27,6 +27,7 @@ from tasks.events import (
 )
 from tasks.requests import ChatRequest, Message, Tool, ToolCall
 from tests.api.scripted import CANCELLED, END, TIMINGS, USAGE, Hold, Site, Step, hello
+from tests.stack import LIMIT
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 WEATHER: Any = {
@@ -49,7 +50,7 @@ CALLS: list[Step] = [
 @pytest.fixture
 def client(place: Site) -> Iterator[anthropic.Anthropic]:
     """A client that does not try again by itself."""
-    with anthropic.Anthropic(base_url=place.url, api_key="unused", max_retries=0, timeout=10) as client:
+    with anthropic.Anthropic(base_url=place.url, api_key="unused", max_retries=0, timeout=LIMIT) as client:
         yield client
 
 
@@ -221,7 +222,7 @@ def test_a_client_that_leaves_closes_its_answer(client: anthropic.Anthropic, pla
     place.relay.play(Queued(), TextDelta("Hel"), Hold())
     with client.messages.stream(model="tiny", max_tokens=64, messages=MESSAGES) as stream:
         assert next(iter(stream.text_stream)) == "Hel"
-    assert place.relay.answer().closed.wait(10)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_models_are_listed(client: anthropic.Anthropic) -> None:

@@ -28,6 +28,7 @@ from tasks.events import (
 )
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message
 from tests.api.scripted import END, Hold, Site, hello, site
+from tests.stack import LIMIT
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 VECTOR = b"\0\0\x80?\0\0\0\0"
@@ -36,7 +37,7 @@ VECTOR = b"\0\0\x80?\0\0\0\0"
 @pytest.fixture
 def client(place: Site) -> Iterator[ollama.Client]:
     """A client of the server."""
-    with ollama.Client(host=place.url, timeout=10) as client:
+    with ollama.Client(host=place.url, timeout=LIMIT) as client:
         yield client
 
 
@@ -75,7 +76,7 @@ def test_the_asynchronous_client(place: Site) -> None:
     """Streamed and whole."""
 
     async def ask() -> tuple[str, str | None]:
-        client = ollama.AsyncClient(host=place.url, timeout=10)
+        client = ollama.AsyncClient(host=place.url, timeout=LIMIT)
         said = [part.message.content or "" async for part in await client.chat("tiny", MESSAGES, stream=True)]
         return "".join(said), (await client.generate("tiny", "Hi")).response
 
@@ -259,7 +260,7 @@ def test_a_client_that_times_out_ends_its_job(place: Site, stream: bool) -> None
     place.relay.play(Hold())
     with ollama.Client(host=place.url, timeout=0.3) as client, pytest.raises(httpx.TimeoutException):
         list(client.chat("tiny", MESSAGES, stream=stream))  # type: ignore[call-overload]
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_a_stream_is_gone_on_with_as_it_was_begun(place: Site) -> None:

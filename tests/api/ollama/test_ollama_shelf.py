@@ -17,7 +17,7 @@ from tasks.blobs import FOLDER
 from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress, PullStep
 from tasks.errors import CommandFailed, ModelDown
 from tests.api.scripted import Site, site
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -41,7 +41,7 @@ PULLED = [
 
 @pytest.fixture
 def client(place: Site) -> Iterator[ollama.Client]:
-    with ollama.Client(host=place.url, timeout=10) as client:
+    with ollama.Client(host=place.url, timeout=LIMIT) as client:
         yield client
 
 

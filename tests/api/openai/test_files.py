@@ -22,6 +22,7 @@ from tasks.api_keys import Scope
 from tasks.files import new_file_id
 from tasks.settings import TaskSettings
 from tests.api.scripted import RealWorld, Site, site
+from tests.stack import LIMIT
 
 MOST = 2_000_000
 
@@ -104,7 +105,7 @@ def test_what_is_no_upload_is_refused(place: Site, client: openai.OpenAI, folder
     assert caught.value.status_code == 413
 
     def post(body: bytes, kind: str = "multipart/form-data; boundary=B") -> tuple[int, str]:
-        reply = httpx.post(place.url + "/v1/files", content=body, headers={"content-type": kind})
+        reply = httpx.post(place.url + "/v1/files", content=body, headers={"content-type": kind}, timeout=LIMIT)
         return reply.status_code, reply.json()["error"]["message"]
 
     part = b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nhello\r\n'
@@ -129,7 +130,7 @@ def test_a_gigabyte_is_refused_before_it_comes(place: Site, folder: Path) -> Non
         b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
         b"Content-Length: 1000000000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", place.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as connection:
         connection.sendall(head)
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert kept(folder) == before

@@ -11,6 +11,7 @@ import pytest
 
 from api.openai.not_offered import METHODS, NOT_OFFERED
 from tests.api.scripted import Site
+from tests.stack import LIMIT
 
 PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")
 
@@ -41,7 +42,7 @@ def test_each_has_its_row() -> None:
 
 def test_the_official_client_understands(place: Site) -> None:
     """It raises what it raises for anything that is not there."""
-    client: Any = openai.OpenAI(base_url=place.url + "/v1", api_key="x", timeout=10)
+    client: Any = openai.OpenAI(base_url=place.url + "/v1", api_key="x", timeout=LIMIT)
     with client:
         for ask in (
             lambda: client.moderations.create(input="x"),

@@ -16,6 +16,7 @@ from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Queued,
 from tasks.requests import ChatRequest
 from tests.api.scripted import CANCELLED, END, Hold, Site, hello, site
 from tests.api.speaker import Speaker
+from tests.stack import LIMIT
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -23,7 +24,7 @@ MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 @pytest.fixture
 def client(place: Site) -> Iterator[openai.OpenAI]:
     """A client that does not try again by itself."""
-    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=LIMIT) as client:
         yield client
 
 
@@ -185,7 +186,7 @@ def test_a_model_that_is_down_is_a_server_error(client: openai.OpenAI, place: Si
 def test_a_refused_client_tries_again_by_itself(place: Site) -> None:
     """With its retries on, it waits as told and asks once more."""
     place.relay.refuse(QueueFull("tiny", 64, 1.0))
-    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=1, timeout=10)
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=1, timeout=LIMIT)
     with client, pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert len(place.relay.calls) == 2
@@ -194,7 +195,7 @@ def test_a_refused_client_tries_again_by_itself(place: Site) -> None:
 def test_a_cancelled_job_is_not_tried_again(place: Site) -> None:
     """A conflict that says so is asked for once only."""
     place.relay.play(Started("w", "b"), CANCELLED)
-    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", timeout=10)
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", timeout=LIMIT)
     with client, pytest.raises(openai.ConflictError) as caught:
         client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert caught.value.code == "job_cancelled"
@@ -219,7 +220,7 @@ def test_a_client_that_times_out_ends_its_job(place: Site, stream: bool) -> None
     # In the middle of a stream the client lets its HTTP library's own error through.
     with client, pytest.raises((openai.APITimeoutError, httpx2.TimeoutException)):
         list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream))
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_a_wrong_key_is_an_authentication_error() -> None:

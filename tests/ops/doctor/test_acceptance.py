@@ -27,8 +27,6 @@ from tests.device import test_board
 from tests.npu.boards import KINDS, make_board, put_in_container
 from tests.stack import LIMIT, eventually
 
-pytestmark = pytest.mark.timeout(300)
-
 
 DOCTOR = (sys.executable, "-m", "ops.cli.main", "doctor")
 

@@ -31,6 +31,7 @@ from tasks.jobs import JobState, Lane
 from tasks.requests import ChatRequest, JsonSchema, Message, Tool, ToolCall, ToolChoice
 from tasks.store import KeptJob
 from tests.api.scripted import CANCELLED, END, JOB, TIMINGS, USAGE, Hold, Site, hello, site
+from tests.stack import LIMIT
 
 WEATHER: Any = {
     "type": "function",
@@ -55,7 +56,7 @@ CALLS = (
 @pytest.fixture
 def client(place: Site) -> Iterator[openai.OpenAI]:
     """A client that does not try again by itself."""
-    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=place.url + "/v1", api_key="unused", max_retries=0, timeout=LIMIT) as client:
         yield client
 
 
@@ -292,7 +293,7 @@ def test_a_response_in_the_background(client: openai.OpenAI, place: Site) -> Non
     assert (call.attended, call.commit_early, call.lane) == (False, False, Lane.BACKGROUND)
     assert call.kept is not None
     assert call.kept.ttl == 86_400
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
     assert place.relay.answers[-1].known
     kept(place, Queued(), state=JobState.QUEUED)
     assert client.responses.retrieve(reply.id).status == "queued"
@@ -547,5 +548,5 @@ def test_a_client_that_leaves_ends_what_it_waited_for(place: Site) -> None:
     client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0, timeout=0.3)
     with client, pytest.raises(openai.APITimeoutError):
         client.responses.create(model="tiny", input="Hi")
-    assert place.relay.answer().closed.wait(5)
+    assert place.relay.answer().closed.wait(LIMIT)
     assert place.relay.calls[-1].attended

@@ -34,6 +34,7 @@ from tasks.events import (
 from tasks.jobs import JobState
 from tasks.store import KeptJob
 from tests.api.scripted import END, JOB, TIMINGS, USAGE, Site, hello
+from tests.stack import LIMIT
 
 TEXTS = st.text(st.sampled_from("aä\u2028\x85\n\"'{}"), max_size=4)
 SAID = st.one_of(
@@ -186,7 +187,7 @@ def test_a_stream_goes_on_behind_any_number(place: Site, after: int) -> None:
     again = place.http.get(f"/v1/responses/resp_{JOB}?stream=true{query}")
     frames = [part for part in first.text.split("\n\n") if part]
     assert [part for part in again.text.split("\n\n") if part] == frames[after + 1 :]
-    assert place.relay.answers[-1].closed.wait(5)
+    assert place.relay.answers[-1].closed.wait(LIMIT)
 
 
 def test_a_stream_is_gone_on_with_as_any_other(place: Site) -> None:
