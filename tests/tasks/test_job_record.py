@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from tasks.events import (
     encode_events,
     fold,
 )
-from tasks.feed import LiveFeed
+from tasks.feed import LiveFeed, _Wire
 from tasks.jobs import JobState, Lane, Phase, Room, new_job_id
 from tasks.presence import Presence, breathe
 from tasks.reader import Reader
@@ -36,7 +37,7 @@ from tasks.scripts import FAIL_QUEUED
 from tasks.store import JobStore
 from tasks.stream import ClaimLost, EventWriter, RecordedPiece
 from tests.record import read_events, read_pieces
-from tests.stack import eventually
+from tests.stack import LIMIT, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -273,7 +274,7 @@ async def test_an_append_in_mid_answer_sent_twice_is_written_once(
     assert held is not None
     with write(client, held) as writer, client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(keys.live(held.job))
-        heard.get_message(timeout=10)
+        heard.get_message(timeout=LIMIT)
         sent_twice(monkeypatch, writer._connection)
         writer.write((TextDelta("a"),), RecordedPiece(0, 1, b"a"))
         assert writer.seq == held.seq + 1
@@ -282,7 +283,7 @@ async def test_an_append_in_mid_answer_sent_twice_is_written_once(
         attempt = held.token.partition("-")[2].encode()
         assert [entry for entry, _ in entries] == [b"1-0", b"2-" + attempt, b"3-" + attempt]
         client.publish(keys.live(held.job), b"4:after")
-        messages = [heard.get_message(timeout=10)["data"] for _ in range(2)]
+        messages = [heard.get_message(timeout=LIMIT)["data"] for _ in range(2)]
         assert [message.partition(b":")[0] for message in messages] == [b"3-" + attempt, b"4"]
 
 
@@ -425,7 +426,7 @@ async def test_a_running_job_learns_of_its_cancellation_with_its_next_append(
         assert not told.is_set()
         assert await store.cancel(held.job, "client left") is JobState.RUNNING
         writer.write((TextDelta("b"),))
-        assert told.wait(10)
+        assert told.wait(LIMIT)
         assert renew(client, held, 10, "decode", 0) is Renewal.CANCELLED
         writer.end(Finished(FinishReason.CANCELLED, Usage(1, 1), Timings()))
     assert (await store.view(held.job)).state is JobState.CANCELLED
@@ -569,17 +570,37 @@ async def test_a_reader_sees_every_event_once_though_the_bell_loses_messages(
 
 async def test_a_feed_lives_through_silence(aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody says anything for long: the connection is probed, and the next message arrives on it."""
-    monkeypatch.setattr("tasks.feed.SILENCE", 0.02)
-    async with LiveFeed(aclient) as feed, feed.subscribe("quiet") as subscription:
+    over, silences = asyncio.Semaphore(0), 0
+    probes: list[str] = []
+    say = _Wire.say
+
+    async def silence(_: object, timeout: float) -> None:  # noqa: ASYNC109 - asyncio's own has it
+        nonlocal silences
+        silences += 1
+        await over.acquire()
+
+    def note(wire: _Wire, verb: str, name: bytes) -> None:
+        probes.extend([verb] if verb == "PING" else [])
+        say(wire, verb, name)
+
+    monkeypatch.setattr("tasks.feed.asyncio", SimpleNamespace(**vars(asyncio) | {"wait": silence}))
+    monkeypatch.setattr(_Wire, "say", note)
+    async with LiveFeed(aclient) as feed, feed.subscribe("quiet") as subscription, asyncio.timeout(LIMIT):
         await subscription.confirmed
-        while not any(item["cmd"] == "ping" for item in await aclient.client_list()):  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)  # bounded by the test's own limit
-        await asyncio.sleep(0.2)  # ten more silences
-        assert feed._task is not None
-        assert not feed._task.done()
+        wire = feed._wire
+        assert wire is not None
+        while len(probes) < 3:
+            so_far = silences, len(probes)
+            over.release()
+            while silences == so_far[0]:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+            while len(probes) > so_far[1] and not wire._heard:  # noqa: ASYNC110 - nor has the answer, which comes in time
+                await asyncio.sleep(0.01)
+        assert any(item["cmd"] == "ping" for item in await aclient.client_list())
         await aclient.publish("quiet", b"hello")
-        assert await subscription.wait(30)
-        assert b"hello" in list(subscription.take())
+        assert await subscription.wait(LIMIT)
+        assert list(subscription.take()) == [b"hello"]
+        assert feed._wire is wire
 
 
 async def test_a_reader_survives_a_cut_subscription(

@@ -20,6 +20,7 @@ from tasks.store import JobStore
 from tasks.stream import EventWriter, RecordedPiece
 from tasks.sweep import sweep
 from tests.record import read_pieces
+from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -388,11 +389,11 @@ async def test_a_chat_pauses_a_job_of_a_lower_lane(queue: Queue, client: redis.R
     held = queue.claim()
     with client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(keys.control("w"))
-        heard.get_message(timeout=10)
+        heard.get_message(timeout=LIMIT)
         await queue.accept("a", Lane.BACKGROUND)
         assert queue.renew(held) is Renewal.RENEWED
         chat = await queue.accept("a")
-        assert heard.get_message(timeout=10)["data"] == f"chat {low} {held.token}".encode()
+        assert heard.get_message(timeout=LIMIT)["data"] == f"chat {low} {held.token}".encode()
     assert [queue.renew(held), queue.renew(held)] == [Renewal.PAUSED] * 2
     taken = queue.claim()
     assert taken.job == chat

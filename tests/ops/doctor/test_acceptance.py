@@ -27,7 +27,6 @@ from tests.device import test_board
 from tests.npu.boards import KINDS, make_board, put_in_container
 from tests.stack import LIMIT, eventually
 
-
 DOCTOR = (sys.executable, "-m", "ops.cli.main", "doctor")
 
 
