@@ -27,7 +27,7 @@ class Catalog:
     problems: tuple[str, ...] = ()
     """One sentence for each file that is no usable model."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """What such a file would be called as a model, in lower case, and its sentence."""
+    """What such a file would be called as a model, in lower case and its id first, and its sentence."""
 
     def find(self, name: str) -> Model | None:
         """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
@@ -69,14 +69,17 @@ _Problem = tuple[Path, str]
 
 
 def _names_of(path: Path) -> Iterator[str]:
+    """The id comes first."""
     if path.name == FILE_NAME:
-        name = parse_model_name(path.parent.name)
+        called = path.parent.name
     elif path.suffix.lower() in SUFFIXES and not is_adapter(path):
-        name = parse_model_name(path.stem)
-        yield path.stem.lower()
+        called = path.stem
     else:
         return  # nobody would ask for it
+    name = parse_model_name(called)
     yield name.id
+    if path.name != FILE_NAME:
+        yield called.lower()
     yield from map(str.lower, name.tags)
 
 

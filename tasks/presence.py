@@ -99,7 +99,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     loaded_for: float | None = None
     """For how many seconds a worker has had its model loaded; None while it has not."""
     refused: dict[str, str] = {}
-    """Of a board: what it would call a model whose files cannot be used, and why, for those who ask for it all the same."""
+    """Of a board: what it would call a model whose files cannot be used, its id first, and why, for those who ask for it all the
+    same."""
     stays: dict[str, float] = {}
     """Of a board: for how many seconds a loaded model will stay if nobody asks for it. Those that stay for ever are left out."""
     residents: dict[str, Resident] = {}
@@ -120,6 +121,14 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a board: it is to serve nothing, until it is told otherwise."""
     no_room: dict[str, str] = {}
     """Of a board: models that jobs wait for and that fit once others can be unloaded, each with a sentence that names those."""
+
+
+def unusable(breath: Presence) -> list[tuple[str, list[str], str]]:
+    """The models of a board whose files cannot be used: the id of each, its other names, and why."""
+    names: dict[str, list[str]] = {}
+    for name, why in breath.refused.items():
+        names.setdefault(why, []).append(name)
+    return [(first, more, why) for why, (first, *more) in names.items()]
 
 
 def breathe(client: redis.Redis, presence: Presence) -> None:

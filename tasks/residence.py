@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tasks.card import Card
-from tasks.presence import Presence, Resident
+from tasks.presence import Presence, Resident, unusable
 from tasks.roster import ModelStatus, Snapshot
 
 LOADED = ("loaded", "busy")
@@ -16,8 +16,34 @@ _RANKS = {"loading": 1, "loaded": 2, "busy": 3}
 
 
 def available(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """What is shown of each model that a board has announced, by id: where it is, and where it could be."""
-    return [_available(status, snapshot) for status in snapshot.models]
+    """What is shown of each model that a board has, by id: where it is, and where it could be, or why its files cannot be
+    used."""
+    found = {status.card.id: _available(status, snapshot) for status in snapshot.models}
+    for breath in snapshot.breaths:
+        for name, names, why in unusable(breath):
+            model = found.setdefault(name, _unusable(name, names))
+            if breath.board not in (place["board"] for place in model["boards"]):
+                model["boards"].append(_place_unusable(breath.board, why))
+                model["boards"].sort(key=lambda place: str(place["board"]))
+    return [found[name] for name in sorted(found)]
+
+
+def _unusable(name: str, names: list[str]) -> dict[str, Any]:
+    return {
+        "object": "model",
+        "id": name,
+        "names": names,
+        "context_length": None,
+        "quantization": None,
+        "size_bytes": None,
+        "loaded": False,
+        "boards": [],
+    }
+
+
+def _place_unusable(board: str, why: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("context_length", "quantization", "size_bytes", "memory_bytes"))
+    return {"board": board, "state": "unusable", **unknown, "fits": False, "beside": False, "why": why}
 
 
 def _available(status: ModelStatus, snapshot: Snapshot) -> dict[str, Any]:

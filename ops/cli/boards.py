@@ -60,6 +60,8 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
             engine = model["engine_version"] or model["engine"]  # the version says which engine it is of
             speed = model["decode_tps"] and f", {model['decode_tps']:.1f} tokens/s"
             yield f"  {model['id']}: {model['state']}, {engine}{speed or ''}"
+        for why in dict.fromkeys(board["refused"].values()):
+            yield f"  cannot be used: {why}"
     versions = sorted({board["version"] or "unknown" for board in found})
     if len(versions) > 1:
         yield f"These boards run different versions ({', '.join(versions)}): upgrade the older ones."

@@ -153,7 +153,7 @@ def list_models(
                 "engine": model.engine,
                 "soc": model.soc,
                 "quantization": model.quantization,
-                "bytes": model.size_bytes,
+                "bytes": model.size_bytes if not model.base else 0,  # its base has them
                 "path": str(model.path or model.folder),
                 "base": model.base or None,
                 "source": record.source if record is not None else None,
@@ -164,8 +164,9 @@ def list_models(
     else:
         width = max((len(model.id) for model in catalog.models), default=0)
         for model in catalog.models:
-            size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes else ""
-            print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join(model.names)}".rstrip())
+            size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes and not model.base else ""
+            about = [f"made from {model.base}"] if model.base else []
+            print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
     for sentence in (*catalog.problems, *catalog.clashes):
         print(sentence, file=sys.stderr)
 

@@ -12,6 +12,8 @@ from ops.cli.service_address import service_of
 
 Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+UNSAID = {"object", "created", "owned_by", "max_model_len", "meta", "notes", "last_load", "self_test"}
+"""Of a model's entry: what says nothing to people, or is said by something else there."""
 Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
@@ -61,7 +63,7 @@ def loaded(as_json: AsJson = False, url: Url = None, config: options.Config = No
 
 
 def available(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
-    """List the models that the boards of a running service could load, and why others cannot."""
+    """List the models that the boards of a running service have: which they could load, and why not the others."""
     import json
 
     found = service_of(config, url).available()
@@ -99,11 +101,11 @@ def _places(found: list[dict[str, Any]]) -> Iterator[str]:
     for model in found:
         yield model["id"]
         for place in model["boards"]:
-            memory = place["memory_bytes"]
+            memory, context = place["memory_bytes"], place["context_length"]
             facts = [
                 place["state"],
                 place["quantization"],
-                f"context {place['context_length']}",
+                context and f"context {context}",
                 memory and f"{memory >> 20} MiB",
                 place["why"] or ("" if place["beside"] else "others go first"),
             ]
@@ -111,8 +113,19 @@ def _places(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
-    for name, value in found.items():
-        if isinstance(value, dict):
-            yield from _lines(value)
-        elif value not in (None, [], "") and name not in ("object", "created", "owned_by"):
-            yield f"{name:<18}  {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    """Each fact once: the notes say in words what the last load and the self-test told."""
+    facts = {name: value for name, value in (found | found["meta"]).items() if name not in UNSAID}
+    refuses = facts.pop("refuses")
+    for name, value in facts.items():
+        if value not in (None, [], ""):
+            yield f"{name:<16}  {_said(value)}"
+    for field, why in refuses.items():
+        yield f"{'refuses':<16}  {field}: {why}"
+    for note in found["meta"]["notes"]:
+        yield f"{'note':<16}  {note}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -17,7 +17,8 @@ from ops.cli.main import main
 from ops.service import Service
 from tasks.events import Failed, FailureCode, TextDelta
 from tasks.jobs import JobState
-from tests.api.scripted import END, JOB, TINY, Site, view
+from tasks.presence import Presence
+from tests.api.scripted import CARD, END, JOB, TINY, Site, view
 
 Command: TypeAlias = Callable[..., tuple[int, str, str]]
 """Runs one; its exit code, and what it wrote where."""
@@ -91,6 +92,31 @@ def test_options_before_a_command_are_not_forgotten(place: Site, command: Comman
     code, _, err = command("jobs", "--limit", "3", "cancel", JOB)
     assert code == 2 and "--limit" in err
     assert command("jobs", "nosuch")[0] == 2
+
+
+def test_models_that_no_board_can_use_are_told_with_the_reason(place: Site, command: Command) -> None:
+    """Beside those that can be used, under their ids; where another board can use the same model, below that one."""
+    place.world.roster.cards = [CARD]
+    torn = {"torn": "torn.gguf is cut off.", "torn:q4": "torn.gguf is cut off.", "tiny": "tiny.gguf is empty."}
+    place.world.roster.alive = [Presence(name="board:b2", board="b2", refused=torn)]
+    found = {each["id"]: each for each in json.loads(command("models", "available", "--json")[1])}
+    assert sorted(found) == ["tiny", "torn"] and found["torn"]["names"] == ["torn:q4"]
+    assert [each["state"] for each in found["tiny"]["boards"]] == ["away", "unusable"]
+    code, out, _ = command("models", "available")
+    assert code == 0 and "torn\n  b2: unusable, torn.gguf is cut off.\n" in out and "None" not in out
+
+
+def test_what_is_known_of_a_model_is_told_once(place: Site, command: Command) -> None:
+    """No word twice, and notes as sentences."""
+    card = msgspec.structs.replace(CARD, notes=("It is small.", "It is hot."), refuses={"seed": "it has no dice"})
+    place.world.roster.known = [msgspec.structs.replace(TINY, card=card)]
+    code, out, _ = command("models", "info", "tiny")
+    names = [line[:16].strip() for line in out.splitlines()]
+    assert code == 0 and "context_length    2048\n" in out and "loaded            yes\n" in out
+    assert len({*names} - {"note"}) + 2 == len(names)
+    assert out.endswith(
+        "refuses           seed: it has no dice\nnote              It is small.\nnote              It is hot.\n"
+    )
 
 
 class Waits(Service):

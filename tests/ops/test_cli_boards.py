@@ -37,6 +37,13 @@ def test_versions_that_differ_are_told(client: redis.Redis) -> None:
     assert list(lines_of([])) == ["No board is there. `.venv/bin/rockchipllama board` starts one."]
 
 
+def test_files_that_cannot_be_used_are_told(client: redis.Redis) -> None:
+    """Once, however many names a model would have."""
+    torn = "torn.gguf is cut off."
+    breathe(client, Presence(name="board:one", board="one", version="1", refused={"torn": torn, "torn:q4": torn}))
+    assert list(lines_of(boards(client)))[1:] == [f"  cannot be used: {torn}"]
+
+
 def test_the_live_view_tells_which_board_is_hot(client: redis.Redis) -> None:
     """Beside its temperature; an older service says nothing of that."""
     for name, hot in (("cool", False), ("warm", True)):

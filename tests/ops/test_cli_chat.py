@@ -249,7 +249,7 @@ def test_a_model_is_looked_at_loaded_and_unloaded(stack: Stack) -> None:
     """By any of its names; one that is not there is a sentence."""
     assert json.loads(run(stack, "models", "info", "echo", "--json").stdout)["id"] == "echo"
     shown = run(stack, "models", "info", "echo").stdout.decode()
-    assert "context_length      8192\n" in shown and "None" not in shown
+    assert "context_length    8192\n" in shown and "None" not in shown
     assert run(stack, "models", "load", "echo").stdout == b"'echo' is loaded on 'test-board'.\n"
     eventually(lambda: stack.state("echo") == "loaded", what="loading")
     assert b"echo on test-board: loaded" in run(stack, "models", "loaded").stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ops import environment
+from ops.cli import models
 from tests.fakes.hub import Fault, Hub, Repo
 
 REPO = "people/Tiny-1B-GGUF"
@@ -101,3 +102,19 @@ def test_the_disk_is_told_to_the_byte(hub: Hub, tmp_path: Path) -> None:
     found = json.loads(run(hub, tmp_path, "du", "--json").stdout)
     assert found["models"]["tiny-1b"] == found["bytes"] == len(WEIGHTS) and found["free"] > 0
     assert "in all" in run(hub, tmp_path, "du").stdout
+
+
+def test_a_model_made_from_another_has_no_size_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list adds up to what the disk holds, and says what it was made from."""
+    for name, text in (("tiny", 'id = "tiny"\nengine = "llamacpp"\nfile = "w.gguf"'), ("terse", 'base = "tiny"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.toml").write_text(text + "\n")
+    (tmp_path / "tiny" / "w.gguf").write_bytes(b"x" * 2_000_000)
+    monkeypatch.setenv("ROCKCHIPLLAMA_MODELS_DIR", str(tmp_path))
+    models.list_models()
+    terse, tiny = capsys.readouterr().out.splitlines()
+    assert "2 MB" in tiny and "MB" not in terse and "made from tiny" in terse
+    models.list_models(as_json=True)
+    assert [row["bytes"] for row in json.loads(capsys.readouterr().out)] == [0, 2_000_000]
