@@ -30,9 +30,11 @@ class Runtimes:
         if board not in known:
             raise BoardUnknown(board, known)
         try:
-            return _decoder.decode(await self._commander.ask(board, UseRuntime(version, model), PATIENCE))
+            used = _decoder.decode(await self._commander.ask(board, UseRuntime(version, model), PATIENCE))
         except CommandFailed as error:
             raise HttpProblem(_problem(error)) from error
+        await self._roster.refresh()  # who changed it looks at it next
+        return used
 
 
 def _problem(error: CommandFailed) -> Problem:

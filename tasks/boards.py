@@ -82,7 +82,11 @@ def _board(breath: Presence, snapshot: Snapshot) -> dict[str, Any]:
         "memory": machine
         and {"total": machine.memory, "available": machine.memory_available, "swapped": machine.swapped},
         "runtime": breath.runtime
-        and {"version": breath.runtime.version or None, "installed": breath.runtime.installed},
+        and {
+            "version": breath.runtime.version or None,
+            "installed": breath.runtime.installed,
+            "unusable": breath.runtime.unusable,
+        },
         "models": [_model(card, snapshot) for card in cards],
         "refused": breath.refused,
     }

@@ -64,6 +64,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the release in use; empty where there is none that can be used."""
     installed: tuple[str, ...] = ()
     """The releases it may be changed to, the newest first."""
+    unusable: dict[str, str] = {}
+    """Releases of which only files are there that are no library for it, and why, as a clause."""
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

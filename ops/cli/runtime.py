@@ -30,6 +30,8 @@ def list_runtimes(
         return
     for board, told in found.items():
         print(f"{board}: {_line(told)}")
+        for version, why in (told or {}).get("unusable", {}).items():
+            print(f"  {version} cannot be used: {why}. `ops/fetch-runtime {version}` there fetches it.")
 
 
 @app.command()

@@ -120,6 +120,7 @@ class Agent:
             *(self._loading.fitting, self._loading.load, GRACE),
         )
         self._runtime: presence.Runtime | None = None
+        self._breathing = threading.Lock()
         self._desk: Desk | None = None
 
     def leave(self) -> None:
@@ -221,6 +222,19 @@ class Agent:
 
     def _breathe(self) -> None:
         self._drain.look()
+        if self._runtimes.changed:
+            self._runtime = self._runtimes.told()
+        with self._breathing:
+            self._say_how_it_stands()
+        self._events.report(self._client)
+        self._redis.found()  # said here, for not all that is tried asks Redis anything
+
+    def _tell_of_the_runtime(self) -> None:
+        with self._breathing:
+            self._runtime = self._runtimes.told()
+            self._say_how_it_stands()
+
+    def _say_how_it_stands(self) -> None:
         budget, room = self._room.budget()
         breath = presence.Presence(
             name=f"board:{self._board}",
@@ -238,8 +252,6 @@ class Agent:
             no_room=self._demand.no_room,
         )
         presence.breathe(self._client, breath)
-        self._events.report(self._client)
-        self._redis.found()  # said here, for not all that is tried asks Redis anything
 
     def _change(self, command: commands.Changing) -> object:
         """Do what a command says of the board's models or its runtime; its result. Raises `CommandFailed` and `OSError`."""
@@ -255,6 +267,7 @@ class Agent:
         finally:
             self._loading.unloaded.set()  # jobs may have come meanwhile for what was not loaded before
             self._announced.look_again()
+            self._try(self._tell_of_the_runtime)  # who changed it looks at it next
 
     def _residents(self) -> dict[str, presence.Resident]:
         idle, pinned = self._keeping.idle(), self._keeping.pinned()

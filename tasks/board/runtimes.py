@@ -13,7 +13,7 @@ from npu.engines.rkllm_library import library_of, named
 from npu.engines.rkllm_trial import try_out
 from npu.errors import ModelRefused
 from npu.model import Model
-from npu.rkllm.installed import choose, find_release, installed
+from npu.rkllm.installed import choose, chosen, find_release, installed, unusable
 from npu.rkllm.library import LIBRARY_SETTING, VERSION_SETTING, identify
 from tasks.board.workers import Workers
 from tasks.commands import BUSY, CommandCode, RuntimeUsed, UseRuntime
@@ -48,19 +48,30 @@ class Runtimes:
         self._load = load
         self._grace = grace
         self._one = threading.Lock()
+        self._seen: tuple[list[str], dict[str, str], str | None] = ([], {}, None)
         self.changing = False
         """The NPU is wanted for a trial: no model of its may be loaded. Changed with `fitting` held."""
 
     def told(self) -> Runtime | None:
         """What a board says of its runtime; None where there is none, and no model that would need one."""
-        there = installed(self._setup.rkllm_fetched)
-        if not there and not self._models():
+        self._seen = self._there()
+        there, faults, _ = self._seen
+        if not (there or faults or self._models()):
             return None
         try:
             version = named(library_of(self._setup))
         except (ModelRefused, OSError):
             version = ""  # the models that need it say why
-        return Runtime(version=version, installed=tuple(there))
+        return Runtime(version=version, installed=tuple(there), unusable=faults)
+
+    @property
+    def changed(self) -> bool:
+        """Whether something else is installed or chosen than when it was last told."""
+        return self._there() != self._seen
+
+    def _there(self) -> tuple[list[str], dict[str, str], str | None]:
+        fetched = self._setup.rkllm_fetched
+        return list(installed(fetched)), unusable(fetched), chosen(fetched)
 
     def use(self, wanted: UseRuntime) -> RuntimeUsed:
         """Change to another release: models of the NPU are unloaded, tried with it one by one, and loaded again, with the new

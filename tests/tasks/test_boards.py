@@ -62,7 +62,7 @@ def test_boards_show_what_they_are_and_have(client: redis.Redis) -> None:
     assert (one["temperature_limit"], one["hot"], two["hot"]) == (85.0, False, None)
     assert [(model["state"], model["decode_tps"]) for model in one["models"]] == [("unloaded", 20.0)]
     assert (two["id"], two["soc"], two["memory"], two["version"]) == ("two", None, None, None)
-    assert (one["runtime"], two["runtime"]) == (None, {"version": "1.2.3", "installed": ("1.2.3",)})
+    assert (one["runtime"], two["runtime"]) == (None, {"version": "1.2.3", "installed": ("1.2.3",), "unusable": {}})
     assert two["refused"] == {"torn": "it is cut off"}
     [model] = two["models"]
     assert (model["state"], model["prefill_tps"], model["decode_tps"]) == ("busy", 100.0, 31.4)

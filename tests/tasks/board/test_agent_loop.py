@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from npu.catalog import Catalog
 from npu.engines import Setup
 from npu.errors import ModelRefused
 from npu.model import LoadWhen, Model
+from npu.rkllm.evidence import NAME
+from npu.simulator import build
 from tasks import keys, live_settings, presence, roster, systemd
 from tasks.board import agent as module
 from tasks.board import announced, loading
@@ -32,11 +35,13 @@ from tasks.board.heat import HOT
 from tasks.board.machine import read_machine
 from tasks.board.settings import BoardSettings
 from tasks.card import Card
+from tasks.commands import UseRuntime
 from tasks.roster import read_roster
 from tasks.settings import ROOT, TaskSettings
 from tasks.worker.pacing import is_hot
 from tests.fakes.notified import Notified
 from tests.npu.boards import make_board, put
+from tests.simulators import SIMULATORS
 from tests.stack import LIMIT, Stack, eventually
 
 MANIFEST = 'engine = "echo"\nid = "%s"\n'
@@ -138,6 +143,22 @@ def test_workers_that_cannot_be_looked_after_are_no_outage(
     board.goes_on()
     assert "Cannot allocate memory" in caplog.text
     assert "lost Redis" not in caplog.text
+
+
+def test_a_change_of_the_runtime_is_told_before_it_is_answered(board: Board, tmp_path: Path) -> None:
+    """Whoever changed it, or installed one, looks at it next."""
+    for version in ("1.2.3", "1.3.0"):
+        place = tmp_path / "data" / "runtime" / version / NAME
+        place.parent.mkdir(parents=True)
+        shutil.copy(build(version, SIMULATORS), place)
+
+    def told() -> presence.Runtime | None:
+        return next((breath.runtime for breath in read_roster(board.client).breaths), None)
+
+    board.start()
+    eventually(lambda: told() == presence.Runtime(version="1.3.0", installed=("1.3.0", "1.2.3")), what="the newest")
+    board.agent._change(UseRuntime("1.2.3"))
+    assert told() == presence.Runtime(version="1.2.3", installed=("1.3.0", "1.2.3"))
 
 
 def test_systemd_hears_of_it_while_the_loop_turns(

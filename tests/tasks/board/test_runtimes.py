@@ -135,6 +135,26 @@ def test_a_choice_that_is_gone_is_said(board: Board, tmp_path: Path) -> None:
     assert board.version() == "1.3.0"
 
 
+def test_files_that_are_no_library_for_this_machine_are_no_releases(board: Board, tmp_path: Path) -> None:
+    """They are told with the reason, refused by name, and something else that was installed meanwhile is noticed."""
+    board.runtimes.told()
+    assert not board.runtimes.changed
+    for version, content in {"1.2.1": b"404: Not Found\n", "1.2.2": _of_another_machine()}.items():
+        (tmp_path / "runtime" / version).mkdir()
+        (tmp_path / "runtime" / version / NAME).write_bytes(content)
+    assert board.runtimes.changed
+    told = board.runtimes.told()
+    assert told is not None and told.installed == ("1.3.0", "1.2.3") and not board.runtimes.changed
+    assert "text file" in told.unusable["1.2.1"] and "MIPS" in told.unusable["1.2.2"]
+    assert "cannot be used: it is a text file" in refusal(board, UseRuntime("1.2.1")) and board.tried == []
+
+
+def _of_another_machine() -> bytes:
+    library = bytearray(build("1.3.0", SIMULATORS).read_bytes())
+    library[18] = 8
+    return bytes(library)
+
+
 def test_one_change_at_a_time(board: Board) -> None:
     """Whoever comes second is told so."""
     board.during = threading.Event()
