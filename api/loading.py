@@ -7,7 +7,8 @@ import math
 
 from api.errors import HttpProblem, Problem, of_error, of_failed
 from api.needs import RosterView
-from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Commander, Keep, Load, Unload
+from tasks.asking import Commander
+from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Keep, Load, Unload
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.events import Failed, FailureCode
 from tasks.presence import Presence

@@ -14,7 +14,8 @@ import redis.asyncio
 
 from api.answer import Answer, Waiting
 from tasks import keys
-from tasks.commands import AWAY, CommandCode, Commander, Keep, Load, Prepare, Unload
+from tasks.asking import Commander
+from tasks.commands import AWAY, CommandCode, Keep, Load, Prepare, Unload
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,

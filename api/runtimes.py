@@ -6,7 +6,8 @@ import msgspec
 
 from api.errors import HttpProblem, Problem, of_error
 from api.needs import RosterView
-from tasks.commands import AWAY, BUSY, CommandCode, Commander, RuntimeUsed, UseRuntime
+from tasks.asking import Commander
+from tasks.commands import AWAY, BUSY, CommandCode, RuntimeUsed, UseRuntime
 from tasks.errors import BoardUnknown, CommandFailed
 
 PATIENCE = 900.0

@@ -23,9 +23,9 @@ from api.texts import Texts
 from api.webhooks import calling
 from tasks import logs
 from tasks.api_keys import ApiKeys
+from tasks.asking import Commander
 from tasks.batch import BatchBook
 from tasks.boards import BoardBook
-from tasks.commands import Commander
 from tasks.connection import connect_async, unavailable_as_refusal
 from tasks.disk import Disk
 from tasks.feed import LiveFeed

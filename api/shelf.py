@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from tasks.commands import CommandCode, Commander, Copy, Create, Delete, PullProgress
+from tasks.asking import Commander
+from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull

@@ -14,7 +14,8 @@ from api.delivery import while_connected
 from api.errors import HttpProblem, Problem, of_failed
 from api.needs import services_of
 from tasks.api_keys import Scope
-from tasks.commands import BUSY, Command, Commander, Load
+from tasks.asking import Commander
+from tasks.commands import BUSY, Command, Load
 from tasks.errors import CommandFailed, ModelDown
 from tasks.events import Failed, FailureCode
 from tasks.roster import ModelStatus, Roster

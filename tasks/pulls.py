@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from tasks import keys
-from tasks.commands import CommandCode, Commander, Pull, PullProgress, PullState, PullStep
+from tasks.asking import Commander
+from tasks.commands import CommandCode, Pull, PullProgress, PullState, PullStep
 from tasks.errors import CommandFailed
 from tasks.feed import LiveFeed, Subscription
 

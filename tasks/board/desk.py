@@ -19,6 +19,7 @@ from tasks.board.defects import Defects
 from tasks.board.lanes import Lanes
 from tasks.board.room import NoRoomYet
 from tasks.connection import UNREACHABLE, Outages
+from tasks.envelope import Envelope, NotUnderstood, decode_envelope, refuse, reply
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode, encode_events
 from tasks.prompting.failures import failure, without_folders
@@ -95,10 +96,10 @@ class Desk:
     def _receive(self, data: bytes) -> None:
         """Put a command into its lane."""
         try:
-            envelope = commands.decode_envelope(data)
-        except commands.NotUnderstood as error:
+            envelope = decode_envelope(data)
+        except NotUnderstood as error:
             log.warning("a command was refused: %s", error)
-            commands.refuse(self._client, error)
+            refuse(self._client, error)
             return
         model = self._catalog().find(envelope.command.model)
         kind = _kind(envelope.command)
@@ -107,7 +108,7 @@ class Desk:
             full = f"Too many commands of this kind wait for '{envelope.command.model}' on this board. Try again later."
             self._reply(envelope, code=commands.BUSY, error=full)
 
-    def _answer(self, envelope: commands.Envelope, since: float) -> None:
+    def _answer(self, envelope: Envelope, since: float) -> None:
         """Obey, and reply whatever comes of it: somebody waits."""
         try:
             result = self._obey(envelope.command, since)
@@ -128,9 +129,9 @@ class Desk:
         else:
             self._reply(envelope, result)
 
-    def _reply(self, envelope: commands.Envelope, result: object = None, *, code: str = "", error: str = "") -> None:
+    def _reply(self, envelope: Envelope, result: object = None, *, code: str = "", error: str = "") -> None:
         try:
-            commands.reply(self._client, envelope, result, code=code, error=error)
+            reply(self._client, envelope, result, code=code, error=error)
         except UNREACHABLE as away:
             log.warning("a command went unanswered, Redis is away: %s", away)
 

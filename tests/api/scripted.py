@@ -29,9 +29,10 @@ from api.server import Server, bind, server
 from api.settings import ApiSettings
 from api.storage import LocalStorage
 from tasks.api_keys import ApiKey, KeyRefused, Scope, digest_of
+from tasks.asking import Commander
 from tasks.batch import BatchBook, Progress
 from tasks.card import Card
-from tasks.commands import Command, Commander, Copy, Create, Delete, PullProgress
+from tasks.commands import Command, Copy, Create, Delete, PullProgress
 from tasks.connection import connect_async
 from tasks.counts import Counts
 from tasks.errors import BoardUnknown, JobNotFound, QueueUnavailable, UnknownModel

@@ -14,7 +14,8 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, Field
 
 from tasks import keys
-from tasks.commands import Command, CommandReply, Envelope, Render, Tokenize
+from tasks.commands import Command, Render, Tokenize
+from tasks.envelope import CommandReply, Envelope
 from tasks.jobs import new_job_id
 from tasks.requests import ChatRequest, Message
 from tests.e2e.test_cancellation import until_state, view

@@ -19,30 +19,27 @@ from npu.catalog import Catalog
 from npu.errors import OutOfMemory
 from npu.model import SAMPLING_DEFAULTS, Model
 from tasks import keys
+from tasks.asking import Commander
 from tasks.board.desk import Desk
 from tasks.board.room import NoRoomYet
 from tasks.claims import claim_next
 from tasks.commands import (
     Command,
     CommandCode,
-    Commander,
     Count,
     Describe,
     Detokenize,
     Encode,
     Keep,
     Load,
-    NotUnderstood,
     Prepare,
     Render,
     Shelving,
     Tokenize,
     Unload,
-    decode_envelope,
-    decode_reply,
-    refuse,
 )
 from tasks.connection import connect
+from tasks.envelope import NotUnderstood, decode_envelope, decode_reply, refuse
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.feed import LiveFeed

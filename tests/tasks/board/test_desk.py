@@ -21,7 +21,8 @@ from npu.simulator import SimulatedModel, write_model
 from tasks import commands, keys
 from tasks.board import desk as module
 from tasks.board.desk import WAITING, Desk
-from tasks.commands import BUSY, Command, CommandReply, Delete, Envelope, Load, Prepare, Shelving, Tokenize, Unload
+from tasks.commands import BUSY, Command, Delete, Load, Prepare, Shelving, Tokenize, Unload
+from tasks.envelope import CommandReply, Envelope, decode_reply
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.jobs import new_job_id
@@ -85,7 +86,7 @@ class Office:
     def reply(self) -> CommandReply:
         """The next one."""
         message = eventually(lambda: self._replies.get_message(timeout=1.0), what="a reply")
-        return commands.decode_reply(message["data"])
+        return decode_reply(message["data"])
 
     def job(self, name: str) -> str:
         """A waiting job, as far as its preparation looks at it."""
@@ -235,7 +236,7 @@ def test_the_desk_listens_on_whatever_happens(
 
 def test_a_reply_that_redis_will_not_take_ends_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked has a time-out; the next one is answered."""
-    real = commands.reply
+    real = module.reply
     refused = threading.Event()
 
     def reply(*words: object, **more: object) -> None:
@@ -244,7 +245,7 @@ def test_a_reply_that_redis_will_not_take_ends_nothing(office: Office, monkeypat
             raise redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
         real(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(commands, "reply", reply)
+    monkeypatch.setattr(module, "reply", reply)
     office.send("lost", Load("echo"))
     assert refused.wait(LIMIT)
     office.send("next", Load("echo"))

@@ -15,21 +15,11 @@ import redis
 import redis.asyncio
 
 from tasks import keys
+from tasks.asking import Commander
 from tasks.board import agent as module
 from tasks.board.agent import Agent
 from tasks.board.settings import BoardSettings
-from tasks.commands import (
-    Command,
-    CommandCode,
-    Commander,
-    Copy,
-    Create,
-    Delete,
-    Pull,
-    PullProgress,
-    PullState,
-    PullStep,
-)
+from tasks.commands import Command, CommandCode, Copy, Create, Delete, Pull, PullProgress, PullState, PullStep
 from tasks.errors import CommandFailed
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull
