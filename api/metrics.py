@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from statistics import mean
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from starlette.types import Scope
 from api.needs import services_of
 from tasks.batch import OVER, BatchState, Progress
 from tasks.counts import BOUNDS, Counts
+from tasks.events import FailureCode, FinishReason
 from tasks.jobs import Lane
+from tasks.model_events import Unload
 from tasks.presence import Presence
 from tasks.queue_book import QueueView
 from tasks.residence import LOADED
@@ -224,15 +227,24 @@ class _Service(Collector):
             yield family
 
     def _jobs(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        served = sorted({self._model(worker.model) for worker in self._snapshot.workers if worker.model is not None})
+        keys = list(product(served, (lane.value for lane in Lane)))
         ends = ((key, outcome, count) for key, all in self._counts.ends().items() for outcome, count in all.items())
-        yield _counter(ENDED, (((*self._labels(key), outcome), count) for key, outcome, count in ends))
+        ended = (((*self._labels(key), outcome), count) for key, outcome, count in ends)
+        yield _counter(ENDED, ended, ((*key, outcome) for key, outcome in product(keys, (*FinishReason, *FailureCode))))
         for name, metric in TOTALS.items():
-            yield _counter(metric, ((self._labels(key), count) for key, count in self._counts.total(name).items()))
+            totals = self._counts.total(name).items()
+            yield _counter(metric, ((self._labels(key), count) for key, count in totals), keys)
         reads = ((key, why, count) for key, all in self._counts.read().items() for why, count in all.items())
         yield _counter(READ, (((*self._labels(key), why), count) for key, why, count in reads))
-        for name, metric in (("loads", LOADS), ("unloads", UNLOADS)):
+        of_served: tuple[tuple[str, Metric, Iterable[tuple[str, ...]]], ...] = (
+            ("loads", LOADS, product(served)),
+            ("unloads", UNLOADS, product(served, Unload)),
+        )
+        for name, metric, none_yet in of_served:
             of_models = self._counts.of_models(name).items()
-            yield _counter(metric, (((self._model(model), *rest), count) for (model, *rest), count in of_models))
+            rows = (((self._model(model), *rest), count) for (model, *rest), count in of_models)
+            yield _counter(metric, rows, none_yet)
         for name, metric in TIMES.items():
             yield self._histogram(name, metric)
 
@@ -314,9 +326,15 @@ _Rows = tuple[Metric, Sequence[tuple[tuple[str, ...], float]]]
 """A gauge, and its values with their labels."""
 
 
-def _counter(metric: Metric, rows: Iterable[tuple[tuple[str, ...], int]]) -> CounterMetricFamily:
-    """Rows of the same labels are summed: those of models that are gone."""
-    summed: dict[tuple[str, ...], int] = {}
+def _counter(
+    metric: Metric, rows: Iterable[tuple[tuple[str, ...], int]], none_yet: Iterable[tuple[str, ...]] = ()
+) -> CounterMetricFamily:
+    """Rows of the same labels are summed: those of models that are gone.
+
+    What may be counted next is 0 until it is: Prometheus takes a series that begins with 1 for one that did not grow, so
+    the first failure would be none.
+    """
+    summed: dict[tuple[str, ...], int] = dict.fromkeys(none_yet, 0)
     for labels, count in rows:
         summed[labels] = summed.get(labels, 0) + count
     family = CounterMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)

@@ -76,6 +76,21 @@ def test_jobs_are_told_by_model_and_lane(place: Site) -> None:
     assert value(shown, "first_token_seconds_sum", **of) == 401.5
 
 
+def test_what_may_happen_next_is_told_before_it_has(place: Site) -> None:
+    """Prometheus takes a count that begins with 1 for one that did not grow, and the first failure would be none."""
+    place.world.queues.counted = {"jobs tiny interactive engine_lost": 1}
+    place.world.roster.alive = [Presence(name="tiny@b1", board="b1", model="tiny", state="idle")]
+    shown = scrape(place)
+    for lane, lost in (("interactive", 1), ("background", 0), ("batch", 0)):
+        assert value(shown, "jobs_total", model="tiny", lane=lane, outcome="engine_lost") == lost
+        assert value(shown, "jobs_total", model="tiny", lane=lane, outcome="stop") == 0
+        assert value(shown, "job_crashes_total", model="tiny", lane=lane) == 0
+    assert value(shown, "model_loads_total", model="tiny") == 0
+    assert value(shown, "model_unloads_total", model="tiny", reason="room") == 0
+    place.world.roster.alive = []
+    assert value(scrape(place), "job_crashes_total", model="tiny", lane="batch") is None
+
+
 def test_batches_are_told_together(place: Site) -> None:
     """A label for each would be one for everybody who ever sent one."""
     assert isinstance(place.world.batches, ScriptedBatches)
