@@ -108,7 +108,10 @@ def _cli() -> Iterator[str]:
     yield "# The command line\n"
     yield "`ops/run` installs everything into `.venv` and runs `rockchipllama up`; its arguments are those of `up`."
     yield "Options stand for settings of the same name and win over environment and file (see [settings](settings.md))."
-    yield "Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly, 130 Ctrl-C.\n"
+    yield (
+        "Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly, 130 Ctrl-C; 3 of `bench`, when its figures do not count "
+        "or are worse.\n"
+    )
     root = get_command(app)
     yield from _command("rockchipllama", root)
     for path, command in _commands("rockchipllama", root):

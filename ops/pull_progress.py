@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,6 +32,37 @@ def show(steps: Iterable[PullProgress], *, as_json: bool) -> None:
                 bar(progress)
             elif progress.step is PullStep.DONE:
                 print(f"Ready: {progress.id}", flush=True)
+
+
+def steps_of(model: str, lines: Iterable[dict[str, Any]]) -> Iterator[PullProgress]:
+    """The steps that a service elsewhere tells of, as Ollama's API says them. What is not told stays empty: the model's id is the
+    name that was asked for."""
+    file = ""
+    for number, line in enumerate(lines):
+        status = str(line["status"])
+        step, message, done = PullStep.CHOOSING, "", 0
+        if "completed" in line:
+            step, file, done = PullStep.FETCHING, status.removeprefix("pulling "), int(line["completed"])
+        elif status == "verifying sha256 digest":
+            step = PullStep.VERIFYING
+        elif status == "writing manifest":
+            step = PullStep.PLACING
+        elif status == "success":
+            step = PullStep.DONE
+        else:
+            message = status
+        yield PullProgress(
+            pull="",
+            model=model,
+            number=number,
+            step=step,
+            message=message,
+            file=file,
+            digest=str(line.get("digest", "")),
+            completed=done,
+            total=line.get("total"),
+            id=model if step is PullStep.DONE else "",
+        )
 
 
 @contextmanager

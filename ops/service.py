@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -24,6 +25,10 @@ LOADING = httpx.Timeout(60.0, read=660.0)
 
 CHANGING = httpx.Timeout(60.0, read=960.0)
 """The same of a runtime that is tried."""
+
+
+PULLING = httpx.Timeout(60.0, read=900.0)
+"""The same of a model that is fetched, whose source may have the board wait for ten minutes."""
 
 
 class ServiceError(Exception):
@@ -159,6 +164,38 @@ class Service:
     def available(self) -> list[dict[str, Any]]:
         """Those that they could load."""
         return list(self._ask("GET", "/v1/models/available")["data"])
+
+    def pull(self, model: str, board: str | None) -> Iterator[dict[str, Any]]:
+        """Have a board fetch a model, the first one where none is named; how far it is, as Ollama's API says it. Needs an
+        administrator."""
+        asked = _said({"model": model, "board": board})
+        with self.stream("POST", "/api/pull", json=asked, timeout=PULLING) as reply:
+            for line in reply.iter_lines():
+                told: dict[str, Any] = json.loads(line)
+                if "error" in told:
+                    raise ServiceError(str(told["error"]))
+                yield told
+
+    def delete_model(self, model: str) -> None:
+        """Remove it and its files from every board that has it. Needs an administrator."""
+        with self.stream("DELETE", "/api/delete", json={"model": model}):
+            pass  # the answer has nothing in it
+
+    def keys(self) -> list[dict[str, Any]]:
+        """The API keys that were made. Needs an administrator, as the next three do."""
+        return list(self._ask("GET", "/v1/keys")["data"])
+
+    def create_key(self, name: str, scopes: Sequence[str], limits: dict[str, int]) -> dict[str, Any]:
+        """Make one; what it is, with the `key` itself."""
+        return self._ask("POST", "/v1/keys", json={"name": name, "scopes": list(scopes), "limits": limits})
+
+    def limit_key(self, name: str, limits: dict[str, int]) -> dict[str, Any]:
+        """Let it ask for so much from now on; what it is."""
+        return self._ask("PATCH", f"/v1/keys/{_part(name)}", json=limits)
+
+    def revoke_key(self, name: str) -> dict[str, Any]:
+        """Make it useless; what it was."""
+        return self._ask("DELETE", f"/v1/keys/{_part(name)}")
 
     def size(self, file: str) -> int:
         """The bytes of a file."""

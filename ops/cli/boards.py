@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ops.cli import completion, options, queue_of_service
-from ops.cli.service_address import service_of
+from ops.cli.service_address import named_service, service_of
 
 app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
 
@@ -21,22 +22,29 @@ Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the serv
 def boards(
     context: typer.Context,
     as_json: AsJson = False,
+    url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """List the boards of a running service: what each is, what it has, how fast that has lately been."""
+    """List the boards of a running service: what each is, what it has, how fast that has lately been. Where no service is named,
+    its Redis is asked."""
     if context.invoked_subcommand is not None:
         options.hand_on(context)
         return
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json
 
+    service = named_service(config, url, redis_url=redis_url, data_dir=data_dir)
+    found = service.living_boards() if service is not None else _in_redis(redis_url, data_dir)
+    print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
+
+
+def _in_redis(redis_url: str | None, data_dir: Path | None) -> list[dict[str, Any]]:
+    options.apply(redis_url=redis_url, data_dir=data_dir)
     from tasks.boards import overview
     from tasks.roster import read_roster
 
-    found = overview(read_roster(queue_of_service.connect()))
-    print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
+    return overview(read_roster(queue_of_service.connect()))
 
 
 def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -81,14 +89,10 @@ def drain(name: Board, url: Url = None, config: options.Config = None) -> None:
 def nobody_else_has(boards: list[dict[str, Any]], drained: str) -> list[str]:
     """The models of a board that no other one serves."""
     served = {
-        model["id"] for each in boards if each["name"] != drained and not each["drained"] for model in each["models"]
+        model["id"] for each in boards if each["id"] != drained and not each["drained"] for model in each["models"]
     }
     return [
-        model["id"]
-        for each in boards
-        if each["name"] == drained
-        for model in each["models"]
-        if model["id"] not in served
+        model["id"] for each in boards if each["id"] == drained for model in each["models"] if model["id"] not in served
     ]
 
 

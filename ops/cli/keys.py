@@ -1,20 +1,20 @@
 """`rockchipllama keys …`: API keys for people and programs.
 
-It goes to the service's Redis itself, not through the API: whoever runs the service must get in when nobody has a key yet.
+Where no service is named, it goes to the Redis of the one that runs here: somebody must get in when nobody has a key yet.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ops.cli import options, queue_of_service
+from ops.cli import options
+from ops.cli.service_address import named_service
 
 if TYPE_CHECKING:
-    from redis import Redis
-
-    from tasks.limits import Limits
+    from ops.cli.key_book import KeyBook
 
 app = typer.Typer(help="Make, list and revoke API keys of a running service.", no_args_is_help=True)
 
@@ -30,6 +30,10 @@ Jobs = Annotated[
     typer.Option("--jobs", min=1, help="The most requests at once, waiting or running.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Where the service is; it wants an administrator's key.", show_default=False),
+]
 
 
 @app.command()
@@ -43,54 +47,51 @@ def create(
     tokens: Tokens = None,
     jobs: Jobs = None,
     as_json: AsJson = False,
+    url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
     """Make a key and show it, once: only its digest is kept. From the first key on, clients need one. Items of batches are not
     limited."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
     import json
 
-    from tasks import api_keys
+    from tasks.api_keys import Scope
 
-    try:
-        scopes = [api_keys.Scope(word) for word in scope or ("inference", "batch")]
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}; there are {', '.join(api_keys.Scope)}.", param_hint="--scope") from error
-    with_client = _client()
-    key, plain = api_keys.create(with_client, name, scopes, _limits(requests, tokens, jobs))
+    scopes = scope or ["inference", "batch"]
+    for word in scopes:
+        if word not in set(Scope):
+            raise typer.BadParameter(f"'{word}' is none; there are {', '.join(Scope)}.", param_hint="--scope")
+    key = _book(config, url, redis_url, data_dir).create_key(name, scopes, _limits(requests, tokens, jobs))
     if as_json:
-        print(json.dumps({**_shown(key), "key": plain}))
+        print(json.dumps(key))
     else:
-        print(f"{plain}\n\nThis is shown once. '{key.name}' ({key.id}) may: {', '.join(sorted(key.scopes))}.")
+        print(f"{key['key']}\n\nThis is shown once. '{key['name']}' ({key['id']}) may: {', '.join(key['scopes'])}.")
 
 
 @app.command("list")
 def list_keys(
     as_json: AsJson = False,
+    url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """List the keys that were made, by name; those in ROCKCHIPLLAMA_API_KEYS are not among them."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
+    """List the keys that were made; those in ROCKCHIPLLAMA_API_KEYS are not among them."""
     import json
     import time
 
-    from tasks import api_keys
-
-    found = api_keys.listing(_client())
+    found = _book(config, url, redis_url, data_dir).keys()
     if as_json:
-        print(json.dumps([_shown(key) for key in found]))
+        print(json.dumps(found))
         return
     if not found:
         print("There are no keys. `.venv/bin/rockchipllama keys create NAME` makes one.")
         return
-    width = max(len(key.name) for key in found)
+    width = max(len(key["name"]) for key in found)
     for key in found:
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
-        print(f"{key.id}  {key.name:<{width}}  {made}  {','.join(sorted(key.scopes))}{_in_words(key.limits)}")
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key["created"]))
+        print(f"{key['id']}  {key['name']:<{width}}  {made}  {','.join(key['scopes'])}{_in_words(key['limits'])}")
 
 
 @app.command()
@@ -99,76 +100,46 @@ def limit(
     requests: Requests = None,
     tokens: Tokens = None,
     jobs: Jobs = None,
+    url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
     """Let a key ask for so much from now on, within two seconds; what is left out is not limited any more."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
-    from tasks import api_keys
-
-    key = api_keys.limit(_client(), name, _limits(requests, tokens, jobs))
-    print(f"'{key.name}' ({key.id}){_in_words(key.limits) or '  no limits'}")
+    key = _book(config, url, redis_url, data_dir).limit_key(name, _limits(requests, tokens, jobs))
+    print(f"'{key['name']}' ({key['id']}){_in_words(key['limits']) or '  no limits'}")
 
 
 @app.command()
 def revoke(
     name: Annotated[str, typer.Argument(help="The key's name or id.")],
+    url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
     """Make a key useless, within two seconds. Jobs that it began run on."""
-    options.apply(config, redis_url=redis_url, data_dir=data_dir)
-    from tasks import api_keys
-
-    key = api_keys.revoke(_client(), name)
-    print(f"'{key.name}' ({key.id}) opens nothing any more.")
+    key = _book(config, url, redis_url, data_dir).revoke_key(name)
+    print(f"'{key['name']}' ({key['id']}) opens nothing any more.")
 
 
-def _client() -> Redis:
-    from redis.exceptions import NoPermissionError
+def _book(config: Path | None, url: str | None, redis_url: str | None, data_dir: Path | None) -> KeyBook:
+    service = named_service(config, url, redis_url=redis_url, data_dir=data_dir)
+    if service is not None:
+        return service
+    options.apply(redis_url=redis_url, data_dir=data_dir)
+    from ops.cli.key_book import InRedis
 
-    from tasks import keys
-    from tasks.api_keys import KeyRefused
-
-    client = queue_of_service.connect()
-    try:
-        client.exists(keys.API_KEYS)
-    except NoPermissionError as error:
-        raise KeyRefused(
-            "API keys are made, listed and revoked where the service runs; this machine is a board of it and no more."
-        ) from error
-    return client
+    return InRedis()
 
 
-def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> Limits | None:
-    from tasks.limits import Limits
+def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> dict[str, int]:
+    given = {"requests": requests, "tokens": tokens, "jobs": jobs}
+    return {name: limit for name, limit in given.items() if limit is not None}
 
-    return Limits(requests=requests, tokens=tokens, jobs=jobs) if requests or tokens or jobs else None
 
-
-def _in_words(limits: Limits | None) -> str:
+def _in_words(limits: dict[str, Any] | None) -> str:
     if limits is None:
         return ""
-    words = (
-        (limits.requests, "requests/min"),
-        (limits.tokens, "tokens/min"),
-        (limits.jobs, "at once"),
-    )
-    return "  " + ", ".join(f"{count} {what}" for count, what in words if count is not None)
-
-
-def _shown(key: object) -> dict[str, object]:
-    from msgspec.structs import asdict
-
-    from tasks.api_keys import ApiKey
-
-    assert isinstance(key, ApiKey)
-    return {
-        "id": key.id,
-        "name": key.name,
-        "scopes": sorted(key.scopes),
-        "created": key.created,
-        "limits": asdict(key.limits) if key.limits is not None else None,
-    }
+    words = (("requests", "requests/min"), ("tokens", "tokens/min"), ("jobs", "at once"))
+    return "  " + ", ".join(f"{limits[name]} {what}" for name, what in words if limits[name] is not None)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli import options
+from ops.cli import completion, options
+from ops.cli.service_address import service_of
 
 if TYPE_CHECKING:
     from tasks.board.pull.neighbours import Neighbours
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Look after the models on this machine's disk, and those of a running service.", no_args_is_help=True
 )
+
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Where the service is that is to do it.", show_default=False),
+]
 
 
 @app.command("fetch-demo")
@@ -45,12 +51,23 @@ def pull(
         typer.Option(metavar="CHIP", help="Fetch for this chip, such as rk3588, instead of this machine's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each step instead of text.")] = False,
+    board: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Have this board of the service fetch it.", autocompletion=completion.boards),
+    ] = None,
+    url: Url = None,
     models_dir: options.ModelsDir = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
     """Fetch a model into the models folder, from another board of the service where one has it; a running board finds it there.
-    Goes on where a broken pull ended."""
+    Goes on where a broken pull ended. With --url or --board, a board of that service fetches it, also when this command ends."""
+    if url is not None or board is not None:
+        from ops.pull_progress import show, steps_of
+
+        options.refuse_beside("--url or --board", soc=soc, models_dir=models_dir, data_dir=data_dir)
+        show(steps_of(model, service_of(config, url).pull(model, board)), as_json=as_json)
+        return
     options.apply(config, models_dir=models_dir, data_dir=data_dir)
     from npu.hardware import soc_named
     from ops.configuration import load
@@ -239,10 +256,17 @@ def prune(
 @app.command()
 def rm(
     model: Annotated[str, typer.Argument(help="Its id, or another of its names.")],
+    url: Url = None,
     models_dir: options.ModelsDir = None,
     config: options.Config = None,
 ) -> None:
-    """Remove a model and its files from the models folder; a running board stops serving it within seconds."""
+    """Remove a model and its files from the models folder; a running board stops serving it within seconds. With --url, from all
+    boards of that service."""
+    if url is not None:
+        options.refuse_beside("--url", models_dir=models_dir)
+        service_of(config, url).delete_model(model)
+        print(f"Removed {model} from all boards.")
+        return
     options.apply(config, models_dir=models_dir)
     from ops.configuration import load
     from tasks.board.shelving import remove

@@ -58,6 +58,18 @@ def hand_on(context: typer.Context) -> None:
     context.default_map = {name: given}
 
 
+def refuse_beside(named: str, **given: object) -> None:
+    """Have nobody believe that these options of this machine count where another's service is `named`."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(f"is about this machine, and {named} about a service.", param_hint=option(name))
+
+
+def option(parameter: str) -> str:
+    """How it is typed."""
+    return f"--{parameter.replace('_', '-')}"
+
+
 def apply(config: Path | None = None, **given: str | int | Path | None) -> None:
     """Put what the command line gave where every process of the service reads it."""
     from ops import environment  # here, because it brings the settings along, which `--help` does not need

@@ -18,6 +18,19 @@ def service_of(config: Path | None, url: str | None, patience: float | None = No
     return Service(*address_of(config, url), patience)
 
 
+def named_service(config: Path | None, url: str | None, **own: object) -> Service | None:
+    """The one at `url`, or that the settings name; None where none is named, and this machine's is meant. `own` are options that
+    name the latter's parts, and win over the settings. Raises `typer.BadParameter` where one of them is given beside `url`."""
+    if url is not None:
+        options.refuse_beside("--url", **own)
+    options.apply(config, service_url=url)
+    from ops.batch.settings import ClientSettings
+    from ops.configuration import load
+
+    given = any(value is not None for value in own.values())
+    return None if given or load(ClientSettings).service_url is None else service_of(config, url)
+
+
 def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
     """Where that service is, and the key to show it, if there is one."""
     options.apply(config, service_url=url)

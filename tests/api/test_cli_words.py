@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -15,6 +16,9 @@ from api.answer import Waiting
 from ops.chat import attached
 from ops.cli.main import main
 from ops.service import Service
+from tasks.card import Card
+from tasks.commands import Delete, PullProgress, PullStep
+from tasks.errors import CommandFailed
 from tasks.events import Failed, FailureCode, TextDelta
 from tasks.jobs import JobState
 from tasks.presence import Presence
@@ -30,7 +34,9 @@ def command(place: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Against the scripted service, with a pipe on each side."""
     monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", place.url)
 
-    def run(*words: str, typed: str = "") -> tuple[int, str, str]:
+    def run(*words: str, typed: str = "", **variables: str) -> tuple[int, str, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["rockchipllama", *words])
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         with pytest.raises(SystemExit) as ended:
@@ -117,6 +123,58 @@ def test_what_is_known_of_a_model_is_told_once(place: Site, command: Command) ->
     assert out.endswith(
         "refuses           seed: it has no dice\nnote              It is small.\nnote              It is hot.\n"
     )
+
+
+def test_keys_are_looked_after_over_http(place: Site, command: Command) -> None:
+    """By an administrator's key, from anywhere; its options for this machine's Redis are refused beside an address."""
+    code, out, _ = command("keys", "create", "far", "--scope", "admin", "--requests", "30", "--json")
+    assert (code, json.loads(out)["key"], json.loads(out)["limits"]["requests"]) == (0, "far", 30)
+    assert command("keys", "list")[0] == 1  # there is one now
+    environ = {"ROCKCHIPLLAMA_SERVICE_KEY": "far"}
+    assert "far" in command("keys", "list", **environ)[1]
+    assert "20 tokens/min" in command("keys", "limit", "far", "--tokens", "20", **environ)[1]
+    code, _, err = command("keys", "revoke", "nosuch", **environ)
+    assert (code, err) == (1, "rockchipllama: There is none.\n")
+    assert "opens nothing any more" in command("keys", "revoke", "far", **environ)[1]
+    code, _, err = command("keys", "list", "--url", place.url, "--redis-url", "redis://127.0.0.1:1")
+    assert code == 2 and "--redis-url" in err
+
+
+def test_boards_are_listed_and_drained_over_http(place: Site, command: Command) -> None:
+    """And who drains the last one with a model hears of it."""
+    place.world.roster.alive = [Presence(name="board:rack/one", board="rack/one", version="1.0")]
+    place.world.roster.cards = [Card(id="tiny", board="rack/one", engine="echo")]
+    assert command("boards")[1].splitlines() == ["rack/one: version 1.0", "  tiny: unloaded, echo"]
+    assert json.loads(command("boards", "--json")[1])[0]["id"] == "rack/one"
+    code, out, _ = command("boards", "drain", "rack/one")
+    assert code == 0 and out.splitlines()[1].startswith("No other board that serves has tiny")
+
+
+def test_a_model_is_pulled_and_removed_elsewhere(place: Site, command: Command) -> None:
+    """Step by step as on this machine; what goes wrong there is a sentence here."""
+    tells = partial(PullProgress, pull="p", model="qwen3:0.6b", file="weights.gguf", digest="sha256:0123456789abcdef")
+    place.world.shelf.progress = [
+        tells(number=1, step=PullStep.CHOOSING, message="weights.gguf, for the CPU."),
+        tells(number=2, step=PullStep.FETCHING, completed=5_000_000, total=10_000_000),
+        tells(number=3, step=PullStep.VERIFYING),
+        tells(number=4, step=PullStep.DONE, id="qwen3-0.6b"),
+    ]
+    code, out, err = command("models", "pull", "qwen3:0.6b", "--board", "one")
+    assert (code, out) == (0, "weights.gguf, for the CPU.\nReady: qwen3:0.6b\n")
+    assert err == "  0123456789ab: 5 of 10 MB\n"
+    assert place.world.shelf.asked[-1] == ("qwen3:0.6b", "one")
+    code, out, _ = command("models", "pull", "qwen3:0.6b", "--url", place.url, "--json")
+    steps = [json.loads(line) for line in out.splitlines()]
+    assert [step["step"] for step in steps] == ["choosing", "fetching", "verifying", "done"]
+    place.world.shelf.progress[2:] = [CommandFailed("network", "The hub is away.")]
+    code, _, err = command("models", "pull", "qwen3:0.6b", "--url", place.url)
+    assert code == 1 and err.endswith("rockchipllama: The hub is away.\n")
+    code, _, err = command("models", "pull", "qwen3:0.6b", "--url", place.url, "--soc", "rk3588")
+    assert code == 2 and "--soc" in err
+    assert command("models", "rm", "tiny", "--url", place.url)[:2] == (0, "Removed tiny from all boards.\n")
+    assert place.world.shelf.told == [Delete("tiny")]
+    code, _, err = command("models", "rm", "nosuch", "--url", place.url)
+    assert code == 1 and "nosuch" in err and "Traceback" not in err
 
 
 class Waits(Service):

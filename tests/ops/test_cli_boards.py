@@ -62,7 +62,7 @@ def test_models_that_wait_for_a_drained_board_are_named() -> None:
     """Those that no other board serves: one that is drained as well serves none."""
     has = {"one": ["a", "b", "c"], "two": ["a"], "three": ["b"]}
     found = [
-        {"name": name, "drained": name == "three", "models": [{"id": model} for model in models]}
+        {"id": name, "drained": name == "three", "models": [{"id": model} for model in models]}
         for name, models in has.items()
     ]
     assert nobody_else_has(found, "one") == ["b", "c"]
