@@ -29,8 +29,8 @@ class Prompt:
     the model's LoRA adapter that is to speak; None is the model alone. The last `said` of the tokens are the beginning of the
     answer, which goes on behind them: what it is held to holds for them as well.
 
-    `owner` is whose it is; what is kept of it beyond the engine's cache is never used for another's. `returns`: it may come back
-    longer, as conversations do, so it is worth to be kept.
+    `owner` is whose it is; what is kept of it beyond the engine's cache is never used for another's. `returns`: somebody waits
+    for it, and it may come back longer, as conversations do, so it is worth to be kept.
 
     Instead of tokens there is a `turn` where only the runtime knows how to make them (`HiddenTokenizer`). Then nobody knows
     how many they are.
@@ -249,6 +249,10 @@ class ParkingEngine(Protocol):
     """Whether it does: not where that does not work, or is switched off."""
     parked_bytes: int
     """What that takes now."""
+
+    def park(self) -> None:
+        """Keep what is in the cache already now, where that is worth it, so that nobody waits for it who displaces it. Nothing
+        runs meanwhile. Raises `EngineFailed`."""
 
     def unpark(self) -> None:
         """Give this memory back; such prompts are read anew. From any thread."""

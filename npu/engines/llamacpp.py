@@ -179,6 +179,11 @@ class LlamaCppEngine:
         """See `ParkingEngine`."""
         return self._parking.parking.size if self._parking is not None else 0
 
+    def park(self) -> None:
+        """See `ParkingEngine`."""
+        if self._parking is not None:
+            self._parking.park()
+
     def unpark(self) -> None:
         """See `ParkingEngine`."""
         if self._parking is not None:

@@ -80,7 +80,7 @@ class LlamaCppParking:
         held, self._held, self._loaded = self._held, None, 0
         shared = common(held.tokens, tokens) if held is not None else 0
         if held is not None and held.returns and not goes_on(held.prompt, shared):
-            worked = self.parking.keep(held.whose, held.tokens, held.prompt, shared)
+            worked = self.parking.keep(held.whose, held.tokens, held.prompt, shared, awaited=prompt.returns)
         found = self.parking.find(whose, tokens, shared)
         if found is not None:
             worked = True
@@ -88,6 +88,13 @@ class LlamaCppParking:
                 self._loaded = common(found.tokens, tokens[:-1]) - shared
             self.parking.release()
         return self._loaded, (time.monotonic() - begun) * 1000 if worked else 0.0
+
+    def park(self) -> None:
+        """Park what the server's cache holds before anything displaces it."""
+        held = self._held
+        if held is not None and held.returns:
+            self._held = held._replace(returns=False)
+            self.parking.keep(held.whose, held.tokens, held.prompt, 0)
 
     def end(self, prompt: Prompt, tokens: list[int], stats: Stats, read_ms: float) -> None:
         """The server has read and said `tokens`, the prompt's in `read_ms`."""

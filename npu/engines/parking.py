@@ -28,6 +28,9 @@ PARKING_MB = Option(
 """The option `parking_mb` of every engine that parks."""
 WORTH_MS = 100.0
 """What is read in less is not worth a file."""
+AWAITED = 10.0
+"""How many times as long as writing a conversation reading it again must take, where somebody waits for what displaces it and it
+has not gone on so far: they wait for sure, while many a first question is the last one."""
 FREE_SHARE = 0.25
 """Of the machine's memory that stays free for others, at least."""
 
@@ -107,16 +110,17 @@ class Parking:
         with self._lock:
             return sum(parked.size for parked in self._parked)
 
-    def keep(self, whose: Whose, tokens: Sequence[int], prompt: int, shared: int) -> bool:
+    def keep(self, whose: Whose, tokens: Sequence[int], prompt: int, shared: int, *, awaited: bool = False) -> bool:
         """Park `tokens`, of which all but the first `shared` are about to leave the cache, where that is worth it; whether the
-        runtime was asked to write. The first `prompt` of them were asked."""
+        runtime was asked to write. The first `prompt` of them were asked. `awaited`: somebody waits for what displaces them."""
         length = len(tokens)
         best = max((common(parked.tokens, tokens) for parked in self._of(whose)), default=0)
-        # What is parked of it already is loaded in any case.
         costs = self._costs
         gain = (length - max(shared, best)) * self._files.read_ms
-        cost = costs.once + length * (costs.write + (0.0 if best > shared else costs.load))
-        if self._broken or best >= length or gain < max(cost, WORTH_MS if best <= shared else 0.0):
+        cost = writing = costs.once + length * costs.write
+        if best <= shared:  # else it has gone on, and what is parked of it is loaded in any case
+            cost = max(writing * (AWAITED if awaited else 1.0), writing + length * costs.load, WORTH_MS)
+        if self._broken or best >= length or gain < cost:
             return False
         if not self._make_room(length * costs.bytes):
             return False

@@ -273,6 +273,10 @@ class RkllmEngine:
         """See `ParkingEngine`."""
         return self.cache.parking.size if self.cache.parking is not None else 0
 
+    def park(self) -> None:
+        """See `ParkingEngine`."""
+        self.cache.park()
+
     def unpark(self) -> None:
         """See `ParkingEngine`."""
         if self.cache.parking is not None:

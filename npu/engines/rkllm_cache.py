@@ -85,7 +85,7 @@ class Cache:
         back. Raises `EngineFailed` as `clear` does."""
         self.loaded, self._in_file, self.files_ms = 0, 0, 0.0
         if adapter != self._whose.adapter:
-            self._park(0)
+            self._park(0, awaited=returns)
             self.clear()
         self._whose, self._returns = Whose(owner, adapter), returns
 
@@ -188,7 +188,7 @@ class Cache:
                 self.file.fit(() if self._whose.adapter is not None else tokens, self.shared(tokens))
             return
         begun = time.monotonic()
-        worked = self._park(self.shared(tokens))
+        worked = self._park(self.shared(tokens), awaited=self._returns)
         cached = self.shared(tokens)  # a runtime that is paused for it has forgotten everything
         known = self.file.length(tokens) if self.file is not None and self._whose.adapter is None else 0
         found = self.parking.find(self._whose, tokens, max(cached, known))
@@ -202,8 +202,14 @@ class Cache:
         if worked:
             self.files_ms = (time.monotonic() - begun) * 1000
 
-    def _park(self, shared: int) -> bool:
-        """Park what is cached but for the first `shared` tokens, if it is to be; whether that was tried."""
+    def park(self) -> None:
+        """Park what is cached before anything displaces it, where it stays cached. Raises `EngineFailed`."""
+        if self._can.per_run_max_tokens:  # see `write_file`
+            self._park(0)
+
+    def _park(self, shared: int, *, awaited: bool = False) -> bool:
+        """Park what is cached but for the first `shared` tokens, if it is to be; whether that was tried. `awaited`: somebody
+        waits for what displaces it."""
         whose, length = self._parks, len(self._tokens)
         if self.parking is None or whose is None or not self.reuse or self._next is not Next.COMPARED:
             return False
@@ -213,7 +219,7 @@ class Cache:
         if size is not None and size < length - 1:
             return False  # its window was shifted, or it never read all of it
         self._parks = None
-        return self.parking.keep(whose, self._tokens, self._prompt, shared)
+        return self.parking.keep(whose, self._tokens, self._prompt, shared, awaited=awaited)
 
     def _goes_on_with(self, tokens: Sequence[int]) -> bool:
         """Whether everything cached is known, and `tokens` begin with it and go on.

@@ -31,6 +31,7 @@ from tasks.worker.claiming import Claiming
 from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
 from tasks.worker.job_run import JobRun
+from tasks.worker.leisure import Leisure
 from tasks.worker.pacing import Pacing, is_hot
 from tasks.worker.read_ahead import ReadAhead, free_worker
 from tasks.worker.settings import WorkerSettings
@@ -98,6 +99,7 @@ class Serving:
         """Its grace is over: it waits for nothing any more."""
         self._ahead: ReadAhead | None = None
         """The job that another board was at, and that was read here last."""
+        self._leisure = Leisure(self._slot)
         self._claiming = Claiming(
             *(client, model.id, worker, board, self._lease, self._live, self._pacing, self._leaving),
             parks=lambda: self._slot.parks,
@@ -127,6 +129,7 @@ class Serving:
         self._control.close()
         if self._ahead is not None:
             self._ahead.end()
+        self._leisure.end()
         self._slot.close()
         if self._tracing is not None:
             self._tracing.close()
@@ -140,10 +143,17 @@ class Serving:
         self._call_in_hand = True
         try:
             outcomes = list(islice(iter(lambda: self._serve_one(call), None), JOBS_PER_CALL))
+            if outcomes:
+                self._rest()
             return "; ".join(outcomes) or "nothing waits"
         finally:
             self._answered += 1
             self._call_in_hand = False
+
+    def _rest(self) -> None:
+        with self._hands:
+            if not self._claiming.stopping and (self._ahead is None or self._ahead.over):
+                self._leisure.begin()
 
     def _serve_one(self, call: str) -> str | None:
         """Claim and run the next job, and those that share its run; None when there is none for this worker."""
@@ -235,6 +245,7 @@ class Serving:
             was_loaded = self._slot.loaded
             if self._ahead is not None:
                 self._ahead.end()
+            self._leisure.end()
             # Who shares a run has its engine already, and must not load another where that one has just broken.
             engine = run.seat.engine if run.seat is not None else self._slot.engine(self._heartbeat.changed)
             if not was_loaded and run.seat is None:
@@ -360,6 +371,7 @@ class Serving:
             free = not self._runs and not self._claiming.stopping and self._slot.loaded
             free = free and (self._ahead is None or self._ahead.over)
             if free:
+                self._leisure.end()
                 self._ahead = ReadAhead(self._client, self._slot, job, lambda: self._was_read(worker))
         if not free:
             self._was_read(worker)

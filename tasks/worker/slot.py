@@ -54,6 +54,12 @@ class Slot:
         engine = self._engine
         return engine.parked_bytes if isinstance(engine, ParkingEngine) else 0
 
+    def park(self) -> None:
+        """Have the engine keep what is in its cache, while nobody else uses it. Raises `EngineFailed`."""
+        engine = self._engine
+        if isinstance(engine, ParkingEngine):
+            engine.park()
+
     def unpark(self) -> None:
         """Have the engine give that memory back. From any thread."""
         engine = self._engine

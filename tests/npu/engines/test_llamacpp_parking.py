@@ -43,11 +43,14 @@ def test_a_conversation_that_was_displaced_is_not_read_again(engine: LlamaCppEng
     """Another's is read, though it is the same; and the memory is given back when it is wanted."""
     one, two, more = (engine.tokenizer.encode(text) for text in (ONE, TWO, " And what then?"))
     said, _ = ask(engine, one, "a")
+    engine.park()
+    ahead = engine.parked_bytes
+    assert ahead > 0
     longer = [*one, *said, *more]
     undisturbed, stats = ask(engine, longer, "a")
     assert stats.parked_tokens == 0 and stats.cached_tokens >= len(one)
     ask(engine, two, "a", returns=False)
-    assert engine.parked_bytes > 0
+    assert engine.parked_bytes > ahead
     longer += undisturbed
     again, stats = ask(engine, [*longer, *more], "a", returns=False)
     assert stats.parked_tokens >= len(longer) - 2 and len(again) == 3

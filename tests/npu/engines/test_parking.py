@@ -13,10 +13,9 @@ from tests.npu.engines.test_rkllm_parking import memory_files
 class Files:
     """A runtime that writes what it is given, and is slow to load nothing."""
 
-    read_ms = 1000.0
-
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None, read_ms: float = 1000.0) -> None:
         self.meanwhile = meanwhile
+        self.read_ms = read_ms
 
     def write(self, file: MemoryFile, tokens: Sequence[int], adapter: str | None) -> int:
         Path(file.path).write_bytes(bytes(tokens))
@@ -40,3 +39,15 @@ def test_memory_that_is_wanted_during_a_load_that_fails_is_given_back() -> None:
     assert found is not None and len(memory_files()) == len(before) + 1
     assert not parking.load(found)
     assert parking.size == 0 and memory_files() == before
+
+
+def test_nobody_waits_for_what_hardly_helps_anybody() -> None:
+    """A first question is parked before another's only where it would be read for ten times as long as it is written; one that
+    has gone on, or that nobody waits for, where that is shorter at all."""
+    parking = Parking(Files(read_ms=1.0), 1 << 20, Costs(1, once=30.0))
+    first, longer, long = [1] * 200, [1] * 260, [2] * 400
+    assert not parking.keep(Whose("a"), first, 150, 0, awaited=True)
+    assert parking.keep(Whose("a"), long, 300, 0, awaited=True)
+    assert parking.keep(Whose("b"), first, 150, 0)
+    assert parking.keep(Whose("b"), longer, 210, 0, awaited=True)
+    parking.close()

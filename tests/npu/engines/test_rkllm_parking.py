@@ -168,6 +168,30 @@ def test_what_goes_on_at_once_is_not_parked(bench: Bench, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("version", "stays"), [("1.3.0", True), ("1.2.3", False)])
+def test_what_is_parked_ahead_stays_in_the_cache_and_is_not_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str, stays: bool
+) -> None:
+    """A runtime whose cache would be empty afterwards writes when it is displaced."""
+    engine = bench.load(bench.model(), version)
+    written = []
+    write = rkllm_parking.write_file
+    monkeypatch.setattr(rkllm_parking, "write_file", lambda *rest: written.append(1) or write(*rest))  # type: ignore[func-returns-value]
+    chat = Chat(engine, "One.")
+    chat.ask()
+    for _ in range(2):
+        engine.park()
+        assert len(written) == (1 if stays else 0)
+    stats = chat.ask()
+    assert stats.parked_tokens == 0 and read(stats) <= chat.new + 2
+    engine.park()
+    once(engine, LANGUAGE.tokenize("Something else" * 40))
+    assert len(written) == (2 if stays else 1)
+    stats = chat.ask()
+    assert stats.parked_tokens > 300 and read(stats) <= chat.new + 2
+
+
+@pytest.mark.usefixtures("measured")
 def test_nobody_is_given_what_another_has_had_read(bench: Bench) -> None:
     """Though they ask the same, word for word; nor is one adapter given what another has read."""
     adapter = LoraAdapter("tone", write_adapter(bench.folder / "tone_lora.rkllm"))

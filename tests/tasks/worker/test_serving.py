@@ -30,8 +30,9 @@ from tasks.record_size import ENTRY
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
-from tasks.worker import claiming, heartbeat, pacing, serving, slot
+from tasks.worker import claiming, heartbeat, leisure, pacing, serving, slot
 from tasks.worker.job_run import JobRun
+from tasks.worker.leisure import Leisure
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
 from tests.fakes import engines
@@ -263,6 +264,9 @@ class ParkingEcho(EchoEngine):
         self.parked_bytes += 1000 if prompt.returns else 0
         return super().generate(prompt, *rest)
 
+    def park(self) -> None:
+        """See `ParkingEngine`."""
+
     def unpark(self) -> None:
         self.parked_bytes = 0
 
@@ -284,6 +288,58 @@ def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make) -> No
     eventually(lambda: parked() == 2000, what="a breath that tells")
     place.client.publish(keys.control(WORKER), "unpark")
     eventually(lambda: parked() == 0, what="a breath that tells it was given back")
+
+
+def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes meanwhile has the engine when that is done, and not before."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    engine, seen = ParkingEcho(place.model), []
+    begun, let = threading.Event(), threading.Event()
+    place.engine = lambda: engine
+    generate, end = engine.generate, Leisure.end
+
+    def park() -> None:
+        begun.set()
+        assert let.wait(LIMIT)
+        seen.append("parked")
+
+    def runs(*given: Any) -> EchoGeneration:
+        seen.append("runs")
+        return generate(*given)
+
+    def waits(self: Leisure) -> None:
+        if begun.is_set():
+            let.set()
+        end(self)
+
+    monkeypatch.setattr(engine, "park", park)
+    monkeypatch.setattr(engine, "generate", runs)
+    monkeypatch.setattr(Leisure, "end", waits)
+    place.accept()
+    place.call().join(LIMIT)
+    assert begun.wait(LIMIT)
+    place.accept()
+    place.call().join(LIMIT)
+    assert seen[:3] == ["runs", "parked", "runs"]
+
+
+def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened anew for the next one."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    place.engine = lambda: ParkingEcho(place.model)
+
+    def breaks(self: ParkingEcho) -> None:
+        raise EngineFailed("It broke.")
+
+    monkeypatch.setattr(ParkingEcho, "park", breaks)
+    place.accept()
+    place.call().join(LIMIT)
+    eventually(lambda: not place.serving._slot.loaded, what="a closed engine")
+    job = place.accept()
+    place.call().join(LIMIT)
+    assert place.view(job).state is JobState.FINISHED and place.loaded == 2
 
 
 def test_a_worker_of_a_hot_board_rests_after_an_item_and_serves_chats(

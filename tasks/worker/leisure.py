@@ -1,0 +1,50 @@
+"""The time in which a worker has nothing to do: its engine keeps the conversation in its cache for whoever displaces it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from npu.errors import EngineFailed
+from tasks.worker.slot import Slot
+
+log = logging.getLogger("rockchipllama.worker")
+
+QUIET = 1.0
+"""Seconds without a job after which it begins: what programs ask next, they ask sooner, and need not wait for it."""
+
+
+class Leisure:
+    """Of one worker. `begin` and `end` may be called from any thread."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        """Held while the engine is used."""
+
+    def begin(self) -> None:
+        """The worker has nothing to do from now on."""
+        self.end()
+        if self._slot.parks:
+            with self._lock:
+                self._timer = threading.Timer(QUIET, self._park)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def end(self) -> None:
+        """It has: wait until the engine is let go of, and leave it alone. Twice is safe."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _park(self) -> None:
+        with self._lock:
+            if self._timer is not threading.current_thread():
+                return  # it was ended in this very moment
+            try:
+                self._slot.park()
+            except EngineFailed as error:
+                log.warning("the engine broke while a conversation was parked: %s", error)
+                self._slot.close()
