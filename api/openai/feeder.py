@@ -11,22 +11,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from api.errors import Problem, of_error, of_failed
 from api.openai.batch_input import Item, Line, Names, Wrong, read_item, read_lines
+from api.openai.batch_output import Outcome, answered, not_run, refused
 from api.openai.endpoints import ENDPOINTS
-from api.openai.problems import render
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.batch import BatchOrder, BatchState, Hold, LineProblem, Step
 from tasks.connection import UNREACHABLE
 from tasks.errors import JobNotFound, ModelDown, QueueDraining, QueueFull, QueueUnavailable, Refused, StorageFull
-from tasks.events import Failed, FailureCode, Finished, FinishReason, Started, Unreadable, Usage, fold
+from tasks.events import Failed, FailureCode, Finished, FinishReason, Unreadable, fold
 from tasks.files import FileBook, StoredFile
 from tasks.jobs import Lane, new_job_id
 from tasks.reader import Forgotten
@@ -48,17 +47,6 @@ KEPT = 30 * 24 * 3600
 """Seconds for which a batch's files are kept unless its client says."""
 
 _encode = msgspec.json.encode
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What became of a line: a line of the output file, or of the error file."""
-
-    line: int
-    job: str
-    data: bytes
-    answered: bool
-    usage: Usage | None = None
 
 
 class Feeder:
@@ -92,9 +80,9 @@ class Feeder:
         """How the batch ends before all of it is done: cancelled, or expired."""
         self._left = hold.progress.left
         self._stepped = 0.0
-        self._running: dict[int, asyncio.Task[_Outcome]] = {}
+        self._running: dict[int, asyncio.Task[Outcome]] = {}
         self._jobs: dict[int, str] = {}
-        self._outcomes: list[_Outcome] = []
+        self._outcomes: list[Outcome] = []
 
     async def run(self) -> None:
         """Bring it to its end. Raises `FeederReplaced`, `QueueUnavailable`, and `OSError` when its files cannot be read or
@@ -271,21 +259,21 @@ class Feeder:
         """Write the outcomes to the files, and then that they are written."""
         outcomes, self._outcomes = self._outcomes, []
         written = b"".join(outcome.data for outcome in outcomes if outcome.answered)
-        refused = b"".join(outcome.data for outcome in outcomes if not outcome.answered)
+        errors = b"".join(outcome.data for outcome in outcomes if not outcome.answered)
         if written:
             await self._storage.append(self._order.output_file, self._written, written, self._hold_on)
-        if refused:
-            await self._storage.append(self._order.error_file, self._refused, refused, self._hold_on)
+        if errors:
+            await self._storage.append(self._order.error_file, self._refused, errors, self._hold_on)
         self._written += len(written)
-        self._refused += len(refused)
-        answered = sum(outcome.answered for outcome in outcomes)
+        self._refused += len(errors)
+        completed = sum(outcome.answered for outcome in outcomes)
         usages = [outcome.usage for outcome in outcomes if outcome.usage is not None]
         await self._step(
             Step(
                 put={"written": self._written, "refused": self._refused},
                 add={
-                    "completed": answered,
-                    "failed": len(outcomes) - answered,
+                    "completed": completed,
+                    "failed": len(outcomes) - completed,
                     "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
                     "cached_tokens": sum(usage.cached_tokens for usage in usages),
                     "completion_tokens": sum(usage.completion_tokens for usage in usages),
@@ -322,16 +310,16 @@ class Feeder:
 
     # One line
 
-    async def _answer(self, line: Line, job: str) -> _Outcome:
+    async def _answer(self, line: Line, job: str) -> Outcome:
         try:
             item = read_item(line, self._order.endpoint, self._endpoint, self._settings)
         except Wrong as error:
             # It was good when the input was checked: the settings have changed since.
-            return self._refusal(line, job, "", Problem(400, error.code, str(error), error.param))
+            return refused(line.number, job, "", Problem(400, error.code, str(error), error.param))
         while True:
             if self._ending is not None:
                 before = line.number in self._hold.items and await self._said_before(line, job, item)
-                return before or self._not_run(line, job, item.custom_id)
+                return before or not_run(line.number, job, item.custom_id, self._ending)
             try:
                 status = await self._relay.submit(
                     *(item.body.model, item.request, job),
@@ -350,14 +338,14 @@ class Feeder:
                 log.warning("a batch item begins anew: %s", error, extra={"job": job})
             except Unreadable as error:
                 failed = Failed(FailureCode.UNREADABLE, str(error))
-                return self._refusal(line, job, item.custom_id, of_failed(failed, job))
+                return refused(line.number, job, item.custom_id, of_failed(failed, job))
             except Refused as error:
-                return self._refusal(line, job, item.custom_id, of_error(error))
+                return refused(line.number, job, item.custom_id, of_error(error))
             else:
                 return self._said(line, job, item.custom_id, item.body, status, events)
             await asyncio.sleep(AGAIN)
 
-    async def _said_before(self, line: Line, job: str, item: Item) -> _Outcome | None:
+    async def _said_before(self, line: Line, job: str, item: Item) -> Outcome | None:
         """What became of a line that whoever fed before had begun, now that its batch ends; None when it was not accepted."""
         try:
             status = self._roster.resolve(item.body.model)
@@ -366,58 +354,21 @@ class Feeder:
         except (Refused, JobNotFound, Forgotten, Unreadable):
             return None
 
-    def _said(
-        self, line: Line, job: str, custom_id: str, body: Any, status: ModelStatus, events: list[Any]
-    ) -> _Outcome:
+    def _said(self, line: Line, job: str, custom_id: str, body: Any, status: ModelStatus, events: list[Any]) -> Outcome:
         reply = fold(events)
         match reply.end:
             case Finished(reason=FinishReason.CANCELLED) if self._ending is not None:
-                return self._not_run(line, job, custom_id)
+                return not_run(line.number, job, custom_id, self._ending)
             case Failed(code=FailureCode.DEADLINE) if self._time_left() <= 1:
-                return self._not_run(line, job, custom_id)
+                return not_run(line.number, job, custom_id, self._ending)
             case Finished(reason=FinishReason.CANCELLED):
-                return self._refusal(
-                    line, job, custom_id, Problem(409, "job_cancelled", "The job was cancelled.", job=job)
+                return refused(
+                    line.number, job, custom_id, Problem(409, "job_cancelled", "The job was cancelled.", job=job)
                 )
             case Finished() as end:
                 answer = self._endpoint.whole(self._endpoint.rendering(body, job, status).head, events, end)
+                return answered(line.number, job, custom_id, answer, status, events, end)
             case Failed() as failed:
-                return self._refusal(line, job, custom_id, of_failed(failed, job))
+                return refused(line.number, job, custom_id, of_failed(failed, job))
             case None:
                 raise AssertionError("an outcome has an end")
-        started = next((event for event in reversed(events) if isinstance(event, Started)), None)
-        times = end.timings
-        data = _encode(
-            {
-                "id": f"batch_req_{job}",
-                "custom_id": custom_id,
-                "response": {"status_code": 200, "request_id": job, "body": answer},
-                "error": None,
-                "served": {
-                    "board": started.board if started else None,
-                    "worker": started.worker if started else None,
-                    "engine": f"{status.card.engine} {status.card.engine_version}",
-                    "queued_ms": round(times.queued_ms, 3),
-                    "prefill_ms": round(times.prefill_ms, 3),
-                    "decode_ms": round(times.decode_ms, 3),
-                    "together": times.together,
-                },
-            }
-        )
-        return _Outcome(line.number, job, data + b"\n", True, end.usage)
-
-    def _refusal(self, line: Line, job: str, custom_id: str, problem: Problem) -> _Outcome:
-        response = {"status_code": problem.status, "request_id": job, "body": msgspec.Raw(render(problem))}
-        data = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
-        return _Outcome(line.number, job, _encode(data) + b"\n", False)
-
-    def _not_run(self, line: Line, job: str, custom_id: str) -> _Outcome:
-        if self._ending is BatchState.CANCELLED:
-            error = {"code": "batch_cancelled", "message": "This request was not run: its batch was cancelled."}
-        else:
-            error = {
-                "code": "batch_expired",
-                "message": "This request could not be executed before the completion window expired.",
-            }
-        data = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": None, "error": error}
-        return _Outcome(line.number, job, _encode(data) + b"\n", False)
