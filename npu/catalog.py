@@ -9,9 +9,9 @@ from pathlib import Path
 
 from npu.engines import ENGINES
 from npu.errors import ModelRefused
-from npu.manifest import FILE_NAME, has_base, is_adapter, is_weights, read_manifest
+from npu.manifest import FILE_NAME, has_base, read_manifest
 from npu.model import RESERVED, Model
-from npu.model_name import SUFFIXES, parse_model_name
+from npu.model_name import SUFFIXES, is_adapter, is_weights, parse_model_name
 
 MAX_DEPTH = 3
 """Folders below the models folder that are looked into."""

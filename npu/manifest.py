@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from npu.answer_format import NONE, ThinkingFormat, ToolFormat
 from npu.context_length import AUTO, Wanted
 from npu.engine import Ability, Pooling, Sampling
 from npu.engines import ENGINES, Option, engine_class
 from npu.errors import ModelRefused, SamplingRefused
-from npu.manifest_keys import KEYS, OF_WEIGHTS
+from npu.manifest_keys import OF_WEIGHTS
 from npu.model import MOST_INSTANCES, RESERVED, SAMPLING_DEFAULTS, LoadWhen, LoraAdapter, Model, Value, is_model_id
-from npu.model_name import SOCS, SUFFIXES, parse_model_name
+from npu.model_name import SOCS, SUFFIXES, is_weights, parse_model_name
 from npu.sampling import check_sampling
+from npu.written_manifest import WrittenManifest
 
 FILE_NAME = "manifest.toml"
-MAX_FILE_BYTES = 1 << 20
 MAX_CONTEXT_LENGTH = 1 << 24
 
 SAMPLING_KEYS = tuple(
@@ -32,7 +30,6 @@ MAX_SCALE = 100.0
 """Of an adapter, in both directions; useful ones are near 1."""
 
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
-_WORDS = {str: "a string", list: "a list of strings", int: "a whole number", dict: "a table", bool: "true or false"}
 
 
 def read_manifest(path: Path, find_base: Callable[[str], Model | None] | None = None) -> Model:
@@ -40,40 +37,29 @@ def read_manifest(path: Path, find_base: Callable[[str], Model | None] | None = 
 
     `find_base` finds the model that it may be made from.
     """
-    text, table = _read(path)
-    manifest = _Manifest(path, text, table)
-    return manifest.derived(find_base) if "base" in table else manifest.model()
+    written = WrittenManifest(path)
+    manifest = _Manifest(written)
+    return manifest.derived(find_base) if "base" in written.table else manifest.model()
 
 
 def has_base(path: Path) -> bool:
     """Whether a manifest describes a model that is made from another. False for one that cannot be read."""
     try:
-        return "base" in _read(path)[1]
+        return "base" in WrittenManifest(path).table
     except ModelRefused:
         return False
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelRefused(f"{path} is larger than {MAX_FILE_BYTES >> 20} MB; this is no manifest.")
-        text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelRefused(f"{path} cannot be read: {error}.") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ModelRefused(f"{path} is not TOML: {error}.") from error
-
-
 class _Manifest:
-    def __init__(self, path: Path, text: str, table: dict[str, Any]) -> None:
-        self._path = path
-        self._folder = path.parent
-        self._text = text
-        self._table = table
+    def __init__(self, written: WrittenManifest) -> None:
+        self._written = written
+        self._path = written.path
+        self._folder = written.path.parent
+        self._table = written.table
+        self._refuse = written.refuse
 
     def model(self) -> Model:
-        self._check_keys()
+        self._written.check_keys()
         weights, engine = self._weights_and_engine()
         name = parse_model_name(weights.stem if weights is not None else self._folder.name)
         model_id = self._id(name.id)
@@ -99,11 +85,11 @@ class _Manifest:
             size_bytes=stat.st_size if weights is not None else 0,
             sampling_defaults=self._sampling(),
             stop=tuple(self._table.get("stop", ())),
-            template=self._template("chat_template"),
+            template=self._written.text_of("chat_template"),
             cached_system_prompt=self._cached_system_prompt(engine),
-            rerank_template=self._template("rerank_template"),
+            rerank_template=self._written.text_of("rerank_template"),
             fill_in_middle=self._fill_in_middle(),
-            template_options=self._values("template_options"),
+            template_options=self._written.values("template_options"),
             tool_format=self._format("tool_format", tuple(ToolFormat)),
             thinking_format=self._format("thinking_format", tuple(ThinkingFormat)),
             engine_options=self._engine_options(engine),
@@ -112,7 +98,7 @@ class _Manifest:
             adapter=self._adapter(adapters),
             manifest=self._path,
             abilities=self._abilities(engine),
-            pooling=Pooling(self._one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
+            pooling=Pooling(self._written.one_of("pooling", self._table.get("pooling", Pooling.LAST), tuple(Pooling))),
             load=self._load(),
             instances=self._instances(),
             pin=self._table.get("pin", False),
@@ -121,7 +107,7 @@ class _Manifest:
 
     def derived(self, find: Callable[[str], Model | None] | None) -> Model:
         """The model that has a base: what it does not say is the base's."""
-        self._check_keys()
+        self._written.check_keys()
         for key in OF_WEIGHTS:
             if key in self._table:
                 raise self._refuse(key, "belongs to the weights, which are those of the base. Leave it out")
@@ -141,9 +127,9 @@ class _Manifest:
             pin=self._table.get("pin", False),
             sampling_defaults=self._sampling(base.sampling_defaults),
             stop=tuple(self._table.get("stop", base.stop)),
-            template=self._template("chat_template") or base.template,
-            rerank_template=self._template("rerank_template") or base.rerank_template,
-            template_options={**base.template_options, **self._values("template_options")},
+            template=self._written.text_of("chat_template") or base.template,
+            rerank_template=self._written.text_of("rerank_template") or base.rerank_template,
+            template_options={**base.template_options, **self._written.values("template_options")},
             tool_format=self._format("tool_format", tuple(ToolFormat)) or base.tool_format,
             thinking_format=self._format("thinking_format", tuple(ThinkingFormat)) or base.thinking_format,
             engine_options={**base.engine_options, **self._engine_options(base.engine)},
@@ -153,12 +139,6 @@ class _Manifest:
             base=base.id,
             manifest=self._path,
         )
-
-    def _check_keys(self) -> None:
-        for key in self._table:
-            if key not in KEYS:
-                raise self._refuse(key, f"is not a key of a manifest. There are: {', '.join(KEYS)}")
-            self._check_type(key, KEYS[key][0])
 
     def _id(self, default: str) -> str:
         model_id = self._table.get("id", default)
@@ -189,7 +169,7 @@ class _Manifest:
         if engine is not None and engine not in ENGINES:
             raise self._refuse("engine", f"is {engine!r}, which is not known. There are: {', '.join(sorted(ENGINES))}")
         if "file" in self._table:
-            weights: Path | None = self._inside("file", self._table["file"])
+            weights: Path | None = self._written.inside("file", self._table["file"])
         else:
             candidates = [] if engine not in (None, *SUFFIXES.values()) else self._candidates(engine)
             if len(candidates) > 1:
@@ -222,15 +202,6 @@ class _Manifest:
             and (engine is None or SUFFIXES[entry.suffix.lower()] == engine)
         )
 
-    def _inside(self, key: str, name: str, section: str = "") -> Path:
-        named = Path(name)
-        if named.is_absolute() or ".." in named.parts or not named.parts:
-            raise self._refuse(key, f"is {name!r}: it must name a file inside the manifest's own folder", section)
-        path = self._folder / named
-        if not path.is_file():
-            raise self._refuse(key, f"names {name!r}, and there is no such file in {self._folder}", section)
-        return path
-
     def _adapters(self, engine: str) -> tuple[LoraAdapter, ...]:
         if "adapters" in self._table and not engine_class(engine).ADAPTERS:
             raise self._refuse("adapters", f"is nothing the engine {engine} can apply. Leave it out, or use rkllm")
@@ -245,7 +216,7 @@ class _Manifest:
                 raise self._refuse(name, why, "adapters")
             if not -MAX_SCALE <= scale <= MAX_SCALE:
                 raise self._refuse(name, f"has the scale {scale}: it must be within ±{MAX_SCALE:g}", "adapters")
-            found.append(LoraAdapter(name, self._inside(name, file, "adapters"), float(scale)))
+            found.append(LoraAdapter(name, self._written.inside(name, file, "adapters"), float(scale)))
         return tuple(found)
 
     def _adapter_files(self) -> dict[str, tuple[str, float]]:
@@ -292,7 +263,7 @@ class _Manifest:
         if "cached_system_prompt" in self._table and not engine_class(engine).CACHES_PROMPTS:
             why = f"is nothing the engine {engine} can keep. Leave it out, or use rkllm"
             raise self._refuse("cached_system_prompt", why)
-        return self._template("cached_system_prompt")
+        return self._written.text_of("cached_system_prompt")
 
     def _fill_in_middle(self) -> tuple[str, ...] | None:
         markers: list[str] | None = self._table.get("fill_in_middle")
@@ -302,27 +273,9 @@ class _Manifest:
             raise self._refuse("fill_in_middle", "must be three strings, or none for a model that fills no gaps")
         return tuple(markers)
 
-    def _template(self, key: str) -> str | None:
-        if key not in self._table:
-            return None
-        path = self._inside(key, self._table[key])
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise self._refuse(key, f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._refuse(key, f"cannot be read: {error}") from error
-
-    def _values(self, key: str) -> dict[str, Value]:
-        values = self._table.get(key, {})
-        for name, value in values.items():
-            if not isinstance(value, (str, int, float, bool)):
-                raise self._refuse(name, "must be a string, a number or a truth value", key)
-        return dict(values)
-
     def _engine_options(self, engine: str) -> dict[str, Value]:
         options: Mapping[str, Option] = engine_class(engine).OPTIONS
-        values = self._values("engine_options")
+        values = self._written.values("engine_options")
         for name, value in values.items():
             if name not in options:
                 known = ", ".join(options) or "none"
@@ -349,68 +302,18 @@ class _Manifest:
         if not given:
             raise self._refuse("abilities", f"is empty. There are: {', '.join(Ability)}")
         for ability in given:
-            if self._one_of("abilities", ability, tuple(Ability)) not in can:
+            if self._written.one_of("abilities", ability, tuple(Ability)) not in can:
                 raise self._refuse("abilities", f"holds {ability!r}, which the engine {engine} cannot do")
         return frozenset(map(Ability, given))
 
     def _format(self, key: str, known: tuple[str, ...]) -> str | None:
-        return self._one_of(key, self._table[key], (*known, NONE)) if key in self._table else None
+        return self._written.one_of(key, self._table[key], (*known, NONE)) if key in self._table else None
 
     def _load(self) -> LoadWhen:
-        return LoadWhen(self._one_of("load", self._table.get("load", LoadWhen.ON_DEMAND), tuple(LoadWhen)))
+        return LoadWhen(self._written.one_of("load", self._table.get("load", LoadWhen.ON_DEMAND), tuple(LoadWhen)))
 
     def _instances(self) -> int:
         instances: int = self._table.get("instances", 1)
         if not 1 <= instances <= MOST_INSTANCES:
             raise self._refuse("instances", f"is {instances}: it must be between 1 and {MOST_INSTANCES}")
         return instances
-
-    def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
-        if value not in known:
-            raise self._refuse(key, f"holds {value!r}, which is not known. There are: {', '.join(known)}")
-        return value
-
-    def _check_type(self, key: str, expected: type | tuple[type, ...]) -> None:
-        value: object = self._table[key]
-        kinds = expected if isinstance(expected, tuple) else (expected,)
-        right = type(value) in kinds
-        if right and isinstance(value, list):
-            right = all(isinstance(entry, str) for entry in value)
-        if not right:
-            raise self._refuse(key, f"must be {' or '.join(_WORDS[kind] for kind in kinds)}")
-
-    def _refuse(self, key: str, what: str, section: str = "") -> ModelRefused:
-        line = self._line(key, section)
-        where = f"{self._path}, line {line}" if line else str(self._path)
-        return ModelRefused(f"{where}: `{section + '.' if section else ''}{key}` {what}.")
-
-    def _line(self, key: str, section: str) -> int | None:
-        # TOML keeps no positions; the first line of the section that sets the key is the one a reader looks for.
-        current = ""
-        quoted = rf"(?:{re.escape(key)}|\"{re.escape(key)}\"|'{re.escape(key)}')"
-        for number, line in enumerate(self._text.splitlines(), 1):
-            header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
-            if header:
-                current = header[1]
-                if not section and current.split(".")[0] == key:
-                    return number
-            elif current == section and re.match(rf"\s*{quoted}\s*[.=]", line):
-                return number
-        return None
-
-
-def is_weights(path: Path) -> bool:
-    """Whether a file is one a model may be loaded from: by its suffix, not hidden, and not a part of one.
-
-    A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF, vision
-    projectors (`mmproj…`) and adapters are no models of their own.
-    """
-    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or is_adapter(path) or not path.is_file():
-        return False
-    shard = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
-    return not path.name.lower().startswith("mmproj") and (shard is None or int(shard[1]) == 1)
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a file is a LoRA adapter by its name, as the vendor's converter names them: `…_lora.rkllm`."""
-    return path.name.lower().endswith("_lora.rkllm") and not path.name.startswith(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 SUFFIXES: dict[str, str] = {".gguf": "llamacpp", ".rkllm": "rkllm"}
 """The engine that runs a bare file, by its suffix."""
@@ -40,6 +41,23 @@ class ModelName:
     quantization: str = ""
     context_length: int | None = None
     soc: str | None = None
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file is one a model may be loaded from: by its suffix, not hidden, and not a part of one.
+
+    A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF, vision
+    projectors (`mmproj…`) and adapters are no models of their own.
+    """
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or is_adapter(path) or not path.is_file():
+        return False
+    shard = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
+    return not path.name.lower().startswith("mmproj") and (shard is None or int(shard[1]) == 1)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file is a LoRA adapter by its name, as the vendor's converter names them: `…_lora.rkllm`."""
+    return path.name.lower().endswith("_lora.rkllm") and not path.name.startswith(".")
 
 
 def parse_model_name(stem: str) -> ModelName:

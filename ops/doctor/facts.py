@@ -21,9 +21,8 @@ from npu.engines.rkllm_facts import read_loaded, suspicion
 from npu.engines.rkllm_text import has_tokenizer
 from npu.errors import ModelRefused
 from npu.hardware import ROOT, Board, read_board
-from npu.manifest import is_adapter
 from npu.model import Model
-from npu.model_name import parse_model_name
+from npu.model_name import is_adapter, parse_model_name
 from npu.self_test import SelfTest
 from ops import configuration
 from tasks.connection import connect

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from npu.errors import ModelRefused
-from npu.manifest import FILE_NAME, is_weights, read_manifest
+from npu.manifest import FILE_NAME, read_manifest
 from npu.model import RESERVED, is_model_id
-from npu.model_name import SUFFIXES, parse_model_name
+from npu.model_name import SUFFIXES, is_weights, parse_model_name
 from tasks.board.pull.asked import Address, Asked, Name, Place, Repository
 from tasks.board.pull.beside import (
     BESIDE,
