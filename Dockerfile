@@ -11,14 +11,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm 
 WORKDIR /app
 # With the pip of the image below: the demo model is fetched by it.
 RUN python3 -m venv --without-pip --system-site-packages .venv
-# Symbols are three quarters of llama.cpp, and nobody tests packages here, or compiles against them. The libraries of numpy
-# were moved about in their files when it was packed; they stay as they are.
+# Symbols are three quarters of llama.cpp, and nobody tests packages here, compiles against them, translates them, or looks for
+# faults in the scripts of their pages; /docs is without ReDoc. Most lexers of pygments are never used: compiled on demand.
+# The libraries of numpy were moved about in their files when it was packed; they stay as they are.
 COPY --chmod=755 <<"EOF" /usr/local/bin/install-packages
 #!/bin/sh
 set -eu
 python3 -m pip --python .venv/bin/python install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$1"
-find .venv -type d \( -name tests -o -name test \) -prune -exec rm -r {} +
-find .venv \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ach]' \) -delete
+find .venv -type d \( -name tests -o -name test -o -path '*/numpy/f2py' -o -path '*/pygments/lexers/__pycache__' \) -prune -exec rm -r {} +
+find .venv \( -name '*.py[ix]' -o -name '*.px[di]' -o -name '*.[ach]' -o -name '*.map' -o -name '*.po' -o -name 'redoc.*' \) -delete
 find .venv -name '*.so' ! -path '*/numpy*' -exec strip --strip-unneeded {} +
 EOF
 
@@ -103,5 +104,5 @@ COPY --from=project /app /app
 USER 10001
 ENV ROCKCHIPLLAMA_HOST=0.0.0.0
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=3)"]
+    CMD python -m ops.up.health "$ROCKCHIPLLAMA_DATA_DIR"
 CMD ["up"]

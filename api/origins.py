@@ -94,11 +94,19 @@ class Origins:
         self._names.update(settings.allowed_hosts)
         self._origins = frozenset(settings.cors_origins)
 
+    def knows(self, host: str) -> bool:
+        """Whether no page of another site goes by that name: the value of `Host`."""
+        name = _name(host.lower())
+        # A name without a dot is of the network at hand, such as a container's; no public DNS has any.
+        if "*" in self._names or name in self._names or "." not in name or name.endswith(PRIVATE_NAMES):
+            return True
+        return _is_address(name)
+
     def refusal(self, scope: Scope) -> Problem | None:
         """Why this request needs a key; None when it needs none. Clients that are no browsers send no `Origin`."""
         hosts = [str(value, "latin-1").lower() for name, value in scope["headers"] if name == b"host"]
         for host in hosts:
-            if not self._is_ours(host):
+            if not self.knows(host):
                 return Problem(
                     403,
                     "host_not_allowed",
@@ -109,13 +117,6 @@ class Origins:
             if name == b"origin" and not self._may_call(origin := str(value, "latin-1"), hosts):
                 return _foreign(origin)
         return None
-
-    def _is_ours(self, host: str) -> bool:
-        name = _name(host)
-        # A name without a dot is of the network at hand, such as a container's; no public DNS has any.
-        if "*" in self._names or name in self._names or "." not in name or name.endswith(PRIVATE_NAMES):
-            return True
-        return _is_address(name)
 
     def _may_call(self, origin: str, hosts: list[str]) -> bool:
         if "*" in self._origins or origin in self._origins or _LOCAL.fullmatch(origin):

@@ -46,8 +46,8 @@ class ApiSettings(Settings):
     )
     allowed_hosts: CommaList = Field(
         (),
-        description="Names under which the API may be called without a key, separated by commas; `*` is any. Addresses, "
-        "this machine's own names and names without a dot always may.",
+        description="Names under which the API may be called without a key, and Flower without a login, separated by commas; "
+        "`*` is any. Addresses, this machine's own names and names without a dot always may.",
     )
     patience: float = Field(
         2.0,

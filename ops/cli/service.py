@@ -57,6 +57,8 @@ def install(
     from ops import environment
     from ops.systemd import installation
 
+    if not show:
+        installation.check()  # before folders are made
     unit = _unit(part.value, user, own=not show)
     kept = environment.INTERNAL | {environment.variable(name) for name in FOLDERS}
     if left := sorted(environment.ours().keys() - kept):

@@ -24,7 +24,7 @@ class FlowerSettings(Settings):
             else None
         ),
         description="`NAME:PASSWORD` that it asks for. Unset: what `FLOWER_BASIC_AUTH` says. Without either it listens on this "
-        "machine only.",
+        "machine only, under its own names.",
     )
 
     @field_validator("flower_login")

@@ -26,11 +26,6 @@ def watch(settings: FlowerSettings) -> None:
     with listen.listen(settings.flower_host, settings.flower_port, "flower_") as sock:
         host, port = sock.getsockname()[:2]
         print(f"Flower shows workers and calls at {listen.url(sock)}, and never prompts. Ctrl-C stops it.", flush=True)
-    from tornado.options import options
+    from ops.flower.server import serve
 
-    from ops.flower.app import app
-
-    if login is not None:
-        options.basic_auth = [login.get_secret_value()]
-    # It would run a `flowerconfig.py` that lies in the current folder.
-    app.start(["--quiet", "flower", f"--address={host}", f"--port={port}", "--conf=/dev/null"])
+    serve(settings, host, port)

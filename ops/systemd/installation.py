@@ -66,9 +66,16 @@ def make_folder(folder: Path, user: str, *, read_only: bool = False) -> None:
         )
 
 
+def check(folder: Path = FOLDER, booted: Path = BOOTED) -> None:
+    """Whether units can be put into place here at all. Raises `ServiceRefused`."""
+    _check_booted(booted)
+    if not os.access(folder, os.W_OK):
+        raise ServiceRefused(f"Only root may write into {folder}: put `sudo` in front of the command.")
+
+
 def install(unit: Unit, folder: Path = FOLDER, booted: Path = BOOTED) -> None:
     """Write the unit, have it started with the machine, and start it now, anew if it runs. Raises `ServiceRefused`."""
-    _check(folder, booted)
+    check(folder, booted)
     try:
         text = unit.text()
     except ValueError as error:
@@ -88,7 +95,7 @@ def install(unit: Unit, folder: Path = FOLDER, booted: Path = BOOTED) -> None:
 
 def uninstall(part: str, folder: Path = FOLDER, booted: Path = BOOTED) -> bool:
     """Stop it and take the unit away; whether there was one. Data and models stay. Raises `ServiceRefused`."""
-    _check(folder, booted)
+    check(folder, booted)
     name = unit_name(part)
     if not (folder / name).exists():
         return False
@@ -121,12 +128,6 @@ def _check_booted(booted: Path) -> None:
             "systemd does not run this machine, so it cannot keep the service. `ops/run` runs it in a terminal; "
             "docs/deployment.md has other ways."
         )
-
-
-def _check(folder: Path, booted: Path) -> None:
-    _check_booted(booted)
-    if not os.access(folder, os.W_OK):
-        raise ServiceRefused(f"Only root may write into {folder}: put `sudo` in front of the command.")
 
 
 def _systemctl(*words: str) -> str:

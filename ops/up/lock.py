@@ -21,6 +21,7 @@ from ops.up.errors import AlreadyRunning, PartFailed, UpError
 
 log = logging.getLogger("rockchipllama.up")
 
+FILE = "up.lock"
 PATIENCE = 20.0
 """Seconds the parts of an earlier run get to leave; their own limit (`tasks.lifeline.GRACE`) is far below."""
 
@@ -37,7 +38,7 @@ class DataDirLock:
     def __enter__(self) -> Self:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
-            self._up = os.open(self.data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._up = os.open(self.data_dir / FILE, os.O_RDWR | os.O_CREAT, 0o600)
             self.parts = _above_nine(os.open(self.data_dir / "parts.lock", os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             self.release()
@@ -79,7 +80,7 @@ class DataDirLock:
             pause(0.05)
 
     def write(self, url: str) -> None:
-        """Leave word for a second `up` where this one serves."""
+        """Leave word where this one serves, for a second `up` and for who asks how this one is."""
         try:
             os.ftruncate(self._up, 0)
             os.pwrite(self._up, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)

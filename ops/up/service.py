@@ -360,7 +360,7 @@ def trial(url: str, networks: Sequence[str], *, needs_key: bool) -> str:
 
 
 def tell_how_to_join(access: sharing.Access, listens_on: str, port: int) -> None:
-    """The line to type on another board, with the token in it unless a log would keep that."""
+    """The line to type on another board, with the token in it only where a person reads it, and no log keeps it."""
     token, host = access.shown(), listen.network_address(listens_on)
     if token is None or _is_kept():
         say(f"  boards  join at {host}:{port}; `rockchipllama boards invite NAME` makes a token")
@@ -378,8 +378,8 @@ def say(text: str) -> None:
 
 
 def _is_kept() -> bool:
-    """Whether what is said goes to a log that others read as well: systemd's journal, or a collector's."""
-    return systemd.listens() or _json()
+    """Whether what is said goes to a log that others read as well: a container's, systemd's journal, or a collector's."""
+    return not sys.stdout.isatty() or systemd.listens() or _json()
 
 
 def _json() -> bool:

@@ -101,7 +101,10 @@ class Shared(Command):
         )
         eventually(lambda: "Ctrl-C stops everything." in self.said or self.process.poll() is not None, what="readiness")
         assert self.process.poll() is None, self.said
-        self.join_url = re.findall(r"rockchipllama join (rl://\S+)", self.said)[0]
+        assert f"boards  join at 127.0.0.1:{self.share_port}; `rockchipllama boards invite NAME`" in self.said
+        token = sharing.Access(folder / "data").shown()
+        assert token is not None
+        self.join_url = token.url("127.0.0.1", self.share_port)
 
     def client(self) -> redis.Redis:
         """Its Valkey, for this machine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -13,8 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
+from tornado.httpserver import HTTPServer
 from tornado.options import options
 
+from ops.flower.server import Server
 from ops.flower.settings import FlowerSettings
 from ops.flower.watch import FlowerRefused, watch
 from tasks.broker import celery_app
@@ -120,11 +121,40 @@ def test_a_login_is_a_name_and_a_password(login: str) -> None:
         FlowerSettings(flower_login=SecretStr(login))
 
 
-def test_a_login_holds_for_celerys_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which containers run, and which reads none of our settings."""
-    monkeypatch.setenv("ROCKCHIPLLAMA_FLOWER_LOGIN", ":".join(PASSWORD))
-    try:
-        importlib.reload(importlib.import_module("ops.flower.app"))
-        assert options.basic_auth == [":".join(PASSWORD)]
-    finally:
-        options.basic_auth = []
+@pytest.fixture
+def flowers_options() -> Iterator[None]:
+    """Those that Flower keeps for the whole process, as they were."""
+    before = options.as_dict()
+    yield
+    for name, value in before.items():
+        setattr(options, name, value)
+
+
+async def statuses(settings: FlowerSettings, *hosts: str) -> list[int]:
+    """Of the page with all calls, asked for by each of these names."""
+    port = free_port()
+    listening = HTTPServer(Server(settings, "127.0.0.1", port))
+    listening.listen(port, "127.0.0.1")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        found = [(await http.get("/tasks", headers={"Host": host})).status_code for host in hosts]
+    listening.stop()
+    return found
+
+
+@pytest.mark.usefixtures("flowers_options")
+async def test_without_a_login_it_answers_under_names_of_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that has its own name lead here would be shown everything. One who knows the password is no such page."""
+    hosts = ("127.0.0.1:5555", "localhost", "flower:5555", "rebound.example.org:5555", "board.example.org")
+    assert await statuses(FlowerSettings(flower_login=None), *hosts) == [200, 200, 200, 403, 403]
+    monkeypatch.setenv("ROCKCHIPLLAMA_ALLOWED_HOSTS", "board.example.org")
+    assert await statuses(FlowerSettings(flower_login=None), *hosts[-2:]) == [403, 200]
+    assert await statuses(FlowerSettings(flower_login=SecretStr(":".join(PASSWORD))), *hosts[-2:]) == [401, 401]
+
+
+@pytest.mark.usefixtures("flowers_options")
+async def test_variables_of_flowers_own_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for where it listens, which it has said already."""
+    monkeypatch.setenv("FLOWER_MAX_TASKS", "7")
+    monkeypatch.setenv("FLOWER_PORT", "1")
+    Server(FlowerSettings(), "127.0.0.1", 5555)
+    assert (options.max_tasks, options.port) == (7, 5555)

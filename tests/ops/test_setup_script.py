@@ -15,7 +15,7 @@ ENTRIES = (
     "tasks.worker.entry",
     "tasks.board.agent",
     "ops.up.service",
-    "ops.flower.app",
+    "ops.flower.server",
     "ops.board_health",
 )
 """What the commands of the service import; with the transports that Celery only looks up when it connects."""

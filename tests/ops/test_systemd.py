@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.cli import service
 from ops.cli.service import sentence
 from ops.systemd import installation
 from ops.systemd.installation import ServiceRefused, install, make_folder, state, uninstall, user_for
@@ -125,6 +126,15 @@ def test_without_systemd_it_is_refused(tmp_path: Path, systemctl: Callable[[], l
         with pytest.raises(ServiceRefused, match="systemd does not run this machine"):
             ask()
     assert list((tmp_path / "units").iterdir()) == []
+
+
+@pytest.mark.skipif(installation.BOOTED.is_dir(), reason="systemd runs this machine, and would be asked to install")
+def test_nothing_is_made_where_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the folders of the service either, which root would leave behind."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(ServiceRefused, match="systemd does not run this machine"):
+        service.install(user="daemon")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_how_it_does_is_told(tmp_path: Path, systemctl: Callable[[], list[str]]) -> None:

@@ -6,8 +6,11 @@ import os
 import shutil
 import signal
 import socket
+import sys
+import threading
 import time
 from collections import deque
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -15,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from ops.up import listen, lock, sharing, store
+from ops.up import health, listen, lock, sharing, store
 from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
@@ -101,18 +104,42 @@ def test_a_network_that_leads_nowhere_is_one_too(monkeypatch: pytest.MonkeyPatch
 def test_a_log_keeps_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """People see it in their terminal; systemd's journal is read by others as well."""
+    """People see it in their terminal; systemd's journal, and what Docker keeps of a container, are read by others as well."""
     access = sharing.Access(tmp_path)
     access.prepare("sesame")
     token = access.shown()
     assert token is not None
     said = []
-    for where in ("", "/nowhere"):
-        monkeypatch.setenv("NOTIFY_SOCKET", where)
+    for terminal, systemd in ((True, ""), (True, "/nowhere"), (False, "")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("NOTIFY_SOCKET", systemd)
         tell_how_to_join(access, "10.9.0.1", 6380)
         said.append(capsys.readouterr().out)
     assert token.url("10.9.0.1", 6380) in said[0]
-    assert token.secret not in said[1] and "join at 10.9.0.1:6380; `rockchipllama boards invite" in said[1]
+    for kept in said[1:]:
+        assert token.secret not in kept and "join at 10.9.0.1:6380; `rockchipllama boards invite" in kept
+
+
+def test_whether_a_service_answers_is_asked_where_it_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever port it was given; and of one that is gone, or never was, nothing good is said."""
+    asked = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(503 if len(asked) > 1 else 200)
+            self.end_headers()
+
+    assert health.main(tmp_path) == 1 and f"No service of {tmp_path}" in capsys.readouterr().err
+    with lock.DataDirLock(tmp_path) as held:
+        with HTTPServer(("127.0.0.1", 0), Answer) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            held.write(f"http://127.0.0.1:{server.server_port}")
+            assert [health.main(tmp_path) for _ in range(2)] == [0, 1]
+            server.shutdown()
+        assert health.main(tmp_path) == 1 and asked == ["/healthz", "/healthz"]
 
 
 @pytest.mark.parametrize(

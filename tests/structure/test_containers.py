@@ -141,6 +141,17 @@ def test_every_container_can_be_asked_how_it_is(name: str) -> None:
         assert how == {"condition": ready}
 
 
+def test_it_is_asked_how_it_is_where_it_listens() -> None:
+    """Also where somebody chose another port, in the one container that lets them; compose settles both ends."""
+    [check] = re.findall(r"^HEALTHCHECK .*\n +CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    assert check == 'python -m ops.up.health "$ROCKCHIPLLAMA_DATA_DIR"'
+    for name, setting in (("api", "ROCKCHIPLLAMA_PORT"), ("flower", "ROCKCHIPLLAMA_FLOWER_PORT")):
+        service = SERVICE[name]
+        port = service["environment"][setting]
+        assert service["ports"][0].endswith(f":{port}")
+        assert f"http://127.0.0.1:{port}/health" in service["healthcheck"]["test"][-1]
+
+
 def test_variables_of_the_compose_files_are_known() -> None:
     """A setting that is misspelt is told; these stand in the same `.env`, and are none."""
     text = "".join((ROOT / f"docker-compose{name}.yml").read_text(encoding="utf-8") for name in ("", ".board", ".npu"))
