@@ -246,6 +246,18 @@ class Stack:
                     return process
         raise LookupError(f"no child of {model}")
 
+    def replace_child(self, model: str) -> None:
+        """Kill the child of a model's worker, and wait for its successor, which has read nothing yet."""
+        killed = self.child(model)
+        killed.kill()
+
+        def another() -> bool:
+            with contextlib.suppress(LookupError):
+                return self.child(model).pid != killed.pid
+            return False
+
+        eventually(another, what="a new child")
+
     def state(self, model: str) -> str:
         """The state that the model's worker breathes; empty while there is none."""
         kept: Any = self.redis.hget(keys.PRESENCE, f"{model}@test-board")

@@ -52,6 +52,9 @@ _SOONEST = (EOS, *b'"}]:,0')
 _PREFILL_SLICE = 64
 """Tokens between two reports of prefill progress."""
 
+_MADE_UP = 0.02
+"""Seconds of delay that a run makes up for. Held up for longer it goes on at its pace, and does not say in a lump what is late."""
+
 
 def _context_length(model: Model, asked: Wanted | None) -> int:
     wanted = asked or model.context_length or CONTEXT_LENGTH
@@ -218,7 +221,7 @@ class EchoEngine:
 
 
 class EchoGeneration(OneRun):
-    """One run of the echo, paced against the clock's deadlines so that many short waits do not add up."""
+    """One run of the echo, paced against the clock's deadlines so that many short waits do not add up, and long ones stay."""
 
     def __init__(
         self,
@@ -261,7 +264,7 @@ class EchoGeneration(OneRun):
             due = prefilled
             for byte in self._fitting(self._answer()):
                 if rate:
-                    due += (1 + jitter * chance.uniform(-1, 1)) / rate
+                    due = max(due, time.monotonic() - _MADE_UP) + (1 + jitter * chance.uniform(-1, 1)) / rate
                 if self._wait_until(due if rate else 0):
                     return
                 if byte == EOS:

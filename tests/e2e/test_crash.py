@@ -53,7 +53,7 @@ def test_kill_9_of_the_engine_in_mid_answer(stack: Stack) -> None:
         with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT) as reply:
             lines, seen = reply.iter_lines(), list[str]()
             for _ in range(times):
-                seen += [next(lines) for _ in range(60)]
+                seen += [next(lines) for _ in range(20)]
                 stack.child("steady").kill()
             seen += lines
             text, usage = streamed([line for line in seen if line and not line.startswith(":")])
