@@ -53,7 +53,7 @@ _PREFILL_SLICE = 64
 """Tokens between two reports of prefill progress."""
 
 _MADE_UP = 0.02
-"""Seconds of delay that a run makes up for. Held up for longer it goes on at its pace, and does not say in a lump what is late."""
+"""Seconds of delay that a run makes up for. After a longer one it goes on at its pace: what is late does not come in a lump."""
 
 
 def _context_length(model: Model, asked: Wanted | None) -> int:

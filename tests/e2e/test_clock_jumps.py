@@ -14,7 +14,7 @@ from tests.stack import LIMIT, Stack, eventually
 def test_jumps_end_no_answer_and_keep_none_waiting(tmp_path: Path) -> None:
     """The one that runs comes whole and undivided, the one that waits comes after it, and new ones as ever."""
     clock = JumpingClock(tmp_path)
-    stack = Stack({"echo": {"tokens_per_second": 60.0}}, default_model="echo", lease=2, deadline=300)
+    stack = Stack({"echo": {"tokens_per_second": 60.0}}, default_model="echo", lease=3, deadline=300)
     stack.preload(clock.environment)
     with stack, ThreadPoolExecutor() as pool:
 

@@ -41,7 +41,7 @@ ODD = {
     "late-tokens": replace(SOUND, last_token_late=200, slow_token=2, slow_token_ms=400),
 }
 SUSPECT = replace(SOUND, garbage=True, wrong_logits=True, toolkit="1.2.2")
-DEAF = SimulatedModel(ignore_abort=True, answers={"sea": LONG}, profile=Profile(decode_tps=500))
+DEAF = SimulatedModel(ignore_abort=True, answers={"sea": LONG}, profile=Profile(decode_tps=250))
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ def test_a_file_is_had_from_any_byte_on(stack: Stack) -> None:
 
 def test_whoever_stops_watching_stops_nothing(stack: Stack) -> None:
     """And is told how to watch again."""
-    given = b"".join(request(f"r{n}", "take your time", model="slow") for n in range(5))
+    given = b"".join(request(f"r{n}", "take your time", model="slow") for n in range(50))
     identity = batch(stack, "submit", "-", given=given).stdout.decode().strip()
     watching = subprocess.Popen(
         [sys.executable, "-m", "ops.cli.main", "batch", "watch", identity, "--url", stack.url],
@@ -230,7 +230,7 @@ def test_a_batch_is_asked_for_again_while_the_service_is_away(monkeypatch: pytes
         with pytest.raises(ServiceError):
             client.create("file", "/v1/completions", "24h")
         server.shutdown()
-        thread.join(10)
+        thread.join(LIMIT)
     assert len(asked) == 4 and len(set(asked[:3])) == 1 and asked[3] != asked[0]
 
 

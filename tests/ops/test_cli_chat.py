@@ -117,6 +117,12 @@ def test_what_cannot_be_asked_is_one_line(stack: Stack) -> None:
     assert b"does not answer at http://127.0.0.1:1" in away and away.count(b"\n") == 1
 
 
+def newest(stack: Stack) -> tuple[str, str]:
+    """Model and state of the job that was accepted last."""
+    [job] = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}, timeout=LIMIT).json()["data"]
+    return job["model"], job["state"]
+
+
 def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
     """With the exit code of Ctrl-C; the service was asked for time to come back, and does not take it."""
     with subprocess.Popen(
@@ -132,8 +138,7 @@ def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=LIMIT)
     assert running.returncode == 130 and b"Traceback" not in said
-    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}, timeout=LIMIT).json()["data"][0]
-    assert newest["model"] == "slow" and newest["state"] == "cancelled"
+    eventually(lambda: newest(stack) == ("slow", "cancelled"), what="the end of its job")
 
 
 def test_a_conversation_in_a_terminal(stack: Stack, tmp_path: Path) -> None:
@@ -159,8 +164,7 @@ def test_a_conversation_in_a_terminal(stack: Stack, tmp_path: Path) -> None:
     assert said[3][0] == "assistant" and 3 <= len(said[3][1]) < 900
     assert "/set temperature hot" in history.read_text()
     assert stat.S_IMODE(history.stat().st_mode) == stat.S_IMODE(saved.stat().st_mode) == 0o600
-    newest = httpx.get(f"{stack.url}/v1/jobs", params={"limit": 1}, timeout=LIMIT).json()["data"][0]
-    assert newest["model"] == "slow" and newest["state"] == "cancelled"
+    eventually(lambda: newest(stack) == ("slow", "cancelled"), what="the end of its job")
 
 
 def test_an_answer_goes_on_when_the_service_comes_back(stack: Stack) -> None:
@@ -226,7 +230,7 @@ def test_a_job_is_followed_from_its_beginning(stack: Stack) -> None:
 
 def test_what_the_service_is_at(stack: Stack) -> None:
     """Once through a pipe; in a terminal kept up to date until somebody types q."""
-    job = begun(stack, "w" * 2000)
+    job = begun(stack, "w" * 6000)
     eventually(
         lambda: httpx.get(f"{stack.url}/v1/jobs/{job}", timeout=LIMIT).json()["phase"] == "decode", what="decode"
     )
@@ -285,7 +289,7 @@ def test_names_are_completed(stack: Stack) -> None:
 
 def test_a_job_is_cancelled(stack: Stack) -> None:
     """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
-    job = begun(stack, "z" * 900)
+    job = begun(stack, "z" * 6000)
     assert f"{job} is cancelled.\n".encode() == run(stack, "jobs", "cancel", job).stdout
     assert b"Cancelled" in run(stack, "attach", job, code=1).stderr
     over = begun(stack, "")
