@@ -106,7 +106,8 @@ async function send() {
   messages.push({ role: "user", content: text });
   keep();
   show(messages.at(-1));
-  const turn = element("article", { class: "turn assistant busy", "aria-label": "Answer" });
+  // Busy: a screen reader reads the answer when it is whole, and not anew with each frame.
+  const turn = element("article", { class: "turn assistant busy", "aria-label": "Answer", "aria-busy": "true" });
   talk.append(turn);
   turn.scrollIntoView({ block: "end" });
   at("send").hidden = true;
@@ -123,6 +124,7 @@ async function send() {
   running = null;
   turn.classList.remove("busy");
   draw(turn, answer);
+  turn.removeAttribute("aria-busy");
   if (mine === messages) {
     if (answer.content) messages.push(answer);
     else if (answer.error) messages.pop(), (at("text").value ||= text); // so that it can be sent again

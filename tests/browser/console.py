@@ -100,9 +100,10 @@ def test_what_a_model_says_is_never_markup(page: Page) -> None:
 
 @pytest.mark.parametrize("how", ["the button", "the Escape key"])
 def test_an_answer_is_stopped(page: Page, how: str) -> None:
-    """The job ends as well, and what was said stays."""
+    """The job ends as well, and what was said stays. Screen readers hear an answer once it has ended, and not while it grows."""
     say(page, "word " * 400)
     expect(page.locator(".turn.assistant.busy div")).to_contain_text("word word", timeout=LIMIT)
+    assert page.locator("#talk[role=log] .turn[aria-busy=true]").count() == 1
     if how == "the button":
         page.click("#stop")
     else:
@@ -110,6 +111,7 @@ def test_an_answer_is_stopped(page: Page, how: str) -> None:
     said = answer(page)
     assert 0 < said.count("word") < 400
     assert page.locator(".facts").last.inner_text() == "Stopped."
+    assert page.locator("[aria-busy]").count() == 0
     end = time.monotonic() + 30
     while call("v1/jobs?state=active")["data"]:
         assert time.monotonic() < end, "the job went on"

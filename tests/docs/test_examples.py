@@ -10,18 +10,24 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.main import get_command
 
-from ops import environment
+from npu.manifest import read_manifest
+from npu.model import Model
+from ops import configuration, environment
 from ops.cli.main import app
+from tasks import keys
 from tasks.settings import ROOT
 from tests.docs.pages import PAGES, Block, blocks, commands
 from tests.npu.demo import demo_model
-from tests.stack import LIMIT, Stack
+from tests.stack import LIMIT, Stack, eventually
 
 ADDRESS = "http://127.0.0.1:8080"
 DEMO = "smollm2-135m-instruct"
@@ -33,6 +39,13 @@ TYPED = (
 JOURNEY = "docs/getting-started.md"
 """The page whose commands belong together."""
 COMMAND_LINE = "docs/command-line.md"
+ADMINISTRATION = ("docs/boards.md", "docs/models.md", "docs/operations.md", "docs/security.md", "docs/tuning.md")
+"""Pages whose lines for administrators are run."""
+ASKS = re.compile(
+    r"\.venv/bin/rockchipllama (boards( drain| resume)?( second)?$|models (available|load|loaded|unload|du|prune)\b"
+    r"|keys|settings|jobs|why)"
+)
+"""Those of them that ask a running service, and need neither the internet nor a second machine."""
 RUN = re.compile(r"(curl|sleep|JOB=)")
 """How a command begins that speaks to the service. The others install, start or copy something."""
 
@@ -134,6 +147,64 @@ def test_the_lines_of_the_command_line_work(stack: Stack, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert len(typed) > 12 and "Traceback" not in done.stderr
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ADMINISTRATION)
+def test_the_lines_for_administrators_work(name: str, stack: Stack, tmp_path: Path) -> None:
+    """Those of a page that ask the running service, one after the other, on a board and a model that are there."""
+    lines = [
+        line for language in ("console", "bash") for block in blocks(ROOT / name, language) for line in typed(block)
+    ]
+    chosen = [line for line in lines if ASKS.match(line)]
+    assert len(chosen) > 1
+    asked = {"messages": [{"role": "user", "content": "Hello"}]}
+    ask = partial(httpx.post, f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT)
+    # Another page has had the board drained and resumed.
+    job = eventually(lambda: reply if (reply := ask()).is_success else None, what="an answer")
+    for old, new in {" ID": f" {job.headers['x-job-id']}", "qwen3:0.6b": DEMO, "second": "test-board"}.items():
+        chosen = [line.replace(old, new) for line in chosen]
+    # The first key is made where the service runs; over HTTP there must be one already.
+    where = {"REDIS_URL": stack.redis_url} if "keys" in chosen[0] else {"SERVICE_URL": stack.url}
+    settings = {"MODELS_DIR": str(stack.folder / "models"), **where}
+    script = "set -x\n" + "\n".join(chosen).replace(".venv/bin/rockchipllama", f"{sys.executable} -m ops.cli.main")
+    try:
+        done = subprocess.run(
+            ["bash", "-ec", script],
+            cwd=tmp_path,
+            env=environment.for_child({f"ROCKCHIPLLAMA_{setting}": value for setting, value in settings.items()}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        stack.redis.delete(keys.API_KEYS)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+
+
+def typed(block: Block) -> list[str]:
+    """The lines of a block that are typed, without what a shell passes over."""
+    lines = commands(block) if block.language == "console" else block.text.splitlines()
+    return [line.partition("  #")[0].rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "toml")], ids=str)
+def test_what_a_page_puts_into_a_file_is_read(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As settings of the service, else as a manifest, beside the files that it names."""
+    if tomllib.loads(block.text).keys() <= {setting.name for setting in configuration.declared()}:
+        (tmp_path / "rockchipllama.toml").write_text(block.text)
+        monkeypatch.setenv("ROCKCHIPLLAMA_CONFIG", str(tmp_path / "rockchipllama.toml"))
+        configuration.check()
+        return
+    named = re.findall(r'"([\w.-]+\.(?:rkllm|gguf|jinja|txt))"', block.text)
+    for file in named if re.search("^(file|base) =", block.text, re.MULTILINE) else ["weights.rkllm", *named]:
+        (tmp_path / file).write_text("Hello")
+    (tmp_path / "manifest.toml").write_text(block.text)
+    base = Model(id="base", engine="rkllm", folder=tmp_path, path=tmp_path / "weights.rkllm")
+    read_manifest(tmp_path / "manifest.toml", lambda _: base)
 
 
 class Up:
