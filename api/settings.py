@@ -199,6 +199,10 @@ class ApiSettings(Settings):
     def _object_store(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in STORES:
             raise ValueError(f"it should begin with one of {', '.join(f'{scheme}://' for scheme in STORES)}")
+        if value is not None and "@" in urlsplit(value).netloc:
+            raise ValueError(
+                "it can have no password; the store's own variables are for that (AWS_SECRET_ACCESS_KEY for S3)"
+            )
         if value is not None and find_spec("obstore") is None:
             raise ValueError("its client is not installed: `.venv/bin/pip install obstore` does that")
         return value

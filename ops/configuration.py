@@ -48,7 +48,8 @@ WANTED = {
 }
 """What a value must be, by the validating library's word for what it is not. What is not here keeps its sentence."""
 
-_PASSWORD = re.compile(r"(?<=password=)[^&]*")
+_PASSWORD = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:password|token|secret|key|sig|signature)=)[^&#]*")
+"""In the parameters of an address."""
 _MASK = "********"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -148,7 +149,7 @@ def _sentence(owner: type[Settings], error: ErrorDetails, path: Path | None, con
     shown = ""
     if field is not None and not _is_secret(field) and "input" in error:
         value = error["input"]
-        shown = f" is {_quoted(without_password(value) if name == 'redis_url' and isinstance(value, str) else value)}"
+        shown = f" is {_quoted(_fit(value))}"
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] in WANTED:
         why = "it must be " + WANTED[error["type"]].format(**error.get("ctx", {}))
@@ -194,9 +195,7 @@ def settle() -> list[Settled]:
         value = getattr(loaded[setting.owner], setting.name)
         if setting.secret and value not in (None, "", (), []):
             value = _MASK
-        elif setting.name == "redis_url" and isinstance(value, str):
-            value = without_password(value)
-        settled.append(Settled(setting, value, _source(setting.name, path, content)))
+        settled.append(Settled(setting, _fit(value), _source(setting.name, path, content)))
     return settled
 
 
@@ -226,13 +225,21 @@ def unknown() -> list[str]:
 
 
 def without_password(url: str) -> str:
-    """A Redis URL fit to be shown: a password may stand before the host or among the parameters."""
-    scheme, separator, rest = _PASSWORD.sub(_MASK, url).partition("://")
+    """An address fit to be shown: a password may stand before the host or among the parameters."""
+    scheme, separator, rest = _PASSWORD.sub(rf"\1{_MASK}", url).partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at:
         return f"{scheme}{separator}{rest}"
-    user = credentials.partition(":")[0]
-    return f"{scheme}{separator}{user}:{_MASK}@{place}"
+    user, colon, _ = credentials.partition(":")
+    # What stands there alone may be a token.
+    return f"{scheme}{separator}{user if colon else ''}{colon}{_MASK}@{place}"
+
+
+def _fit(value: Any) -> Any:
+    """A value to be shown: passwords of addresses are masked."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_fit, value))
+    return without_password(value) if isinstance(value, str) and "://" in value else value
 
 
 def _is_secret(field: FieldInfo) -> bool:

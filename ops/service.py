@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import httpx
 
+from ops.configuration import without_password
+
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 """The states in which nothing more happens to a batch."""
 TRIES = 5
@@ -46,9 +48,10 @@ class Service:
 
     def __init__(self, url: str, key: str | None = None, patience: float | None = None) -> None:
         """`patience` is how many seconds it may take to answer; None leaves it as long as such services need."""
-        self._url = url.rstrip("/").removesuffix("/v1")
+        where = url.rstrip("/").removesuffix("/v1")
+        self._shown = without_password(where)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=patience or PATIENCE)
+        self._http = httpx.Client(base_url=where, headers=headers, timeout=patience or PATIENCE)
 
     def upload(self, name: str, data: BinaryIO) -> str:
         """Keep the rest of `data` there as the input of a batch; the id of the file."""
@@ -258,12 +261,12 @@ class Service:
         except httpx.TransportError as error:
             raise self._away(error) from error
         except ValueError as error:
-            raise ServiceError(f"What answers at {self._url} is not this service: it sent no JSON.") from error
+            raise ServiceError(f"What answers at {self._shown} is not this service: it sent no JSON.") from error
 
     def _away(self, error: Exception) -> ServiceAway:
         said = str(error) or type(error).__name__
         return ServiceAway(
-            f"The service does not answer at {self._url} ({said}). Start it with `ops/run`, or name another with --url."
+            f"The service does not answer at {self._shown} ({said}). Start it with `ops/run`, or name another with --url."
         )
 
 

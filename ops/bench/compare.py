@@ -32,6 +32,9 @@ ALIKE = 0.03
 """Where all of the interval is within that, nothing changed."""
 LESS_IS_BETTER = frozenset({"first_token_ms", "memory_mb"})
 COMPARED = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "client_tokens_per_s", "memory_mb")
+IDENTICAL = (
+    "Both reports are the same measurement: nothing changed, and the intervals tell how much its own runs differ."
+)
 ONCE = "quality"
 """The set whose prompts are asked once, so that of its times nobody can tell: what they say is no verdict on the whole."""
 TOGETHER = "together_tokens_per_s"
@@ -110,6 +113,9 @@ def compare(before: Report, after: Report, *, anyway: bool = False) -> Compariso
     if faults and not anyway:
         raise NotComparable(f"The figures of a report do not count: {faults[0]} Measure again, or add --anyway.")
     rows = [*_rows(before, after), *_together(before, after)]
+    identical = before == after
+    if identical:
+        rows = [msgspec.structs.replace(row, verdict=Verdict.SAME) for row in rows]
     answers = _answers(before.samples, after.samples)
     if not rows and answers is None:
         raise NotComparable("The two reports have no prompt in common.")
@@ -125,7 +131,7 @@ def compare(before: Report, after: Report, *, anyway: bool = False) -> Compariso
         verdict=next((verdict for verdict in order if verdict in verdicts), Verdict.TOO_FEW),
         rows=rows,
         answers=answers,
-        notes=[*faults, *_differences(before, after)],
+        notes=[*([IDENTICAL] if identical else []), *faults, *_differences(before, after)],
     )
 
 

@@ -25,7 +25,17 @@ def view(found: Comparison) -> Group:
     return Group(Text(f"before  {found.before}\nafter   {found.after}\n"), table, *map(Text, _lines(found)))
 
 
+LEGEND = """
+The true change lies within the interval in 95 of 100 comparisons. By it a figure is
+  better, worse  where it does not hold zero, and the change is at least 1 %
+  same           where all of it is within 3 % of zero, or the change is smaller than 1 %
+  unclear        where the runs differ too much to tell"""
+"""What the verdicts mean."""
+
+
 def _lines(found: Comparison) -> Iterator[str]:
+    if found.rows:
+        yield LEGEND
     yield ""
     if found.answers is not None:
         answers = found.answers

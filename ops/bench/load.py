@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ PROBE = 256
 """Words of the question by which the length of prompts is learnt."""
 PATIENCE = httpx.Timeout(30.0, read=None, pool=None)
 """An answer may wait in the queue for as long as the service lets it, and a question here for a connection."""
-CONNECTIONS = 1000
+BESIDE = 64
+"""Files that are open besides."""
 
 
 class LoadError(Exception):
@@ -68,7 +71,9 @@ class Load:
         if any(ask.lane is Lane.BATCH for ask in asks):
             raise TraceError("Items of batches cannot be sent one by one: measure them by `batch submit --wait`.")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        self.at_once = connections(len(asks))
+        """Requests that can be open at the same time; further ones wait for one of them to end."""
+        limits = httpx.Limits(max_connections=self.at_once, max_keepalive_connections=self.at_once)
         self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE, limits=limits)
         self._model = model
         self._asks = asks
@@ -169,6 +174,16 @@ class Load:
         return answer.served(ask, self._now())
 
 
+def connections(wanted: int) -> int:
+    """How many of these can be open at once. Each takes a file, so the limit of open files is raised as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted + BESIDE:
+        soft = wanted + BESIDE if hard == unlimited else min(hard, wanted + BESIDE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == unlimited else min(wanted, max(1, soft - BESIDE))
+
+
 def measure(
     url: str, key: str | None, model: str | None, asks: Sequence[Ask], *, exact: bool
 ) -> tuple[list[Served], bool]:
@@ -182,6 +197,12 @@ def measure(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(asks))
         load = Load(url, key, model, asks, exact=exact, told=lambda count: bar.update(task, completed=count))
+        if load.at_once < len(asks):
+            print(
+                f"At most {load.at_once:,} of them can be open at once, for this user may open no more files (`ulimit -Hn`); "
+                "others wait here until one ends, and that counts as the service's wait.",
+                file=sys.stderr,
+            )
         try:
             return asyncio.run(load.run()), False
         except KeyboardInterrupt:

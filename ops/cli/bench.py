@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +79,7 @@ def model(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON instead of a table, a document for each model.")
+        bool, typer.Option("--json", help="JSON instead of tables: a list with the report of each model.")
     ] = False,
     url: Url = None,
     config: options.Config = None,
@@ -106,12 +108,13 @@ def model(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{out} can be no folder: {error.strerror}.", param_hint="--out") from error
-    reports = []
-    for chosen in run.choose(service, names or []):
-        report = run.measure(service, chosen, wish)
-        reports.append(report)
-        _show(report, as_json)
-        print(f"Written: {', '.join(map(str, run.write(report, out)))}", file=sys.stderr, flush=True)
+    models, reports = run.choose(service, names or []), []
+    with _listed(as_json) as show:
+        for chosen in models:
+            report = run.measure(service, chosen, wish)
+            reports.append(report)
+            show(report)
+            print(f"Written: {', '.join(map(str, run.write(report, out)))}", file=sys.stderr, flush=True)
     raise typer.Exit(run.exit_code(reports))
 
 
@@ -129,17 +132,30 @@ def _levels(given: str | None, quick: bool) -> tuple[int, ...]:
     return levels
 
 
-def _show(report: Report, as_json: bool) -> None:
-    if as_json:
-        import sys
+@contextmanager
+def _listed(as_json: bool) -> Iterator[Callable[[Report], None]]:
+    """Shows one report after the other. As JSON they are one list, whole also where a model fails behind others."""
+    if not as_json:
+        from ops.bench.model.table import view
 
-        from ops.bench.model.report import dumped
-
-        sys.stdout.write(dumped(report).decode())
+        yield lambda report: _print(view(report))
         return
-    from ops.bench.model.table import view
+    import sys
 
-    _print(view(report))
+    from ops.bench.model.report import dumped
+
+    before = "["
+
+    def show(report: Report) -> None:
+        nonlocal before
+        sys.stdout.write(f"{before}\n{dumped(report).decode().rstrip()}")
+        sys.stdout.flush()
+        before = ","
+
+    try:
+        yield show
+    finally:
+        print("\n]" if before == "," else "[]")
 
 
 def _print(table: Group) -> None:

@@ -65,7 +65,9 @@ class ModelFacts:
     last_load: LastLoad | None = None
     """What the runtime told when it was last loaded here; None when it never was."""
     self_test: SelfTest | None = None
-    """What it showed when it was tried out; None when it was not."""
+    """What it showed when it was tried out; None when it was not, or not as it is used now."""
+    tried_with: str = ""
+    """The version of another runtime that it was tried out with; empty when that is the one of now, or it was not tried."""
     doubt: str = ""
     """Why its text is suspect by that; empty when it is not."""
 
@@ -164,7 +166,7 @@ def gather(settings: TaskSettings, root: Path = ROOT, soc: str | None = None, li
     Raises `ValueError` when `soc` is no chip we know, and `ConfigurationError`.
     """
     catalog = find_models(settings.models_dir)
-    models, complaints = _models(catalog, settings.models_dir, setup_of(settings))
+    models, complaints = _models(catalog, settings.models_dir, setup_of(settings), library)
     return Facts(
         board=read_board(root, soc),
         models_dir=settings.models_dir,
@@ -189,12 +191,14 @@ def _dangling(catalog: Catalog, settings: TaskSettings) -> Iterator[str]:
             yield f"The alias '{alias}' means '{target}', and no model here has that name."
 
 
-def _models(catalog: Catalog, models_dir: Path, setup: Setup) -> tuple[tuple[ModelFacts, ...], tuple[str, ...]]:
+def _models(
+    catalog: Catalog, models_dir: Path, setup: Setup, library: Library | None
+) -> tuple[tuple[ModelFacts, ...], tuple[str, ...]]:
     complaints = [*catalog.problems, *catalog.clashes]
     found = []
     for model in catalog.models:
         try:
-            found.append(model_facts(model, setup))
+            found.append(model_facts(model, setup, library))
         except ModelRefused as refused:
             complaints.append(str(refused))
     described = {model.path for model in found} | {its.path for model in catalog.models for its in model.adapters}
@@ -203,10 +207,14 @@ def _models(catalog: Catalog, models_dir: Path, setup: Setup) -> tuple[tuple[Mod
     return tuple(found), tuple(complaints)
 
 
-def model_facts(model: Model, setup: Setup) -> ModelFacts:
-    """What is known of a model without loading it. Raises `ModelRefused` when its file is damaged."""
+def model_facts(model: Model, setup: Setup, library: Library | None = None) -> ModelFacts:
+    """What is known of a model without loading it. Of a model for the NPU its self-test counts where it was made with `library`,
+    or that was not looked for. Raises `ModelRefused` when its file is damaged."""
     told = _told_by_name(model.path) if model.path is not None else ModelFacts(model.id, model.engine, None)
     loaded = read_loaded(model, setup) if model.engine == "rkllm" else None
+    tried_with = ""
+    if loaded is not None and loaded.self_test is not None and _is_another(library, loaded.runtime):
+        tried_with, loaded = loaded.runtime, replace(loaded, self_test=None)
     described = _described(model, setup)
     return replace(
         told,
@@ -222,8 +230,16 @@ def model_facts(model: Model, setup: Setup) -> ModelFacts:
         toolkit=(loaded.toolkit if loaded is not None else None) or told.toolkit,
         last_load=loaded.last_load() if loaded is not None else None,
         self_test=loaded.self_test if loaded is not None else None,
+        tried_with=tried_with,
         doubt=(suspicion(model, loaded) or "") if loaded is not None else "",
     )
+
+
+def _is_another(library: Library | None, version: str) -> bool:
+    """Whether models are run with another version now, or with none."""
+    if library is None or (library.found is not None and library.found.version is None):
+        return False
+    return version != (library.simulated or (library.found.version if library.found is not None else None))
 
 
 def _described(model: Model, setup: Setup) -> EngineFacts | None:

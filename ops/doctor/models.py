@@ -111,6 +111,13 @@ def check_self_tests(facts: Facts) -> Iterator[Finding]:
                 f"{model.id} answered no simple question when it was last loaded.",
                 f"{model.doubt} Once mended, it is tried again when it is next loaded.",
             )
+        elif model.tried_with:
+            yield Finding(
+                Level.NOTE,
+                "self_test_old",
+                f"{model.id} was tried out with the runtime {model.tried_with}, which is not the one of now.",
+                "What that showed says nothing of it here. It is tried anew when it is next loaded.",
+            )
         elif model.self_test is not None:
             yield Finding(Level.OK, "self_tests", f"{model.id}: {model.self_test.story()}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -80,4 +81,6 @@ class BoardSettings(Settings):
     def _is_address(cls, value: str) -> str:
         if not value.startswith(("https://", "http://")):
             raise ValueError("it must begin with https:// or http://")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("it can have no password; `hf_token` is for that")
         return value.rstrip("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
@@ -13,6 +14,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, Field
 
+from ops.bench.perplexity import measure
+from ops.service import Service
 from tasks import keys
 from tasks.commands import Command, Render, Tokenize
 from tasks.envelope import CommandReply, Envelope
@@ -72,6 +75,16 @@ def ask_board(stack: Stack, command: Command) -> Any:
     reply = msgspec.json.decode(message["data"], type=CommandReply)
     assert reply.error == ""
     return msgspec.json.decode(reply.result)
+
+
+def test_a_text_has_a_lower_perplexity_than_its_words_in_disorder(stack: Stack, tmp_path: Path) -> None:
+    """As the model's own logits tell, asked of the service by `bench perplexity`; the same each time."""
+    words = "The sun rises in the east."
+    (tmp_path / "text").write_text(words)
+    (tmp_path / "disorder").write_text(" ".join(sorted(words.split())))
+    text, disorder = (measure(Service(stack.url), MODEL, tmp_path / name, 8, 64) for name in ("text", "disorder"))
+    assert 1 < text.perplexity < disorder.perplexity < 50_000 and text.tokens == 6
+    assert text.low < text.perplexity < text.high and text.bits_per_byte > 0
 
 
 def test_streamed_and_whole_are_one_answer(client: openai.OpenAI) -> None:

@@ -142,8 +142,18 @@ def test_failed_answers_and_other_models_are_told_apart() -> None:
 def test_prompts_that_are_asked_once_are_no_verdict_on_the_rest() -> None:
     """Nobody can tell of their times, and what can be told is the same."""
     alike = msgspec.structs.replace(report([*timed(30), *answered(True, True).samples]), rounds=[])
-    found = compare(alike, alike)
+    found = compare(alike, msgspec.structs.replace(alike, seconds=2.0))
     assert found.verdict is Verdict.SAME and Verdict.TOO_FEW in {row.verdict for row in found.rows}
+
+
+def test_a_report_beside_itself_has_not_changed(tmp_path: Path) -> None:
+    """It says so, whatever its runs differ; and each table says how it is read."""
+    path = tmp_path / "r.json"
+    path.write_bytes(dumped(report(timed(30, noise=0.5))))
+    said = CliRunner().invoke(app, ["bench", "compare", str(path), str(path)])
+    assert said.exit_code == 0 and "the same measurement: nothing changed" in said.stdout
+    assert "All in all: same" in said.stdout and " unclear\n" not in said.stdout
+    assert "  unclear        where the runs differ too much to tell\n" in said.stdout
 
 
 def test_the_command_tells_scripts_by_its_exit_code(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from typer.testing import CliRunner
 from npu.engines.echo import TEMPLATE
 from npu.errors import ModelRefused
 from ops import environment
-from ops.bench.load import LoadError, measure
+from ops.bench.load import BESIDE, LoadError, connections, measure
 from ops.bench.trace import Ask, TraceError, read
-from ops.cli.bench import app
+from ops.cli.bench import _listed
+from ops.cli.main import app
 from tasks import keys
 from tasks.jobs import Lane
+from tests.ops.bench_report import report, sample
 from tests.stack import Stack, eventually
 
 runner = CliRunner()
@@ -102,6 +106,36 @@ def test_a_load_that_is_not_answered_says_why(stack: Stack) -> None:
         measure(stack.url, None, None, [Ask(at=0, prompt_tokens=1, answer_tokens=1, lane=Lane.BATCH)], exact=False)
 
 
+def test_requests_are_open_at_once_as_far_as_this_user_may(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The soft limit of open files goes up to the hard one; where that is too few, it is said before it starts."""
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert connections(500) == 500 and limits == [(1024, 4096)]
+    assert connections(2000) == 2000 and limits[-1] == (2000 + BESIDE, 4096)
+    assert connections(9000) == 4096 - BESIDE and limits[-1] == (4096, 4096)
+    limits.append((resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert connections(10**6) == 10**6
+    limits.append((BESIDE + 2, BESIDE + 2))
+    with pytest.raises(LoadError):
+        measure("http://127.0.0.1:9", None, None, [Ask(at=0, prompt_tokens=1, answer_tokens=1)] * 3, exact=False)
+    assert "At most 2 of them" in capsys.readouterr().err
+
+
+def test_reports_of_several_models_are_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a later model fails."""
+    with contextlib.suppress(LoadError), _listed(as_json=True) as show:
+        show(report([sample()], model="one"))
+        show(report([sample()], model="two"))
+        raise LoadError
+    assert [each["model"]["id"] for each in json.loads(capsys.readouterr().out)] == ["one", "two"]
+    with _listed(as_json=True):
+        pass
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Path) -> None:
     """At Ctrl-C, and ends as programs do that were stopped so."""
     turn = '{"at": 0, "conversation": "c", "prompt_tokens": 100, "answer_tokens": 5}\n'
@@ -126,7 +160,7 @@ def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Pat
 
 def test_fleets_are_compared(tmp_path: Path) -> None:
     """Each number of boards by itself, in the figures as well."""
-    words = ["fleet", "--boards", "1,3", "--load", "home-assistant", "--users", "4", "--hours", "0.1"]
+    words = ["bench", "fleet", "--boards", "1,3", "--load", "home-assistant", "--users", "4", "--hours", "0.1"]
     said = runner.invoke(app, [*words, "--json", str(tmp_path / "f")]).stdout
     assert "users; boards like rk3588:qwen3-0.6b\n\n1 board\n" in said and "\n3 boards\n" in said
     found = json.loads((tmp_path / "f").read_text())
@@ -134,5 +168,5 @@ def test_fleets_are_compared(tmp_path: Path) -> None:
     assert found["traffic"] == {"trace": "home-assistant", "users": 4, "minutes": 6.0, "seed": 1}
     nowhere = runner.invoke(app, [*words, "--json", str(tmp_path / "none" / "f")])
     assert nowhere.exit_code == 2 and "cannot be written" in nowhere.stderr
-    assert "each from 1 to 1000" in runner.invoke(app, ["fleet", "--boards", "many"]).stderr
-    assert isinstance(runner.invoke(app, ["fleet", "--profile", "fast"]).exception, ModelRefused)
+    assert "each from 1 to 1000" in runner.invoke(app, ["bench", "fleet", "--boards", "many"]).stderr
+    assert isinstance(runner.invoke(app, ["bench", "fleet", "--profile", "fast"]).exception, ModelRefused)

@@ -184,8 +184,26 @@ def test_another_spelling_of_a_variable_does_not_compete(monkeypatch: pytest.Mon
         ("redis://:s3cret@host/0", "redis://:********@host/0"),
         ("unix:///run/redis.sock?db=1&password=s3cret&x=1", "unix:///run/redis.sock?db=1&password=********&x=1"),
         ("rediss://me:s3cret@host?password=another", "rediss://me:********@host?password=********"),
+        ("https://s3cret@host/v1", "https://********@host/v1"),
+        ("az://files?sv=1&sig=s3cret&api_key=s3cret#x", "az://files?sv=1&sig=********&api_key=********#x"),
     ],
 )
 def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
     """Wherever it stands."""
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    "name", [each.name for each in configuration.declared() if "://" in str(each.field.description)]
+)
+def test_no_setting_shows_a_password(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither among the settings nor where it is refused; a setting that can do nothing with one refuses it."""
+    monkeypatch.setattr("tasks.tracing.installed", lambda: True)
+    url = "s3://me:s3cret@host/0" if name == "files_url" else "redis://me:s3cret@host/0" if name == "redis_url" else ""
+    monkeypatch.setenv(environment.variable(name), url or "http://me:s3cret@host/0")
+    try:
+        shown = str({item.setting.name: item.value for item in configuration.settle()}[name])
+    except ConfigurationError as error:
+        shown = str(error)
+        assert name in ("hf_endpoint", "files_url") and "no password" in shown
+    assert "me:********@host" in shown and "s3cret" not in shown

@@ -287,6 +287,8 @@ def test_what_a_self_test_showed(tmp_path: Path) -> None:
     facts = with_model(facts, self_test=good_test, doubt="")
     assert bad(facts) == {}
     assert any(finding.title.endswith(good_test.story()) for finding in examine(facts))
+    facts = with_model(facts, self_test=None, tried_with="1.2.3")
+    assert "the runtime 1.2.3, which is not the one of now" in bad(facts)["self_test_old"].title
 
 
 def test_a_base_model(tmp_path: Path) -> None:

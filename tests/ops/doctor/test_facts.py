@@ -13,7 +13,7 @@ from npu.manifest import read_manifest
 from npu.self_test import Verdict
 from npu.simulator import SimulatedModel, write_model
 from ops import configuration
-from ops.doctor.facts import ask_redis, gather, read_disk, read_python
+from ops.doctor.facts import Library, ask_redis, gather, read_disk, read_python
 from ops.doctor.library import library_facts
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
@@ -56,6 +56,10 @@ def test_a_model_is_described_by_its_last_load(tmp_path: Path) -> None:
     assert after.self_test is not None and after.self_test.text is Verdict.SUSPECT
     assert after.last_load is not None and after.toolkit == after.last_load.toolkit == "1.2.2"
     assert "does not stop" in after.doubt
+    (other,) = gather(chosen, root=tmp_path / "board", library=Library(None, simulated="1.2.3")).npu_models
+    assert (other.self_test, other.doubt, other.tried_with) == (None, "", after.last_load.runtime)
+    (same,) = gather(chosen, root=tmp_path / "board", library=Library(None, simulated=other.tried_with)).npu_models
+    assert (same.self_test, same.tried_with) == (after.self_test, "")
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-1.5B-Instruct-w8a8", "gemma-3-1b-it-1.2.34-w8a8", "llama-13.2.1-w8a8"])
