@@ -498,3 +498,30 @@ def test_one_model_at_a_time_may_have_two_workers(board: Board) -> None:
     """It is one model."""
     board.agent._loading.load(replace(board.models["small"], instances=2))
     assert board.loaded() == {"small", "small#2"}
+
+
+def test_what_a_leaving_model_holds_is_not_asked_of_others(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is unloaded where that will do. Until it has gone its room is nobody's."""
+    gone = threading.Event()
+    monkeypatch.setattr(workers, "wait_or_kill", lambda *_: gone.wait(LIMIT))
+    board.has("large", "small")
+    room = board.agent._room
+    assert room.budget() == (6 * GIB, int(1.5 * GIB))
+    board.agent._workers.stop_behind("large", 0.0, lambda: None)
+    assert room.budget() == (6 * GIB, int(1.5 * GIB))
+    assert room.in_the_way(board.models["huge"], 5 * GIB) == []
+    gone.set()
+    board.gone()
+    assert room.budget() == (6 * GIB, 5 * GIB)
+
+
+@pytest.mark.parametrize("domains", [range(16)])
+def test_a_refusal_names_what_is_short(board: Board) -> None:
+    """Memory, though every domain but one is free."""
+    board.has("huge")
+    with pytest.raises(
+        OutOfMemory, match="2048 MiB with its context, but of this board's 8192 MiB only 1024 MiB are free"
+    ):
+        board.agent._loading.load(board.models["middle"])
