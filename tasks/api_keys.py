@@ -5,11 +5,13 @@ A key is shown once, when it is made. What is kept of it can neither be turned b
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import cast
 
@@ -28,6 +30,8 @@ log = logging.getLogger("rockchipllama.keys")
 API_KEY_VERSION = 1
 FRESH = 2.0
 """Seconds for which an API process relies on what it last read: after that long at most, a revoked key opens nothing."""
+PATIENCE = 1.0
+"""Seconds after which a Redis that has not said which keys there are counts as away: the request has more to ask of it."""
 LONGEST_NAME = 60
 ID_DIGITS = 12
 
@@ -159,12 +163,12 @@ class ApiKeys:
 
     async def known(self) -> dict[str, ApiKey]:
         """Every key by its digest. While Redis is away, what was last read; raises `QueueUnavailable` if nothing was."""
-        if self._known is None or time.monotonic() - self._read_at > FRESH:
-            try:
-                return await self._look()
-            except QueueUnavailable:
-                if self._known is None:
-                    raise
+        if self._known is None:
+            return await self._look()
+        if time.monotonic() - self._read_at > FRESH:
+            with suppress(QueueUnavailable, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    return await self._look()
         return self._known
 
     async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -15,6 +15,7 @@ import redis.asyncio.connection
 import redis.asyncio.sentinel
 import redis.connection
 import redis.sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
@@ -47,15 +48,45 @@ MOST_CONNECTIONS = 16
 """Connections of one event loop. A thousand clients that come at once wait a moment for one instead of being refused."""
 
 
+class _Retry(Retry):
+    """Tries again in the outermost of a client's calls alone. Those that it makes in turn, to connect and to ask after the
+    connection's health, would else each do so in each of its tries, and an outage be noticed after a minute or more."""
+
+    def call_with_retry(self, do: Callable[[], Any], *args: Any, **options: Any) -> Any:
+        def once() -> Any:
+            retries, self._retries = self._retries, 0
+            try:
+                return do()
+            finally:
+                self._retries = retries
+
+        return super().call_with_retry(once, *args, **options)
+
+
+class _AsyncRetry(AsyncRetry):
+    """The same for an event loop."""
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        async def once() -> Any:
+            retries, self._retries = self._retries, 0
+            try:
+                return await do()
+            finally:
+                self._retries = retries
+
+        return await super().call_with_retry(once, *args, **options)
+
+
 def connect(url: str, *, timeout: float = SOCKET_TIMEOUT, retries: int = 3) -> redis.Redis:
-    """A client for threads. Each command is tried again over about half a second. `timeout` is in seconds."""
+    """A client for threads. Each command is tried again so often, over about half a second and the `timeout` of each try, in
+    seconds."""
     timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     options: dict[str, Any] = {
         **timeouts,
         "health_check_interval": 30,
         "protocol": 2,
         "parser_class": _Parser,
-        "retry": Retry(ExponentialBackoff(cap=0.25, base=0.05), retries),
+        "retry": _Retry(ExponentialBackoff(cap=0.25, base=0.05), retries),
     }
     if (named := sentinel.named_by(url)) is None:
         return redis.Redis.from_url(url, **options)
@@ -70,13 +101,11 @@ def sentinel_options(named: sentinel.Sentinels, timeout: float = SOCKET_TIMEOUT)
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
-    """A client for an event loop. A dropped connection is tried once more, then it is the caller's to say 503."""
-    from redis.asyncio.retry import Retry as AsyncRetry
-
+    """A client for an event loop. Each command is tried again twice, then it is the caller's to say 503."""
     timeouts = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
     options: dict[str, Any] = {
         **timeouts,
-        "retry": AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+        "retry": _AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 2),
         "protocol": 2,
         "parser_class": _AsyncParser,
     }

