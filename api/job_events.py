@@ -18,7 +18,7 @@ from api.fronts import InOnePiece
 from api.jobs import checked_id
 from api.needs import drain_of, fronts_of, services_of, settings_of
 from tasks.events import Mark, Numbered, Unreadable
-from tasks.store import Page
+from tasks.job_records import Page
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 

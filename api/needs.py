@@ -18,6 +18,7 @@ from tasks.batch import BatchBook
 from tasks.commands import Command, Copy, Create, Delete, PullProgress, RuntimeUsed
 from tasks.counts import Counts
 from tasks.files import FileBook
+from tasks.job_records import JobAnswer, KeptJob, Page
 from tasks.jobs import JobState, JobView, Lane, Once
 from tasks.limits import Limits
 from tasks.live_settings import LiveSettings, SettingView
@@ -25,7 +26,6 @@ from tasks.presence import Presence
 from tasks.queue_book import Held, QueueView
 from tasks.roster import ModelStatus, Snapshot
 from tasks.standing import Gate
-from tasks.store import JobAnswer, KeptJob, Page
 
 Result = TypeVar("Result")
 

@@ -16,10 +16,11 @@ import redis
 from tasks import keys
 from tasks.connection import text
 from tasks.events import Failed, FailureCode, Started, encode_events
+from tasks.job_records import fields
 from tasks.policy import Ageing
 from tasks.queue import call
 from tasks.scripts import CLAIM, HAND_BACK, RENEW
-from tasks.store import CANCELLED, fields
+from tasks.store import CANCELLED
 
 MOST_FAILURES = 3
 """Claims that may end by a crash, a stall or a lapsed lease before the job fails for good."""

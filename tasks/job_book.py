@@ -6,8 +6,9 @@ import asyncio
 
 from tasks import keys
 from tasks.feed import LiveFeed
+from tasks.job_records import JobAnswer, KeptJob, Page
 from tasks.jobs import ENDED, JobState, JobView, Once
-from tasks.store import JobAnswer, JobStore, KeptJob, Page
+from tasks.store import JobStore
 
 
 class JobBook:

@@ -1,4 +1,4 @@
-"""The job records: accepted, looked at and cancelled, by API processes."""
+"""The job records as API processes make and end them: accepted, attended, left, cancelled, forgotten."""
 
 from __future__ import annotations
 
@@ -24,25 +24,23 @@ from tasks.errors import (
     TasksError,
 )
 from tasks.events import (
-    Event,
     Finished,
     FinishReason,
     Mark,
-    Numbered,
     Queued,
     Timings,
     Usage,
     encode_events,
 )
-from tasks.job_view import name_of, read_view
-from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
+from tasks.job_records import JobRecords, fields
+from tasks.job_view import name_of
+from tasks.jobs import JobState, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.policy import rank
 from tasks.queue import call
 from tasks.requests import Request, adapter_of, encode_request, kin_of, kind_of, prefix_of, talk_of
-from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE, PLACE, VIEW
+from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE
 from tasks.standing import Standing, read_standing
-from tasks.stream import numbered
 
 QUEUED = encode_events([Queued()])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
@@ -70,41 +68,8 @@ class Attended(msgspec.Struct, frozen=True):
     rendering: Rendering | None
 
 
-class KeptJob(msgspec.Struct, frozen=True):
-    """A job of which its front keeps something: whose it is, that `data`, how its answer is said, and all that was said."""
-
-    owner: str
-    data: bytes
-    rendering: Rendering
-    state: JobState
-    events: tuple[Event, ...]
-
-
-class JobAnswer(msgspec.Struct, frozen=True):
-    """All that a job has said so far, and how its answer is said, where it can be."""
-
-    rendering: Rendering | None
-    state: JobState
-    events: tuple[Event, ...]
-
-
 FORGETTING = 2.0
 """Seconds for which a record that is to be forgotten may still be read, by whoever is at it."""
-PAGE = 1000
-"""Entries of a job's record that are read for one page; each holds a few events at most."""
-
-
-class Page(msgspec.Struct, frozen=True):
-    """Some events of a job, in order. `more`: there are further ones now; `ended`: and no others will come."""
-
-    events: tuple[Numbered, ...]
-    more: bool
-    ended: bool
-
-
-def fields(reply: list[Any]) -> dict[str, bytes]:
-    """A flat list of names and values as a dict."""
-    return {reply[index].decode(): reply[index + 1] for index in range(0, len(reply), 2)}
 
 
 def _allowance(limits: Limits, left: list[int]) -> Allowance:
@@ -113,8 +78,8 @@ def _allowance(limits: Limits, left: list[int]) -> Allowance:
     return Allowance(requests, tokens)
 
 
-class JobStore:
-    """The records of all jobs. Its methods raise `QueueUnavailable` while Redis is away.
+class JobStore(JobRecords):
+    """The records of all jobs, and all that API processes do to them. Its methods raise `QueueUnavailable` while Redis is away.
 
     With a `disk`, jobs that nobody reads are on it when they are accepted.
     """
@@ -128,7 +93,7 @@ class JobStore:
         deadline: float,
         disk: Disk | None = None,
     ) -> None:
-        self._client = client
+        super().__init__(client)
         self._disk = disk
         self._queue_limit = queue_limit
         self._job_ttl = job_ttl
@@ -177,57 +142,38 @@ class JobStore:
         limit = deadline or self._deadline
         if lane is not Lane.BATCH:
             limit = min(limit, self._deadline)
-        prefix = prefix_of(request) if lane is Lane.BATCH else None
-        kin = kin_of(request) if lane is Lane.BATCH else None
         talk, follows = (talk_of(request) if lane is not Lane.BATCH else None) or (None, None)
+        record = {
+            "kind": kind_of(request),
+            "lane": lane.value,
+            "request": encode_request(request),
+            "ttl": int(ttl * 1000),
+            "readers": reader,
+            "grace": int(grace * 1000) if grace else None,
+            "front": rendering.front if rendering is not None else None,
+            "head": rendering.head if rendering is not None else None,
+            "prefix": prefix_of(request) if lane is Lane.BATCH else None,
+            "kin": kin_of(request) if lane is Lane.BATCH else None,
+            "talk": talk,
+            "follows": follows,
+            "webhook": webhook,
+            "trace": trace,
+            "asked": once.asked if once is not None else None,
+            "adapter": adapter_of(request),
+        }
         with unavailable_as_refusal():
-            reply = cast(
-                list[Any],
-                await ACCEPT.arun(
-                    self._client,
-                    [
-                        *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
-                        *(
-                            keys.ORDER,
-                            keys.calls(model),
-                            keys.turns(model),
-                            keys.lanes(model),
-                            keys.REFUSAL,
-                            keys.GATES,
-                            keys.kept(job),
-                        ),
-                    ],
-                    *(
-                        job,
-                        self._queue_limit,
-                        rank(lane),
-                        QUEUED,
-                        int(limit * 1000),
-                        call(model, lane.value, job),
-                    ),
-                    *(
-                        *(
-                            model,
-                            owner,
-                            kept.data if kept is not None else b"",
-                            limits.words() if limits is not None else "",
-                        ),
-                        *("kind", kind_of(request), "lane", lane.value),
-                    ),
-                    *("request", encode_request(request), "ttl", int(ttl * 1000)),
-                    *(("readers", reader) if reader is not None else ()),
-                    *(("grace", int(grace * 1000)) if grace else ()),
-                    *(("front", rendering.front, "head", rendering.head) if rendering is not None else ()),
-                    *(("prefix", prefix) if prefix is not None else ()),
-                    *(("kin", kin) if kin is not None else ()),
-                    *(("talk", talk) if talk is not None else ()),
-                    *(("follows", follows) if follows is not None else ()),
-                    *(("webhook", webhook) if webhook is not None else ()),
-                    *(("trace", trace) if trace is not None else ()),
-                    *(("asked", once.asked) if once is not None else ()),
-                    *(("adapter", adapter) if (adapter := adapter_of(request)) is not None else ()),
-                ),
+            answer = await ACCEPT.arun(
+                self._client,
+                [
+                    *(keys.job(job), keys.events(job), keys.waiting(model), keys.running(model)),
+                    *(keys.ORDER, keys.calls(model), keys.turns(model), keys.lanes(model)),
+                    *(keys.REFUSAL, keys.GATES, keys.kept(job)),
+                ],
+                *(job, self._queue_limit, rank(lane), QUEUED, int(limit * 1000), call(model, lane.value, job)),
+                *(model, owner, kept.data if kept is not None else b"", limits.words() if limits is not None else ""),
+                *(part for name, value in record.items() if value is not None for part in (name, value)),
             )
+        reply = cast("list[Any]", answer)
         match reply:
             case [-1, why]:
                 raise StorageFull(text(why))
@@ -338,57 +284,6 @@ class JobStore:
             raise JobNotFound(job)
         return model.decode()
 
-    async def view(self, job: str) -> JobView:
-        """The job as it stands. Raises `JobNotFound`."""
-        if not is_job_id(job):
-            raise JobNotFound(job)
-        with unavailable_as_refusal():
-            reply = cast(list[Any] | None, await VIEW.arun(self._client, [keys.job(job), keys.events(job)], job))
-        if reply is None:
-            raise JobNotFound(job)
-        place, stands, seq, shift, *record = reply
-        return read_view(job, place, stands, seq, shift, fields(record))
-
-    async def events(self, job: str, after: int) -> Page:
-        """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""
-        with unavailable_as_refusal():
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hmget(keys.job(job), "state", "ended")
-                pipe.xrange(keys.events(job), min=f"{after + 1}-0", count=PAGE + 1)
-                (state, ended), entries = await pipe.execute()
-        if state is None:
-            raise JobNotFound(job)
-        more = len(entries) > PAGE
-        events = [item for entry, found in entries[:PAGE] for item in numbered(entry, found[b"e"]) if item.seq > after]
-        return Page(tuple(events), more, ended is not None and not more)
-
-    async def kept(self, job: str) -> KeptJob:
-        """What its front keeps of a job, and what was said. Raises `JobNotFound`, also where none keeps any, and `Unreadable`."""
-        with unavailable_as_refusal():
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hmget(keys.job(job), "owner", "state", "front", "head")
-                pipe.get(keys.kept(job))
-                pipe.xrange(keys.events(job))
-                (owner, state, front, head), data, entries = await pipe.execute()
-        # They may make room for others one after the other, once the job has ended.
-        if None in (state, front, data) or not entries:
-            raise JobNotFound(job)
-        events = tuple(item.event for entry, found in entries for item in numbered(entry, found[b"e"]))
-        return KeptJob(owner.decode(), data, Rendering(front.decode(), head), JobState(state.decode()), events)
-
-    async def answer(self, job: str) -> JobAnswer:
-        """All that a job has said so far. Raises `JobNotFound`, also when that has made room for others, and `Unreadable`."""
-        with unavailable_as_refusal():
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hmget(keys.job(job), "state", "front", "head")
-                pipe.xrange(keys.events(job))
-                (state, front, head), entries = await pipe.execute()
-        if state is None or not entries:
-            raise JobNotFound(job)
-        events = tuple(item.event for entry, found in entries for item in numbered(entry, found[b"e"]))
-        rendering = Rendering(front.decode(), head) if front is not None else None
-        return JobAnswer(rendering, JobState(state.decode()), events)
-
     async def forget(self, job: str) -> None:
         """End the job, and keep nothing of it: what its front kept goes at once, its record in a moment. Raises `JobNotFound`."""
         with unavailable_as_refusal():
@@ -400,17 +295,3 @@ class JobStore:
             )
         if forgotten is None:
             raise JobNotFound(job)
-
-    async def place(self, job: str, model: str) -> tuple[int, Standing] | None:
-        """How many jobs wait before this one, and how its queue stands; None when it does not wait.
-
-        Raises `JobNotFound` when its record is gone.
-        """
-        with unavailable_as_refusal():
-            reply = cast(
-                "list[Any] | None",
-                await PLACE.arun(self._client, [keys.job(job), keys.waiting(model)], job, model),
-            )
-        if reply is None:
-            raise JobNotFound(job)
-        return (reply[0], read_standing(reply[1])) if reply[0] >= 0 else None

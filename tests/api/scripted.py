@@ -51,6 +51,7 @@ from tasks.events import (
     number,
 )
 from tasks.files import FileBook
+from tasks.job_records import JobAnswer, KeptJob, Page
 from tasks.jobs import JobState, JobView, Kept, Lane, Once, Rendering, Room, job_id_of
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.live_settings import LiveSettings, SettingsBook
@@ -60,7 +61,7 @@ from tasks.requests import Request
 from tasks.roster import ModelStatus, Snapshot
 from tasks.settings import TaskSettings
 from tasks.standing import Gate, Standing
-from tasks.store import Attended, JobAnswer, KeptJob, Page
+from tasks.store import Attended
 from tests.stack import LIMIT
 
 JOB = "abcdefghijklmnopqrstuv"

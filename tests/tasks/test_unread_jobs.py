@@ -164,7 +164,7 @@ async def test_what_has_ended_makes_room_for_what_has_not(store: JobStore, clien
 
 async def test_events_come_in_pages(store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each event once, in order; the last page says whether others will come."""
-    monkeypatch.setattr("tasks.store.PAGE", 10)
+    monkeypatch.setattr("tasks.job_records.PAGE", 10)
     monkeypatch.setattr("tasks.stream.COALESCE", 0.0)
     job = await accept(store)
     held = claim(client)

@@ -14,8 +14,8 @@ from api.openai.responses.items import Items
 from api.openai.responses.writer import ResponseWriter, response_of
 from tasks.errors import JobNotFound
 from tasks.events import Event, Finished, Unreadable
+from tasks.job_records import KeptJob
 from tasks.jobs import ENDED, JobState, Rendering
-from tasks.store import KeptJob
 
 NAME = "responses"
 """Of this front."""

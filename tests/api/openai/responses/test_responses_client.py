@@ -27,9 +27,9 @@ from tasks.events import (
     ToolCallStarted,
     Usage,
 )
+from tasks.job_records import KeptJob
 from tasks.jobs import JobState, Lane
 from tasks.requests import ChatRequest, JsonSchema, Message, Tool, ToolCall, ToolChoice
-from tasks.store import KeptJob
 from tests.api.scripted import CANCELLED, END, JOB, TIMINGS, USAGE, Hold, Site, hello, site
 from tests.stack import LIMIT
 

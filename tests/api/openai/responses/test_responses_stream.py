@@ -31,8 +31,8 @@ from tasks.events import (
     ToolCallStarted,
     joined,
 )
+from tasks.job_records import KeptJob
 from tasks.jobs import JobState
-from tasks.store import KeptJob
 from tests.api.scripted import END, JOB, TIMINGS, USAGE, Site, hello
 from tests.stack import LIMIT
 
