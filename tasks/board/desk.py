@@ -35,6 +35,9 @@ WAITING = {"worker": 32, "text": 256, "prepare": 32, "shelf": 32, "runtime": 1, 
 """Commands of each kind that may wait for one model. A preparation too many is left out: the worker checks the job again."""
 PREPARE_PATIENCE = 120.0
 """Seconds a job's preparation waits for its model to load; past that the worker finds out what is wrong."""
+TOKENIZER_KEPT = 600.0
+"""Seconds for which a model's tokenizer is kept that nobody asks for: one of 150,000 tokens takes 60 MB, and its worker has it
+as well."""
 AGAIN = 0.25
 """Seconds between two tries of such a preparation."""
 
@@ -63,6 +66,8 @@ class Desk:
         self._setup = setup_of(settings)
         self._preparers: dict[str, tuple[tuple[object, ...], Preparer]] = {}
         """Each with what it was made from."""
+        self._asked_at: dict[str, float] = {}
+        """When each of them was last asked for."""
         self._redis = Outages(log, "the command channel")
         self._defects = Defects(log, "the command channel")
         self._closed = threading.Event()
@@ -86,6 +91,7 @@ class Desk:
                         message = channel.get_message(timeout=1.0)
                         if message is not None:
                             self._receive(bytes(message["data"]))
+                        self._let_go(time.monotonic())
             except UNREACHABLE as error:
                 self._redis.lost(error)
                 self._closed.wait(0.5)
@@ -203,7 +209,14 @@ class Desk:
             where = [keys.job(job), keys.events(job), keys.waiting(model.id)]
             return "failed" if FAIL_QUEUED.run(self._client, where, job, failed, 0) == 1 else "gone"
 
+    def _let_go(self, now: float) -> None:
+        """Keep no tokenizer for long that nobody asks for."""
+        for model in [model for model, asked_at in self._asked_at.items() if now - asked_at > TOKENIZER_KEPT]:
+            self._asked_at.pop(model, None)
+            self._preparers.pop(model, None)
+
     def _preparer(self, model: Model) -> Preparer:
+        self._asked_at[model.id] = time.monotonic()
         facts = describe(model, self._setup)
         # The model's files may change beside its manifest: a tokenizer is put there, or a load tells that the context is shorter.
         state = (model, facts.context_length, facts.chat, facts.completion)

@@ -279,3 +279,17 @@ def test_what_changes_the_inventory_is_asked_of_the_agent(office: Office) -> Non
     office.send("delete", Delete("new"))
     answer = office.reply()
     assert (answer.code, answer.error) == ("played", "new is in …/x.")
+
+
+def test_a_tokenizer_that_nobody_asks_for_is_let_go(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its time, and made anew when somebody asks again; until then it is kept."""
+    made: list[str] = []
+    real = module.open_tokenizer
+    monkeypatch.setattr(module, "open_tokenizer", lambda model, setup: made.append(model.id) or real(model, setup))
+    for _ in range(2):
+        office.send("t", Tokenize("echo", "a"))
+        assert not office.reply().error and made == ["echo"]
+    monkeypatch.setattr(module, "TOKENIZER_KEPT", -1.0)
+    eventually(lambda: not office.desk._preparers, what="an empty desk")
+    office.send("t", Tokenize("echo", "a"))
+    assert not office.reply().error and made == ["echo"] * 2
