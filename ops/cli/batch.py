@@ -39,8 +39,6 @@ Plot = Annotated[
         metavar="FILE", help="Draw how it went, as an SVG: requests done, and tokens a second.", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
 @app.command()
@@ -53,7 +51,7 @@ def submit(
     system: System = None,
     max_tokens: MaxTokens = None,
     window: Window = "24h",
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Send prompts to be answered, and write the id of their batch, once its lines were checked."""
@@ -75,14 +73,20 @@ def submit(
 
 @app.command()
 def watch(
-    batch: Batch, as_json: AsJson = False, plot: Plot = None, url: Url = None, config: options.Config = None
+    batch: Batch,
+    as_json: options.AsJson = False,
+    plot: Plot = None,
+    url: options.ServiceUrl = None,
+    config: options.Config = None,
 ) -> None:
     """Show how far a batch is until it is over: done, failed, tokens a second, boards at work, time left."""
     _end(_watch(service_of(config, url), batch, as_json=as_json, plot=plot))
 
 
 @app.command("list")
-def list_batches(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def list_batches(
+    as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
+) -> None:
     """List the batches, the newest first."""
     service = service_of(config, url)
     import json
@@ -100,7 +104,7 @@ def list_batches(as_json: AsJson = False, url: Url = None, config: options.Confi
 
 
 @app.command()
-def cancel(batch: Batch, url: Url = None, config: options.Config = None) -> None:
+def cancel(batch: Batch, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """Run no more of a batch; what is answered already can be had."""
     found = service_of(config, url).cancel(batch)
     print(f"{found['id']} is {found['status']}.")
@@ -113,7 +117,7 @@ def results(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Where they go. Unset: to the standard output."),
     ] = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Bring the answers of a batch that is over. A download that broke off goes on where it ended."""
@@ -138,7 +142,7 @@ def run(
     max_tokens: MaxTokens = None,
     window: Window = "24h",
     plot: Plot = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Send prompts, watch them, and bring their answers to a file."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure models, loads, and what the service itself costs.", no_args_is_help=True)
 
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
-
 
 class Kind(StrEnum):
     """What is measured of a model."""
@@ -81,7 +79,7 @@ def model(
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON instead of tables: a list with the report of each model.")
     ] = False,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Ask models of a running service, and measure their answers: speed, memory, and whether they are right.
@@ -203,8 +201,8 @@ def perplexity(
         int, typer.Option(min=2, max=1_000_000, help="Of the text, from its beginning on, at the most.")
     ] = 1000,
     window: Annotated[int, typer.Option(min=8, help="Tokens before a predicted one, at the most.")] = 512,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
-    url: Url = None,
+    as_json: options.AsJson = False,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Measure how well a model of a running service predicts a text: the lower, the better.

@@ -46,9 +46,7 @@ def load(
         ),
     ] = None,
     json_file: JsonFile = None,
-    url: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)
-    ] = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Have many people use a running service at once: how long they wait, where answers stall, whether it is fair."""

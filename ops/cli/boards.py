@@ -14,15 +14,13 @@ from ops.cli.service_address import named_service, service_of
 app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
 
 Board = Annotated[str, typer.Argument(help="The board's name.", autocompletion=completion.boards)]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
 @app.callback(invoke_without_command=True)
 def boards(
     context: typer.Context,
-    as_json: AsJson = False,
-    url: Url = None,
+    as_json: options.AsJson = False,
+    url: options.ServiceUrl = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
@@ -76,7 +74,7 @@ def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @app.command()
-def drain(name: Board, url: Url = None, config: options.Config = None) -> None:
+def drain(name: Board, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """Have a board hand its jobs to other boards and serve nothing, until it is resumed; also when it is started anew. Needs a
     key with the scope admin, where keys are made."""
     service = service_of(config, url)
@@ -97,14 +95,16 @@ def nobody_else_has(boards: list[dict[str, Any]], drained: str) -> list[str]:
 
 
 @app.command()
-def resume(name: Board, url: Url = None, config: options.Config = None) -> None:
+def resume(name: Board, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """Let a drained board serve again. It loads what it had loaded before. Needs such a key as well."""
     print(f"'{service_of(config, url).resume_board(name)['id']}' serves again.")
 
 
 @app.command()
 def forget(
-    name: Annotated[str, typer.Argument(help="The board's name.")], url: Url = None, config: options.Config = None
+    name: Annotated[str, typer.Argument(help="The board's name.")],
+    url: options.ServiceUrl = None,
+    config: options.Config = None,
 ) -> None:
     """Have the service know nothing more of a board that has gone for good, such as its models. Needs such a key as well."""
     service_of(config, url).forget_board(name)
@@ -130,7 +130,7 @@ def invite(
 
 @app.command()
 def tokens(
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:

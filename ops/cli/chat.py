@@ -20,7 +20,6 @@ Thinking = Annotated[
         "--thinking/--no-thinking", help="Whether the model thinks first, where it can do either.", show_default=False
     ),
 ]
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
 def run(
@@ -34,7 +33,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="The whole answer as JSON, with its job and timings.")
     ] = False,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Ask a model of a running service one thing. Ctrl-C ends the answer."""
@@ -70,7 +69,7 @@ def chat(
     max_tokens: MaxTokens = None,
     seed: Seed = None,
     thinking: Thinking = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Talk with a model of a running service. /help shows what else can be typed; Ctrl-C stops an answer, Ctrl-D leaves."""

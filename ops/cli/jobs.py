@@ -34,8 +34,6 @@ class _Jobs(TyperGroup):
 app = typer.Typer(cls=_Jobs, help="The requests of a running service.")
 
 Job = Annotated[str, typer.Argument(help="The job's id.", autocompletion=completion.jobs)]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
 @app.callback(invoke_without_command=True)
@@ -45,8 +43,8 @@ def jobs(
         str, typer.Option(help="Only those: active (waiting or running), queued, running, finished, failed, cancelled.")
     ] = "all",
     limit: Annotated[int, typer.Option(min=1, max=200, help="The most that are listed.")] = 50,
-    as_json: AsJson = False,
-    url: Url = None,
+    as_json: options.AsJson = False,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """List the jobs that run, wait, and ended lately, the newest first. Needs a key with the scope admin, where keys are made.
@@ -68,7 +66,9 @@ def jobs(
 
 
 @app.command()
-def show(job: Job, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def show(
+    job: Job, as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
+) -> None:
     """Show how a job stands, what it waits for, and what can be done. `jobs ID` is the same."""
     import json
     import time
@@ -85,13 +85,15 @@ def show(job: Job, as_json: AsJson = False, url: Url = None, config: options.Con
 
 
 @app.command()
-def cancel(job: Job, url: Url = None, config: options.Config = None) -> None:
+def cancel(job: Job, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """End a job, waiting or running."""
     found = service_of(config, url).cancel_job(job)
     print(f"{found['id']} is {found['state']}.")
 
 
-def attach(job: Job, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def attach(
+    job: Job, as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
+) -> None:
     """Follow a job from its beginning to its end. Leaving ends nothing. Exit code 1 unless it ends well."""
     service = service_of(config, url)
     from ops.chat.attached import follow, show
@@ -100,7 +102,9 @@ def attach(job: Job, as_json: AsJson = False, url: Url = None, config: options.C
         raise typer.Exit(1)
 
 
-def why(job: Job, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def why(
+    job: Job, as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
+) -> None:
     """Show where a job's time went: waits, interruptions, loading, prefill, decode, the rest."""
     import json
 

@@ -29,7 +29,6 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="The most requests at once, waiting or running.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Url = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Where the service is; it wants an administrator's key.", show_default=False),
@@ -46,7 +45,7 @@ def create(
     requests: Requests = None,
     tokens: Tokens = None,
     jobs: Jobs = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
     url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,
@@ -71,7 +70,7 @@ def create(
 
 @app.command("list")
 def list_keys(
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
     url: Url = None,
     redis_url: options.RedisUrl = None,
     data_dir: options.DataDir = None,

@@ -112,7 +112,7 @@ def recommend(
     memory: Annotated[
         float | None, typer.Option(min=0.1, metavar="GIB", help="The board's memory, instead of this machine's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: options.AsJson = False,
     models_dir: options.ModelsDir = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,
@@ -145,7 +145,7 @@ def recommend(
 
 @app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: options.AsJson = False,
     models_dir: options.ModelsDir = None,
     config: options.Config = None,
 ) -> None:
@@ -190,7 +190,7 @@ def list_models(
 
 @app.command()
 def du(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: options.AsJson = False,
     models_dir: options.ModelsDir = None,
     config: options.Config = None,
 ) -> None:
@@ -225,7 +225,7 @@ def prune(
         float, typer.Option(min=0, metavar="HOURS", help="Only what was not written to for so long.")
     ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, say what would be removed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: options.AsJson = False,
     models_dir: options.ModelsDir = None,
     config: options.Config = None,
 ) -> None:

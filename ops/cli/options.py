@@ -13,6 +13,8 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The TOML file with settings.", show_default=False),
 ]
+ServiceUrl = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Host = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="The address the API listens on.", show_default=False)
 ]

@@ -12,13 +12,11 @@ from ops.cli.service_address import service_of
 
 app = typer.Typer(help="The NPU's runtime on the boards of a running service.", no_args_is_help=True)
 
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
-
 
 @app.command("list")
 def list_runtimes(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
-    url: Url = None,
+    as_json: options.AsJson = False,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """List the release that each board uses, and those that are installed there."""
@@ -43,7 +41,7 @@ def use(
     model: Annotated[
         str | None, typer.Option(help="Try it with this model, instead of those that are loaded, or the smallest.")
     ] = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Have a board use another release, if its models can be used with it. Jobs wait meanwhile, and lose nothing."""

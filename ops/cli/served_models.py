@@ -11,13 +11,13 @@ from ops.cli import completion, options
 from ops.cli.service_address import service_of
 
 Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 UNSAID = {"object", "created", "owned_by", "max_model_len", "meta", "notes", "last_load", "self_test"}
 """Of a model's entry: what says nothing to people, or is said by something else there."""
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
 
 
-def info(model: Model, as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def info(
+    model: Model, as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
+) -> None:
     """Show what a running service knows of a model: names, engine, context, what it can do."""
     import json
 
@@ -34,7 +34,7 @@ def load(
         str | None,
         typer.Option(metavar="TIME", help="How long it stays after its last job, such as 30m; -1 is for ever."),
     ] = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Have a board of a running service load a model, and wait until it has."""
@@ -45,7 +45,7 @@ def load(
 def unload(
     model: Model,
     board: Annotated[str | None, typer.Option(metavar="NAME", help="From this board, not from all.")] = None,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Have a running service unload a model; the next request loads it again."""
@@ -54,7 +54,7 @@ def unload(
     print(f"'{done['id']}' is unloaded from {where}." if where else f"'{done['id']}' is loaded nowhere.")
 
 
-def loaded(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def loaded(as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """List the models that the boards of a running service have loaded."""
     import json
 
@@ -62,7 +62,7 @@ def loaded(as_json: AsJson = False, url: Url = None, config: options.Config = No
     print(json.dumps(found, indent=2) if as_json else "\n".join(map(_resident, found)) or "No model is loaded.")
 
 
-def available(as_json: AsJson = False, url: Url = None, config: options.Config = None) -> None:
+def available(as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None) -> None:
     """List the models that the boards of a running service have: which they could load, and why not the others."""
     import json
 

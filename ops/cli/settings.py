@@ -11,8 +11,6 @@ from ops.cli import options
 
 app = typer.Typer(help="Show every setting; or show and change those of a running service.")
 
-Url = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)]
-
 
 @app.callback(invoke_without_command=True)
 def settings(
@@ -74,7 +72,7 @@ def settings(
 @app.command("live")
 def show_live(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Show what can be changed while the service runs, and who changed it."""
@@ -87,7 +85,7 @@ def show_live(
 def set_live(
     name: Annotated[str, typer.Argument(help="The setting, as `settings live` names it.")],
     value: Annotated[str, typer.Argument(help="Its value from now on, in every process of the service.")],
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Change a setting of the running service. It outlasts restarts, until it is unset."""
@@ -103,7 +101,7 @@ def set_live(
 @app.command("unset")
 def unset_live(
     name: Annotated[str, typer.Argument(help="The setting, as `settings live` names it.")],
-    url: Url = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Take a change back: each process goes by what it was started with."""

@@ -13,9 +13,7 @@ from ops.cli.service_address import service_of
 def top(
     once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text, once.")] = False,
-    url: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Where the service is.", show_default=False)
-    ] = None,
+    url: options.ServiceUrl = None,
     config: options.Config = None,
 ) -> None:
     """Watch the boards, queues and jobs of a running service; q leaves. What goes to no terminal is shown once."""
