@@ -128,8 +128,9 @@ def test_columns_are_there(panel: dict[str, Any]) -> None:
     values = {f"Value #{target['refId']}" for target in panel["targets"]} if len(panel["targets"]) > 1 else {"Value"}
     [organized] = [each["options"] for each in panel["transformations"] if each["id"] == "organize"]
     named = organized["renameByName"]
-    assert set(named) == set(organized["indexByName"]) == labels | values
-    told = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]}
+    assert set(named) == set(organized["indexByName"]) == (labels | values) - set(organized["excludeByName"])
+    matchers = [each["matcher"] for each in panel["fieldConfig"]["overrides"]]
+    told = {matcher["options"] for matcher in matchers if matcher["id"] == "byName"}
     assert told | {each["displayName"] for each in panel["options"].get("sortBy", [])} <= set(named.values())
 
 
