@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
+import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.types import Scope
 
 from api.errors import Renderer
 from api.framing import Writer
-from tasks.events import Event, Finished
+from tasks.events import Event, Finished, Unreadable
 from tasks.jobs import Rendering
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
@@ -21,6 +22,35 @@ from tasks.roster import ModelStatus
 
 class InOnePiece(Exception):
     """Raised for an answer that no stream could say, such as vectors."""
+
+
+class Versioned(Protocol):
+    """What a front keeps of an answer, in a format that releases may differ in."""
+
+    @property
+    def version(self) -> int: ...
+
+
+K = TypeVar("K", bound=Versioned)
+
+
+def read_kept(decoder: msgspec.json.Decoder[K], data: bytes, newest: int) -> K:
+    """What a front kept of how an answer is said, in a format up to the `newest` that it knows. Raises `Unreadable`."""
+    try:
+        kept = decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise unreadable(str(error)) from error
+    if kept.version > newest:
+        raise Unreadable(
+            f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
+            f"reads up to {newest}). Upgrade this machine."
+        )
+    return kept
+
+
+def unreadable(why: str) -> Unreadable:
+    """The error to raise where it cannot be understood."""
+    return Unreadable(f"How this answer is said was written by another version of rockchipllama: {why}")
 
 
 @dataclass(frozen=True, slots=True)

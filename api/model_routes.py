@@ -17,7 +17,7 @@ from api.delivery import while_connected
 from api.docs_page import takes
 from api.errors import invalid
 from api.keep_alive import KeepAlive
-from api.needs import services_of
+from api.needs import roster_of, services_of
 from tasks import residence
 from tasks.api_keys import Scope
 from tasks.errors import BoardUnknown
@@ -54,10 +54,7 @@ SHAPES = (LoadBody, UnloadBody)
 @router.get("/available", summary="List the models that boards could load")
 async def available(http: Request) -> Response:
     """Every model that a board has announced, and of each board with it whether it fits there, or why not."""
-    roster = services_of(http)["roster"]
-    if not roster.models():
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
-    return _json({"object": "list", "data": residence.available(roster.snapshot)})
+    return _json({"object": "list", "data": residence.available((await roster_of(http)).snapshot)})
 
 
 @router.get(

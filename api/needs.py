@@ -214,6 +214,14 @@ def services_of(http: Request) -> Services:
     return cast(Services, http.scope["state"])
 
 
+async def roster_of(http: Request) -> RosterView:
+    """The roster, to be listed. None known yet is not the same as none there: then it looks again. Raises `QueueUnavailable`."""
+    roster = services_of(http)["roster"]
+    if not roster.models():
+        await roster.refresh()
+    return roster
+
+
 def settings_of(http: Request) -> ApiSettings:
     """The settings of the process that answers this request, as they are now."""
     return cast("LiveSettings[ApiSettings]", http.app.state.settings).now

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api.auth import ALLOWED, require
 from api.errors import invalid
-from api.needs import services_of
+from api.needs import roster_of, services_of
 from tasks.api_keys import Scope
 from tasks.jobs import JobState, Lane
 from tasks.presence import Presence
@@ -30,9 +30,7 @@ _STATES = ("waiting", "all")
 @router.get("", summary="Show the queues")
 async def show_queues(http: Request) -> Response:
     """How the queue of each model stands, how fast its workers are, and how long a new request is likely to wait."""
-    roster = services_of(http)["roster"]
-    if not roster.models():
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
+    roster = await roster_of(http)
     models = roster.models()
     views = await services_of(http)["queues"].view([status.card.id for status in models])
     shown = [_render(status, roster.workers(status.card.id), view) for status, view in zip(models, views, strict=True)]

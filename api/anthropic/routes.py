@@ -24,7 +24,7 @@ from api.docs_page import takes
 from api.drain import close
 from api.framing import AnswerStream
 from api.fronts import Asked
-from api.needs import drain_of, services_of, settings_of
+from api.needs import drain_of, roster_of, services_of, settings_of
 from api.texts import ask_board
 from tasks.commands import Count
 from tasks.errors import UnknownModel
@@ -107,10 +107,7 @@ def _meant(http: Request, name: str | None) -> str | None:
 @shared.get("/v1/models")
 async def list_models(http: Request) -> Response:
     """Every model that a board has announced, alone and with each of its adapters."""
-    roster = services_of(http)["roster"]
-    if not roster.models():
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
-    known = [each for status in roster.models() for each in (status, *status.adapted())]
+    known = [each for status in (await roster_of(http)).models() for each in (status, *status.adapted())]
     return _json(models.listing([models.model(status) for status in known]))
 
 

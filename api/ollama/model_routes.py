@@ -9,7 +9,7 @@ from starlette.responses import Response
 from api.body import read_body
 from api.errors import HttpProblem, Problem
 from api.json_response import json_response
-from api.needs import services_of
+from api.needs import roster_of, services_of
 from api.ollama.problems import named
 from api.ollama.routes import takes
 from api.ollama.schemas import ShowBody
@@ -39,10 +39,7 @@ async def status(http: Request) -> Response:
 @router.get("/api/tags", summary="List the models")
 async def tags(http: Request) -> Response:
     """Every model that a board has announced, alone and with each of its adapters, the newest first."""
-    roster = services_of(http)["roster"]
-    if not roster.models():
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
-    known = sorted(roster.models(), key=lambda each: -each.card.created)
+    known = sorted((await roster_of(http)).models(), key=lambda each: -each.card.created)
     return json_response({"models": [models.listed(each) for one in known for each in (one, *one.adapted())]})
 
 

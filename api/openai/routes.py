@@ -16,7 +16,7 @@ from api.delivery import begin, headers_of, whole
 from api.docs_page import takes
 from api.drain import close
 from api.framing import AnswerStream
-from api.needs import drain_of, services_of, settings_of
+from api.needs import drain_of, roster_of, services_of, settings_of
 from api.openai.endpoints import CHAT, COMPLETION, Kind, head_of, rerank_body
 from api.openai.reading_schemas import EmbeddingBody, RerankBody
 from api.openai.schemas import ChatCompletionBody, CompletionBody, SamplingBody
@@ -110,10 +110,7 @@ async def _deliver(http: Request, answer: Answer, kind: Kind, *, stream: bool) -
 @router.get("/v1/models", summary="List the models")
 async def list_models(http: Request) -> Response:
     """Every model that a board has announced, alone and with each of its adapters."""
-    roster = services_of(http)["roster"]
-    if not roster.models():
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
-    known = [each for status in roster.models() for each in (status, *status.adapted())]
+    known = [each for status in (await roster_of(http)).models() for each in (status, *status.adapted())]
     return _json(models.listing([models.model(status) for status in known]))
 
 

@@ -69,7 +69,6 @@ def pull(
         show(steps_of(model, service_of(config, url).pull(model, board)), as_json=as_json)
         return
     options.apply(config, models_dir=models_dir, data_dir=data_dir)
-    from npu.hardware import soc_named
     from ops.configuration import load
     from ops.pull_progress import show
     from tasks.board.pull.fetch import pull as steps
@@ -78,13 +77,19 @@ def pull(
     from tasks.jobs import new_job_id
     from tasks.settings import TaskSettings
 
-    if soc is not None:
-        try:
-            soc_named(soc)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--soc") from error
+    _check_soc(soc)
     shelf = shelf_of(load(TaskSettings), load(BoardSettings), soc, neighbours=_neighbours())
     show(steps(model, shelf, pull_id=new_job_id(), local=True), as_json=as_json)
+
+
+def _check_soc(name: str | None) -> None:
+    from npu.hardware import soc_named
+
+    if name is not None:
+        try:
+            soc_named(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--soc") from error
 
 
 def _neighbours() -> Neighbours | None:
@@ -122,7 +127,6 @@ def recommend(
     import json
     from dataclasses import asdict, replace
 
-    from npu.hardware import soc_named
     from ops.configuration import load
     from ops.recommend import advise, table
     from tasks.board.pull.index import read_index
@@ -130,11 +134,7 @@ def recommend(
     from tasks.prompting.setup import model_memory, setup_of
     from tasks.settings import TaskSettings
 
-    if soc is not None:
-        try:
-            soc_named(soc)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--soc") from error
+    _check_soc(soc)
     settings = load(TaskSettings)
     machine = read_machine(setup_of(settings), soc)
     if memory is not None:

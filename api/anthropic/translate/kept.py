@@ -10,7 +10,8 @@ import msgspec
 from api.anthropic.translate import answer
 from api.anthropic.translate.answer import Head
 from api.anthropic.translate.blocks import BlockWriter
-from tasks.events import Event, Finished, Unreadable, fold
+from api.fronts import read_kept
+from tasks.events import Event, Finished, fold
 from tasks.jobs import Rendering
 
 NAME = "anthropic"
@@ -34,16 +35,7 @@ def keep(head: Head) -> Rendering:
 
 def writer_of(head: bytes) -> BlockWriter:
     """A writer of the answer for which this was kept. Raises `Unreadable`."""
-    try:
-        kept = _decoder.decode(head)
-    except msgspec.DecodeError as error:
-        raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
-    if kept.version > VERSION:
-        raise Unreadable(
-            f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
-            f"reads up to {VERSION}). Upgrade this machine."
-        )
-    return BlockWriter(kept.head)
+    return BlockWriter(read_kept(_decoder, head, VERSION).head)
 
 
 def whole(head: bytes, events: Sequence[Event], end: Finished) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from api.fronts import InOnePiece
+from api.fronts import InOnePiece, read_kept, unreadable
 from api.ollama.translate import embeddings
 from api.ollama.translate.answer import Head
 from api.ollama.translate.chat import ChatWriter
 from api.ollama.translate.generate import GenerateWriter
 from api.ollama.translate.lines import LineWriter
-from tasks.events import Event, Finished, Reply, Unreadable, fold
+from tasks.events import Event, Finished, Reply, fold
 from tasks.jobs import Rendering
 
 NAME = "ollama"
@@ -52,19 +52,9 @@ def writer_of(head: bytes) -> LineWriter:
 
 
 def _read(head: bytes) -> _Kept:
-    try:
-        kept = _decoder.decode(head)
-    except msgspec.DecodeError as error:
-        raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
-    if kept.version > VERSION:
-        raise Unreadable(
-            f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
-            f"reads up to {VERSION}). Upgrade this machine."
-        )
+    kept = read_kept(_decoder, head, VERSION)
     if kept.kind not in (*WRITERS, *READERS):
-        raise Unreadable(
-            f"How this answer is said was written by another version of rockchipllama: '{kept.kind}' is unknown."
-        )
+        raise unreadable(f"'{kept.kind}' is unknown.")
     return kept
 
 

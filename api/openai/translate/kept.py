@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from api.fronts import InOnePiece
+from api.fronts import InOnePiece, read_kept, unreadable
 from api.openai.translate import chat, completions, embeddings, rerank
 from api.openai.translate.answer import Head
 from api.openai.translate.chat import ChatWriter
 from api.openai.translate.chunks import ChunkWriter
 from api.openai.translate.completions import CompletionWriter
-from tasks.events import Event, Finished, Unreadable, fold
+from tasks.events import Event, Finished, fold
 from tasks.jobs import Rendering
 
 NAME = "openai"
@@ -67,17 +67,10 @@ def whole(head: bytes, events: Sequence[Event], end: Finished) -> Any:
 
 
 def _read(head: bytes) -> tuple[str, AnyHead]:
+    kept = read_kept(_decoder, head, VERSION)
+    if kept.kind not in _heads:
+        raise unreadable(f"'{kept.kind}' is unknown.")
     try:
-        kept = _decoder.decode(head)
-        if kept.version > VERSION:
-            raise Unreadable(
-                f"How this answer is said was written by a newer version of rockchipllama (format {kept.version}, this one "
-                f"reads up to {VERSION}). Upgrade this machine."
-            )
-        if kept.kind not in _heads:
-            raise Unreadable(
-                f"How this answer is said was written by another version of rockchipllama: '{kept.kind}' is unknown."
-            )
         return kept.kind, _heads[kept.kind].decode(kept.head)
     except msgspec.DecodeError as error:
-        raise Unreadable(f"How this answer is said was written by another version of rockchipllama: {error}") from error
+        raise unreadable(str(error)) from error
