@@ -62,4 +62,4 @@ def test_the_data_of_each_release_is_opened(folder: Path, version: str) -> None:
         assert http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] == "And on."
     up.signal(signal.SIGINT)
     assert up.ended() == 0
-    eventually(lambda: not up.left(), limit=30, what="the end of every process")
+    eventually(lambda: not up.left(), what="the end of every process")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 
 from npu.simulator import Profile, SimulatedModel
@@ -94,16 +95,22 @@ def test_a_client_that_leaves_stops_the_engine(paced: Stack, model: str) -> None
     assert chat(paced, model, "And now?").json()["choices"][0]["message"]["content"] == oracle.ask("And now?")[0]
 
 
+def loaded_child(stack: Stack, model: str) -> psutil.Process:
+    """The process that holds the engine, known before an answer begins: to look for it takes a moment."""
+    assert chat(stack, model, "Hello", max_tokens=1).status_code == 200
+    return stack.child(model)
+
+
 # A token that is drawn from logits takes no more than those do, so there are to be many of them.
 DRAWN = {"seed": 7, "temperature": 1.1, "ignore_eos": True, "max_tokens": 400}
 
 
-@pytest.mark.parametrize("sampling", [{"max_tokens": 24}, DRAWN], ids=["greedy", "seed"])
+@pytest.mark.parametrize("sampling", [{"max_tokens": 40}, DRAWN], ids=["greedy", "seed"])
 def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[str, float]) -> None:
     """In the very words it would have had: the runtime's own choice is greedy, and what we draw depends on the place alone."""
     asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], **sampling}
     before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
-    text = ""
+    text, child = "", loaded_child(paced, "board")
     with httpx.stream(
         "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
     ) as reply:
@@ -113,7 +120,7 @@ def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[st
                 assert "error" not in chunk
                 fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
                 if fresh and not text:
-                    paced.child("board").kill()
+                    child.kill()
                 text += fresh
     assert text == before["choices"][0]["message"]["content"]
     assert view(paced, reply.headers["x-job-id"])["attempts"] == 2
@@ -125,7 +132,7 @@ def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> No
     asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], "seed": 7, "temperature": 1.1}
     asked |= {"max_tokens": 600, "guided_json": schema}
     before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
-    text = ""
+    text, child = "", loaded_child(paced, "board")
     with httpx.stream(
         "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
     ) as reply:
@@ -135,7 +142,7 @@ def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> No
                 assert "error" not in chunk
                 fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
                 if fresh and not text:
-                    paced.child("board").kill()
+                    child.kill()
                 text += fresh
     assert text == before["choices"][0]["message"]["content"]
     assert set(json.loads(text)) <= {"sea", "land", 1}
@@ -197,6 +204,6 @@ def test_a_prefill_nobody_can_abort_is_left_within_a_slice(paced: Stack) -> None
     done = eventually(lambda: _done_at_its_cancellation(paced, job), what="its cancellation")
     found = until_state(paced, job, "cancelled")
     assert found["usage"]["completion_tokens"] == 0
-    # The slice it was in, and one before that may not have been told yet: progress is, once a second.
-    assert found["timings"]["prefill_ms"] < done / 0.8 + 2 * 1500
+    # The slice it was in, one before that may not have been told yet (progress is, once a second), and two for a slow machine.
+    assert found["timings"]["prefill_ms"] < done / 0.8 + 4 * 1500
     assert chat(paced, "slow", "Hello", max_tokens=2).status_code == 200
