@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -45,11 +47,20 @@ def eventually(look: Callable[[], T], *, limit: float = LIMIT, what: str = "") -
         time.sleep(0.02)
 
 
+PORTS = 20_000, 1_000
+"""The first port for services of the tests, and how many each process of pytest has. The system gives none of them by itself:
+one of its own might be another's by the time a service listens there."""
+_picked = itertools.count(random.randrange(PORTS[1]))
+
+
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on, nor will unless told to; each is given once."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+    while True:
+        port = PORTS[0] + process * PORTS[1] + next(_picked) % PORTS[1]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Stack:

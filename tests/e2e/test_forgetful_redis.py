@@ -45,9 +45,9 @@ def test_an_answer_goes_on_over_a_moment_that_was_forgotten(stack: Stack) -> Non
         "POST", f"{stack.url}/v1/chat/completions", content=body("steady", asked.strip()), timeout=LIMIT
     ) as reply:
         parts = texts(reply.iter_lines())
-        text = read(parts, 50)
+        text = read(parts, 20)
         moment = stack.moment()
-        text += read(parts, 50)
+        text += read(parts, 20)
         stack.forget_since(moment)
         text += "".join(parts)
     assert text == asked.strip()
@@ -63,9 +63,9 @@ def test_who_comes_back_to_an_answer_that_was_made_anew_is_told_so(stack: Stack)
     ) as reply:
         job = reply.headers["x-job-id"]
         lines = reply.iter_lines()
-        read(texts(lines), 50)
+        read(texts(lines), 20)
         moment = stack.moment()
-        read(texts(lines), 50)
+        read(texts(lines), 20)
         last = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
         stack.child("steady").kill()
     stack.forget_since(moment)

@@ -21,7 +21,7 @@ from ops.flower.watch import FlowerRefused, watch
 from tasks.broker import celery_app
 from tasks.queue import SERVE
 from tasks.settings import ROOT
-from tests.stack import eventually, free_port
+from tests.stack import LIMIT, eventually, free_port
 
 JOB = "abcdefghijklmnopqrstuv"
 PASSWORD = ("ada", "a long random word")
@@ -50,7 +50,7 @@ def flower(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "flowerconfig.py").write_text("read_only = False\n")
     with (
         subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT) as http,
     ):
         try:
             assert process.stdout is not None
@@ -135,7 +135,7 @@ async def statuses(settings: FlowerSettings, *hosts: str) -> list[int]:
     port = free_port()
     listening = HTTPServer(Server(settings, "127.0.0.1", port))
     listening.listen(port, "127.0.0.1")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT) as http:
         found = [(await http.get("/tasks", headers={"Host": host})).status_code for host in hosts]
     listening.stop()
     return found

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,17 +18,9 @@ import pytest
 from ops import environment
 from ops.up.store import SOCKET_NAME, socket_dir
 from tests.fakes.notified import Notified
+from tests.stack import LIMIT, eventually
 
 PARTS = Path(__file__).parent / "parts"
-LIMIT = 60.0
-
-
-def eventually(reached: Callable[[], bool], what: str) -> None:
-    """Wait until it is so; generous, since nothing here is about speed."""
-    deadline = time.monotonic() + LIMIT
-    while not reached():
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.02)
 
 
 class Up:
@@ -69,12 +60,12 @@ class Up:
                 assert words in self.said, f"ended without saying {words!r}: {self.said}"
             return words in self.said
 
-        eventually(heard, repr(words))
+        eventually(heard, what=repr(words))
 
     def noted(self, words: str, times: int = 1) -> list[int]:
         """Wait until the journal has the words so many times; the pids that noted them."""
         pattern = re.compile(rf"^{re.escape(words)} (\d+)$", re.MULTILINE)
-        eventually(lambda: len(pattern.findall(self.journal.read_text())) >= times, f"{words!r} in the journal")
+        eventually(lambda: len(pattern.findall(self.journal.read_text())) >= times, what=f"{words!r} in the journal")
         return [int(pid) for pid in pattern.findall(self.journal.read_text())]
 
     def is_up(self) -> None:
@@ -100,7 +91,7 @@ class Up:
     def nothing_is_left(self) -> None:
         """Wait until none of its processes lives."""
         for process in self.family.values():
-            eventually(lambda process=process: _gone(process), f"the end of {process}")
+            eventually(lambda process=process: _gone(process), what=f"the end of {process}")
 
 
 def _gone(process: psutil.Process) -> bool:
@@ -190,13 +181,13 @@ def test_a_part_that_dies_is_started_again(up: Callable[..., Up]) -> None:
     one.says("api ended unexpectedly (killed by SIGKILL)")
     server.kill()
     one.says("valkey ended unexpectedly")
-    eventually(lambda: _answers(one), "the store's return")
+    eventually(lambda: _answers(one), what="the store's return")
     server = one.server()
     guard = server.parent()
     assert guard is not None
     guard.kill()  # its server must not stay behind and hold the files
-    eventually(lambda: _gone(server), "the end of the unguarded server")
-    eventually(lambda: _answers(one), "the store's second return")
+    eventually(lambda: _gone(server), what="the end of the unguarded server")
+    eventually(lambda: _answers(one), what="the store's second return")
 
 
 def test_a_part_that_keeps_dying_stops_everything(up: Callable[..., Up]) -> None:
@@ -260,7 +251,7 @@ def test_a_damaged_store_is_mended(up: Callable[..., Up], tmp_path: Path) -> Non
         damaged.write(b"*3\r\n$3\r\nSET\r\n$4")
     one.server().kill()
     one.says("the last 15 of its 45 bytes could not be read")
-    eventually(lambda: _answers(one), "the store's return")
+    eventually(lambda: _answers(one), what="the store's return")
     assert _redis(one, b"GET kept\r\n") == b"$1\r\n1\r\n"
     assert len(list(append_only.glob("*.aof.damaged-*"))) == 2
     assert _redis(one, b"SET kept 2\r\n") == b"+OK\r\n"
@@ -295,7 +286,7 @@ def test_systemd_hears_that_it_answers_and_that_all_of_it_lives(
         systemd.until("WATCHDOG=1")
         [board] = one.noted("board started")
         os.kill(board, signal.SIGSTOP)
-        eventually(lambda: systemd.hears_nothing(0.6), "silence")
+        eventually(lambda: systemd.hears_nothing(0.6), what="silence")
         one.says("board gives no sign of life")
         os.kill(board, signal.SIGCONT)
         systemd.until("WATCHDOG=1")

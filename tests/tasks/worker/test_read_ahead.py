@@ -50,7 +50,7 @@ class Move:
 
     def __init__(self, make: Make) -> None:
         self.one = make()
-        self.one.model = replace(self.one.model, engine_options={"tokens_per_second": 100.0})
+        self.one.model = replace(self.one.model, engine_options={"tokens_per_second": 50.0})
         self._load(self.one)
         self.two = make(board="two")
         self.reader = Reader(self.two)
