@@ -17,8 +17,6 @@ from typing import Annotated
 
 import msgspec
 
-MINUTE = 60.0
-
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 

@@ -73,7 +73,6 @@ class Feeder:
         self._settings = settings
         self._lease = lease
         self._endpoint = ENDPOINTS[order.endpoint]
-        self._state = hold.progress.state
         self._written = hold.progress.written
         self._refused = hold.progress.refused
         self._ending: BatchState | None = BatchState.CANCELLED if hold.progress.cancel else None
@@ -172,7 +171,6 @@ class Feeder:
         return read_lines(self._storage, self._order.input_file, self._settings.max_body, start, number)
 
     def _moment(self, state: BatchState) -> dict[str, str | int]:
-        self._state = state
         return {"state": state.value, f"at:{state.value}": int(time.time())}
 
     # Its lines, until none is left

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from npu.hardware.kernel import ROOT, read
 
-_MHZ = 1_000_000
 _W4A16 = ("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 _W8A8 = ("w8a8", "w8a8_g128", "w8a8_g256", "w8a8_g512")
 
@@ -25,10 +24,6 @@ class Soc:
     """The quantizations its NPU runs."""
     big_cores: int
     """The fast CPU cores, one bit each from core 0 up; all of them where all are alike."""
-    npu_hertz: int
-    cpu_hertz: tuple[int, ...]
-    """The highest clock of each kind of core, the slower kind first."""
-    ddr_hertz: int
     npu_address: str | None = None
     """Where its NPU lies, by which the kernel names the device; None when that does not tell it from another chip."""
 
@@ -40,15 +35,15 @@ class Soc:
 SOCS: Mapping[str, Soc] = {
     soc.name: soc
     for soc in (
-        Soc("rk3588", 3, _W8A8, 0xF0, 1000 * _MHZ, (1800 * _MHZ, 2352 * _MHZ), 2112 * _MHZ, "fdab0000"),
+        Soc("rk3588", 3, _W8A8, 0xF0, "fdab0000"),
         # The same chip with one NPU core switched off.
-        Soc("rk3583", 2, _W8A8, 0xF0, 1000 * _MHZ, (1800 * _MHZ, 2352 * _MHZ), 2112 * _MHZ),
-        Soc("rk3576", 2, (*_W4A16, "w8a8"), 0xF0, 1000 * _MHZ, (2208 * _MHZ, 2304 * _MHZ), 2112 * _MHZ, "27700000"),
-        Soc("rk3562", 1, (*_W4A16[1:], "w4a8_g32", "w8a8"), 0x0F, 1000 * _MHZ, (2016 * _MHZ,), 2112 * _MHZ, "ff300000"),
-        Soc("rv1126b", 1, (*_W4A16, "w8a8"), 0x0F, 950 * _MHZ, (1608 * _MHZ,), 1332 * _MHZ, "22000000"),
+        Soc("rk3583", 2, _W8A8, 0xF0),
+        Soc("rk3576", 2, (*_W4A16, "w8a8"), 0xF0, "27700000"),
+        Soc("rk3562", 1, (*_W4A16[1:], "w4a8_g32", "w8a8"), 0x0F, "ff300000"),
+        Soc("rv1126b", 1, (*_W4A16, "w8a8"), 0x0F, "22000000"),
     )
 }
-"""Every chip we know, by its name. The clocks are those the vendor's scripts set; a board may be made for others."""
+"""Every chip we know, by its name."""
 
 _SAME = {"rk3588s": "rk3588"}
 """The same chip in a package with fewer pins."""

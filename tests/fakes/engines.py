@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -92,11 +91,6 @@ def says(text: str, *, size: int = 3) -> ScriptedEngine:
     return ScriptedEngine(lambda _: pieces_of(text, size=size))
 
 
-def splits_utf8() -> ScriptedEngine:
-    """Says its text one byte at a time."""
-    return says(TEXT, size=1)
-
-
 def says_nothing() -> ScriptedEngine:
     """Ends before its first token."""
     return ScriptedEngine(lambda _: iter(()))
@@ -139,17 +133,6 @@ def refuses_the_prompt() -> ScriptedEngine:
     def script(_: threading.Event) -> Iterator[bytes]:
         raise PromptRefused("The engine refused the prompt on purpose.")
         yield b""
-
-    return ScriptedEngine(script)
-
-
-def exits_midway() -> ScriptedEngine:
-    """Takes its whole process with it after two pieces, as a segfault does."""
-
-    def script(_: threading.Event) -> Iterator[bytes]:
-        yield b"On"
-        yield b"e "
-        os._exit(139)
 
     return ScriptedEngine(script)
 
