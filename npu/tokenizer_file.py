@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npu.errors import ModelRefused, NpuError, PromptRefused
-from npu.model_files import MAX_FILE_BYTES
+from npu.template_search import MAX_FILE_BYTES
 from npu.vocabulary import BYTE_OF
 
 if TYPE_CHECKING:

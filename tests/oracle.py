@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npu.manifest import read_manifest
-from npu.model_files import find_template
 from npu.simulator import Adapter, Language, SimulatedModel
+from npu.template_search import find_template
 from npu.tokenizer_file import open_tokenizer_file
 from tasks.prompting.prepare import PreparedQuestions, Preparer
 from tasks.requests import Message, RerankRequest

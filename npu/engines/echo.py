@@ -16,9 +16,9 @@ from npu.engines.echo_reading import EMBEDDING_LENGTH, EchoEmbedding, EchoScore
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, PromptRefused
 from npu.matcher import Matcher, Matchers
 from npu.model import Model
-from npu.model_files import find_template
 from npu.one_run import OneRun
 from npu.sampling import check_sampling
+from npu.template_search import find_template
 
 VERSION = "echo 1"
 CONTEXT_LENGTH = 8192

@@ -28,8 +28,8 @@ from npu.gguf import Gguf, read_gguf
 from npu.hardware import read_big_cores, read_memory
 from npu.matcher import Matchers
 from npu.model import Model
-from npu.model_files import find_template
 from npu.sampling import check_sampling
+from npu.template_search import find_template
 from npu.vocabulary import Vocabulary
 
 DEFAULT_CONTEXT_LENGTH = 8192

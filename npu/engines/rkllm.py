@@ -49,10 +49,10 @@ from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefuse
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.matcher import Matchers
 from npu.model import Model
-from npu.model_files import find_template
 from npu.rkllm.abi import Abi
 from npu.sampling import check_sampling
 from npu.self_test import Verdict
+from npu.template_search import find_template
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 
 log = logging.getLogger("rockchipllama.rkllm")

@@ -10,8 +10,8 @@ from npu.engines.rkllm_library import library_of
 from npu.engines.rkllm_load import helping_cores, memory_domain, tokenizer_of
 from npu.errors import PromptRefused
 from npu.model import Model
-from npu.model_files import find_template
 from npu.rkllm.acceptance import Material
+from npu.template_search import find_template
 from npu.tokenizer_file import FileTokenizer
 
 SHORT = "What is 2 + 2? Answer with the number alone."

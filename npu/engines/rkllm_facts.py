@@ -15,9 +15,9 @@ from typing import Any
 from npu.engines import LastLoad, Setup
 from npu.errors import ModelRefused
 from npu.model import Model
-from npu.model_files import find_template
 from npu.rkllm.pairs import DRIVER_NEEDED, find_trap, parse_version
 from npu.self_test import SelfTest, Verdict
+from npu.template_search import find_template
 from npu.whole_file import set_aside, write_whole
 
 log = logging.getLogger("rockchipllama.rkllm")

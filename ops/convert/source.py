@@ -13,7 +13,7 @@ from npu.chat_template import ChatTemplate
 from npu.errors import ModelRefused, TemplateFailed
 from npu.gguf import Gguf, read_gguf
 from npu.model import Model
-from npu.model_files import find_template
+from npu.template_search import find_template
 from ops.convert.recipe import Recipe
 from ops.convert.refusal import RecipeRefused
 

@@ -12,8 +12,8 @@ from npu.engines import Setup
 from npu.engines.rkllm import RkllmEngine
 from npu.engines.rkllm_facts import read_loaded
 from npu.model import Model
-from npu.model_files import find_template
 from npu.self_test import Verdict
+from npu.template_search import find_template
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -18,7 +18,7 @@ import pytest
 
 from npu.manifest import read_manifest
 from npu.model import SAMPLING_DEFAULTS
-from npu.model_files import find_template
+from npu.template_search import find_template
 from ops.convert.convert import main
 from ops.convert.recipe import read_recipe
 from tasks.board.pull.download import digest

@@ -11,7 +11,7 @@ import pytest
 from npu.engines import chat_template
 from npu.errors import ModelRefused
 from npu.model import Model
-from npu.model_files import find_template
+from npu.template_search import find_template
 from tests.npu.test_gguf import ENTRIES, gguf
 
 
