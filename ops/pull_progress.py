@@ -49,7 +49,7 @@ def steps_of(model: str, lines: Iterable[dict[str, Any]]) -> Iterator[PullProgre
             step = PullStep.PLACING
         elif status == "success":
             step = PullStep.DONE
-        else:
+        elif status != "pulling manifest":  # with a word to say
             message = status
         yield PullProgress(
             pull="",

@@ -33,6 +33,10 @@ PULLING = httpx.Timeout(60.0, read=900.0)
 """The same of a model that is fetched, whose source may have the board wait for ten minutes."""
 
 
+NO_SOURCE = "pull model manifest: file does not exist: "
+"""How Ollama's API begins its refusal of a name that means nothing; what follows is a sentence by itself."""
+
+
 class ServiceError(Exception):
     """Raised when the service refuses something; the message is for the user. `usage` tells whether it was asked wrongly."""
 
@@ -176,7 +180,7 @@ class Service:
             for line in reply.iter_lines():
                 told: dict[str, Any] = json.loads(line)
                 if "error" in told:
-                    raise ServiceError(str(told["error"]))
+                    raise ServiceError(str(told["error"]).removeprefix(NO_SOURCE))
                 yield told
 
     def delete_model(self, model: str) -> None:
@@ -276,7 +280,11 @@ def _said(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(name: str) -> str:
-    """An id as one part of a path, whatever somebody typed."""
+    """An id as one part of a path, whatever somebody typed. Raises `ServiceError` for nothing, which would be another path."""
+    if not name:
+        refused = ServiceError("A name is missing: what was typed for it is empty.")
+        refused.usage = True
+        raise refused
     return quote(name, safe="")
 
 

@@ -84,7 +84,7 @@ def model(
 ) -> None:
     """Ask models of a running service, and measure their answers: speed, memory, and whether they are right.
 
-    Exit code 1 also when some answer failed, 3 when the figures do not count: heat or swapping slowed a board down.
+    Exit code 1 also when some answer could not be had, 3 when the figures do not count: heat or swapping slowed a board down.
     """
     service = service_of(config, url)
     import sys

@@ -150,6 +150,12 @@ def test_boards_are_listed_and_drained_over_http(place: Site, command: Command) 
     assert code == 0 and out.splitlines()[1].startswith("No other board that serves has tiny")
 
 
+def test_a_name_that_is_empty_is_asked_for(place: Site, command: Command) -> None:
+    """Where it would be a part of a path, another one would be asked."""
+    code, _, err = command("models", "info", "")
+    assert code == 2 and err.count("\n") == 1 and "empty" in err
+
+
 def test_a_model_is_pulled_and_removed_elsewhere(place: Site, command: Command) -> None:
     """Step by step as on this machine; what goes wrong there is a sentence here."""
     tells = partial(PullProgress, pull="p", model="qwen3:0.6b", file="weights.gguf", digest="sha256:0123456789abcdef")
@@ -166,7 +172,9 @@ def test_a_model_is_pulled_and_removed_elsewhere(place: Site, command: Command) 
     code, out, _ = command("models", "pull", "qwen3:0.6b", "--url", place.url, "--json")
     steps = [json.loads(line) for line in out.splitlines()]
     assert [step["step"] for step in steps] == ["choosing", "fetching", "verifying", "done"]
-    place.world.shelf.progress[2:] = [CommandFailed("network", "The hub is away.")]
+    place.world.shelf.progress = [tells(number=1, step=PullStep.CHOOSING), CommandFailed("source_missing", "No such.")]
+    assert command("models", "pull", "nosuch", "--url", place.url) == (1, "", "rockchipllama: No such.\n")
+    place.world.shelf.progress = [CommandFailed("network", "The hub is away.")]
     code, _, err = command("models", "pull", "qwen3:0.6b", "--url", place.url)
     assert code == 1 and err.endswith("rockchipllama: The hub is away.\n")
     code, _, err = command("models", "pull", "qwen3:0.6b", "--url", place.url, "--soc", "rk3588")
