@@ -19,7 +19,7 @@ from npu.errors import ModelRefused, OutOfMemory
 from npu.hardware import Memory
 from npu.model import LoadWhen, Model
 from tasks import keys, presence, roster
-from tasks.board import loading, workers
+from tasks.board import loading, room, workers
 from tasks.board.agent import Agent
 from tasks.board.room import MakingRoom, NoRoomYet
 from tasks.board.settings import BoardSettings
@@ -525,3 +525,31 @@ def test_a_refusal_names_what_is_short(board: Board) -> None:
         OutOfMemory, match="2048 MiB with its context, but of this board's 8192 MiB only 1024 MiB are free"
     ):
         board.agent._loading.load(board.models["middle"])
+
+
+def test_a_pinned_model_gives_no_way(board: Board) -> None:
+    """Though it is asked to, as busy models are."""
+    board.has("large", "middle")
+    board.agent._keeping.ask("large", -1.0)
+    for name in ("large", "middle"):
+        board.breathe(name, "busy")
+    giving_way = ["large", "middle"]
+    assert board.agent._room.in_the_way(board.models["middle"], 2 * GIB, giving_way=giving_way) == ["middle"]
+
+
+@pytest.mark.parametrize("domains", [(0,)])
+def test_a_model_that_comes_back_has_its_own_domain_and_its_second_worker_another(board: Board) -> None:
+    """It leaves the one it has; a second worker is there beside it."""
+    board.has("large")
+    large, needed = board.models["large"], int(3.5 * GIB)
+    assert board.agent._room.domain(large, needed, (0,)) == 0
+    assert board.agent._room.domain(large, needed, (0,), number=2) is None
+
+
+def test_what_is_given_back_counts_as_free(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine's memory is short, not the models' part of it."""
+    monkeypatch.setattr(room, "memory_of", lambda _: Memory(8 * GIB, 3 * GIB))
+    assert not board.agent._room.fits(4 * GIB)
+    assert board.agent._room.fits(4 * GIB, given_back=2 * GIB)
+    with pytest.raises(OutOfMemory, match="only 2662 MiB are free"):
+        board.agent._loading.load(board.models["large"])
