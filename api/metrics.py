@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from statistics import mean
 from typing import NamedTuple
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client import Counter as Counted
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -181,12 +180,12 @@ class HttpRequests:
     """Counts the requests of one API process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._counted = Counted(PREFIX + REQUESTS.name, REQUESTS.meaning, REQUESTS.labels, registry=self.registry)
+        self.counted: Counter[tuple[str, str]] = Counter()
+        """By route and status."""
 
     def count(self, scope: Scope, status: int) -> None:
         """A request of that scope has been answered so."""
-        self._counted.labels(getattr(scope.get("route"), "path", OTHER), str(status)).inc()
+        self.counted[getattr(scope.get("route"), "path", OTHER), str(status)] += 1
 
 
 @router.get("/metrics", summary="Show the figures for Prometheus", response_class=Response)
@@ -201,24 +200,30 @@ async def show_metrics(http: Request) -> Response:
     counts = await services_of(http)["queues"].counts()
     registry = CollectorRegistry(auto_describe=False)
     batches = await services_of(http)["batches"].unfinished()
-    registry.register(_Service(counts, dict(zip(models, views, strict=True)), snapshot, batches))
     own: HttpRequests = http.app.state.requests
-    text = generate_latest(own.registry) + generate_latest(registry)
-    return Response(text, headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
+    registry.register(_Service(own.counted, counts, dict(zip(models, views, strict=True)), snapshot, batches))
+    return Response(generate_latest(registry), headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
 
 
 class _Service(Collector):
     """The service at one moment."""
 
     def __init__(
-        self, counts: Counts, queues: dict[str, QueueView], snapshot: Snapshot, batches: Sequence[Progress]
+        self,
+        requests: Mapping[tuple[str, str], int],
+        counts: Counts,
+        queues: Mapping[str, QueueView],
+        snapshot: Snapshot,
+        batches: Sequence[Progress],
     ) -> None:
+        self._requests = requests
         self._counts = counts
         self._queues = queues
         self._snapshot = snapshot
         self._batches = batches
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        yield _counter(REQUESTS, self._requests.items())
         yield from self._jobs()
         for metric, rows in (*self._queue_gauges(), *self._batch_gauges(), *self._board_gauges()):
             family = GaugeMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)
