@@ -7,6 +7,7 @@ of docs/models.md, and the schema of a benchmark's report, docs/bench-model.sche
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,8 @@ def _cli() -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
+    import yaml  # type: ignore[import-untyped]
+
     from api.metrics import METRICS, OTHER, PREFIX
 
     kinds = {CounterMetricFamily: "counter", GaugeMetricFamily: "gauge", HistogramMetricFamily: "histogram"}
@@ -148,6 +151,14 @@ def _metrics() -> Iterator[str]:
         name = PREFIX + metric.name + ("_total" if metric.kind is CounterMetricFamily else "")
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{name}` | {kinds[metric.kind]} | {labels} | {metric.meaning} |"
+    yield "\n## Alerts\n"
+    yield "Those of `ops/monitoring/alerts.yml`, once it was so for that long; all have the label `service: rockchipllama`.\n"
+    yield "| alert | severity | after | what it says, and what to do |\n|---|---|---|---|"
+    text = (ROOT / "ops/monitoring/alerts.yml").read_text(encoding="utf-8")
+    for rule in yaml.safe_load(text)["groups"][0]["rules"]:
+        said = " ".join(rule["annotations"][part] for part in ("summary", "description"))
+        said = re.sub(r"\{\{ \$(?:labels\.)?(\w+)[^}]*\}\}", lambda place: place[1].upper(), said)
+        yield f"| {rule['alert']} | {rule['labels']['severity']} | {rule.get('for', 'at once')} | {said} |"
 
 
 def _models() -> Iterator[str]:
