@@ -12,7 +12,7 @@ from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Keep, Load, Unload
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.events import Failed, FailureCode
 from tasks.presence import Presence
-from tasks.residence import LOADED, state_on, worker_on
+from tasks.residence import LOADED, state_on, why_unserved, worker_on
 from tasks.roster import ModelStatus
 
 BEGIN_PATIENCE = 30.0
@@ -63,7 +63,7 @@ class Loading:
                 await self._roster.refresh()
             return name, chosen
         if not refusals:
-            raise ModelDown(name, f"the board '{status.card.board}' that has it is not there.")
+            raise ModelDown(name, why_unserved(status, self._roster.snapshot))
         # Where one has room in a moment, that is what to wait for.
         raise _problem(next((each for each in refusals if each.code == CommandCode.NO_ROOM_YET), refusals[-1]), name)
 

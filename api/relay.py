@@ -33,6 +33,7 @@ from tasks.presence import BREATH
 from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
+from tasks.residence import why_unserved
 from tasks.roster import ModelStatus, Roster
 from tasks.standing import Gate
 from tasks.store import Attended, JobStore
@@ -325,7 +326,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         while not status.boards:
             if loop.time() > self._feed.connected + BREATH_PATIENCE:
-                raise ModelDown(model, f"the board '{status.card.board}' that has it is not there.")
+                raise ModelDown(model, why_unserved(status, self._roster.snapshot))
             await asyncio.sleep(0.1)
             status = await self._roster.find(model)
             if status.served:

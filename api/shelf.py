@@ -10,6 +10,7 @@ from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress
 from tasks.errors import BoardUnknown, CommandFailed, ModelDown
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull
+from tasks.residence import why_unserved
 from tasks.roster import Roster
 
 PATIENCE = 120.0
@@ -59,7 +60,7 @@ class Shelf:
         `QueueUnavailable`."""
         status = await self._roster.find(model)
         if not status.boards:
-            raise ModelDown(status.card.id, f"the board '{status.card.board}' that has it is not there.")
+            raise ModelDown(status.card.id, why_unserved(status, self._roster.snapshot))
         done = await asyncio.gather(
             *(self._commander.ask(board, command, PATIENCE) for board in status.boards), return_exceptions=True
         )

@@ -88,6 +88,15 @@ def _pinned_out(card: Card, board: Presence) -> str | None:
     return f"What is pinned there leaves no room: {', '.join(pinned)}."
 
 
+def why_unserved(status: ModelStatus, snapshot: Snapshot) -> str:
+    """Why no board serves a model that none has for jobs now, as a sentence without its beginning."""
+    having = {card.board for card in snapshot.cards if card.id == status.card.id}
+    drained = sorted(breath.board for breath in snapshot.breaths if breath.drained and breath.board in having)
+    if drained:
+        return f"the board '{drained[0]}' that has it is drained, and serves nothing until it is resumed."
+    return f"the board '{status.card.board}' that has it is not there."
+
+
 def _fits(card: Card, board: Presence | None) -> tuple[bool | None, str | None]:
     """Whether the board could load the model, and why not; None where it does not tell."""
     if board is None:

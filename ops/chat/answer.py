@@ -118,10 +118,11 @@ class Answer:
 
     def _waiting(self, comment: str) -> None:
         """Told once each time that the place or the reason changes; how long it will be changes with every look."""
-        words = [part for part in comment.split(", ") if not part.startswith("about ")]
-        if words[0].startswith("position ") and ", ".join(words) != self._waits:
-            self._waits = ", ".join(words)
-            self._tell(f"Waiting: {comment}.")
+        parts = comment.split(", ")
+        words = ", ".join(part for part in parts if not part.startswith("about "))
+        if parts[0].startswith("position ") and words != self._waits:
+            self._waits = words
+            self._tell(f"Waiting: {', '.join(part for part in parts if part != 'about 0 s')}.")
 
     def _read(self, chunk: dict[str, Any]) -> Iterator[Piece]:
         self.model = chunk.get("model", self.model)

@@ -17,7 +17,8 @@ FENCE = '"""'
 HELP = f"""\
 {FENCE}text{FENCE}          text of several lines
 /system [TEXT]      show or set the system message
-/set [NAME [VALUE]] show what is set, set it, or leave it to the model again: {{settings}}
+/set [NAME [VALUE]] show what is set, set it, or leave it to the model again:
+                    {{settings}}
 /model [NAME]       show the model, or go on with another
 /stats              tokens and speed of the last answer
 /clear              forget what was said

@@ -34,7 +34,13 @@ def boards(
 
     service = named_service(config, url, redis_url=redis_url, data_dir=data_dir)
     found = service.living_boards() if service is not None else _in_redis(redis_url, data_dir)
-    print(json.dumps(found) if as_json else "\n".join(lines_of(found)))
+    if as_json:
+        print(json.dumps(found))
+        return
+    from ops.fold import fold
+
+    for line in lines_of(found):
+        print(fold(line, 4))
 
 
 def _in_redis(redis_url: str | None, data_dir: Path | None) -> list[dict[str, Any]]:
@@ -81,7 +87,9 @@ def drain(name: Board, url: options.ServiceUrl = None, config: options.Config = 
     board = service.drain_board(name)["id"]
     print(f"'{board}' hands over what it is at, and serves nothing until `rockchipllama boards resume {board}`.")
     if alone := nobody_else_has(service.living_boards(), board):
-        print(f"No other board that serves has {', '.join(alone)}: whatever is asked of that waits until then.")
+        print(
+            f"No other board that serves has {', '.join(alone)}: jobs wait until then, and new questions are refused."
+        )
 
 
 def nobody_else_has(boards: list[dict[str, Any]], drained: str) -> list[str]:

@@ -28,6 +28,10 @@ class _Jobs(TyperGroup):
 
         if args[0] not in self.commands and is_job_id(args[0]):
             args = ["show", *args]
+        elif args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(
+                f"'{args[0]}' is neither a command nor the id of a job. `rockchipllama jobs` lists jobs with their ids."
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -54,6 +58,8 @@ def jobs(
         return
     import json
 
+    from ops.fold import fold
+
     found = service_of(config, url).jobs(state, limit)
     if as_json:
         print(json.dumps(found, indent=2))
@@ -62,7 +68,8 @@ def jobs(
         print("There are no such jobs.")
     width = max((len(job["model"]) for job in found), default=0)
     for job in found:
-        print(f"{job['id']}  {_clock(job['created_at'])}  {job['model']:<{width}}  {job['lane']:<11}  {_stands(job)}")
+        line = f"{job['id']}  {_clock(job['created_at'])}  {job['model']:<{width}}  {job['lane']:<11}  {_stands(job)}"
+        print(fold(line, 24))
 
 
 @app.command()
@@ -73,6 +80,8 @@ def show(
     import json
     import time
 
+    from ops.fold import fold
+
     service = service_of(config, url)
     found = service.job(job)
     if as_json:
@@ -81,7 +90,7 @@ def show(
     held = service.why(job)["why"] if found["waits_for"] not in (None, "turn") else None
     for name, value in _facts(found, held, time.time()):
         if value:
-            print(f"{name:<9}  {value}")
+            print(fold(f"{name:<9}  {value}", 11))
 
 
 @app.command()
@@ -108,13 +117,17 @@ def why(
     """Show where a job's time went: waits, interruptions, loading, prefill, decode, the rest."""
     import json
 
+    from ops.fold import fold
+
     found = service_of(config, url).why(job)
     if as_json:
         print(json.dumps(found, indent=2))
         return
     for part in found["parts"]:
         where = f" on {part['board']}" if part["board"] else ""
-        print(f"{part['ms'] / 1000:10.3f} s  {part['kind']}{where}{': ' + part['why'] if part['why'] else ''}")
+        print(
+            fold(f"{part['ms'] / 1000:10.3f} s  {part['kind']}{where}{': ' + part['why'] if part['why'] else ''}", 14)
+        )
     wall = found["wall_ms"]
     if wall is not None:
         print(f"{wall / 1000:10.3f} s  in all, {found['state']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -155,13 +155,26 @@ def list_models(
     import sys
 
     from npu.catalog import find_models
+    from npu.engines import describe
+    from npu.errors import ModelRefused, RuntimeNotFound
     from ops.configuration import load
     from tasks.board.pull.record import read_record
+    from tasks.prompting.setup import setup_of
     from tasks.settings import TaskSettings
 
-    catalog = find_models(load(TaskSettings).models_dir)
-    rows = []
+    settings = load(TaskSettings)
+    catalog, setup = find_models(settings.models_dir), setup_of(settings)
+    rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
     for model in catalog.models:
+        problem = ""
+        try:
+            describe(model, setup)
+        except RuntimeNotFound:
+            pass  # the file may be right, and `doctor` tells of the runtime
+        except ModelRefused as error:
+            problem = str(error)
+            wrong.append(problem)
         record = read_record(model.folder) if not model.base else None
         rows.append(
             {
@@ -174,6 +187,7 @@ def list_models(
                 "path": str(model.path or model.folder),
                 "base": model.base or None,
                 "source": record.source if record is not None else None,
+                "problem": problem or None,
             }
         )
     if as_json:
@@ -184,7 +198,7 @@ def list_models(
             size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes and not model.base else ""
             about = [f"made from {model.base}"] if model.base else []
             print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
-    for sentence in (*catalog.problems, *catalog.clashes):
+    for sentence in (*catalog.problems, *catalog.clashes, *dict.fromkeys(wrong)):
         print(sentence, file=sys.stderr)
 
 

@@ -22,7 +22,13 @@ def info(
     import json
 
     found = service_of(config, url).model(model)
-    print(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from ops.fold import fold
+
+    for line in _lines(found):
+        print(fold(line, 18))
 
 
 def load(
@@ -67,7 +73,13 @@ def available(as_json: options.AsJson = False, url: options.ServiceUrl = None, c
     import json
 
     found = service_of(config, url).available()
-    print(json.dumps(found, indent=2) if as_json else "\n".join(_places(found)) or "No board has a model.")
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from ops.fold import fold
+
+    for line in _places(found) if found else ["No board has a model."]:
+        print(fold(line, 4))
 
 
 def _time(typed: str | None) -> float | str | None:

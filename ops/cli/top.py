@@ -29,7 +29,7 @@ def top(
     elif once or not sys.stdout.isatty():
         from rich.console import Console
 
-        width = None if sys.stdout.isatty() else 200
-        Console(width=width, highlight=False).print(board.view(board.look(service)))
+        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        console.print(board.view(board.look(service), console.width))
     else:
         board.watch(service)

@@ -11,6 +11,7 @@ from typing import Any
 from ops.doctor import driver, machine, models, service
 from ops.doctor.facts import Facts
 from ops.doctor.finding import Finding, Level, worst
+from ops.fold import columns
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     machine.check_chip,
@@ -96,7 +97,7 @@ def _lines(finding: Finding) -> Iterator[str]:
 def _wrapped(text: str, first: str) -> list[str]:
     return textwrap.wrap(
         text,
-        _WIDTH,
+        min(_WIDTH, columns() or _WIDTH),
         initial_indent=first,
         subsequent_indent=_INDENT,
         break_long_words=False,

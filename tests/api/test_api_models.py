@@ -71,6 +71,16 @@ def test_why_a_model_does_not_fit(rack: Site) -> None:
     assert silent[1] is None and "does not tell" in silent[3]
 
 
+def test_a_drained_board_is_not_told_to_be_away(rack: Site) -> None:
+    """Whoever asks for a model that it alone has hears what would help."""
+    rack.world.roster.known = [msgspec.structs.replace(TINY, served=False, loaded=False, boards=())]
+    rack.world.roster.alive = [board("b2", drained=True)]
+    refused = rack.http.post("/v1/models/load", json={"model": "tiny"})
+    assert refused.status_code == 503 and "the board 'b2' that has it is drained" in refused.json()["error"]["message"]
+    rack.world.roster.alive = []
+    assert "is not there" in rack.http.post("/v1/models/load", json={"model": "tiny"}).json()["error"]["message"]
+
+
 def test_what_is_loaded_tells_since_when_and_how_long(rack: Site) -> None:
     """In seconds of this process' clock; a busy one is not idle, and what is starting has a row already."""
     rack.world.roster.alive = [

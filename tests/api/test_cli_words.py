@@ -50,7 +50,7 @@ def command(place: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_a_question_that_waits_says_for_what(place: Site, command: Command) -> None:
     """Once each time that the place or the reason changes, beside the answer and not in it."""
-    waits = (Waiting(2, 40.0), Waiting(2, 38.0), Waiting(None), Waiting(1, None, HELD), Waiting(1, None, HELD))
+    waits = (Waiting(2, 40.0), Waiting(2, 38.0), Waiting(None), Waiting(1, 0.0, HELD), Waiting(1, None, HELD))
     place.relay.play(*waits, TextDelta("Hello"), END)
     code, out, err = command("run", "tiny", "Say it.")
     assert (code, out) == (0, "Hello\n")
@@ -97,7 +97,8 @@ def test_options_before_a_command_are_not_forgotten(place: Site, command: Comman
     assert command("jobs", "--url", "127.0.0.1:1", "cancel", JOB)[0] == 1
     code, _, err = command("jobs", "--limit", "3", "cancel", JOB)
     assert code == 2 and "--limit" in err
-    assert command("jobs", "nosuch")[0] == 2
+    code, _, err = command("jobs", "nosuch")
+    assert code == 2 and "neither a command nor the id of a job" in err
 
 
 def test_models_that_no_board_can_use_are_told_with_the_reason(place: Site, command: Command) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 import redis
 from rich.console import Console
 
 from ops.cli.boards import lines_of, nobody_else_has
+from ops.fold import fold
 from ops.top import view
 from tasks.boards import overview
 from tasks.presence import Machine, Presence, breathe
@@ -56,6 +58,42 @@ def test_the_live_view_tells_which_board_is_hot(client: redis.Redis) -> None:
     shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the one above
     [cool, warm] = [line for line in shown if "86" in line]
     assert "86 (hot)" in warm and "hot" not in cool
+
+
+def test_a_narrow_terminal_gets_what_matters_most() -> None:
+    """Whole words in forty columns, rather than all columns in pieces; lists are broken between words there."""
+    queue = {
+        "id": "smollm2-135m-instruct",
+        "state": "draining",
+        "waiting": 64,
+        "running": 1,
+        "estimated_wait": 3.0,
+        "boards": [],
+    }
+    job = {
+        "id": "q6ceqjnkdrasskcnab4juo",
+        "model": "m",
+        "lane": "batch",
+        "state": "queued",
+        "phase": None,
+        "position": 12,
+    }
+    job |= {"waits_for": "load", "started_at": None, "created_at": 1.0, "board": None}
+    console = Console(width=40, file=io.StringIO())
+    console.print(view({"boards": [], "queues": [queue], "jobs": [job]}, 40))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the one above
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 40
+    assert "smollm2-135m-instruct  draining  64" in " ".join(shown.split("\n")).replace("\n", "")
+    assert "q6ceqjnkdrasskcnab4juo" in shown
+
+
+def test_lines_are_folded_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between words and indented; a pipe gets them whole."""
+    line = "model: it is shorter than a header. Fetch the file again."
+    monkeypatch.setattr("ops.fold.columns", lambda: 30)
+    assert fold(line, 4).splitlines() == ["model: it is shorter than a", "    header. Fetch the file", "    again."]
+    monkeypatch.setattr("ops.fold.columns", lambda: None)
+    assert fold(line, 4) == line
 
 
 def test_models_that_wait_for_a_drained_board_are_named() -> None:

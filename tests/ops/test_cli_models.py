@@ -130,14 +130,16 @@ def test_the_disk_is_told_to_the_byte(hub: Hub, tmp_path: Path) -> None:
 def test_a_model_made_from_another_has_no_size_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The list adds up to what the disk holds, and says what it was made from."""
+    """The list adds up to what the disk holds, says what it was made from, and once what is wrong with the file of both."""
     for name, text in (("tiny", 'id = "tiny"\nengine = "llamacpp"\nfile = "w.gguf"'), ("terse", 'base = "tiny"')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.toml").write_text(text + "\n")
     (tmp_path / "tiny" / "w.gguf").write_bytes(b"x" * 2_000_000)
     monkeypatch.setenv("ROCKCHIPLLAMA_MODELS_DIR", str(tmp_path))
     models.list_models()
-    terse, tiny = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    terse, tiny = said.out.splitlines()
+    assert said.err.count("w.gguf") == 1
     assert "2 MB" in tiny and "MB" not in terse and "made from tiny" in terse
     models.list_models(as_json=True)
     assert [row["bytes"] for row in json.loads(capsys.readouterr().out)] == [0, 2_000_000]
