@@ -28,7 +28,7 @@ CLASSES = (
     "tasks.worker.settings:WorkerSettings",
     "ops.up.settings:UpSettings",
     "ops.flower.settings:FlowerSettings",
-    "ops.batch.settings:ClientSettings",
+    "ops.client_settings:ClientSettings",
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
 

@@ -77,9 +77,9 @@ def chat(
     service.model(model)  # before anybody has typed a question
     import sys
 
-    from ops.batch.settings import ClientSettings
     from ops.chat.history import History
     from ops.chat.session import Session
+    from ops.client_settings import ClientSettings
     from ops.configuration import load
 
     session = Session(service, model, _options(temperature, max_tokens, seed, thinking), system)

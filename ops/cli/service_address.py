@@ -24,7 +24,7 @@ def named_service(config: Path | None, url: str | None, **own: object) -> Servic
     if url is not None:
         options.refuse_beside("--url", **own)
     options.apply(config, service_url=url)
-    from ops.batch.settings import ClientSettings
+    from ops.client_settings import ClientSettings
     from ops.configuration import load
 
     given = any(value is not None for value in own.values())
@@ -35,7 +35,7 @@ def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
     """Where that service is, and the key to show it, if there is one."""
     options.apply(config, service_url=url)
     from api.settings import ApiSettings
-    from ops.batch.settings import ClientSettings
+    from ops.client_settings import ClientSettings
     from ops.configuration import load
 
     settings = load(ClientSettings)

@@ -10,7 +10,7 @@ import pytest
 
 from api.settings import ApiSettings
 from ops import configuration, environment
-from ops.batch.settings import ClientSettings
+from ops.client_settings import ClientSettings
 from ops.flower.settings import FlowerSettings
 from ops.up.part import Part
 from tests.stack import LIMIT, eventually
