@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
@@ -15,6 +16,8 @@ from tasks.stream import ClaimLost, EventWriter, RecordedPiece
 from tasks.worker.generate import Totals
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.together import Seat
+
+log = logging.getLogger("rockchipllama.jobs")
 
 GOES_ON = ("stop", "pause")
 """Reasons to end a run whose job goes on elsewhere or later."""
@@ -169,3 +172,25 @@ class JobRun:
                 float(self.claim.decoded),
             ),
         )
+
+
+def log_end(run: JobRun, last: Finished | Failed) -> str:
+    """Have the log say how it ended; the same in a few words, for people who watch."""
+    claim, totals = run.claim, run.totals
+    if isinstance(last, Failed):
+        return f"{claim.job} failed: {last.code}"
+    facts = {
+        "job": claim.job,
+        "model": claim.model,
+        "lane": claim.lane,
+        "prompt": totals.prompt_tokens,
+        "cached": totals.cached_tokens,
+        "parked": totals.parked_tokens,
+        "tokens": totals.completion_tokens,
+        "queued_ms": round(last.timings.queued_ms),
+        "load_ms": round(run.load_ms),
+        "prefill_ms": round(totals.prefill_ms),
+        "decode_ms": round(totals.decode_ms),
+    }
+    log.info("job %s", "cancelled" if last.reason is FinishReason.CANCELLED else "finished", extra=facts)
+    return f"{claim.job} {last.reason}: {totals.completion_tokens} tokens"

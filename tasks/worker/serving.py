@@ -16,7 +16,7 @@ from npu.model import Model
 from tasks import keys
 from tasks.at_work import at_work
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
-from tasks.events import Failed, FailureCode, Finished, FinishReason
+from tasks.events import Failed, FailureCode, Finished
 from tasks.jobs import Phase
 from tasks.live_settings import LiveSettings, follow
 from tasks.presence import Presence, leave
@@ -26,19 +26,21 @@ from tasks.settings import TaskSettings
 from tasks.stream import ClaimLost, EventWriter, RecordCut
 from tasks.tracing import Tracing
 from tasks.worker.begun import CannotContinue
+from tasks.worker.beside import Beside
 from tasks.worker.cancellation import ControlListener
 from tasks.worker.claiming import Claiming
+from tasks.worker.departure import STOPPED, Departure
 from tasks.worker.execution import execute
 from tasks.worker.heartbeat import Heartbeat
-from tasks.worker.job_run import JobRun
+from tasks.worker.job_run import JobRun, log_end
 from tasks.worker.leisure import Leisure
 from tasks.worker.pacing import Pacing, is_hot
-from tasks.worker.read_ahead import ReadAhead, free_worker
+from tasks.worker.read_ahead import ReadAhead
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.slot import Slot
 from tasks.worker.spans import JobSpans
 from tasks.worker.speeds import Speeds
-from tasks.worker.together import Beside, Table
+from tasks.worker.together import Table
 
 log = logging.getLogger("rockchipllama.jobs")
 
@@ -46,7 +48,6 @@ JOBS_PER_CALL = 8
 """Jobs served in a row on one call. Bounded, so that Celery's parent gets its acknowledgement and watchers their news."""
 
 PAUSED = "a chat came first"
-STOPPED = "the worker was stopped while it worked on this"
 FORGOTTEN = "the job queue came back without the last moments of this answer"
 AWAY = "the job queue was away for so long that the worker gave this up"
 
@@ -93,16 +94,16 @@ class Serving:
         self._hands = threading.Lock()
         self._answered = 0
         self._call_in_hand = False
-        self._grace = settings.worker_grace
-        """Seconds that the job in hand gets at a stop."""
-        self._leaving = threading.Event()
-        """Its grace is over: it waits for nothing any more."""
         self._ahead: ReadAhead | None = None
         """The job that another board was at, and that was read here last."""
         self._leisure = Leisure(self._slot)
+        leaving = threading.Event()
         self._claiming = Claiming(
-            *(client, model.id, worker, board, self._lease, self._live, self._pacing, self._leaving),
+            *(client, model.id, worker, board, self._lease, self._live, self._pacing, leaving),
             parks=lambda: self._slot.parks,
+        )
+        self._departure = Departure(
+            *(client, model.id, worker, board, self._claiming, lambda: self._runs, leaving), grace=settings.worker_grace
         )
         self._started = time.time()
         self._heartbeat = Heartbeat(client, self._lease, self._presence, self._follow)
@@ -112,18 +113,18 @@ class Serving:
             on_load=self._load,
             on_cancel=self._cancel,
             on_chat=self._chat_waits,
-            on_finish=self._finish,
-            on_stop=self._stop,
-            on_hand_over=self._hand_over,
-            on_was_read=self._let_go_of_moved,
+            on_finish=self._departure.finish,
+            on_stop=self._departure.stop,
+            on_hand_over=self._departure.hand_over,
+            on_was_read=self._departure.was_read,
             on_unpark=self._unpark,
-            on_move=self._move,
+            on_move=self._departure.move,
             on_read_ahead=self._read_ahead,
         )
 
     def close(self) -> None:
         """Close the engine and let go of Redis. Twice is safe."""
-        self._leaving.set()
+        self._departure.over.set()
         self._claiming.close()
         self._heartbeat.close()
         self._control.close()
@@ -202,7 +203,7 @@ class Serving:
         with self._hands:
             self._runs = (*self._runs, run)
             self._heartbeat.hold(self._runs)
-        if self._leaving.is_set():
+        if self._departure.over.is_set():
             run.cancel("stop")  # it was claimed while the others were told
 
     def _let_go(self, run: JobRun) -> None:
@@ -236,7 +237,7 @@ class Serving:
             return f"{claim.job} {outcome}"
         if isinstance(last, Finished) and not claim.sent and last.timings.together == 1:
             self._speeds.note(run.totals)
-        return _log_end(run, last)
+        return log_end(run, last)
 
     def _answer(self, run: JobRun, call: str) -> Finished | Failed:
         """Run the job to its last event, which is not yet written."""
@@ -329,41 +330,10 @@ class Serving:
         if any((run.claim.job, run.claim.token) == (job, claim) for run in self._runs):
             self._heartbeat.renew_soon()
 
-    def _finish(self, seconds: float) -> None:
-        """It is to stop, and the job in hand may go on for so long: its model gives way to another one."""
-        self._claiming.stopping = True
-        self._grace = max(seconds, self._grace)
-
-    def _stop(self) -> None:
-        self._claiming.stopping = True
-        timer = threading.Timer(self._grace, self._stop_run)
-        timer.daemon = True
-        timer.start()
-
-    def _hand_over(self) -> None:
-        """Another board goes on with the job in hand: nothing is gained by the grace of a stop."""
-        self._claiming.stopping = True
-        self._stop_run()
-
     def _unpark(self) -> None:
         """Another model of this board needs the memory."""
         self._slot.unpark()
         self._heartbeat.changed()
-
-    def _move(self) -> None:
-        """This board is drained: another one that is free reads the job in hand, then this one hands it over, at the latest
-        when the grace of its stop is over."""
-        self._claiming.stopping = True
-        runs = self._runs
-        alone = len(runs) == 1 and runs[0].phase is not Phase.LOADING
-        free = free_worker(self._client, self._model.id, self._board) if alone else None
-        if free is None:
-            self._hand_over()
-            return
-        worker, board = free
-        runs[0].goes_to = board
-        if not self._client.publish(keys.control(worker), f"read-ahead {runs[0].claim.job} {self._worker}"):
-            self._hand_over()
 
     def _read_ahead(self, job: str, worker: str) -> None:
         """Another worker is about to hand over that job, and waits until it was read here, or is not going to be."""
@@ -376,23 +346,11 @@ class Serving:
         if not free:
             self._was_read(worker)
 
-    def _let_go_of_moved(self) -> None:
-        """Its job was read elsewhere, or is not going to be."""
-        if self._claiming.stopping:  # else it was said to a predecessor, whose board serves again
-            self._stop_run()
-
     def _was_read(self, worker: str) -> None:
         try:
             self._client.publish(keys.control(worker), "was-read")
         except UNREACHABLE as error:
             log.info("%s was not told to hand over its job, and does so when its grace is over: %s", worker, error)
-
-    def _stop_run(self) -> None:
-        self._leaving.set()
-        for run in self._runs:
-            run.cancel("stop")
-            if run.phase is Phase.LOADING:
-                self._claiming.give_back(run, STOPPED)  # nothing else can end a load early
 
     def _follow(self) -> None:
         """Obey what is kept of settings for the whole service, and the heat of this board; have loads counted."""
@@ -426,24 +384,3 @@ class Serving:
     def leave(self) -> None:
         """Take the worker off the roster."""
         leave(self._client, self._worker)
-
-
-def _log_end(run: JobRun, last: Finished | Failed) -> str:
-    claim, totals = run.claim, run.totals
-    if isinstance(last, Failed):
-        return f"{claim.job} failed: {last.code}"
-    facts = {
-        "job": claim.job,
-        "model": claim.model,
-        "lane": claim.lane,
-        "prompt": totals.prompt_tokens,
-        "cached": totals.cached_tokens,
-        "parked": totals.parked_tokens,
-        "tokens": totals.completion_tokens,
-        "queued_ms": round(last.timings.queued_ms),
-        "load_ms": round(run.load_ms),
-        "prefill_ms": round(totals.prefill_ms),
-        "decode_ms": round(totals.decode_ms),
-    }
-    log.info("job %s", "cancelled" if last.reason is FinishReason.CANCELLED else "finished", extra=facts)
-    return f"{claim.job} {last.reason}: {totals.completion_tokens} tokens"

@@ -601,7 +601,7 @@ def test_a_worker_that_stops_in_an_outage_waits_no_longer(
     stop(shaky)
     talker.say(5)
     eventually(lambda: run.writer.waits, what="a writer that waits")
-    place.serving._stop()  # as a Redis that is away cannot tell it
+    place.serving._departure.stop()  # as a Redis that is away cannot tell it
     serving_.join(LIMIT)
     assert not serving_.is_alive()
     assert place.outcomes == [f"{job} not handed back"]
@@ -767,7 +767,7 @@ def test_a_worker_that_gives_way_ends_its_job_first(make: Make) -> None:
     place.gate.set()
     serving_.join(LIMIT)
     assert [place.view(each).state for each in (job, later)] == [JobState.FINISHED, JobState.QUEUED]
-    assert not place.serving._leaving.is_set()
+    assert not place.serving._departure.over.is_set()
 
 
 def test_what_could_not_be_gone_on_with_is_not_paused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
