@@ -133,8 +133,8 @@ def find(token: Token) -> tuple[str, int]:
     """The host and port of the service that takes this token. Raises `TokenRefused` when none answers that does."""
     if not installed():
         raise TokenRefused(
-            "To find the service by its token alone takes a package that is not installed: `.venv/bin/pip install zeroconf` "
-            "does that, here and where the service runs. Or add the address, as `up --share` prints it: rl://…@HOST:PORT."
+            "To find the service by its token alone takes a package that is not installed here: `.venv/bin/pip install zeroconf` "
+            "does that. Or add the address, as `up --share` prints it: rl://…@HOST:PORT."
         )
     try:
         found = asyncio.run(_told(lambda told: told.takes(token)))
@@ -147,8 +147,8 @@ def find(token: Token) -> tuple[str, int]:
     raise TokenRefused(
         f"No service that takes the token '{token.name}' was found in this network within {PATIENCE:.0f} s"
         + (f"; those at {others} do not." if others else ".")
-        + " Is `rockchipllama up --share` running there, with zeroconf installed? Where the address is known, add it: "
-        "rl://…@HOST:PORT."
+        + " Is `rockchipllama up --share` running there, and not told to be silent (`announce`)? Where the address is known, add "
+        "it: rl://…@HOST:PORT."
     )
 
 

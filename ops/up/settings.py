@@ -36,7 +36,7 @@ class UpSettings(Settings):
     announce: bool | None = Field(
         None,
         description="Tell the local network by mDNS where a shared service is, so that boards find it with a token alone. "
-        "Unset: where the package `zeroconf` is installed.",
+        "Unset: yes, unless the package `zeroconf` is missing, as in containers of one part.",
     )
     stop_timeout: float = Field(
         30.0, gt=0, description="Seconds that the API, and then the board, may take to stop before they are killed."
