@@ -156,6 +156,18 @@ def test_variables_are_filled_from_what_there_is() -> None:
             assert asked_for and asked_for[2] in known[asked_for[1]]
 
 
+def test_a_line_is_where_its_alert_fires() -> None:
+    """Some graphs draw the limit of an alert, and name it."""
+    limits = {
+        rule["alert"]: float(rule["expr"].split()[-1]) for rule in ALERTS if rule["expr"].split()[-2] in {"<", ">"}
+    }
+    named = [(alert, panel) for panel in PANELS for alert in re.findall(r"The alert (\w+) fires", panel["description"])]
+    assert {alert for alert, _ in named} == {"QueueSlow", "MemoryShort"}
+    for alert, panel in named:
+        assert panel["fieldConfig"]["defaults"]["custom"]["thresholdsStyle"] == {"mode": "dashed"}
+        assert limits[alert] in {step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]}
+
+
 def test_alerts_are_found_by_the_dashboard() -> None:
     """It looks for those of this service, which others of the same Prometheus are not."""
     for rule in ALERTS:
