@@ -15,8 +15,7 @@ from tasks import keys
 from tasks.jobs import JobState
 from tasks.presence import Presence, breathe
 from tests.stack import LIMIT, eventually
-from tests.tasks.worker.test_serving import Make, Place
-from tests.tasks.worker.test_serving import make as make
+from tests.tasks.worker.place import Make, Place
 
 TEXT = "-".join(f"word{number}" for number in range(100))
 

@@ -30,9 +30,7 @@ from tasks.worker.settings import WorkerSettings
 from tasks.worker.together import Seat, Table
 from tests.fakes.engines import ScriptedEngine, ScriptedGeneration
 from tests.stack import LIMIT, eventually
-from tests.tasks.worker.test_serving import Make, Place, make
-
-__all__ = ["make"]
+from tests.tasks.worker.place import Make, Place
 
 
 class Choir(ScriptedEngine):

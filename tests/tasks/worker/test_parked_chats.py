@@ -1,0 +1,112 @@
+"""Chats that a worker parks: when, for whom, and what that may cost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from npu.engine import Prompt
+from npu.engines.echo import EchoEngine, EchoGeneration
+from npu.errors import EngineFailed
+from npu.model import Model
+from tasks import keys, presence
+from tasks.jobs import JobState, Lane
+from tasks.worker import leisure
+from tasks.worker.leisure import Leisure
+from tests.stack import LIMIT, eventually
+from tests.tasks.worker.place import WORKER, Make
+
+
+class ParkingEcho(EchoEngine):
+    """Parks what it is told may come back."""
+
+    parks = True
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.prompts: list[Prompt] = []
+        self.parked_bytes = 0
+
+    def generate(self, prompt: Prompt, *rest: Any) -> EchoGeneration:
+        self.prompts.append(prompt)
+        self.parked_bytes += 1000 if prompt.returns else 0
+        return super().generate(prompt, *rest)
+
+    def park(self) -> None:
+        """See `ParkingEngine`."""
+
+    def unpark(self) -> None:
+        self.parked_bytes = 0
+
+
+def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make) -> None:
+    """What comes once is not; the worker's breath tells how much it is, and a word on its channel has it given back."""
+    place = make()
+    engine = ParkingEcho(place.model)
+    place.engine = lambda: engine
+
+    def parked() -> int:
+        return presence.read_breath(place.client.hget(keys.PRESENCE, WORKER)).parked  # type: ignore[arg-type]
+
+    for lane, owner in ((Lane.INTERACTIVE, "a"), (Lane.BACKGROUND, "b"), (Lane.BATCH, "c"), (Lane.INTERACTIVE, "d")):
+        place.accept(lane=lane, owner=owner)
+        place.call().join(LIMIT)
+    told = [(prompt.owner, prompt.returns) for prompt in engine.prompts]
+    assert told == [("a", True), ("b", False), ("c", False), ("d", True)]
+    eventually(lambda: parked() == 2000, what="a breath that tells")
+    place.client.publish(keys.control(WORKER), "unpark")
+    eventually(lambda: parked() == 0, what="a breath that tells it was given back")
+
+
+def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes meanwhile has the engine when that is done, and not before."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    engine, seen = ParkingEcho(place.model), []
+    begun, let = threading.Event(), threading.Event()
+    place.engine = lambda: engine
+    generate, end = engine.generate, Leisure.end
+
+    def park() -> None:
+        begun.set()
+        assert let.wait(LIMIT)
+        seen.append("parked")
+
+    def runs(*given: Any) -> EchoGeneration:
+        seen.append("runs")
+        return generate(*given)
+
+    def waits(self: Leisure) -> None:
+        if begun.is_set():
+            let.set()
+        end(self)
+
+    monkeypatch.setattr(engine, "park", park)
+    monkeypatch.setattr(engine, "generate", runs)
+    monkeypatch.setattr(Leisure, "end", waits)
+    place.accept()
+    place.call().join(LIMIT)
+    assert begun.wait(LIMIT)
+    place.accept()
+    place.call().join(LIMIT)
+    assert seen[:3] == ["runs", "parked", "runs"]
+
+
+def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened anew for the next one."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    place.engine = lambda: ParkingEcho(place.model)
+
+    def breaks(self: ParkingEcho) -> None:
+        raise EngineFailed("It broke.")
+
+    monkeypatch.setattr(ParkingEcho, "park", breaks)
+    place.accept()
+    place.call().join(LIMIT)
+    eventually(lambda: not place.serving._slot.loaded, what="a closed engine")
+    job = place.accept()
+    place.call().join(LIMIT)
+    assert place.view(job).state is JobState.FINISHED and place.loaded == 2
