@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -146,12 +147,12 @@ def test_every_container_can_be_asked_how_it_is(name: str) -> None:
 def test_it_is_asked_how_it_is_where_it_listens() -> None:
     """Also where somebody chose another port, in the one container that lets them; compose settles both ends."""
     [check] = re.findall(r"^HEALTHCHECK .*\n +CMD (.*)$", DOCKERFILE, re.MULTILINE)
-    assert check == 'python -m ops.up.health "$ROCKCHIPLLAMA_DATA_DIR"'
+    assert json.loads(check) == ["sh", "-c", 'exec python -m ops.up.health "$ROCKCHIPLLAMA_DATA_DIR"']
     for name, setting in (("api", "ROCKCHIPLLAMA_PORT"), ("flower", "ROCKCHIPLLAMA_FLOWER_PORT")):
         service = SERVICE[name]
         port = service["environment"][setting]
         assert service["ports"][0].endswith(f":{port}")
-        assert f"http://127.0.0.1:{port}/health" in service["healthcheck"]["test"][-1]
+        assert f"HTTPConnection('127.0.0.1', {port}, " in service["healthcheck"]["test"][-1]
 
 
 def test_variables_of_the_compose_files_are_known() -> None:
