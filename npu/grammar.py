@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +42,10 @@ MAX_BYTES = 256 << 10
 SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
 STACK_BYTES = 1 << 20
-"""How long a grammar may be tried, in how much address space, of which a process takes some 200 MB, and on which stack:
-threads that follow one have eight times as much."""
+"""How much of a processor's time the trial of a grammar may take, how much address space, of which a process takes some 200 MB,
+and how much of a stack: threads that follow one have eight times as much."""
+PATIENCE = 60.0
+"""Seconds by the clock: on a busy machine a process gets its time late, and that is not the grammar's fault."""
 
 MAX_LEXER_STATES = 20_000
 """What a grammar may come to while it is followed: at 1 to 2 KB each, 40 MB."""
@@ -101,7 +104,8 @@ def check_constraint(constraint: Constraint) -> None:
 def _answer(what: str, text: str | tuple[str, ...]) -> dict[str, str]:
     """What the other process says of it. Most clients send the same few again and again."""
     script = Path(__file__).with_name("grammar_process.py")
-    bounds = map(str, (MEMORY_BYTES, STACK_BYTES, MAX_LEXER_STATES))
+    bounds = map(str, (MEMORY_BYTES, STACK_BYTES, MAX_LEXER_STATES, SECONDS))
+    too_long = f"it takes longer than {SECONDS:.0f} seconds to read. Make it simpler"
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(script), *bounds],
@@ -109,11 +113,13 @@ def _answer(what: str, text: str | tuple[str, ...]) -> dict[str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={},
-            timeout=SECONDS,
+            timeout=PATIENCE,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise refuse(f"it takes longer than {SECONDS:.0f} seconds to read. Make it simpler") from None
+        raise refuse(too_long) from None
+    if done.returncode == -signal.SIGPROF:
+        raise refuse(too_long)
     if done.returncode or not done.stdout:
         raise refuse("it is nested too deep, or takes too much memory to read. Make it simpler")
     answer: dict[str, str] = json.loads(done.stdout)

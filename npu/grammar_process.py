@@ -1,8 +1,8 @@
 """Tries a grammar in a process of its own, which may die of it: the compiler goes deeper with each rule, until the stack ends.
 
-It runs as a script and imports nothing of this project: `python -I grammar_process.py MEMORY_BYTES STACK_BYTES STATES`, with
-`{"grammars": [TEXT, …]}` or `{"gbnf": TEXT}` as standard input. It writes `{"error": WHY}`, which is empty for good grammars,
-or `{"lark": TEXT}`, what the other is in Lark's notation.
+It runs as a script and imports nothing of this project: `python -I grammar_process.py MEMORY_BYTES STACK_BYTES STATES SECONDS`,
+with `{"grammars": [TEXT, …]}` or `{"gbnf": TEXT}` as standard input. It writes `{"error": WHY}`, which is empty for good
+grammars, or `{"lark": TEXT}`, what the other is in Lark's notation.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import resource
+import signal
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
 WALK_SECONDS = 1.0
-"""How long answers are tried out, for all grammars together; most end within some milliseconds."""
+"""Of a processor's time, for which answers are tried out, for all grammars together; most end within some milliseconds."""
 END = 256
 CLOSING = b'"}])>\n, '
 """What is likely to end something."""
@@ -55,12 +56,13 @@ def walk(grammars: list[str], limits: LLParserLimits) -> str:
     """Why no answer can be given that fits, as far as it shows on the way to a short one. Some grammars are read well, and then
     nothing fits them, or what fits is too much to be followed."""
     tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), slices=[])
-    end = time.monotonic() + WALK_SECONDS
+    left = WALK_SECONDS
     for text in grammars:
         matcher, chance = LLMatcher(tokenizer, text, log_level=0, limits=limits), random.Random(0)
+        end = time.process_time() + left  # what it takes to read it is not counted
         if matcher.is_error():  # it names tokens of its model, of which nothing is known here
             continue
-        while not matcher.is_accepting() and time.monotonic() < end:
+        while not matcher.is_accepting() and time.process_time() < end:
             mask = matcher.compute_bitmask()
             if not matcher.is_error():
                 start = chance.randrange(256)
@@ -71,12 +73,15 @@ def walk(grammars: list[str], limits: LLParserLimits) -> str:
                 matcher.consume_token(byte)
             if matcher.is_error():
                 return str(matcher.get_error())
+        left = end - time.process_time()
     return ""
 
 
 def main() -> None:
     """Try one, with less of a stack than whoever will use it."""
-    memory, stack, states = map(int, sys.argv[1:])
+    memory, stack, states = map(int, sys.argv[1:4])
+    # Its signal ends this process, also in the midst of C code.
+    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[4]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = memory if hard == resource.RLIM_INFINITY else min(memory, hard)

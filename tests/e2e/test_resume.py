@@ -26,7 +26,7 @@ LETTERS = "".join(f"{place} " for place in range(60))
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0, **HOOKS)
-    stack.add_model("caller", {"tokens_per_second": 200}, 'tool_format = "hermes"\nthinking_format = "think"')
+    stack.add_model("caller", {"tokens_per_second": 100}, 'tool_format = "hermes"\nthinking_format = "think"')
     with stack:
         yield stack
 
@@ -248,8 +248,8 @@ WEATHER: Any = {
     "name": "weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-THOUGHTS = LETTERS[:80]
-CITY = " ".join(["Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"] * 3)
+THOUGHTS = LETTERS[:40]
+CITY = " ".join(["Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"] * 2)
 """Long, so that the call takes a while after its beginning was seen."""
 CALLING = (
     f"<think>{THOUGHTS}</think>Let me see. "

@@ -236,13 +236,14 @@ def test_what_would_be_the_end_of_a_process_is_refused(form: Form) -> None:
 
 
 def test_what_takes_too_long_to_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a time, and not for good: a busy machine may have been the reason."""
+    """After so much of a processor's time, and at last by the clock; not for good: a busy machine may have been the reason."""
     form = Gbnf("root ::= r0\n" + "".join(f'r{rule} ::= "a" r{rule + 1}\n' for rule in range(6000)) + 'r6000 ::= "b"')
-    with monkeypatch.context() as patched:
-        patched.setattr(grammar, "SECONDS", 0.001)
-        for each in (form, Regex("soon read")):
+    for limit, seconds, forms in (("SECONDS", 0.3, [form]), ("PATIENCE", 0.001, [form, Regex("soon read")])):
+        monkeypatch.setattr(grammar, limit, seconds)
+        for each in forms:
             with pytest.raises(SamplingRefused, match="takes longer"):
                 check_constraint(Constraint(each))
+    monkeypatch.undo()
     check_constraint(Constraint(Regex("soon read")))
 
 

@@ -169,7 +169,7 @@ def test_what_nothing_makes_exact_is_refused(opens: Open, version: str) -> None:
 @pytest.mark.parametrize("version", ["1.2.0", *PAUSING])
 def test_the_self_test_finds_late_aborts_no_fault_of_the_logits(opens: Open, version: str) -> None:
     """So a seed is served."""
-    engine = opens(version, replace(slow_to_hear(60), profile=Profile(prefill_tps=4000, decode_tps=200)))
+    engine = opens(version, replace(slow_to_hear(60), profile=Profile(prefill_tps=1000, decode_tps=200)))
     assert engine.samples_on_host and engine.cache.reuse
     tokens = ask(engine, QUESTIONS[0])
     assert run(engine, tokens, 4, Sampling(**{**GREEDY, "seed": 1}))[0] == expected(tokens, 4)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -213,6 +214,21 @@ def test_reuse_without_counts_is_judged_by_time(bench: Bench) -> None:
     assert bench.tried(SimulatedModel(full_attention=False, profile=MEASURABLE), "1.2.0").reuse is False
 
 
+@pytest.mark.parametrize("slow", [1, 3], ids=["the first time", "the second time"])
+def test_a_busy_machine_hides_no_reuse(bench: Bench, monkeypatch: pytest.MonkeyPatch, slow: int) -> None:
+    """One reading that something else made slow tells nothing."""
+    real, calls = rkllm_self_test.SelfTester._ask, itertools.count()
+
+    def ask(tester: rkllm_self_test.SelfTester, tokens: list[int], count: int, **more: bool) -> Any:
+        answer = real(tester, tokens, count, **more)
+        if answer is None or next(calls) != slow:
+            return answer
+        return replace(answer, stats=replace(answer.stats, prefill_ms=1e4))
+
+    monkeypatch.setattr(rkllm_self_test.SelfTester, "_ask", ask)
+    assert bench.tried(SimulatedModel(profile=MEASURABLE), "1.2.0").reuse is True
+
+
 @pytest.mark.parametrize("version", ["1.2.3", "1.3.0"])
 def test_a_runtime_that_counts_what_it_reused(bench: Bench, version: str) -> None:
     """Is found out by its times; usage and the length of slices then come from what we know ourselves."""
@@ -303,8 +319,8 @@ def test_few_tokens_tell_of_reuse_where_there_is_no_time_for_many(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str, reuse: bool
 ) -> None:
     """By the runtime's counts, or by what each takes: reading fewer is quicker anyway."""
-    monkeypatch.setattr(rkllm, "SECONDS", 1.9)
-    model = SimulatedModel(full_attention=reuse, profile=Profile(prefill_tps=64, decode_tps=50))
+    monkeypatch.setattr(rkllm, "SECONDS", 2.6)
+    model = SimulatedModel(full_attention=reuse, profile=Profile(prefill_tps=48, decode_tps=50))
     assert bench.tried(model, version).reuse is reuse
 
 
