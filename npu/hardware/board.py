@@ -12,14 +12,12 @@ from pathlib import Path
 from npu.hardware.clocks import Clock, read_clocks
 from npu.hardware.cpu import read_big_cores, read_cores
 from npu.hardware.device import Npu, read_npu
-from npu.hardware.kernel import ROOT, exists, read
+from npu.hardware.kernel import ROOT, in_container, read
 from npu.hardware.memory import Memory, read_memory
 from npu.hardware.soc import Soc, find_soc, read_compatible
 from npu.hardware.thermal import Zone, read_zones
 from npu.hardware.throttling import read_throttled
 
-_CONTAINERS = (".dockerenv", "run/.containerenv", "run/systemd/container")
-"""What container runtimes leave in the file system they give."""
 _OPEN_FILES = re.compile(r"^Max open files\s+(\S+)\s+(\S+)", re.MULTILINE)
 
 
@@ -86,7 +84,7 @@ def read_board(root: Path = ROOT, soc: str | None = None) -> Board:
         zones=read_zones(root),
         throttled=read_throttled(root),
         open_files=_open_files(root),
-        container=any(exists(root / place) for place in _CONTAINERS),
+        container=in_container(root),
         # The link is the kernel's and always there; a container hides what it leads to.
         device_tree_hidden=not compatible and os.path.lexists(root / "proc/device-tree"),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path("/")
+_CONTAINERS = (".dockerenv", "run/.containerenv", "run/systemd/container")
+"""What container runtimes leave in the file system they give."""
 
 
 def read(path: Path) -> str:
@@ -36,3 +38,8 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def in_container(root: Path = ROOT) -> bool:
+    """Whether this process sees a container's file system."""
+    return any(exists(root / place) for place in _CONTAINERS)

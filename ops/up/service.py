@@ -378,8 +378,11 @@ def say(text: str) -> None:
 
 
 def _is_kept() -> bool:
-    """Whether what is said goes to a log that others read as well: a container's, systemd's journal, or a collector's."""
-    return not sys.stdout.isatty() or systemd.listens() or _json()
+    """Whether what is said goes to a log that others read as well: systemd's journal, a collector's, or that of a container,
+    which keeps what it shows on a terminal, too."""
+    from npu.hardware.kernel import in_container  # of npu, as in `start`
+
+    return not sys.stdout.isatty() or in_container() or systemd.listens() or _json()
 
 
 def _json() -> bool:

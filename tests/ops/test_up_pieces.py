@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from npu.hardware import kernel
 from ops.up import health, listen, lock, sharing, store
 from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
@@ -110,8 +111,14 @@ def test_a_log_keeps_no_token(
     token = access.shown()
     assert token is not None
     said = []
-    for terminal, systemd in ((True, ""), (True, "/nowhere"), (False, "")):
+    for terminal, container, systemd in (
+        (True, False, ""),
+        (True, False, "/nowhere"),
+        (True, True, ""),
+        (False, False, ""),
+    ):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(kernel, "in_container", lambda container=container: container)
         monkeypatch.setenv("NOTIFY_SOCKET", systemd)
         tell_how_to_join(access, "10.9.0.1", 6380)
         said.append(capsys.readouterr().out)
