@@ -23,15 +23,7 @@ from tasks.errors import (
     StorageFull,
     TasksError,
 )
-from tasks.events import (
-    Finished,
-    FinishReason,
-    Mark,
-    Queued,
-    Timings,
-    Usage,
-    encode_events,
-)
+from tasks.events import Finished, FinishReason, Mark, Queued, Timings, Usage, encode_events
 from tasks.job_records import JobRecords, fields
 from tasks.job_view import name_of
 from tasks.jobs import JobState, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
