@@ -56,5 +56,5 @@ def _runtime(settings: TaskSettings) -> str | None:
 def clients(url: str) -> str:
     """What to paste into clients, where the API is at `url`."""
     if ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback:
-        return "on this machine only; docs/security.md says how to let others in"
+        return "on this machine only; a key and --host 0.0.0.0 let others in (docs/security.md)"
     return f"Open WebUI {url}/v1, Home Assistant {url} (as Ollama)"
