@@ -177,8 +177,6 @@ def test_whoever_stops_watching_stops_nothing(stack: Stack) -> None:
         env=environment.for_child({}),
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # A shell that runs the tests in its background has them ignore Ctrl-C, and so their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert watching.stderr is not None
     assert b" of " in watching.stderr.readline()

@@ -25,7 +25,7 @@ from ops.cli.main import app
 from tasks import keys
 from tasks.jobs import Lane
 from tests.ops.bench_report import report, sample
-from tests.stack import Stack, eventually
+from tests.stack import LIMIT, Stack, eventually
 
 runner = CliRunner()
 
@@ -152,7 +152,7 @@ def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Pat
     # Three questions beforehand, and two turns, of which the second was sent when the first had ended.
     eventually(lambda: stack.redis.llen(keys.ENDED) == before + 5, what="two turns")
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=LIMIT)
     assert running.returncode == 130, err
     assert re.search("the [12] of 3 requests", err) and "Traceback" not in err
     assert "of prompts cached" in out

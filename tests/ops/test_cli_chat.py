@@ -62,8 +62,7 @@ class Terminal:
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-            # A shell that runs the tests in its background has them ignore Ctrl-C, and so their children.
-            preexec_fn=lambda: (signal.signal(signal.SIGINT, signal.SIG_DFL), _own_terminal()),  # type: ignore[arg-type]
+            preexec_fn=_own_terminal,
         )
         os.close(terminal)
         self.seen = b""
@@ -131,7 +130,6 @@ def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         assert running.stdout is not None
         assert running.stdout.read(3) == b"xxx"
