@@ -550,12 +550,17 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         board.agent._loading.load(model)
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
     roster.announce(client, Card(id="first", board="two", engine="echo"))
-    presence.breathe(client, presence.Presence(name="board:two", board="two"))
     with client.pubsub() as told:
         told.psubscribe(keys.control("*@one"))
         eventually(lambda: client.pubsub_numpat(), what="the subscription")
+        presence.breathe(client, presence.Presence(name="board:two", board="two"))
         client.hset(keys.DRAINED, "one", "0")
-        eventually(lambda: not board.agent._workers.living() and not board.agent._workers.leaving(), what="no worker")
+
+        def nobody() -> bool:
+            presence.breathe(client, presence.Presence(name="board:two", board="two"))
+            return not board.agent._workers.living() and not board.agent._workers.leaving()
+
+        eventually(nobody, what="no worker")
         words = iter(lambda: told.get_message(timeout=0.1), None)
         given_up = [bytes(word["channel"]) for word in words if word["data"] == b"move"]
     assert given_up == [keys.control("first@one").encode()]

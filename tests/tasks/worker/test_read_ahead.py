@@ -70,7 +70,9 @@ class Move:
         return self.one.view(self.job).events
 
     def begin(self) -> None:
-        """Tell board one that it is drained."""
+        """Tell board one that it is drained, while board two is there, if it is."""
+        if self.two.client.hexists(keys.PRESENCE, "board:two"):
+            breathe(self.two.client, Presence(name="board:two", board="two"))
         self.one.client.publish(keys.control(self.one.worker), "move")
 
     def until_let_go(self) -> None:
