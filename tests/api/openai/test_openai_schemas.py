@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,41 +9,12 @@ import pytest
 from api.body import check
 from api.errors import HttpProblem
 from api.openai.refusals import REFUSED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
-from api.openai.schemas import (
-    ChatCompletionBody,
-    CompletionBody,
-)
+from api.openai.schemas import ChatCompletionBody, CompletionBody
 from api.openai.translate import chat, completions
 from api.settings import ApiSettings
-from tasks.requests import (
-    ChatRequest,
-    CompletionRequest,
-    Grammar,
-    JsonObject,
-    JsonSchema,
-    Message,
-    Regex,
-    SamplingOptions,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from tasks.requests import CompletionRequest, Message, SamplingOptions
+from tests.api.openai.bodies import USER, chat_request, refusal
 from tests.api.scripted import Site
-
-USER = {"role": "user", "content": "Hi"}
-
-
-def refusal(shape: Any, body: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Parameter and code by which a body is refused."""
-    with pytest.raises(HttpProblem) as caught:
-        check(body, shape, ApiSettings())
-    assert caught.value.problem.status == 400
-    return caught.value.problem.param, caught.value.problem.code
-
-
-def chat_request(**fields: Any) -> ChatRequest:
-    """What a chat body with these fields asks for."""
-    return chat.to_request(check({"messages": [USER]} | fields, ChatCompletionBody, ApiSettings()))
 
 
 @pytest.mark.parametrize(
@@ -239,64 +209,6 @@ def test_logprobs_of_a_chat(fields: dict[str, Any], wish: int | None) -> None:
     assert chat.to_request(body).logprobs == wish
 
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-
-
-@pytest.mark.parametrize(
-    ("fields", "output"),
-    [
-        ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, JsonObject()),
-        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, JsonSchema(SCHEMA)),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
-            JsonSchema(SCHEMA),
-        ),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, JsonSchema({})),
-        ({"json_schema": SCHEMA}, JsonSchema(SCHEMA)),
-        ({"json_schema": {}}, None),
-        ({"grammar": 'root ::= "a"'}, Grammar('root ::= "a"', "gbnf")),
-        ({"grammar": ""}, None),
-        ({"guided_json": SCHEMA}, JsonSchema(SCHEMA)),
-        ({"guided_json": json.dumps(SCHEMA)}, JsonSchema(SCHEMA)),
-        ({"guided_regex": "[a-z]+"}, Regex("[a-z]+")),
-        ({"guided_choice": ["a.b", "c|d"]}, Regex(r"a\.b|c\|d")),
-        ({"guided_choice": []}, None),
-        ({"guided_grammar": 'start: "a"'}, Grammar('start: "a"', "lark")),
-        ({"guided_grammar": 'root ::= "a"'}, Grammar('root ::= "a"', "gbnf")),
-        ({"structured_outputs": {"json": SCHEMA}}, JsonSchema(SCHEMA)),
-        ({"structured_outputs": {"choice": ["a", "b"]}}, Regex("a|b")),
-        ({"structured_outputs": {"json_object": True}}, JsonObject()),
-        ({"structured_outputs": {}}, None),
-    ],
-    ids=str,
-)
-def test_what_the_answer_is_held_to(fields: dict[str, Any], output: object) -> None:
-    """In OpenAI's words, llama.cpp's and vLLM's, of chats and of plain completions."""
-    body = check({"messages": [USER], **fields}, ChatCompletionBody, ApiSettings())
-    assert chat.to_request(body).output == output
-    assert completions.to_request(check({"prompt": "x", **fields}, CompletionBody, ApiSettings())).output == output
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": {"type": "yaml"}}, "response_format.type"),
-        ({"guided_json": "{"}, "guided_json"),
-        ({"json_schema": {"const": 2**70}}, "json_schema"),
-        ({"guided_choice": [""]}, "guided_choice.0"),
-        ({"grammar": 'root ::= "a"', "guided_regex": "a"}, "guided_regex"),
-        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
-        ({"logprobs": 2, "echo": True}, "logprobs"),
-    ],
-    ids=str,
-)
-def test_a_format_that_says_nothing_or_two_things(fields: dict[str, Any], param: str) -> None:
-    """Is refused, and where it stands is told."""
-    assert refusal(CompletionBody, {"prompt": "x", **fields})[0] == param
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -471,120 +383,6 @@ def test_a_request_without_a_model_asks_for_the_default(place: Site) -> None:
     assert place.relay.calls[-1].model is None
     body = {"messages": [USER], "model": "org/tiny"}
     assert place.http.post("/v1/chat/completions", json=body).json()["model"] == "org/tiny"
-
-
-F: dict[str, Any] = {
-    "type": "function",
-    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
-}
-G: dict[str, Any] = {"function": {"name": "g"}}
-
-
-def test_tools_arrive() -> None:
-    """With all that was said of them."""
-    request = chat_request(tools=[F, G], parallel_tool_calls=False)
-    assert request.tools == (Tool("f", "d", {"type": "object"}, strict=True), Tool("g"))
-    assert (request.tool_choice, request.parallel_tool_calls) == (ToolChoice(), False)
-
-
-@pytest.mark.parametrize(
-    ("choice", "meant"),
-    [
-        ("none", ToolChoice("none")),
-        ("auto", ToolChoice()),
-        ("required", ToolChoice("required")),
-        ({"type": "function", "function": {"name": "g"}}, ToolChoice("required", ("g",))),
-        (
-            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [G]}},
-            ToolChoice("auto", ("g",)),
-        ),
-        (
-            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [F, G]}},
-            ToolChoice("required", ("f", "g")),
-        ),
-    ],
-)
-def test_a_choice_of_tools(choice: Any, meant: ToolChoice) -> None:
-    """In each of its shapes."""
-    assert chat_request(tools=[F, G], tool_choice=choice).tool_choice == meant
-
-
-@pytest.mark.parametrize(
-    ("choice", "meant"),
-    [("none", ToolChoice("none")), ("auto", ToolChoice()), ({"name": "g"}, ToolChoice("required", ("g",)))],
-)
-def test_functions_are_tools_in_older_words(choice: Any, meant: ToolChoice) -> None:
-    """One call in an answer, since there was room for no more."""
-    request = chat_request(functions=[F["function"], G["function"]], function_call=choice)
-    assert [tool.name for tool in request.tools] == ["f", "g"]
-    assert (request.tool_choice, request.parallel_tool_calls) == (meant, False)
-
-
-def test_calls_of_earlier_turns_arrive() -> None:
-    """In either form, with what was thought before."""
-    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    request = chat_request(
-        messages=[
-            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
-            {
-                "role": "assistant",
-                "tool_calls": [call | {"function": {"name": "f", "arguments": {"a": 1}}}],
-                "reasoning": "So.",
-            },
-            {"role": "assistant", "content": None, "function_call": {"name": "g", "arguments": "{}"}},
-        ]
-    )
-    assert [message.tool_calls for message in request.messages] == [
-        (ToolCall("c1", "f", "{}"),),
-        (ToolCall("c1", "f", '{"a":1}'),),
-        (ToolCall("call_function", "g", "{}"),),
-    ]
-    assert [message.reasoning for message in request.messages] == ["Hm.", "So.", None]
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "code"),
-    [
-        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "unsupported_parameter"),
-        ({"tools": [{"function": {"name": ""}}]}, "tools.0.function.name", "invalid_value"),
-        ({"tools": [{"function": {"name": "two words"}}]}, "tools.0.function.name", "invalid_value"),
-        ({"tools": [{"function": {}}]}, "tools.0.function.name", "missing_required_parameter"),
-        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing_required_parameter"),
-        (
-            {"tools": [{"function": {"name": "f", "parameters": {"a": 2**70}}}]},
-            "tools.0.function.parameters",
-            "invalid_value",
-        ),
-        ({"tools": [{"function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters", "invalid_type"),
-        ({"tools": [G] * 513}, "tools", "invalid_value"),
-        ({"tools": "f"}, "tools", "invalid_type"),
-        ({"tools": [F], "tool_choice": "some"}, "tool_choice", "invalid_value"),
-        ({"tools": [F], "tool_choice": {"type": "function"}}, "tool_choice.function", "missing_required_parameter"),
-        ({"tools": [F], "function_call": "required"}, "function_call", "invalid_value"),
-        ({"functions": [{"name": 3}]}, "functions.0.name", "invalid_type"),
-        ({"thinking_budget_tokens": -2}, "thinking_budget_tokens", "invalid_value"),
-    ],
-)
-def test_what_is_wrong_with_tools_is_named(fields: dict[str, Any], param: str, code: str) -> None:
-    """By its path."""
-    assert refusal(ChatCompletionBody, {"messages": [USER], **fields}) == (param, code)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tools": [F, F]}, "tools"),
-        ({"functions": [{"name": "f"}, {"name": "f"}]}, "functions"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [F], "tool_choice": G | {"type": "function"}}, "tool_choice"),
-        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
-    ],
-)
-def test_a_choice_of_what_is_not_there(fields: dict[str, Any], param: str) -> None:
-    """Is refused before anything waits."""
-    with pytest.raises(HttpProblem) as refused:
-        chat_request(**fields)
-    assert (refused.value.problem.param, refused.value.problem.status) == (param, 400)
 
 
 @pytest.mark.parametrize(
