@@ -62,7 +62,7 @@ def backup(data_dir: Path, settings_file: Path | None, target: Path) -> None:
         put_in_place(draft, target)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise BackupRefused(f"The backup {target} could not be written: {error}.") from error
+        raise BackupRefused(f"The backup {target} could not be written: {error.strerror or error}.") from error
 
 
 def restore(archive: Path, data_dir: Path) -> list[str]:

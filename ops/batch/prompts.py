@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Wishes:
 def format_of(name: str, said: str | None) -> str:
     """What an input is: as it was said, else by its name; what comes from a pipe is lines for the API. Raises `InputError`."""
     found = said or ("jsonl" if name == "-" else FORMATS.get(Path(name).suffix.lower()))
+    if os.path.isdir(name):
+        raise InputError(f"{name} is a folder. Name the file with the prompts.")
     if found is None or found not in FORMATS.values():
         raise InputError(f"What is in {name}? Say --format jsonl, csv or text.")
     return found

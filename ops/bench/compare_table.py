@@ -11,24 +11,35 @@ from rich.text import Text
 from ops.bench.compare import TOGETHER, Comparison, Row
 from ops.bench.model.markdown import NAMES, SETS, number
 
+NARROW, TINY = 100, 70
+"""Columns of a terminal below which the table has the changes without what they are of, and without their intervals, too."""
 
-def view(found: Comparison) -> Group:
-    """One table, and the verdict below it."""
+
+def view(found: Comparison, width: int = 200) -> Group:
+    """One table that fits into so many columns, and the verdict below it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("WHAT", "MEASURE", "BEFORE", "AFTER", "CHANGE", "95 % INTERVAL", ""):
-        table.add_column(name, justify="left" if name in ("WHAT", "MEASURE", "") else "right")
+    table.add_column("MEASURE", overflow="fold")
+    names = ("BEFORE", "AFTER", "CHANGE", "95 % INTERVAL")
+    kept = slice(2, 3) if width < TINY else slice(2, 4) if width < NARROW else slice(4)
+    for name in names[kept]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    title = ""
     for row in found.rows:
         what = SETS.get(row.set, row.set) + (f", {row.concurrency} at once" if row.concurrency > 1 else "")
+        if what != title:
+            table.add_row(Text(what, style="bold"))
+            title = what
         measure = "generation, all together" if row.measure == TOGETHER else NAMES[row.measure]
-        values = (number(row.before), number(row.after), _percent(row.change), _interval(row), row.verdict.value)
-        table.add_row(what, f"{measure}, {row.unit}", *values)
+        values = (number(row.before), number(row.after), _percent(row.change), _interval(row))
+        table.add_row(f"  {measure}, {row.unit}", *values[kept], row.verdict.value)
     return Group(Text(f"before  {found.before}\nafter   {found.after}\n"), table, *map(Text, _lines(found)))
 
 
 LEGEND = """
 The true change lies within the interval in 95 of 100 comparisons. By it a figure is
   better, worse  where it does not hold zero, and the change is at least 1 %
-  same           where all of it is within 3 % of zero, or the change is smaller than 1 %
+  same           where all of it is within 3 % of zero, or the change is below 1 %
   unclear        where the runs differ too much to tell"""
 """What the verdicts mean."""
 

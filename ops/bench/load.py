@@ -133,7 +133,8 @@ class Load:
         body = self._body({"messages": messages, "max_tokens": 1, "stream": False})
         reply = await self._http.post("/v1/chat/completions", json=body)
         if reply.status_code != 200:
-            raise LoadError(f"The service refuses a question ({reply.status_code}): {_message(reply.content)}")
+            mend = " The commands take it from ROCKCHIPLLAMA_SERVICE_KEY." if reply.status_code == 401 else ""
+            raise LoadError(f"The service refuses a question ({reply.status_code}): {_message(reply.content)}{mend}")
         return int(reply.json()["usage"]["prompt_tokens"])
 
     def _body(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _listed(as_json: bool) -> Iterator[Callable[[Report], None]]:
     if not as_json:
         from ops.bench.model.table import view
 
-        yield lambda report: _print(view(report))
+        yield lambda report: _print(lambda width: view(report, width))
         return
     import sys
 
@@ -156,12 +156,13 @@ def _listed(as_json: bool) -> Iterator[Callable[[Report], None]]:
         print("\n]" if before == "," else "[]")
 
 
-def _print(table: Group) -> None:
+def _print(view: Callable[[int], Group]) -> None:
     import sys
 
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(view(console.width))
 
 
 @app.command("compare")
@@ -189,7 +190,7 @@ def compare(
     else:
         from ops.bench.compare_table import view
 
-        _print(view(found))
+        _print(lambda width: view(found, width))
     raise typer.Exit(3 if found.verdict is Verdict.WORSE else 0)
 
 

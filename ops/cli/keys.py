@@ -54,6 +54,7 @@ def create(
     """Make a key and show it, once: only its digest is kept. From the first key on, clients need one. Items of batches are not
     limited."""
     import json
+    import sys
 
     from tasks.api_keys import Scope
 
@@ -61,11 +62,18 @@ def create(
     for word in scopes:
         if word not in set(Scope):
             raise typer.BadParameter(f"'{word}' is none; there are {', '.join(Scope)}.", param_hint="--scope")
-    key = _book(config, url, redis_url, data_dir).create_key(name, scopes, _limits(requests, tokens, jobs))
+    book = _book(config, url, redis_url, data_dir)
+    before = book.keys()
+    key = book.create_key(name, scopes, _limits(requests, tokens, jobs))
     if as_json:
         print(json.dumps(key))
     else:
         print(f"{key['key']}\n\nThis is shown once. '{key['name']}' ({key['id']}) may: {', '.join(key['scopes'])}.")
+    if not before:
+        print(
+            f"From now on clients need a key; commands take one from ROCKCHIPLLAMA_SERVICE_KEY.{_no_admin(scopes)}",
+            file=sys.stderr,
+        )
 
 
 @app.command("list")
@@ -130,6 +138,12 @@ def _book(config: Path | None, url: str | None, redis_url: str | None, data_dir:
     from ops.cli.key_book import InRedis
 
     return InRedis()
+
+
+def _no_admin(scopes: list[str]) -> str:
+    if "admin" in scopes:
+        return ""
+    return " This one lets them change nothing: `keys create NAME --scope admin` on the service's machine makes one that does."
 
 
 def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -163,7 +164,7 @@ def list_models(
     from tasks.settings import TaskSettings
 
     settings = load(TaskSettings)
-    catalog, setup = find_models(settings.models_dir), setup_of(settings)
+    catalog, setup = find_models(_there(settings.models_dir)), setup_of(settings)
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     for model in catalog.models:
@@ -202,6 +203,15 @@ def list_models(
         print(sentence, file=sys.stderr)
 
 
+def _there(folder: Path) -> Path:
+    """The models folder. Raises `CommandFailed` where there is none: it is not one without models."""
+    from tasks.errors import CommandFailed
+
+    if not folder.is_dir():
+        raise CommandFailed("disk", f"The models folder {folder} is not there. --models-dir names another.")
+    return folder
+
+
 @app.command()
 def du(
     as_json: options.AsJson = False,
@@ -218,7 +228,7 @@ def du(
     from tasks.errors import CommandFailed
     from tasks.settings import TaskSettings
 
-    folder = load(TaskSettings).models_dir
+    folder = _there(load(TaskSettings).models_dir)
     # Those that were made from another have its weights.
     taken = {model.id: model.size_bytes or 0 for model in find_models(folder).models if not model.base}
     try:
@@ -253,7 +263,7 @@ def prune(
     from tasks.errors import CommandFailed
     from tasks.settings import TaskSettings
 
-    folder = load(TaskSettings).models_dir
+    folder = _there(load(TaskSettings).models_dir)
     try:
         found = (leftovers if dry_run else prune_folder)(folder, older * 3600)
     except OSError as error:

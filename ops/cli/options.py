@@ -55,7 +55,7 @@ def hand_on(context: typer.Context) -> None:
         if source is None or source.name != "COMMANDLINE":
             continue
         if each.name not in known:
-            raise typer.BadParameter(f"`{context.info_name} {name}` does not know it.", param_hint=each.opts[0])
+            context.fail(f"{each.opts[0]} is no option of `{context.info_name} {name}`.")
         given[each.name or ""] = context.params[each.name or ""]
     context.default_map = {name: given}
 

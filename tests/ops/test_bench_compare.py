@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ops.bench.compare import Comparison, NotComparable, Verdict, compare, interval, judge
@@ -15,6 +17,7 @@ from ops.bench.compare_table import view
 from ops.bench.model.checks import Verdict as Check
 from ops.bench.model.report import Report, dumped
 from ops.bench.model.sample import Sample
+from ops.bench.model.table import view as measured
 from ops.cli.main import app
 from tests.ops.bench_report import report, sample
 
@@ -154,6 +157,17 @@ def test_a_report_beside_itself_has_not_changed(tmp_path: Path) -> None:
     assert said.exit_code == 0 and "the same measurement: nothing changed" in said.stdout
     assert "All in all: same" in said.stdout and " unclear\n" not in said.stdout
     assert "  unclear        where the runs differ too much to tell\n" in said.stdout
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_tables_name_each_figure_however_narrow(width: int) -> None:
+    """Less figures rather than nameless ones, and no line is cut off."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(view(compare(report(timed(30)), report(timed(28, seed=2))), width))
+    console.print(measured(report(timed(30)), width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the one above
+    assert "…" not in shown and shown.count("Short prompts") == 3 and shown.count("  first token, ms ") == 2
+    assert max(map(len, shown.splitlines())) <= width
 
 
 def test_the_command_tells_scripts_by_its_exit_code(tmp_path: Path) -> None:

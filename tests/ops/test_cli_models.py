@@ -18,6 +18,7 @@ from ops import environment
 from ops.cli import models
 from ops.pull_progress import show
 from tasks.commands import PullProgress, PullStep
+from tasks.errors import CommandFailed
 from tests.fakes.hub import Fault, Hub, Repo
 
 REPO = "people/Tiny-1B-GGUF"
@@ -125,6 +126,14 @@ def test_the_disk_is_told_to_the_byte(hub: Hub, tmp_path: Path) -> None:
     found = json.loads(run(hub, tmp_path, "du", "--json").stdout)
     assert found["models"]["tiny-1b"] == found["bytes"] == len(WEIGHTS) and found["free"] > 0
     assert "in all" in run(hub, tmp_path, "du").stdout
+
+
+def test_a_folder_that_is_not_there_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever mistyped it is not told that all is well."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_MODELS_DIR", str(tmp_path / "none"))
+    for command in (models.list_models, models.du, models.prune):
+        with pytest.raises(CommandFailed, match="is not there"):
+            command()
 
 
 def test_a_model_made_from_another_has_no_size_of_its_own(

@@ -12,16 +12,27 @@ from ops.bench.model.report import Report
 SHOWN = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "client_tokens_per_s", "memory_mb")
 
 
-def view(report: Report) -> Group:
-    """One table, and what to say of it."""
+NARROW, TINY = 100, 64
+"""Columns of a terminal below which the table has fewer figures."""
+
+
+def view(report: Report, width: int = 200) -> Group:
+    """One table that fits into so many columns, and what to say of it."""
+    figures = {"N": "samples", "MEAN": "mean", "MEDIAN": "median", "MIN": "min", "MAX": "max", "P95": "p95"}
+    kept = ("MEDIAN", "P95") if width < TINY else ("N", "MEAN", "MEDIAN", "P95") if width < NARROW else tuple(figures)
     table = Table(box=None, pad_edge=False, header_style="bold", title=Text(report.model.id), title_justify="left")
-    for name in ("WHAT", "MEASURE", "N", "MEAN", "MEDIAN", "MIN", "MAX", "P95"):
-        table.add_column(name, justify="left" if name in ("WHAT", "MEASURE") else "right", no_wrap=name != "MEASURE")
+    table.add_column("MEASURE", overflow="fold")
+    for name in kept:
+        table.add_column(name, justify="right", no_wrap=True)
+    before = ""
     for row in report.summary:
         if row.measure in SHOWN:
             what = SETS[row.set] + (f", {row.concurrency} at once" if row.concurrency > 1 else "")
-            values = (row.mean, row.median, row.min, row.max, row.p95)
-            table.add_row(what, f"{NAMES[row.measure]}, {row.unit}", str(row.samples), *map(number, values))
+            if what != before:
+                table.add_row(Text(what, style="bold"))
+                before = what
+            values = (number(getattr(row, figures[name])) for name in kept)
+            table.add_row(f"  {NAMES[row.measure]}, {row.unit}", *values)
     parts: list[Table | Text] = [table, Text()]
     for level in sorted({each.concurrency for each in report.rounds}):
         rates = [each.tokens_per_s for each in report.rounds if each.concurrency == level]
