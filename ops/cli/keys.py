@@ -71,7 +71,7 @@ def create(
         print(f"{key['key']}\n\nThis is shown once. '{key['name']}' ({key['id']}) may: {', '.join(key['scopes'])}.")
     if not before:
         print(
-            f"From now on clients need a key; commands take one from ROCKCHIPLLAMA_SERVICE_KEY.{_no_admin(scopes)}",
+            f"Clients need a key now; commands take one from ROCKCHIPLLAMA_SERVICE_KEY.{_no_admin(scopes)}",
             file=sys.stderr,
         )
 
