@@ -19,10 +19,11 @@ from ops.bench.model.markdown import fenced, markdown
 from ops.bench.model.plots import svg
 from ops.bench.model.prompts import Asked, PromptsRefused, read_prompts
 from ops.bench.model.report import SCHEMA, ReportUnreadable, dumped, read_report, schema
-from ops.bench.model.run import exit_code, file_name, write
+from ops.bench.model.run import _progress, exit_code, file_name, write
 from ops.bench.model.sample import Asker, Place
 from ops.service import Service
 from tests.ops.bench_report import report, sample
+from tests.ops.terminal import seen
 
 QUALITY = {asked.id: asked for asked in read_prompts().quality}
 GOOD = {
@@ -206,6 +207,17 @@ def test_invalid_figures_have_an_exit_code_and_stand_at_the_top() -> None:
     assert (exit_code([good]), exit_code([good, hot])) == (0, 3)
     page = markdown(hot, None)
     assert "**The figures do not count:**\n\n- Heat slowed b down." in page
+
+
+def test_a_terminal_sees_how_far_a_measurement_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which set it is at, and how many answers of how many are there."""
+
+    def work() -> None:
+        with _progress("qwen", 4) as show:
+            show("long_context", 3)
+
+    shown = seen(monkeypatch, work)
+    assert "\x1b[" in shown and "qwen: long context" in shown and "3/4" in shown
 
 
 def test_answers_cannot_break_the_page() -> None:

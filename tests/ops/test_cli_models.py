@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ from ops.pull_progress import show
 from tasks.commands import PullProgress, PullStep
 from tasks.errors import CommandFailed
 from tests.fakes.hub import Fault, Hub, Repo
+from tests.ops.terminal import seen
 
 REPO = "people/Tiny-1B-GGUF"
 WEIGHTS = b"GGUF" + bytes(100_000)
@@ -77,19 +75,10 @@ def test_models_are_recommended(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_terminal_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the file, how much of it is there, and of how much."""
-    main, terminal = pty.openpty()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
     told = partial(PullProgress, pull="p", model="m", step=PullStep.FETCHING, file="weights.gguf", total=10_000_000)
-    with os.fdopen(terminal, "w") as stderr:
-        monkeypatch.setattr(sys, "stderr", stderr)
-        show([told(number=1, completed=0), told(number=2, completed=5_000_000)], as_json=False)
-    seen = b""
-    with contextlib.suppress(OSError):  # that is how the end of a terminal reads
-        while more := os.read(main, 65536):
-            seen += more
-    os.close(main)
-    assert b"\x1b[" in seen and b"weights.gguf" in seen and b"5.0/10.0 MB" in seen
+    steps = [told(number=1, completed=0), told(number=2, completed=5_000_000)]
+    shown = seen(monkeypatch, lambda: show(steps, as_json=False))
+    assert "\x1b[" in shown and "weights.gguf" in shown and "5.0/10.0 MB" in shown
 
 
 def test_a_program_reads_each_step(hub: Hub, tmp_path: Path) -> None:
