@@ -117,7 +117,7 @@ class Agent:
         self._inventory = Inventory(settings.models_dir, pulls, self._announced.look_again)
         self._runtimes = Runtimes(
             *(settings, self._setup, lambda: self._announced.catalog, self._workers),
-            *(self._loading.fitting, self._loading.load, GRACE),
+            *(self._loading.fitting, self._loading.load, self._loading.room_for_trial, GRACE),
         )
         self._runtime: presence.Runtime | None = None
         self._breathing = threading.Lock()

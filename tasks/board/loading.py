@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import redis
 
 from npu.engines import Facts, Setup, describe
-from npu.errors import ModelRefused
+from npu.errors import ModelRefused, OutOfMemory
 from npu.model import LoadWhen, Model
 from tasks import keys, worker_lock
 from tasks.board.announced import Announced
@@ -146,7 +147,7 @@ class Loading:
                 if not in_place:
                     raise self._room.refusal(model, needed, domains)
                 giving_way = self._turns.giving_way(model.id, waited) if waited is not None else {}
-                for other in self._room.in_the_way(model, needed, domains, giving_way):
+                for other in self._in_the_way(model, needed, domains, giving_way):
                     log.info("%s is unloaded to make room for %s", other, model.id)
                     patience = 0.0
                     if other in giving_way:
@@ -165,6 +166,34 @@ class Loading:
                 self._turns.next = None
             self._start_further(model, facts)
         self._to_load.add(model.id)
+
+    def _in_the_way(self, model: Model, needed: int, domains: Sequence[int], giving_way: Collection[str]) -> list[str]:
+        try:
+            return self._room.in_the_way(model, needed, domains, giving_way)
+        except NoRoomYet:
+            raise
+        except OutOfMemory as error:
+            if self._changing():  # a trial takes memory that will be free again
+                raise NoRoomYet(
+                    f"A runtime is being tried on this board, and whether there is room for '{model.id}' is seen after that."
+                ) from error
+            raise
+
+    @contextmanager
+    def room_for_trial(self, model: Model, setup: Setup) -> Iterator[None]:
+        """Memory for `model` beside what is loaded, without a worker, within the block; what is being unloaded is waited for.
+        Raises `OutOfMemory` with the figures where there is none, and `ModelRefused`."""
+        needed = describe(model, setup).memory_bytes
+        with ExitStack() as held:
+            while True:
+                with self.fitting:
+                    if self._unparking.until(lambda parked: self._room.fits(needed, given_back=parked)):
+                        held.enter_context(self._workers.set_aside(needed))
+                        break
+                    refusal = self._room.refusal(model, needed)
+                if not self._workers.held_by_leaving() or self._leaving.wait(0.1):
+                    raise refusal
+            yield
 
     def _start_further(self, model: Model, facts: Facts) -> None:
         """Have as many workers of a model as its manifest says, as far as they fit beside all that is loaded."""

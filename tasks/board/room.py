@@ -130,7 +130,8 @@ class Room:
 
     def _taken(self, once_more: str | None = None) -> bool:
         """Whether a model is here beside which there may be no other."""
-        return self._single_model and bool((self._workers.sizes().keys() | self._workers.leaving()) - {once_more})
+        others = (self._workers.sizes().keys() | self._workers.leaving()) - {once_more}
+        return self._single_model and bool(others or self._workers.aside())
 
     def _free(self, memory: Memory) -> int:
         budget = model_memory(memory.total, self._settings)

@@ -6,6 +6,9 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 
 from npu.catalog import Catalog
 from npu.engines import Setup
@@ -27,7 +30,8 @@ ENGINE = "rkllm"
 
 
 class Runtimes:
-    """`fitting` is held by whoever loads a model; `load` has one loaded again. Usable from any thread."""
+    """`fitting` is held by whoever loads a model; `load` has one loaded again, and `room` holds the memory for a trial, or raises
+    `ModelRefused`. Usable from any thread."""
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Runtimes:
         workers: Workers,
         fitting: threading.Lock,
         load: Callable[[Model], object],
+        room: Callable[[Model, Setup], AbstractContextManager[None]],
         grace: float,
     ) -> None:
         """Workers that are stopped get `grace` seconds, that for their job in hand included."""
@@ -46,6 +51,7 @@ class Runtimes:
         self._workers = workers
         self._fitting = fitting
         self._load = load
+        self._room = room
         self._grace = grace
         self._one = threading.Lock()
         self._seen: tuple[list[str], dict[str, str], str | None] = ([], {}, None)
@@ -110,17 +116,12 @@ class Runtimes:
             tried = asked or loaded or self._smallest()
             for model in tried:
                 log.info("trying %s with the runtime %s", model.id, version)
-                self._setup.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-                trial = try_out(model, self._settings.models_dir, library, version, self._setup)
-                if trial.problem:
+                problem = self._problem(model, library, version)
+                if problem:
                     log.error(
-                        "the runtime stays %s, for %s is not usable with %s: %s",
-                        before,
-                        model.id,
-                        version,
-                        trial.problem,
+                        "the runtime stays %s, for %s is not usable with %s: %s", before, model.id, version, problem
                     )
-                    raise _refused(f"It stays with {before or 'what it had'}: tried with {version}, {trial.problem}")
+                    raise _refused(f"It stays with {before or 'what it had'}: tried with {version}, {problem}")
             choose(fetched, version)
             log.info("the runtime is %s from now on, and was %s", version, before)
         finally:
@@ -132,6 +133,15 @@ class Runtimes:
                 except (ModelRefused, OSError) as error:
                     log.warning("%s was loaded before, and was not loaded again: %s", model.id, error)
         return RuntimeUsed(version=version, before=before, tried=tuple(model.id for model in tried))
+
+    def _problem(self, model: Model, library: Path, version: str) -> str:
+        """Why the model cannot be used with that release; empty when it can."""
+        self._setup.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with self._room(model, replace(self._setup, rkllm_library=str(library), rkllm_version=version)):
+                return try_out(model, self._settings.models_dir, library, version, self._setup).problem
+        except ModelRefused as error:
+            return str(error)
 
     def _now(self) -> str:
         try:
@@ -146,8 +156,10 @@ class Runtimes:
             return [model for model in self._models() if self._workers.has(model.id)]
 
     def _stop(self, models: list[Model]) -> None:
+        """Return once the NPU has no model, those included that were leaving already."""
         with ThreadPoolExecutor(max(1, len(models))) as pool:
             list(pool.map(lambda model: self._workers.stop(model.id, self._grace), models))
+        self._workers.await_leaving(ENGINE)
 
     def _models(self) -> list[Model]:
         return [model for model in self._catalog().models if model.engine == ENGINE]

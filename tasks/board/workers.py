@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,8 @@ class Workers:
     """Workers that were told to stop and still live. Their successors start after them."""
     _held: dict[str, WorkerChild | None] = field(default_factory=dict)
     """What is known of those, who hold their memory until they are gone; None of one that another agent left."""
+    _aside: int = 0
+    """Bytes of memory that something other than a worker takes."""
     _ended: set[str] = field(default_factory=set)
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -185,9 +188,25 @@ class Workers:
             return sorted(name for name in {*self._children, *self._leaving} if model_of(name) == model_id)
 
     def reserved(self) -> int:
-        """Bytes of memory that the models of all workers were estimated at, leaving ones included."""
+        """Bytes of memory that the models of all workers were estimated at, leaving ones included, and what is set aside."""
         with self._lock:
-            return sum(child.memory_bytes for child in (*self._children.values(), *self._holding()))
+            return self._aside + sum(child.memory_bytes for child in (*self._children.values(), *self._holding()))
+
+    @contextmanager
+    def set_aside(self, memory_bytes: int) -> Iterator[None]:
+        """Count that memory as taken within the block."""
+        with self._lock:
+            self._aside += memory_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._aside -= memory_bytes
+
+    def aside(self) -> int:
+        """Bytes that are set aside."""
+        with self._lock:
+            return self._aside
 
     def held_by_leaving(self) -> int:
         """Bytes of it that will be free once those are gone that were told to stop."""
@@ -229,6 +248,15 @@ class Workers:
         """The models whose workers were told to stop and still have their memory. A successor starts when that is free."""
         with self._lock:
             return set(map(model_of, self._leaving))
+
+    def await_leaving(self, engine: str) -> None:
+        """Return once no worker of that engine is left that was told to stop; one that another agent left may be of any."""
+        while True:
+            with self._lock:
+                held = [child for child in self._held.values() if child is None or child.model.engine == engine]
+            if not held:
+                return
+            time.sleep(0.05)
 
     def note(self, model_id: str) -> str | None:
         """What to tell people about a worker that keeps dying; None when all is well."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -195,6 +196,43 @@ def test_jobs_wait_for_a_change_of_the_runtime(board: Board, tmp_path: Path) -> 
     board.agent._runtimes.changing = False
     board.agent._loading.load(npu)
     assert board.loaded() == {"tiny", "small"}
+
+
+def trial(board: Board, name: str) -> AbstractContextManager[None]:
+    agent = board.agent
+    return agent._loading.room_for_trial(board.models[name], agent._setup)
+
+
+def test_a_trial_of_a_runtime_has_memory_of_its_own(board: Board) -> None:
+    """Others are loaded beside it where there is room, and wait for its end where not: it is no model that could be unloaded."""
+    board.agent._runtimes.changing = True
+    with trial(board, "large"):
+        assert board.agent._room.budget()[1] == int(2.5 * GIB)
+        board.agent._loading.load_in_place(board.models["middle"])
+        with pytest.raises(NoRoomYet, match="runtime is being tried"):
+            board.agent._loading.load_in_place(board.models["huge"])
+    board.agent._runtimes.changing = False
+    assert board.agent._room.budget()[1] == 4 * GIB
+    with pytest.raises(OutOfMemory, match="5120 MiB with its context"), trial(board, "huge"):
+        raise AssertionError
+
+
+def test_a_trial_waits_for_what_is_being_unloaded(board: Board) -> None:
+    """Its memory is as good as free."""
+    board.has("large", "middle")
+    board.agent._workers.stop_behind("large", LIMIT, lambda: None)
+    with trial(board, "large"):
+        assert board.loaded() == {"middle"} and not board.agent._workers.leaving()
+
+
+@pytest.mark.parametrize("single_model", [True])
+def test_a_trial_is_the_one_model_of_a_small_board(board: Board) -> None:
+    """While it lasts, and only where there is no other."""
+    with trial(board, "tiny"), pytest.raises(NoRoomYet):
+        board.agent._loading.load_in_place(board.models["small"])
+    board.agent._loading.load_in_place(board.models["small"])
+    with pytest.raises(OutOfMemory, match="one model at a time, and that is small"), trial(board, "tiny"):
+        raise AssertionError
 
 
 def test_what_can_never_fit_unloads_nothing(board: Board) -> None:

@@ -6,13 +6,16 @@ import platform
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from npu.catalog import Catalog
+from npu.engines import Setup
 from npu.engines.rkllm_library import library_of
 from npu.engines.rkllm_trial import Trial
+from npu.errors import OutOfMemory
 from npu.model import Model
 from npu.rkllm.evidence import NAME
 from npu.rkllm.installed import chosen
@@ -26,6 +29,7 @@ from tasks.presence import Runtime
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings
 from tests.simulators import SIMULATORS
+from tests.stack import LIMIT, eventually
 
 
 class Board:
@@ -46,6 +50,9 @@ class Board:
             self.workers.start(model, 0)
         self.tried: list[str] = []
         self.problems: dict[str, str] = {}
+        self.too_large: set[str] = set()
+        self.held: tuple[str, str] | None = None
+        """The model whose trial has memory of its own, and the release."""
         self.during: threading.Event | None = None
         self.loaded: list[tuple[str, str | None]] = []
         """What was loaded again, and which release was chosen by then."""
@@ -54,8 +61,16 @@ class Board:
         monkeypatch.setattr(module, "try_out", self._try_out)
 
     def made(self, settings: TaskSettings) -> Runtimes:
-        fixed = (lambda: self.catalog, self.workers, self.fitting, self._load)
+        fixed = (lambda: self.catalog, self.workers, self.fitting, self._load, self._room)
         return Runtimes(settings, setup_of(settings), *fixed, grace=10.0)
+
+    @contextmanager
+    def _room(self, model: Model, setup: Setup) -> Iterator[None]:
+        if model.id in self.too_large:
+            raise OutOfMemory(f"{model.id} needs 7 MiB")
+        self.held = (model.id, setup.rkllm_version)
+        yield
+        self.held = None
 
     def _load(self, model: Model) -> None:
         assert not self.runtimes.changing
@@ -64,6 +79,7 @@ class Board:
     def _try_out(self, model: Model, models_dir: Path, library: Path, version: str, setup: object) -> Trial:
         assert self.runtimes.changing and not self.workers.has("large") and self.workers.has("echo")
         assert library.parts[-3] == version
+        assert self.held == (model.id, version) and self.workers.leaving() == set()
         self.tried.append(model.id)
         if self.during is not None:
             assert self.during.wait(60)
@@ -102,6 +118,28 @@ def test_one_that_will_not_do_changes_nothing(board: Board) -> None:
     board.problems["large"] = "large says nonsense"
     assert "stays with 1.3.0" in (why := refusal(board, UseRuntime("1.2.3"))) and "large says nonsense" in why
     assert board.loaded == [("large", None)] and board.version() == "1.3.0"
+
+
+def test_one_that_there_is_no_room_to_try_changes_nothing(board: Board) -> None:
+    """The refusal has the figures."""
+    board.too_large.add("large")
+    assert "stays with 1.3.0" in (why := refusal(board, UseRuntime("1.2.3"))) and "large needs 7 MiB" in why
+    assert board.loaded == [("large", None)] and board.tried == []
+
+
+def test_a_model_that_leaves_the_npu_is_waited_for(board: Board, tmp_path: Path) -> None:
+    """Its job in hand may go on for a while, and what is tried would find no memory beside it."""
+    board.workers.stop("large", 10.0)
+    ready, gone = tmp_path / "ready", tmp_path / "gone"
+    stays = f"trap '' TERM; touch {ready}; until [ -e {gone} ]; do sleep 0.1; done"
+    board.workers.command = lambda _: ["/bin/sh", "-c", stays]
+    board.workers.start(board.catalog.models[1], 0)
+    eventually(ready.exists, what="a worker that takes its time")
+    board.workers.stop_behind("large", LIMIT, lambda: None)
+    changing = threading.Thread(target=lambda: eventually(lambda: board.runtimes.changing) and gone.touch())
+    changing.start()
+    assert board.runtimes.use(UseRuntime("1.2.3")).tried == ("small",)
+    changing.join()
 
 
 def test_where_nothing_is_loaded_the_smallest_is_tried(board: Board) -> None:
