@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.stack import Stack
+from tests.stack import LIMIT, Stack
 
 
 @pytest.fixture(scope="module")
@@ -36,4 +36,4 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture
 def openai_client(stack: Stack) -> openai.OpenAI:
     """The official client, as its users configure it."""
-    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=LIMIT)

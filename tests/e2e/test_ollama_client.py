@@ -15,7 +15,7 @@ import ollama
 import pytest
 
 from tests.npu.tiny_model import SPM_BYTES, UNKNOWN, tiny_model
-from tests.stack import Stack, eventually
+from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[ollama.Client]:
-    with ollama.Client(host=stack.url, timeout=60) as client:
+    with ollama.Client(host=stack.url, timeout=LIMIT) as client:
         yield client
 
 
@@ -69,11 +69,11 @@ def test_a_conversation_that_does_not_fit(stack: Stack) -> None:
         turn for number in range(20) for turn in (ask(f"{number:02}" * 10)[0], {"role": "assistant", "content": "y"})
     ]
     body = {"model": "echo", "messages": [*turns, *ask("the last")], "stream": False, "options": {"num_ctx": 200}}
-    reply = httpx.post(stack.url + "/api/chat", json=body, timeout=60).json()
+    reply = httpx.post(stack.url + "/api/chat", json=body, timeout=LIMIT).json()
     assert "the last" in reply["message"]["content"]
     assert reply["prompt_truncated_count"] > 100
     assert reply["prompt_eval_count"] <= 200
-    refused = httpx.post(stack.url + "/api/chat", json=body | {"truncate": False}, timeout=60)
+    refused = httpx.post(stack.url + "/api/chat", json=body | {"truncate": False}, timeout=LIMIT)
     assert refused.status_code == 400
     assert "200" in refused.json()["error"]
 
@@ -153,9 +153,9 @@ def test_a_gap_is_filled(client: ollama.Client, stack: Stack) -> None:
     assert (reply.response, reply.prompt_eval_count) == ("behind", len("beforebehind") + 4)
     url = stack.url + "/v1/completions"
     body = {"model": "filler", "prompt": "before", "suffix": "behind"}
-    assert httpx.post(url, json=body, timeout=60).json()["choices"][0]["text"] == "behind"
+    assert httpx.post(url, json=body, timeout=LIMIT).json()["choices"][0]["text"] == "behind"
     for path in ("/v1/completions", "/api/generate"):
-        refused = httpx.post(stack.url + path, json=body | {"model": "echo"}, timeout=60)
+        refused = httpx.post(stack.url + path, json=body | {"model": "echo"}, timeout=LIMIT)
         assert "suffix cannot be honoured: 'echo' has no fill-in-the-middle tokens" in refused.text
         assert refused.status_code == 400
 
@@ -228,7 +228,7 @@ def test_a_model_stays_as_long_as_was_asked(client: ollama.Client) -> None:
 
 def test_an_administrator_loads_and_unloads_a_model(stack: Stack, client: ollama.Client) -> None:
     """On a board, waiting for it; what is told of it then is what was asked."""
-    with httpx.Client(base_url=stack.url, timeout=60) as http:
+    with httpx.Client(base_url=stack.url, timeout=LIMIT) as http:
         client.generate("echo", keep_alive=0)
         assert http.get("/v1/models/loaded?model=echo").json()["data"] == []
         asked = {"model": "echo", "board": "test-board", "keep_alive": "-1s", "wait": True}
@@ -240,7 +240,7 @@ def test_an_administrator_loads_and_unloads_a_model(stack: Stack, client: ollama
             return entry if entry["pinned"] else None
 
         entry = eventually(told, what="the board's breath")
-        assert abs(entry["since"] - time.time()) < 60 and entry["memory_bytes"] > 0
+        assert abs(entry["since"] - time.time()) < LIMIT and entry["memory_bytes"] > 0
         assert (entry["state"], entry["until"], entry["problem"]) == ("loaded", None, None)
         [place] = next(each for each in http.get("/v1/models/available").json()["data"] if each["id"] == "echo")[
             "boards"

@@ -149,10 +149,13 @@ def test_a_load_that_is_stopped_tells_what_had_ended(stack: Stack, tmp_path: Pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Three questions beforehand, and two turns, of which the second was sent when the first had ended.
-    eventually(lambda: stack.redis.llen(keys.ENDED) == before + 5, what="two turns")
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=LIMIT)
+    try:
+        # Three questions beforehand, and two turns, of which the second was sent when the first had ended.
+        eventually(lambda: stack.redis.llen(keys.ENDED) == before + 5, what="two turns")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=LIMIT)
+    finally:
+        running.kill()
     assert running.returncode == 130, err
     assert re.search("the [12] of 3 requests", err) and "Traceback" not in err
     assert "of prompts cached" in out
