@@ -32,7 +32,7 @@ class InRedis:
         self._client = _connect()
 
     def keys(self) -> list[dict[str, Any]]:
-        """All of them, by name."""
+        """All of them."""
         from tasks import api_keys
 
         return [_shown(key) for key in api_keys.listing(self._client)]
@@ -87,6 +87,7 @@ def _shown(key: object) -> dict[str, Any]:
 
     assert isinstance(key, ApiKey)
     return {
+        "object": "key",
         "id": key.id,
         "name": key.name,
         "scopes": sorted(key.scopes),

@@ -84,11 +84,11 @@ def list_keys(
     data_dir: options.DataDir = None,
     config: options.Config = None,
 ) -> None:
-    """List the keys that were made; those in ROCKCHIPLLAMA_API_KEYS are not among them."""
+    """List the keys that were made, by name; those in ROCKCHIPLLAMA_API_KEYS are not among them."""
     import json
     import time
 
-    found = _book(config, url, redis_url, data_dir).keys()
+    found = sorted(_book(config, url, redis_url, data_dir).keys(), key=lambda key: key["name"])
     if as_json:
         print(json.dumps(found))
         return

@@ -27,6 +27,7 @@ def test_a_key_is_made_listed_and_revoked(client: redis.Redis, valkey_url: str) 
     made = run("create", "open-webui", "--scope", "inference", "--scope", "admin", "--json", url=valkey_url)
     shown = json.loads(made.stdout)
     assert shown["key"].startswith("rl-") and shown["scopes"] == ["admin", "inference"]
+    assert shown.keys() == {"object", "id", "name", "scopes", "created", "limits", "key"}  # as /v1/keys tells it
     listed = run("list", url=valkey_url).stdout
     assert "open-webui" in listed and shown["id"] in listed and shown["key"] not in listed
     assert "opens nothing any more" in run("revoke", "open-webui", url=valkey_url).stdout
