@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.scripted import (
-    RequestLines,
+from tests.api.scripted import hello
+from tests.api.scripted_services import (
     ScriptedBoards,
     ScriptedCommander,
     ScriptedJobs,
@@ -17,10 +17,8 @@ from tests.api.scripted import (
     ScriptedRoster,
     ScriptedShelf,
     ScriptedTexts,
-    Site,
-    hello,
-    site,
 )
+from tests.api.site import RequestLines, Site, site
 
 
 @pytest.fixture(scope="session")

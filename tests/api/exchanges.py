@@ -27,7 +27,8 @@ from tasks.events import (
     ToolCallStarted,
     Usage,
 )
-from tests.api.scripted import CARD, TINY, Site, Step, site
+from tests.api.scripted import CARD, TINY, Step
+from tests.api.site import Site, site
 
 HEADERS = (
     *("content-type", "retry-after", "x-should-retry", "x-queue-position", "x-job-id", "allow"),

@@ -23,7 +23,9 @@ from tasks.events import (
 )
 from tasks.jobs import JobState, Lane
 from tasks.requests import ChatRequest
-from tests.api.scripted import CANCELLED, END, JOB, Site, view
+from tests.api.scripted import CANCELLED, END, JOB
+from tests.api.scripted_services import view
+from tests.api.site import Site
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 SAID: tuple[Event, ...] = (

@@ -12,7 +12,7 @@ from api.auth import ALLOWED, OWNER, Auth, BindRefused, check_bind
 from api.client_address import ClientAddress
 from api.settings import ApiSettings
 from tasks.api_keys import Scope
-from tests.api.scripted import Site, site
+from tests.api.site import Site, site
 
 
 @pytest.fixture(scope="module")

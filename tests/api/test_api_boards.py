@@ -10,7 +10,7 @@ from tasks.api_keys import Scope
 from tasks.commands import AWAY, BUSY, CommandCode, RuntimeUsed, UseRuntime
 from tasks.errors import CommandFailed
 from tasks.presence import Presence
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 
 def test_only_administrators_drain_boards(place: Site, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from api.errors import HttpProblem, Problem
 from api.openai.schemas import ChatCompletionBody, CompletionBody
 from api.openai.translate import chat, completions
 from tasks.requests import encode_request
-from tests.api.scripted import Site
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 JSON = st.recursive(

@@ -21,7 +21,8 @@ from api.body import read_bytes
 from api.errors import HttpProblem
 from api.settings import ApiSettings
 from tasks.events import ChoiceEnded, FinishReason, Queued, Started, TextDelta
-from tests.api.scripted import END, Hold, Site, site
+from tests.api.scripted import END, Hold
+from tests.api.site import Site, site
 from tests.stack import LIMIT, eventually
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"

@@ -9,7 +9,7 @@ import pytest
 
 from api import console_page
 from tasks.api_keys import Scope
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 FOLDER = Path(console_page.__file__).parent / "console"
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from api.app import FRONTS
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 
 def test_the_page_has_local_files_only(place: Site) -> None:

@@ -15,7 +15,8 @@ from tasks.errors import LimitReached, QueueFull, QueueUnavailable
 from tasks.events import TextDelta
 from tasks.limits import Allowance, Bucket, Limits
 from tasks.logs import TextLines
-from tests.api.scripted import END, RequestLines, Site, site
+from tests.api.scripted import END
+from tests.api.site import RequestLines, Site, site
 from tests.stack import LIMIT
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}

@@ -13,7 +13,8 @@ import pytest
 from api.answer import Waiting
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
-from tests.api.scripted import CANCELLED, END, Hold, RequestLines, Site, StartHolds, Step, site
+from tests.api.scripted import CANCELLED, END, Hold, StartHolds, Step
+from tests.api.site import RequestLines, Site, site
 from tests.stack import LIMIT
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tasks.roster import ModelStatus
-from tests.api.scripted import CARD, Site
+from tests.api.scripted import CARD
+from tests.api.site import Site
 
 
 def test_healthz_needs_nothing(place: Site) -> None:

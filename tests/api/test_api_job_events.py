@@ -24,7 +24,8 @@ from tasks.events import (
     Usage,
 )
 from tasks.jobs import Rendering
-from tests.api.scripted import CANCELLED, END, JOB, Hold, Site, Step
+from tests.api.scripted import CANCELLED, END, JOB, Hold, Step
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}

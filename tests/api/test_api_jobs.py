@@ -8,7 +8,9 @@ import pytest
 from tasks.api_keys import Scope
 from tasks.events import Failed, FailureCode
 from tasks.jobs import JobState, Phase
-from tests.api.scripted import JOB, TIMINGS, TINY, USAGE, Site, view
+from tests.api.scripted import JOB, TIMINGS, TINY, USAGE
+from tests.api.scripted_services import view
+from tests.api.site import Site
 
 
 def test_a_job_is_shown_with_names(place: Site) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.api_keys import Scope, digest_of
 from tasks.limits import Limits
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 
 def test_a_key_is_made_listed_limited_and_revoked(place: Site) -> None:

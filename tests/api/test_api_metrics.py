@@ -14,7 +14,9 @@ from tasks.batch import BatchState, Progress
 from tasks.jobs import JobState, Lane
 from tasks.presence import Machine, Presence
 from tasks.queue_book import Held
-from tests.api.scripted import TINY, ScriptedBatches, Site
+from tests.api.scripted import TINY
+from tests.api.scripted_services import ScriptedBatches
+from tests.api.site import Site
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 

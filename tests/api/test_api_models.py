@@ -14,7 +14,8 @@ from tasks.commands import AWAY, BUSY, SILENT, CommandCode, Keep, Load, Unload
 from tasks.errors import CommandFailed
 from tasks.events import FailureCode
 from tasks.presence import Presence, Resident
-from tests.api.scripted import CARD, TINY, Site
+from tests.api.scripted import CARD, TINY
+from tests.api.site import Site
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.scripted import Site, site
+from tests.api.site import Site, site
 
 BODY = {"prompt": "x"}
 FOREIGN = {"host": "evil.example.com"}

@@ -11,7 +11,8 @@ from tasks.jobs import JobState, Lane
 from tasks.presence import Presence
 from tasks.queue_book import Held
 from tasks.standing import Gate, Standing
-from tests.api.scripted import TINY, Site
+from tests.api.scripted import TINY
+from tests.api.site import Site
 
 JOBS = [
     Held("a" * 22, JobState.QUEUED, "key:1", Lane.INTERACTIVE),

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.api_keys import Scope
 from tasks.settings import TaskSettings
-from tests.api.scripted import RealWorld, Site, site
+from tests.api.site import RealWorld, Site, site
 from tests.stack import eventually
 
 

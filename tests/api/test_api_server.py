@@ -20,7 +20,8 @@ from api import server
 from api.answer import Stopped
 from api.drain import Drain
 from tasks.events import Queued, Started, TextDelta
-from tests.api.scripted import Hold, ScriptedAnswer, Site, StartHolds, Step, site
+from tests.api.scripted import Hold, ScriptedAnswer, StartHolds, Step
+from tests.api.site import Site, site
 from tests.fakes.notified import Notified
 from tests.stack import LIMIT, eventually
 

@@ -22,7 +22,9 @@ from tasks.errors import CommandFailed
 from tasks.events import Failed, FailureCode, TextDelta
 from tasks.jobs import JobState
 from tasks.presence import Presence
-from tests.api.scripted import CARD, END, JOB, TINY, Site, view
+from tests.api.scripted import CARD, END, JOB, TINY
+from tests.api.scripted_services import view
+from tests.api.site import Site
 
 Command: TypeAlias = Callable[..., tuple[int, str, str]]
 """Runs one; its exit code, and what it wrote where."""

@@ -10,7 +10,7 @@ from api import known_clients
 from api.known_clients import clock_last, is_side_request, without_own_tools
 from tasks.jobs import Lane
 from tasks.requests import ChatRequest, CompletionRequest, Message, Tool, ToolCall, ToolChoice
-from tests.api.scripted import Site, site
+from tests.api.site import Site, site
 
 CLOCK = "Current time is 14:23:11. Today's date is 2026-11-27."
 CHAT = "### Chat History:\n<chat_history>\nUSER: Hi\nASSISTANT: Hello\n</chat_history>"

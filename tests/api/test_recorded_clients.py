@@ -13,7 +13,7 @@ import pytest
 
 from tasks.requests import ChatRequest
 from tests.api.exchanges import play, record
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 FILES = sorted((Path(__file__).parent / "recorded").glob("*.json"))
 

@@ -21,7 +21,8 @@ from tasks import keys
 from tasks.jobs import JobState
 from tasks.webhooks import Call, CallBook
 from tests.api.hooks import CERTIFICATE, called
-from tests.api.scripted import JOB, ScriptedJobs, view
+from tests.api.scripted import JOB
+from tests.api.scripted_services import ScriptedJobs, view
 from tests.stack import LIMIT, eventually
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,7 @@ from ops.configuration import declared
 from tasks.connection import connect
 from tasks.settings import PREFIX, ROOT
 from tasks.version import VERSION
-from tests.api.scripted import World
+from tests.api.site import World
 from tests.installed import install
 from tests.stack import eventually
 

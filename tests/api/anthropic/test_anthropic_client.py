@@ -26,7 +26,8 @@ from tasks.events import (
     ToolCallStarted,
 )
 from tasks.requests import ChatRequest, Message, Tool, ToolCall
-from tests.api.scripted import CANCELLED, END, TIMINGS, USAGE, Hold, Site, Step, hello
+from tests.api.scripted import CANCELLED, END, TIMINGS, USAGE, Hold, Step, hello
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]

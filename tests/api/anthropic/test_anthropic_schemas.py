@@ -15,7 +15,7 @@ from api.body import check
 from api.errors import HttpProblem
 from api.settings import ApiSettings
 from tasks.requests import ChatRequest, JsonSchema, Message, SamplingOptions, Tool, ToolCall, ToolChoice
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"name": "t", "input_schema": {"type": "object"}}

@@ -27,7 +27,8 @@ from tasks.events import (
     ToolCallStarted,
 )
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message
-from tests.api.scripted import END, Hold, Site, hello, site
+from tests.api.scripted import END, Hold, hello
+from tests.api.site import Site, site
 from tests.stack import LIMIT
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]

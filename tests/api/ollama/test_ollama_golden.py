@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.exchanges import play, record
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 FOLDER = Path(__file__).parent / "golden"
 FILES = sorted(FOLDER.glob("*.json"))

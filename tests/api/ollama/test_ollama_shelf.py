@@ -16,7 +16,7 @@ from tasks.api_keys import Scope
 from tasks.blobs import FOLDER
 from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress, PullStep
 from tasks.errors import CommandFailed, ModelDown
-from tests.api.scripted import Site, site
+from tests.api.site import Site, site
 from tests.stack import LIMIT, eventually
 
 DIGEST = "sha256:" + "ab" * 32

@@ -21,7 +21,7 @@ from tasks import api_keys, keys
 from tasks.api_keys import Scope
 from tasks.files import new_file_id
 from tasks.settings import TaskSettings
-from tests.api.scripted import RealWorld, Site, site
+from tests.api.site import RealWorld, Site, site
 from tests.stack import LIMIT
 
 MOST = 2_000_000

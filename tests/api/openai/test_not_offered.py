@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from api.openai.not_offered import METHODS, NOT_OFFERED
-from tests.api.scripted import Site
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from tasks.errors import ModelDown, QueueFull, UnknownModel
 from tasks.events import ChoiceEnded, Failed, FailureCode, FinishReason, Queued, ReasoningDelta, Started, TextDelta
 from tasks.requests import ChatRequest
-from tests.api.scripted import CANCELLED, END, Hold, Site, hello, site
+from tests.api.scripted import CANCELLED, END, Hold, hello
+from tests.api.site import Site, site
 from tests.api.speaker import Speaker
 from tests.stack import LIMIT
 

@@ -8,7 +8,8 @@ import pytest
 
 from tasks.events import Finished, FinishReason, Scored, Timings, Usage
 from tasks.requests import RerankRequest
-from tests.api.scripted import JOB, Site
+from tests.api.scripted import JOB
+from tests.api.site import Site
 
 TEXTS = ["a", {"text": "b"}, "c"]
 

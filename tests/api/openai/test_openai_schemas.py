@@ -14,7 +14,7 @@ from api.openai.translate import chat, completions
 from api.settings import ApiSettings
 from tasks.requests import CompletionRequest, Message, SamplingOptions
 from tests.api.openai.bodies import USER, chat_request, refusal
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 
 @pytest.mark.parametrize(

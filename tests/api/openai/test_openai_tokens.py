@@ -11,7 +11,7 @@ from tasks.commands import Command, Detokenize, Encode, Render, Tokenize
 from tasks.errors import ModelDown, UnknownModel
 from tasks.events import Failed, FailureCode
 from tasks.requests import ChatRequest, Message
-from tests.api.scripted import Site
+from tests.api.site import Site
 
 CHAT = ChatRequest((Message("user", "Hi"),))
 MESSAGES = [{"role": "user", "content": "Hi"}]

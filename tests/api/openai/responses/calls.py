@@ -18,7 +18,8 @@ from tasks.events import (
 from tasks.job_records import KeptJob
 from tasks.jobs import JobState
 from tasks.requests import ChatRequest
-from tests.api.scripted import END, JOB, Site
+from tests.api.scripted import END, JOB
+from tests.api.site import Site
 
 WEATHER: Any = {
     "type": "function",

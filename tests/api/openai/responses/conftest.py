@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.api.scripted import Site
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 

@@ -26,7 +26,8 @@ from tasks.events import (
 )
 from tasks.requests import JsonSchema, Message, Tool, ToolCall, ToolChoice
 from tests.api.openai.responses.calls import CALLS, WEATHER, asked, kept
-from tests.api.scripted import END, JOB, TIMINGS, USAGE, Hold, Site, hello, site
+from tests.api.scripted import END, JOB, TIMINGS, USAGE, Hold, hello
+from tests.api.site import Site, site
 from tests.stack import LIMIT
 
 

@@ -9,7 +9,8 @@ from tasks.events import ChoiceEnded, Finished, FinishReason, Queued, Started, T
 from tasks.jobs import JobState, Lane
 from tasks.requests import Message, ToolCall
 from tests.api.openai.responses.calls import CALLS, WEATHER, asked, kept
-from tests.api.scripted import CANCELLED, JOB, TIMINGS, USAGE, Site, hello, site
+from tests.api.scripted import CANCELLED, JOB, TIMINGS, USAGE, hello
+from tests.api.site import Site, site
 from tests.stack import LIMIT
 
 

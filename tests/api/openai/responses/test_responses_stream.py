@@ -33,7 +33,8 @@ from tasks.events import (
 )
 from tasks.job_records import KeptJob
 from tasks.jobs import JobState
-from tests.api.scripted import END, JOB, TIMINGS, USAGE, Site, hello
+from tests.api.scripted import END, JOB, TIMINGS, USAGE, hello
+from tests.api.site import Site
 from tests.stack import LIMIT
 
 TEXTS = st.text(st.sampled_from("aä\u2028\x85\n\"'{}"), max_size=4)
