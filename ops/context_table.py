@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from npu.cache_size import LIKE_QWEN3
 from npu.context_length import STEPS, largest_that_fits
 from npu.engines import llamacpp, rkllm_load
 from tasks.board.pull.index import IndexFile, IndexModel
@@ -38,9 +39,9 @@ def context_table(index: Mapping[str, IndexModel], settings: TaskSettings) -> It
 
 
 def _needed(model: IndexModel, file: IndexFile, weights: int) -> Callable[[int], int]:
-    if file.engine == "rkllm":
-        return lambda context: rkllm_load.memory_needed(weights, context)
     cache = model.cache_bytes_per_token or 0
+    if file.engine == "rkllm":
+        return lambda context: rkllm_load.memory_needed(weights, cache or LIKE_QWEN3, context)
     return lambda context: llamacpp.memory_needed(weights, cache, context)
 
 

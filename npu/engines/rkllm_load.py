@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from npu.cache_size import cache_size
 from npu.context_length import AUTO, largest_that_fits, story
 from npu.engines import Setup, option
 from npu.engines.rkllm_facts import Loaded, digest_of_tested, weights_of
@@ -25,8 +26,6 @@ log = logging.getLogger("rockchipllama.rkllm")
 
 CONTEXT_LENGTH = 4096
 """What a model gets when nobody said: its cache is allocated when it loads, and most files are converted for this."""
-CACHE_BYTES_PER_TOKEN = 114_688
-"""Of Qwen3-0.6B (28 layers, 8 heads of 128, keys and values in 16 bits): 16K tokens take 1.9 GB."""
 OVERHEAD_BYTES = 200 << 20
 MOST_CPUS = 8
 LIBRARY_CPUS = 4
@@ -58,7 +57,9 @@ def context_length(model: Model, setup: Setup, identity: Identity, loaded: Loade
 
 
 def context_story(model: Model, setup: Setup, loaded: Loaded | None, length: int) -> Iterator[str]:
-    """Notes for the model's user on a context that was chosen for it."""
+    """Notes for the model's user on its memory, and on a context that was chosen for it."""
+    each = cache_size(model)
+    yield f"Its memory is estimated with {each.bytes / 1024:,.0f} KiB for each token of its context, {each.source}."
     if (setup.context_length or model.context_length) != AUTO:
         return
     yield story(length, setup.model_memory, memory_bytes(model, length))
@@ -73,12 +74,12 @@ def context_story(model: Model, setup: Setup, loaded: Loaded | None, length: int
 def memory_bytes(model: Model, context: int) -> int:
     """What it takes once loaded, with a context of that many tokens: an estimate, on the high side."""
     files = [weights_of(model), *(adapter.path for adapter in model.adapters)]
-    return memory_needed(sum(file.stat().st_size for file in files), context * slots_of(model))
+    return memory_needed(sum(file.stat().st_size for file in files), cache_size(model).bytes, context * slots_of(model))
 
 
-def memory_needed(weights: int, tokens: int) -> int:
-    """The same for so many bytes of weights, and so many tokens in its cache."""
-    return weights + CACHE_BYTES_PER_TOKEN * tokens + OVERHEAD_BYTES
+def memory_needed(weights: int, each: int, tokens: int) -> int:
+    """The same for so many bytes of weights, and so many tokens in its cache of so many bytes each."""
+    return weights + each * tokens + OVERHEAD_BYTES
 
 
 def memory_domains(model: Model, identity: Identity) -> Sequence[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from npu.model import SAMPLING_DEFAULTS
 from ops.convert.evaluation import Measured
 from ops.convert.recipe import Recipe
-from ops.convert.source import TOKENIZER_FILES, Prepared
+from ops.convert.source import COPIED, Prepared
 from ops.convert.toolkit import ConversionFailed
 
 RECORD = "conversion.json"
@@ -62,7 +62,7 @@ def finish(
     }
     _write(draft / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     if prepared.template is not None:
-        for name in TOKENIZER_FILES:
+        for name in COPIED:
             if (prepared.tokenizer / name).is_file():
                 shutil.copyfile(prepared.tokenizer / name, draft / name)
         _write(draft / "chat_template.jinja", prepared.template.source)

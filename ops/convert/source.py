@@ -17,7 +17,7 @@ from npu.template_search import find_template
 from ops.convert.recipe import Recipe
 from ops.convert.refusal import RecipeRefused
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json")
 """Copied beside the weights, as far as the model has them. The first two it must have."""
 _GGUF_DTYPES = {"Q4_0": ("w4a16_g32",), "F16": None}
 """The file types the toolkit reads, and what each must become; None: whatever the chip runs."""
@@ -145,7 +145,7 @@ def _tokenizer_folder(recipe: Recipe) -> Path:
         raise recipe.refuse(
             "", "tokenizer", "is missing: name the folder of the original model, for its tokenizer.json"
         )
-    for name in TOKENIZER_FILES[:2]:
+    for name in COPIED[:2]:
         if not (folder / name).is_file():
             key = "tokenizer" if recipe("", "tokenizer") else "source"
             raise recipe.refuse("", key, f"names {folder}, where there is no {name}. Fetch it from the model's page")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from npu.cache_size import CONFIG
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.hub import Hub, HubFile, Listing
 from tasks.board.pull.index import IndexFile
 
-BESIDE: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What a converted model needs beside its weights to be prompted as it was trained."""
+BESIDE: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", CONFIG)
+"""What a converted model needs beside its weights to be prompted as it was trained, and for its memory to be known."""
 LICENCES: Final = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MOST_BESIDE: Final = 64 << 20
 """Bytes that one such file may have."""

@@ -68,7 +68,7 @@ class IndexModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trained_context: _Size | None = None
     """Tokens."""
     cache_bytes_per_token: _Size | None = None
-    """What each token of the context takes on the CPU, in 16-bit floats."""
+    """What each token of the context takes, in 16-bit floats."""
 
 
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
