@@ -133,8 +133,10 @@ def _print_live(shown: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value in (None, ""):
         return "-"
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is written
     if isinstance(value, (tuple, list, set, frozenset)):
         return ",".join(str(part) for part in value) or "-"
     if isinstance(value, dict):

@@ -101,12 +101,14 @@ def test_the_device_tests_run_on_the_simulator(taken: Taken) -> None:
     tests = taken.json["device_tests"]
     assert tests["why_not"] == ""
     outcomes = {test["name"]: (test["outcome"], test["why"]) for test in tests["tests"]}
-    assert {name for name, (outcome, _) in outcomes.items() if outcome == "passed"} == {
+    parked = "test_a_conversation_that_was_displaced_is_loaded[talks]"  # where loading is faster than reading on this machine
+    assert {name for name, (outcome, _) in outcomes.items() if outcome == "passed"} - {parked} == {
         *("test_it_loads[talks]", "test_it_answers[talks]", "test_an_abort_ends_it[talks]"),
         *("test_a_second_turn_is_not_prefilled_from_its_start[talks]", "test_a_seed_gives_the_same_again[talks]"),
         *("test_it_loads[embeds]", "test_it_embeds[embeds]", "test_two_models_answer_side_by_side"),
     }
-    assert all("no Rockchip NPU" in why or "is not made for" in why for outcome, why in outcomes.values() if why)
+    known = ("no Rockchip NPU", "is not made for", "conversations are not parked")
+    assert all(any(words in why for words in known) for _, why in outcomes.values() if why)
     assert {outcome for outcome, _ in outcomes.values()} == {"passed", "skipped"}
 
 
