@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ops.batch.plot import page
 from ops.bench.model.report import Report, measured
+from ops.drawing import page
 
 Points = list[tuple[float, float]]
 
