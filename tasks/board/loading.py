@@ -235,8 +235,8 @@ class Loading:
         self.unloaded.set()
 
     def put_away(self, model_id: str) -> None:
-        """Unload a model, and load it again at once when somebody has asked for it meanwhile, and its queue is not paused: others
-        would wait for that to be noticed."""
+        """Unload a model, and load it again at once when somebody has asked for it meanwhile, its queue is not paused, and jobs
+        may load it: others would wait for that to be noticed."""
         model = self._here.catalog.find(model_id)
         self._keeping.forget(model_id)
         self._load_no_more(model_id)
@@ -244,7 +244,7 @@ class Loading:
         try:
             paused = read_gate(cast("bytes | None", self._client.hget(keys.GATES, model_id))) is Gate.PAUSED
             if model is not None and not paused and self._client.zcard(keys.waiting(model_id)):
-                self.load(model)
+                self.load_to_help(model)
         except (*UNREACHABLE, ModelRefused, OSError) as error:
             log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
 

@@ -308,6 +308,8 @@ def test_requests_do_not_load_what_is_loaded_by_hand(
     board.agent._loading.load_after_others(manual, by_hand=True)
     board.agent._loading.load_after_others(manual)
     assert board.loaded() == {"small"}
+    board.agent._loading.put_away("small")  # its time is over, and the job still waits
+    assert board.loaded() == set()
 
 
 @pytest.mark.parametrize("gate", ["open", "paused"])
