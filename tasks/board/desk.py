@@ -211,7 +211,7 @@ class Desk:
 
     def _let_go(self, now: float) -> None:
         """Keep no tokenizer for long that nobody asks for."""
-        for model in [model for model, asked_at in self._asked_at.items() if now - asked_at > TOKENIZER_KEPT]:
+        for model in [model for model, asked_at in self._asked_at.copy().items() if now - asked_at > TOKENIZER_KEPT]:
             self._asked_at.pop(model, None)
             self._preparers.pop(model, None)
 

@@ -21,6 +21,7 @@ from tasks.stream import RecordedPiece
 from tasks.worker import generate
 from tasks.worker.begun import CannotContinue, read_begun
 from tasks.worker.execution import owned
+from tasks.worker.leisure import Leisure
 from tasks.worker.slot import Slot
 
 log = logging.getLogger("rockchipllama.jobs")
@@ -45,11 +46,13 @@ class ReadAhead:
     Nothing of it is written: the claim is the other worker's. What the engine has read is in its cache when the job is claimed.
     """
 
-    def __init__(self, client: redis.Redis, slot: Slot, job: str, done: Callable[[], None]) -> None:
-        """`slot` has its engine, and nobody else uses that until `end`. `done` is called once, whatever came of it."""
+    def __init__(self, client: redis.Redis, slot: Slot, leisure: Leisure, job: str, done: Callable[[], None]) -> None:
+        """`slot` has its engine, and nobody else uses that until `end`, once `leisure` has let go of it. `done` is called once,
+        whatever came of it."""
         self.cancelled = False
         self._client = client
         self._slot = slot
+        self._leisure = leisure
         self._job = job
         self._done = done
         self._work: Abortable | None = None
@@ -102,6 +105,9 @@ class ReadAhead:
             self._done()
 
     def _read(self) -> None:
+        self._leisure.end()
+        if self.cancelled or not self._slot.loaded:
+            return  # somebody else has the engine next, or it broke over that
         engine = self._slot.engine(lambda: None)
         kept = cast("dict[bytes, bytes]", self._client.hgetall(keys.job(self._job)))
         record = {text(name): value for name, value in kept.items()}

@@ -242,11 +242,10 @@ class Serving:
     def _answer(self, run: JobRun, call: str) -> Finished | Failed:
         """Run the job to its last event, which is not yet written."""
         try:
-            begun = time.monotonic()
-            was_loaded = self._slot.loaded
             if self._ahead is not None:
                 self._ahead.end()
             self._leisure.end()
+            begun, was_loaded = time.monotonic(), self._slot.loaded  # either may have broken the engine
             # Who shares a run has its engine already, and must not load another where that one has just broken.
             engine = run.seat.engine if run.seat is not None else self._slot.engine(self._heartbeat.changed)
             if not was_loaded and run.seat is None:
@@ -341,8 +340,8 @@ class Serving:
             free = not self._runs and not self._claiming.stopping and self._slot.loaded
             free = free and (self._ahead is None or self._ahead.over)
             if free:
-                self._leisure.end()
-                self._ahead = ReadAhead(self._client, self._slot, job, lambda: self._was_read(worker))
+                # That waits for what is being parked, which nobody must who holds this lock.
+                self._ahead = ReadAhead(self._client, self._slot, self._leisure, job, lambda: self._was_read(worker))
         if not free:
             self._was_read(worker)
 

@@ -110,3 +110,32 @@ def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pyt
     job = place.accept()
     place.call().join(LIMIT)
     assert place.view(job).state is JobState.FINISHED and place.loaded == 2
+
+
+def test_a_job_is_in_hand_while_the_engine_is_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its lease is renewed, and an engine that hangs is noticed: also while another board wants to have a job read here. One
+    that breaks then is loaded for the job, which says how long that took."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    begun, let = threading.Event(), threading.Event()
+    place.engine = lambda: ParkingEcho(place.model)
+
+    def breaks_at_last(self: ParkingEcho) -> None:
+        begun.set()
+        assert let.wait(LIMIT)
+        raise EngineFailed("It broke.")
+
+    monkeypatch.setattr(ParkingEcho, "park", breaks_at_last)
+    place.accept()
+    place.call().join(LIMIT)
+    assert begun.wait(LIMIT)
+    try:
+        place.client.publish(keys.control(WORKER), "read-ahead gone other@two")
+        eventually(lambda: place.serving._ahead is not None, what="the other board's wish")
+        place.accept()
+        call = place.call()
+        run = eventually(lambda: place.run, what="a job in hand")
+    finally:
+        let.set()
+    call.join(LIMIT)
+    assert place.loaded == 2 and run.load_ms > 0
