@@ -150,6 +150,12 @@ class Stack:
         )
         eventually(self._valkey_answers, what="Valkey")
 
+    def stop_valkey(self) -> None:
+        """Stop it, in order."""
+        process = self.process("valkey")
+        process.terminate()
+        process.wait(LIMIT)
+
     def moment(self) -> int:
         """How far the Valkey has written its file, with all that it has answered so far."""
         eventually(lambda: self.redis.info("persistence")["aof_buffer_length"] == 0, what="a written file")

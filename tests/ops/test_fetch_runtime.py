@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from npu.rkllm.evidence import NAME
 from npu.rkllm.library import find_library
 from ops.fetch_runtime import CHECKOUT, LIBRARIES, RECORD, FetchFailed, Library, fetch, find, main
 from tasks.board.pull.download import digest
+from tests.fakes.file_server import FileServer, serving
 from tests.npu.rkllm.libraries import library as compile_library
 from tests.npu.rkllm.tables import CC
 
@@ -24,52 +23,11 @@ HERE = platform.machine()
 needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 
 
-class Server(ThreadingHTTPServer):
-    """Serves one file at every address. `cuts` are how many bytes are sent before each of the next connections drops."""
-
-    content = b""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.cuts: list[int] = []
-        self.asked: list[str | None] = []
-        self.code = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/librkllmrt.so"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        if self.server.code != 200:
-            self.send_error(self.server.code)
-            return
-        begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        rest = self.server.content[begin:]
-        self.send_response(206 if begin else 200)
-        if begin:
-            end = len(self.server.content)
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{end}")
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[: self.server.cuts.pop(0)] if self.server.cuts else rest)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+    with serving("librkllmrt.so") as one:
         yield one
-        one.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +40,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return compile_library(tmp_path_factory.mktemp("older"), v1_2_1).read_bytes()
 
 
-def wanted(server: Server, sha256: str | None = None, machine: str = HERE, version: str = "1.3.0") -> Library:
+def wanted(server: FileServer, sha256: str | None = None, machine: str = HERE, version: str = "1.3.0") -> Library:
     return Library(version, machine, server.url, sha256)
 
 
@@ -91,7 +49,7 @@ get = partial(fetch, pause=0.0)
 
 @needs_cc
 def test_a_library_is_fetched_once_and_found_by_the_engine(
-    server: Server, newest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FileServer, newest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where no digest is listed, it is printed and recorded; the second call downloads nothing."""
     server.content = newest
@@ -108,7 +66,7 @@ def test_a_library_is_fetched_once_and_found_by_the_engine(
 
 
 @needs_cc
-def test_a_cut_download_goes_on_where_it_ended(server: Server, newest: bytes, tmp_path: Path) -> None:
+def test_a_cut_download_goes_on_where_it_ended(server: FileServer, newest: bytes, tmp_path: Path) -> None:
     """Within one call, and in the next call when the first gave up."""
     server.content, server.cuts = newest, [1000, 500]
     assert get(wanted(server), tmp_path).read_bytes() == newest
@@ -125,7 +83,7 @@ def test_a_cut_download_goes_on_where_it_ended(server: Server, newest: bytes, tm
 
 
 @needs_cc
-def test_a_changed_file_is_refused(server: Server, newest: bytes, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused(server: FileServer, newest: bytes, tmp_path: Path) -> None:
     """The digest of the first time counts, also after the file itself was deleted."""
     server.content = newest
     path = get(wanted(server), tmp_path)
@@ -140,7 +98,7 @@ def test_a_changed_file_is_refused(server: Server, newest: bytes, tmp_path: Path
 
 @needs_cc
 def test_a_listed_digest_is_held_to(
-    server: Server, newest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FileServer, newest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The right one is verified, another refused."""
     server.content = newest
@@ -176,7 +134,7 @@ def test_a_digest_that_is_asked_for_is_held_to(
 
 @needs_cc
 def test_the_wrong_release_is_refused_and_what_was_there_stays(
-    server: Server, newest: bytes, older: bytes, tmp_path: Path
+    server: FileServer, newest: bytes, older: bytes, tmp_path: Path
 ) -> None:
     """It is asked for its version before it gets its name."""
     server.content = older
@@ -197,7 +155,7 @@ def test_the_wrong_release_is_refused_and_what_was_there_stays(
     ],
 )
 def test_what_is_no_library_is_refused_with_a_sentence(
-    server: Server, tmp_path: Path, content: bytes, sentence: str
+    server: FileServer, tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     """And nothing is left that the next call would go on from."""
     server.content = content
@@ -206,7 +164,7 @@ def test_what_is_no_library_is_refused_with_a_sentence(
     assert not list(tmp_path.rglob(f"{NAME}*"))
 
 
-def test_a_file_that_is_not_there(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there(server: FileServer, tmp_path: Path) -> None:
     """The server's answer and the other way are named."""
     server.code = 404
     with pytest.raises(FetchFailed, match=r"404.*--from PATH"):
@@ -214,7 +172,7 @@ def test_a_file_that_is_not_there(server: Server, tmp_path: Path) -> None:
 
 
 @needs_cc
-def test_a_library_for_another_machine_is_refused(server: Server, newest: bytes, tmp_path: Path) -> None:
+def test_a_library_for_another_machine_is_refused(server: FileServer, newest: bytes, tmp_path: Path) -> None:
     """This machine's library does not pass for a 32-bit board's."""
     server.content = newest
     with pytest.raises(FetchFailed, match="not for armhf"):

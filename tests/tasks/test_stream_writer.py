@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -268,21 +268,6 @@ def test_closing_while_others_write(job: Job) -> None:
         eventually(lambda: not writer._flusher.is_alive(), what="the end of the late sender")  # type: ignore[union-attr]
 
 
-@pytest.fixture
-def shaky() -> Iterator[Stack]:
-    """A Valkey that can be stopped, and started again on its files."""
-    stack = Stack({})
-    stack.start_valkey()
-    yield stack
-    stack.stop()
-
-
-def stop(stack: Stack) -> None:
-    process = stack.process("valkey")
-    process.terminate()
-    process.wait(LIMIT)
-
-
 @pytest.mark.parametrize("held_back", [False, True], ids=["at once", "late"])
 def test_an_outage_shorter_than_its_patience_loses_nothing(
     shaky: Stack, monkeypatch: pytest.MonkeyPatch, held_back: bool
@@ -293,7 +278,7 @@ def test_an_outage_shorter_than_its_patience_loses_nothing(
     with job.writer() as writer:
         never_appended(writer)
         say(writer, "a")
-        stop(shaky)
+        shaky.stop_valkey()
 
         def work() -> None:
             for text in "bcdef":
@@ -320,7 +305,7 @@ def test_a_longer_outage_is_an_error_that_stays(shaky: Stack, monkeypatch: pytes
     job = Job(shaky.redis)
     with job.writer(patience=0.3) as writer:
         say(writer, "a")
-        stop(shaky)
+        shaky.stop_valkey()
         with pytest.raises(UNREACHABLE):
             say(writer, "b")
         shaky.start_valkey()
@@ -339,7 +324,7 @@ def test_a_writer_in_a_hurry_waits_no_longer(shaky: Stack, monkeypatch: pytest.M
     writer = job.writer(patience=10**6)
     say(writer, "a")
     assert not writer.waits
-    stop(shaky)
+    shaky.stop_valkey()
     failed = threading.Event()
 
     def work() -> None:
@@ -363,7 +348,7 @@ def test_an_outage_that_only_the_late_sender_meets(shaky: Stack, hasty: None) ->
     with job.writer(patience=0.2) as writer:
         never_appended(writer)
         say(writer, "a")
-        stop(shaky)
+        shaky.stop_valkey()
         say(writer, "b")
         eventually(lambda: writer.failure is not None, what="the failure")
         with pytest.raises(UNREACHABLE):

@@ -256,8 +256,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(
     monkeypatch.setattr(board.agent, "_sweep", sweep)
     try:
         board.start()
-        stack.process("valkey").terminate()
-        stack.process("valkey").wait(LIMIT)
+        stack.stop_valkey()
         eventually(lambda: "the board lost Redis" in caplog.text, what="the news")
         for _ in range(4):
             assert tried.acquire(timeout=LIMIT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -18,21 +17,6 @@ from tasks.jobs import JobState
 from tasks.worker import claiming, heartbeat, serving
 from tests.stack import LIMIT, Stack, eventually
 from tests.tasks.worker.place import Make, talking
-
-
-@pytest.fixture
-def shaky() -> Iterator[Stack]:
-    """A Valkey that can be stopped, and started again on its files."""
-    stack = Stack({})
-    stack.start_valkey()
-    yield stack
-    stack.stop()
-
-
-def stop(stack: Stack) -> None:
-    process = stack.process("valkey")
-    process.terminate()
-    process.wait(LIMIT)
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody took it", "the sweep took it"])
@@ -86,7 +70,7 @@ def test_a_claim_waits_for_redis_and_is_made_once(shaky: Stack, make: Make) -> N
     """The call is not given up, though Redis is away for longer than its client tries."""
     place = make(shaky.redis_url)
     jobs = [place.accept(text) for text in ("one", "two")]
-    stop(shaky)
+    shaky.stop_valkey()
     place.call()
     eventually(lambda: place.serving._claiming.redis._since is not None, what="a claim in vain")
     shaky.start_valkey()
@@ -144,7 +128,7 @@ def test_an_outage_longer_than_a_workers_patience(
         talker.say(1)
         eventually(lambda: place.text(job) == "a", what="a part of the answer")
     eventually(lambda: place.run is not None and place.run.phase != "loading", what="the run")
-    stop(shaky)
+    shaky.stop_valkey()
     talker.say(1)
     eventually(lambda: len(in_vain) > 1, what="the end of its patience, and tries in vain")
     shaky.start_valkey()
@@ -190,7 +174,7 @@ def test_an_outage_is_no_standstill_of_the_engine(shaky: Stack, make: Make, monk
     eventually(lambda: place.text(job) == "a", what="the first word")
     run = place.run
     assert run is not None
-    stop(shaky)
+    shaky.stop_valkey()
     talker.say(5)
     eventually(lambda: run.writer.waits, what="a writer that waits")
     serving_.join(1.0)  # ten leases
@@ -218,7 +202,7 @@ def test_a_worker_that_stops_in_an_outage_waits_no_longer(
     eventually(lambda: place.text(job) == "a", what="the first word")
     run = place.run
     assert run is not None
-    stop(shaky)
+    shaky.stop_valkey()
     talker.say(5)
     eventually(lambda: run.writer.waits, what="a writer that waits")
     place.serving._departure.stop()  # as a Redis that is away cannot tell it
