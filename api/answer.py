@@ -30,7 +30,6 @@ from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.limits import Allowance
 from tasks.reader import BELL, Forgotten, Reader
-from tasks.standing import Standing
 
 if TYPE_CHECKING:
     from api.relay import Relay
@@ -57,11 +56,6 @@ class Waiting:
     position: int | None
     wait: float | None = None
     why: str = ""
-
-    @classmethod
-    def behind(cls, place: int, standing: Standing, why: str = "") -> Waiting:
-        """Of a job that so many others are before."""
-        return cls(place + 1, standing.wait(place), why)
 
 
 class ClientGone(Exception):
@@ -218,10 +212,11 @@ class Answer:
                     except JobNotFound:
                         continue  # the reader knows whether that is the end
                     place = None if found is None else found[0]
-                    why = self._relay.why_waiting(self._queue)
+                    waiting = self._relay.waiting(self._queue, found)
+                    why = waiting.why
                     if (place, why) != (self._place, self._why) or loop.time() - told >= self._relay.keep_alive:
                         self._place, self._why, told = place, why, loop.time()
-                        yield Waiting.behind(*found, why) if found else Waiting(None, None, why)
+                        yield waiting
                 return
             except Forgotten as error:
                 log.error("an answer is lost: %s", error, extra={"job": self.job})

@@ -19,7 +19,7 @@ from tasks.api_keys import Scope
 from tasks.errors import JobNotFound
 from tasks.jobs import ENDED, JobState, JobView, is_job_id
 from tasks.roster import ModelStatus
-from tasks.waits_for import WaitsFor, story, waits_for
+from tasks.waits_for import UNTOLD, story, waits_for
 
 SHOWN = tuple(name for name in JobView.__struct_fields__ if name not in ("behind", "home"))
 """What clients see of a job: nothing of other jobs."""
@@ -148,7 +148,7 @@ def _standing(http: Request, view: JobView) -> dict[str, Any]:
     """The job, and what it waits for."""
     status = _status(http, view)
     shown = render(view) | {"waits_for": waits_for(status) if status is not None else None}
-    if shown["waits_for"] in (WaitsFor.BOARD, WaitsFor.QUEUE):
+    if shown["waits_for"] in UNTOLD:
         shown["estimated_wait"] = None  # nobody can tell
     return shown
 

@@ -35,9 +35,9 @@ from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
 from tasks.residence import why_unserved
 from tasks.roster import ModelStatus, Roster
-from tasks.standing import Gate
+from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobStore
-from tasks.waits_for import story
+from tasks.waits_for import UNTOLD, story, waits_for
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -168,7 +168,7 @@ class Relay:
             answer.allowance = accepted.allowance
             standing = accepted.standing
             if accepted.place > 0 or standing.running > 0 or not status.loaded or standing.gate is Gate.PAUSED:
-                answer.waiting = Waiting.behind(accepted.place, standing, self.why_waiting(name))
+                answer.waiting = self.waiting(name, (accepted.place, standing))
                 if status.boards:
                     self.in_background(self._prepare(status.boards[0], name, job))
             if commit_early:
@@ -260,9 +260,16 @@ class Relay:
         # Who asks for it next must not be taken for served.
         await self._roster.refresh()
 
-    def why_waiting(self, model: str) -> str:
-        """What keeps the jobs of a model besides one another, as the roster knows it; empty for nothing."""
-        return next((story(status) for status in self._roster.models() if status.card.id == model), "")
+    def waiting(self, model: str, found: tuple[int, Standing] | None) -> Waiting:
+        """What a job of a model is told while it waits: how many are before it, and how its queue stands; None of one that does
+        not wait any more."""
+        status = next((each for each in self._roster.models() if each.card.id == model), None)
+        why = story(status) if status is not None else ""
+        if found is None:
+            return Waiting(None, None, why)
+        place, standing = found
+        told = status is None or waits_for(status) not in UNTOLD
+        return Waiting(place + 1, standing.wait(place) if told else None, why)
 
     def keep(self, status: ModelStatus, seconds: float) -> None:
         """Have the boards that have the model let it stay loaded so long after its last job, soon; below 0 is for ever."""

@@ -23,6 +23,10 @@ class WaitsFor(StrEnum):
     """Its queue is paused."""
 
 
+UNTOLD = frozenset({WaitsFor.BOARD, WaitsFor.QUEUE})
+"""What nobody can say how long it takes."""
+
+
 def waits_for(status: ModelStatus) -> WaitsFor:
     """What the jobs wait for that wait for this model."""
     if status.gate is Gate.PAUSED:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from api import relay as module
+from api.answer import Waiting
 from api.relay import Relay
 from tasks.card import Card
 from tasks.commands import CommandCode, Load
 from tasks.errors import CommandFailed, ModelDown
 from tasks.roster import ModelStatus
+from tasks.standing import Gate, Standing
 from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +39,7 @@ class Place:
         self.refusals: list[CommandFailed] = []
         parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask, refresh=self._refresh)
         parts.resolve = lambda model: self.heard[0]
+        parts.snapshot = SimpleNamespace(cards=(), breaths=())
         self.relay = Relay(
             parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1, record_limit=10**9
         )
@@ -99,3 +102,13 @@ async def test_a_load_alone_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> N
     place.refusals = [CommandFailed(CommandCode.DOES_NOT_FIT, "It never fits.")]
     with pytest.raises(ModelDown, match="It never fits"):
         await place.relay.load(status("one"))
+
+
+async def test_nobody_foretells_a_wait_for_a_board() -> None:
+    """Of a job that others are before, while no board has its model; its place is known."""
+    place, standing = Place(0.0), Standing(Gate.OPEN, 1, 5.0)
+    place.relay._roster.models = lambda: [status("one", loaded=True)]  # type: ignore[method-assign]
+    assert place.relay.waiting("m", (1, standing)) == Waiting(2, 10.0)
+    place.relay._roster.models = lambda: [status()]  # type: ignore[method-assign]
+    told = place.relay.waiting("m", (1, standing))
+    assert (told.position, told.wait) == (2, None) and "no board" in told.why
