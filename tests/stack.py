@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,20 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """End them at once. Some are gone by then, as those are that leave with another one."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs still."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 class Stack:
@@ -215,18 +229,14 @@ class Stack:
     def kill(self, name: str) -> None:
         """End a part with all it started, at once."""
         process = self._processes.pop(name)
-        for member in _family(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        kill_all(_family(process.pid))
         process.wait()
 
     def stop(self) -> None:
         """End everything at once: how the service stops in order is what the tests of `up` look at."""
         for name in list(self._processes):
             self.kill(name)
-        for stray in self._strays():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                stray.kill()
+        kill_all(self._strays())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _strays(self) -> Iterator[psutil.Process]:

@@ -25,7 +25,7 @@ from tasks.connection import connect
 from tasks.events import EVENTS_VERSION
 from tasks.version import VERSION
 from tests.npu.tiny_model import NORMAL, tiny_model
-from tests.stack import LIMIT, eventually, free_port
+from tests.stack import LIMIT, eventually, free_port, kill_all
 
 MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 100.0\n'
 
@@ -70,8 +70,7 @@ class Command:
 
     def pull_the_plug(self) -> None:
         """End everything at once, as when the power is gone."""
-        for process in [psutil.Process(self.process.pid), *self.family()]:
-            process.kill()
+        kill_all([psutil.Process(self.process.pid), *self.family()])
         self.process.wait(LIMIT)
 
     def stop(self) -> None:
@@ -81,9 +80,7 @@ class Command:
         try:
             self.process.wait(LIMIT)
         finally:
-            for process in family:
-                if process.is_running():
-                    process.kill()
+            kill_all(family)
 
 
 class Shared(Command):

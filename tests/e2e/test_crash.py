@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 
 from tasks import keys
 from tests.e2e.test_cancellation import begin, body, leave, until_state, view
-from tests.stack import LIMIT, Stack, eventually
+from tests.stack import LIMIT, Stack, eventually, kill_all, lives
 
 
 def chat(stack: Stack, model: str, text: str) -> str:
@@ -114,8 +113,7 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
     waiting, second = begin(stack, "steady", "still here", stream=False)
     worker = stack.worker("steady")
-    for process in (worker, *worker.children(recursive=True)):
-        process.send_signal(signal.SIGKILL)
+    kill_all([worker, *worker.children(recursive=True)])
     found = until_state(stack, job, "finished")
     assert found["attempts"] == 2
     assert "died" in found["interruptions"][0]  # told by the board, before its lease lapsed
@@ -135,8 +133,7 @@ def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack) -> None:
     family = worker.children(recursive=True)
     stack.child("steady").suspend()
     worker.kill()
-    psutil.wait_procs(family, timeout=LIMIT)
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    eventually(lambda: not any(map(lives, family)), what="their end")
     assert chat(stack, "steady", "again") == "again"
     assert until_state(stack, job, "finished")["attempts"] == 2
     leave(held)
@@ -156,8 +153,7 @@ def test_jobs_end_without_any_board() -> None:
         eventually(lambda: view(stack, untouched)["phase"] == "prefill", what="prefill")
         never, waiting = begin(stack, "steady", "never", stream=True)
         board = psutil.Process(stack.process("board").pid)
-        for process in (board, *board.children(recursive=True)):
-            process.kill()
+        kill_all([board, *board.children(recursive=True)])
         for job in (begun, untouched):
             assert until_state(stack, job, "queued")["attempts"] == 1
         for job in (begun, untouched, waiting):

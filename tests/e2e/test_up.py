@@ -20,7 +20,7 @@ import pytest
 
 from ops.up import listen
 from ops.up.store import SOCKET_NAME, server_binary, socket_dir
-from tests.stack import LIMIT, Stack, eventually, free_port
+from tests.stack import LIMIT, Stack, eventually, free_port, kill_all, lives
 
 MANIFEST = 'engine = "echo"\nid = "echo"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 200.0\n'
 
@@ -99,12 +99,6 @@ class Up:
         """Sockets that somebody listens on, below its data directory."""
         table = Path("/proc/net/unix").read_text().splitlines()
         return [line.split()[-1] for line in table if str(self.folder) in line]
-
-
-def lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.fixture
@@ -365,8 +359,7 @@ def test_a_worker_alone_with_its_board(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(family) >= 2
         assert not any("sesame" in process.environ().values() for process in family)
         assert {process.environ()["TMPDIR"] for process in family} == {str(tmp_path)}
-        for process in family:
-            process.kill()
+        kill_all(family)
         eventually(lambda: not any(map(lives, family)), what="the end of the worker")
         assert list(tmp_path.iterdir()) == []
         assert set(Path("/dev/shm").glob("pymp-*")) == kept

@@ -17,6 +17,7 @@ import pytest
 
 from npu.chat_template import _CHILD, ChatTemplate, _Child
 from npu.errors import TemplateFailed
+from tests.npu.engines.hosts import wait_until_gone
 
 CHATML = """\
 {%- for m in messages %}
@@ -360,11 +361,7 @@ class TestAnywhere:
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, cwd=root
         )
-        pid = int(done.stdout)
-        deadline = time.monotonic() + 60
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_gone(int(done.stdout))
 
 
 def rendering_process() -> int:

@@ -98,7 +98,10 @@ def kennel(client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_silence_is_the_end(kennel: Kennel, caplog: pytest.LogCaptureFixture) -> None:

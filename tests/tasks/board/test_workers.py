@@ -113,7 +113,10 @@ def other_worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_worker_is_started_once(board: Board) -> None:
