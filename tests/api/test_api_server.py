@@ -125,7 +125,8 @@ PROGRAM = textwrap.dedent(
     import sys
     from api.server import bind, serve
     from api.settings import ApiSettings
-    from tests.api.scripted import World, hello
+    from tests.api.scripted import hello
+    from tests.api.site import World
 
     world = World()
     settings = ApiSettings(drain=300)
