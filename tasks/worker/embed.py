@@ -12,31 +12,20 @@ from tasks.events import Embedded, FinishReason
 from tasks.prompting.prepare import PreparedTexts
 from tasks.worker.begun import Begun
 from tasks.worker.generate import Sink, Totals
+from tasks.worker.reading import read_each
 
 
 def run(
     prepared: PreparedTexts, engine: EmbeddingEngine, sink: Sink, totals: Totals, begun: Begun | None = None
 ) -> FinishReason:
-    """Embed each text in turn; STOP, or CANCELLED. What it cost is added to `totals`. Raises what the engine and the sink
-    raise, and `SamplingRefused` when the vectors have fewer dimensions than are wanted. What earlier claims have `begun` is
-    not read again."""
-    done = 0
-    for index, tokens in enumerate(prepared.inputs):
-        if begun is not None and index in begun.done:
-            done += len(tokens)
-            totals.prompt_tokens += len(tokens)
-            continue
-        reading = engine.embed(tokens)
-        if not sink.begin(reading):
-            return FinishReason.CANCELLED
-        vector = reading.result()
-        if vector is None or sink.cancelled:
-            return FinishReason.CANCELLED
-        totals.add(reading.stats, 0, first_of_prompt=True)
-        done += len(tokens)
-        sink.prefilled(done)
-        sink.write((Embedded(index, packed(unit(vector, prepared.dimensions))),))
-    return FinishReason.STOP
+    """Embed each text in turn, as `read_each` does. Raises `SamplingRefused`, too, when the vectors have fewer dimensions than
+    are wanted."""
+    return read_each(
+        prepared.inputs,
+        engine.embed,
+        lambda index, vector: Embedded(index, packed(unit(vector, prepared.dimensions))),
+        *(sink, totals, begun),
+    )
 
 
 def packed(vector: Sequence[float]) -> bytes:
