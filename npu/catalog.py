@@ -27,7 +27,9 @@ class Catalog:
     problems: tuple[str, ...] = ()
     """One sentence for each file that is no usable model."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """What such a file would be called as a model, in lower case and its id first, and its sentence."""
+    """What such a file would be called as a model, in lower case, and its sentence."""
+    unusable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The other names of each such model, by its id."""
 
     def find(self, name: str) -> Model | None:
         """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
@@ -60,12 +62,24 @@ def find_models(models_dir: Path) -> Catalog:
         tuple(sorted(models, key=lambda model: model.id)),
         tuple(clashes),
         tuple(sentence for _, sentence in problems),
-        {name: sentence for path, sentence in problems for name in _names_of(path)},
+        *_refused(problems),
     )
 
 
 _Problem = tuple[Path, str]
 """What cannot be used, and why: a sentence."""
+
+
+def _refused(problems: list[_Problem]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Why not, by name, and the names by id. The first of two files keeps a name; the other goes by the next one it has."""
+    reasons: dict[str, str] = {}
+    models: dict[str, tuple[str, ...]] = {}
+    for path, sentence in problems:
+        names = [name for name in dict.fromkeys(_names_of(path)) if name not in reasons]
+        if names:
+            reasons |= dict.fromkeys(names, sentence)
+            models[names[0]] = tuple(names[1:])
+    return reasons, models
 
 
 def _names_of(path: Path) -> Iterator[str]:

@@ -101,8 +101,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     loaded_for: float | None = None
     """For how many seconds a worker has had its model loaded; None while it has not."""
     refused: dict[str, str] = {}
-    """Of a board: what it would call a model whose files cannot be used, its id first, and why, for those who ask for it all the
-    same."""
+    """Of a board: what it would call a model whose files cannot be used, and why, for those who ask for it all the same."""
+    unusable: dict[str, tuple[str, ...]] = {}
+    """Of a board: the ids of those models, each with its other names."""
     stays: dict[str, float] = {}
     """Of a board: for how many seconds a loaded model will stay if nobody asks for it. Those that stay for ever are left out."""
     residents: dict[str, Resident] = {}
@@ -125,12 +126,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a board: models that jobs wait for and that fit once others can be unloaded, each with a sentence that names those."""
 
 
-def unusable(breath: Presence) -> list[tuple[str, list[str], str]]:
+def unusable(breath: Presence) -> list[tuple[str, tuple[str, ...], str]]:
     """The models of a board whose files cannot be used: the id of each, its other names, and why."""
-    names: dict[str, list[str]] = {}
-    for name, why in breath.refused.items():
-        names.setdefault(why, []).append(name)
-    return [(first, more, why) for why, (first, *more) in names.items()]
+    return [(name, names, breath.refused[name]) for name, names in breath.unusable.items() if name in breath.refused]
 
 
 def breathe(client: redis.Redis, presence: Presence) -> None:

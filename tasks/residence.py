@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tasks.card import Card
@@ -28,11 +28,11 @@ def available(snapshot: Snapshot) -> list[dict[str, Any]]:
     return [found[name] for name in sorted(found)]
 
 
-def _unusable(name: str, names: list[str]) -> dict[str, Any]:
+def _unusable(name: str, names: Sequence[str]) -> dict[str, Any]:
     return {
         "object": "model",
         "id": name,
-        "names": names,
+        "names": list(names),
         "context_length": None,
         "quantization": None,
         "size_bytes": None,

@@ -240,6 +240,7 @@ class Agent:
             name=f"board:{self._board}",
             board=self._board,
             refused=self._announced.refused,
+            unusable=self._announced.unusable,
             stays=self._keeping.stays(),
             residents=self._residents(),
             runtime=self._runtime,

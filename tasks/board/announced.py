@@ -53,6 +53,8 @@ class Announced:
         """Those of them that can chat."""
         self.refused: dict[str, str] = {}
         """Names of models whose files cannot be used, and why."""
+        self.unusable: dict[str, tuple[str, ...]] = {}
+        """The other names of each of them, by its id."""
         self._problems: set[str] = set()
         self._looked = threading.Condition()
         self._looks_asked = self._looks_done = 0
@@ -116,7 +118,7 @@ class Announced:
             return None
         problems += [*self.catalog.problems, *self.catalog.clashes]
         found: dict[str, Card | None] = {}
-        refused = dict(self.catalog.refused)
+        refused, unusable = dict(self.catalog.refused), dict(self.catalog.unusable)
         for model in self.catalog.models:
             try:
                 card = card_of(model, self._board, self._setup)
@@ -124,7 +126,9 @@ class Announced:
                 # A file that is still being copied is no problem yet; one from the future is not, on a board in 1970.
                 if abs(time.time() - model.created) > LOOK:
                     problems.append(str(error))
-                    refused |= dict.fromkeys((model.id, *map(str.lower, model.names)), str(error))
+                    names = dict.fromkeys(map(str.lower, model.names))
+                    unusable[model.id] = tuple(name for name in names if name != model.id)
+                    refused |= dict.fromkeys((model.id, *unusable[model.id]), str(error))
                 continue
             except OSError as error:
                 problems.append(f"The model {model.id} in {model.folder} cannot be read ({error}).")
@@ -134,4 +138,5 @@ class Announced:
             found[model.id] = msgspec.structs.replace(card, notes=(*card.notes, *self._notes(model.id)))
         shown = tuple(refused.items())[:MOST_REFUSED]
         self.refused = {name: without_folders(why)[:LONGEST_REFUSAL] for name, why in shown}
+        self.unusable = {name: names for name, names in unusable.items() if name in self.refused}
         return found

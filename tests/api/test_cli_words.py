@@ -107,7 +107,8 @@ def test_models_that_no_board_can_use_are_told_with_the_reason(place: Site, comm
     """Beside those that can be used, under their ids; where another board can use the same model, below that one."""
     place.world.roster.cards = [CARD]
     torn = {"torn": "torn.gguf is cut off.", "torn:q4": "torn.gguf is cut off.", "tiny": "tiny.gguf is empty."}
-    place.world.roster.alive = [Presence(name="board:b2", board="b2", refused=torn)]
+    names = {"torn": ("torn:q4",), "tiny": ()}
+    place.world.roster.alive = [Presence(name="board:b2", board="b2", refused=torn, unusable=names)]
     found = {each["id"]: each for each in json.loads(command("models", "available", "--json")[1])}
     assert sorted(found) == ["tiny", "torn"] and found["torn"]["names"] == ["torn:q4"]
     assert [each["state"] for each in found["tiny"]["boards"]] == ["away", "unusable"]

@@ -78,6 +78,18 @@ def test_what_is_refused_is_known_by_the_names_it_would_have(models: Path) -> No
     assert set(catalog.refused) == {"bad-1b", "bad:1b", "gone-1b", "gone:1b", "gone-1b-q4_0"}
     assert "colour" in catalog.refused["bad-1b"]
     assert "link" in catalog.refused["gone-1b-q4_0"]
+    assert catalog.unusable == {"bad-1b": ("bad:1b",), "gone-1b": ("gone-1b-q4_0", "gone:1b")}
+
+
+def test_each_refused_model_goes_by_names_of_its_own(models: Path) -> None:
+    """Also where two are refused for the same reason, or would have the same id."""
+    for name in ("one", "two"):
+        put(models / name / "manifest.toml", 'base = "gone"')
+    for quantization in ("Q4_0", "Q8_0"):
+        (models / f"X-1B-{quantization}.gguf").symlink_to(models / "nowhere")
+    catalog = find_models(models)
+    assert set(catalog.unusable) == {"one", "two", "x-1b", "x-1b-q8_0"}
+    assert "Q4_0" in catalog.refused["x-1b"] and "Q8_0" in catalog.refused["x-1b-q8_0"]
 
 
 def test_no_model_hides_what_the_api_has(models: Path) -> None:

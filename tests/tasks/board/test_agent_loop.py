@@ -429,15 +429,20 @@ def test_files_that_are_refused_are_told_with_each_breath(board: Board, client: 
     (board.models / "wrong/manifest.toml").write_text("colour = 1")
     board.start()
 
-    def refused() -> dict[str, str]:
+    def told() -> presence.Presence:
         kept = client.hget(keys.PRESENCE, "board:one")
-        return presence.read_breath(kept).refused if kept else {}
+        return presence.read_breath(kept) if kept else presence.Presence(name="", board="")
 
-    eventually(lambda: "wrong" in refused(), what="the breath")
-    assert {"cut-off-1b", "cut-off:1b", "wrong"} <= set(refused())
-    assert "colour" in refused()["wrong"]
-    assert "Cut-Off-1B.gguf" in refused()["cut-off-1b"]
-    assert str(board.models) not in str(refused())
+    eventually(lambda: "wrong" in told().refused, what="the breath")
+    refused = told().refused
+    assert {"cut-off-1b", "cut-off:1b", "wrong"} <= set(refused)
+    assert "colour" in refused["wrong"]
+    assert "Cut-Off-1B.gguf" in refused["cut-off-1b"]
+    assert str(board.models) not in str(refused)
+    assert {name: set(names) for name, names, _ in presence.unusable(told())} == {
+        "cut-off-1b": {"cut-off:1b"},
+        "wrong": {"wrong:latest"},
+    }
 
 
 def test_a_file_that_cannot_be_read_is_not_preloaded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
