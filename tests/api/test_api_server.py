@@ -135,14 +135,15 @@ PROGRAM = textwrap.dedent(
     print(sock.getsockname()[1], flush=True)
 
     import asyncio
+    from tasks.events import Numbered, TextDelta, number
     from tests.api import scripted
 
     async def steps(self):
-        yield scripted.Numbered(1, scripted.TextDelta("begun"))
+        yield Numbered(1, TextDelta("begun"))
         # The rest comes only after the signal: the file says when.
         while not __import__("pathlib").Path(sys.argv[1]).exists():
             await asyncio.sleep(0.01)
-        for item in scripted.number(7, tuple(hello())):
+        for item in number(7, tuple(hello())):
             yield item
     scripted.ScriptedAnswer.__aiter__ = steps
     serve(settings, [sock], world.app(settings))
