@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Iterable, Mapping
@@ -34,6 +35,7 @@ PATIENCE = 1.0
 """Seconds after which a Redis that has not said which keys there are counts as away: the request has more to ask of it."""
 LONGEST_NAME = 60
 ID_DIGITS = 12
+_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
 
 class Scope(StrEnum):
@@ -97,6 +99,8 @@ def _new(name: str, scopes: Iterable[Scope], limits: Limits | None, kept: Iterab
         raise KeyRefused(f"A key needs at least one scope: {', '.join(Scope)}.")
     if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME:
         raise KeyRefused(f"A key's name has 1 to {LONGEST_NAME} printable characters.")
+    if _ID.fullmatch(name):
+        raise KeyRefused(f"'{name}' looks like the id of a key, by which it is found too. Choose another name.")
     if any(other.name == name for other in kept):
         raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
     plain = "rl-" + secrets.token_urlsafe(32)

@@ -20,6 +20,7 @@ from npu.rkllm.installed import choose, chosen, find_release, installed, unusabl
 from npu.rkllm.library import LIBRARY_SETTING, VERSION_SETTING, identify
 from tasks.board.workers import Workers
 from tasks.commands import BUSY, CommandCode, RuntimeUsed, UseRuntime
+from tasks.connection import UNREACHABLE
 from tasks.errors import CommandFailed
 from tasks.presence import Runtime
 from tasks.settings import TaskSettings
@@ -130,7 +131,7 @@ class Runtimes:
             for model in loaded:
                 try:
                     self._load(model)
-                except (ModelRefused, OSError) as error:
+                except (ModelRefused, *UNREACHABLE) as error:
                     log.warning("%s was loaded before, and was not loaded again: %s", model.id, error)
         return RuntimeUsed(version=version, before=before, tried=tuple(model.id for model in tried))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,7 @@ def remove(models_dir: Path, name: str) -> Model:
     with stage(models_dir, model.id) as gone:
         home.rename(gone)
         sync(home.parent)
+        shutil.rmtree(gone)
     return model
 
 

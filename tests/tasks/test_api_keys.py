@@ -39,7 +39,7 @@ def test_keys_are_listed_and_revoked_by_name_or_id(client: redis.Redis) -> None:
     assert api_keys.create(client, "first", BOTH)[1] != plain
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 61, "two\nlines", "taken"])
+@pytest.mark.parametrize("name", ["", "  ", "x" * 61, "two\nlines", "taken", "0123456789ab"])
 def test_an_unusable_name_is_refused(client: redis.Redis, name: str) -> None:
     """Names are shown in lists, and tell keys apart."""
     api_keys.create(client, "taken", BOTH)

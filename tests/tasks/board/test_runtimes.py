@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from npu.catalog import Catalog
 from npu.engines import Setup
@@ -56,6 +57,7 @@ class Board:
         self.during: threading.Event | None = None
         self.loaded: list[tuple[str, str | None]] = []
         """What was loaded again, and which release was chosen by then."""
+        self.redis_is_away = False
         self.fitting = threading.Lock()
         self.runtimes = self.made(self.settings)
         monkeypatch.setattr(module, "try_out", self._try_out)
@@ -75,6 +77,8 @@ class Board:
     def _load(self, model: Model) -> None:
         assert not self.runtimes.changing
         self.loaded.append((model.id, chosen(self.setup.rkllm_fetched)))
+        if self.redis_is_away:
+            raise redis.ConnectionError
 
     def _try_out(self, model: Model, models_dir: Path, library: Path, version: str, setup: object) -> Trial:
         assert self.runtimes.changing and not self.workers.has("large") and self.workers.has("echo")
@@ -111,6 +115,14 @@ def test_a_release_that_will_do_is_used(board: Board) -> None:
     assert board.loaded == [("large", "1.2.3")] and board.version() == "1.2.3"
     assert board.runtimes.use(UseRuntime("v1.3.0", "small")).tried == ("small",)
     assert board.version() == "1.3.0"
+
+
+def test_a_change_is_no_failure_because_redis_is_away(board: Board) -> None:
+    """Each model is tried to be loaded again."""
+    board.workers.start(board.catalog.models[0], 0)
+    board.redis_is_away = True
+    assert board.runtimes.use(UseRuntime("1.2.3", "small")).version == "1.2.3"
+    assert sorted(name for name, _ in board.loaded) == ["large", "small"]
 
 
 def test_one_that_will_not_do_changes_nothing(board: Board) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +132,19 @@ def test_a_base_stays_while_others_need_it(models: Path) -> None:
     with pytest.raises(CommandFailed) as caught:
         remove(models, "echo")
     assert caught.value.code == CommandCode.MODEL_MISSING
+
+
+def test_a_model_that_is_removed_by_half_is_told(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no model any more, but its files take their room until the board is started anew."""
+
+    def fails(path: Path, ignore_errors: bool = False, **_: Any) -> None:
+        if not ignore_errors:
+            raise OSError("the card is worn out")
+
+    monkeypatch.setattr(shutil, "rmtree", fails)
+    with pytest.raises(OSError, match="worn out"):
+        remove(models, "echo")
+    assert find_models(models).models == ()
 
 
 def test_of_a_bare_file_that_file_is_removed(models: Path) -> None:
