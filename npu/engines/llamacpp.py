@@ -181,7 +181,7 @@ class LlamaCppEngine:
 
     def park(self) -> None:
         """See `ParkingEngine`."""
-        if self._parking is not None:
+        if self._parking is not None and self._server is not None and self._server.running:  # else its cache is gone
             self._parking.park()
 
     def unpark(self) -> None:

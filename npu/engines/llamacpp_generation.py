@@ -77,6 +77,8 @@ class LlamaCppGeneration(OneRun):
         self._last_words = last_words
         self._memory_mb = memory_mb
         self._said: list[int] = []
+        self._read = 0
+        """Tokens of the prompt that the server has read, or had in its cache."""
         self._lock = threading.Lock()
         self._call: Call | None = None
         self._aborted = False
@@ -87,8 +89,8 @@ class LlamaCppGeneration(OneRun):
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt, and what was said behind it."""
-        return self._prompt + self._said
+        """The prompt as far as it was read, and what was said behind it."""
+        return self._prompt[: self._read] + self._said
 
     def abort(self) -> None:
         """Break the connection; the server stops at its next token, or its next slice of the prompt."""
@@ -131,6 +133,7 @@ class LlamaCppGeneration(OneRun):
             if "prompt_progress" in event:
                 self._progress(event["prompt_progress"])
                 continue
+            self._read = len(self._prompt)
             count = event["tokens_predicted"]
             if event["stop"]:
                 self._account(event.get("timings"))
@@ -277,6 +280,7 @@ class LlamaCppGeneration(OneRun):
         if self._said:
             return
         self._cached = progress["cache"]
+        self._read = max(self._read, progress["processed"])
         if self._on_prefill is not None and progress["processed"]:
             self._on_prefill(progress["processed"])
 
@@ -304,8 +308,9 @@ class LlamaCppGeneration(OneRun):
             memory_mb=self._memory_mb(),
             parked_tokens=min(self._parked, self._cached),
         )
-        if self._parking is not None and self._prefill_ms is not None:
-            self._parking.end(self._asked, self.tokens, self._stats, self._prefill_ms)
+        if self._parking is not None and self._read:
+            read_ms = self._prefill_ms if self._read == len(self._prompt) else None
+            self._parking.end(self._asked, self.tokens, self._stats, read_ms)
 
 
 class _Clock:

@@ -96,12 +96,12 @@ class LlamaCppParking:
             self._held = held._replace(returns=False)
             self.parking.keep(held.whose, held.tokens, held.prompt, 0)
 
-    def end(self, prompt: Prompt, tokens: list[int], stats: Stats, read_ms: float) -> None:
-        """The server has read and said `tokens`, the prompt's in `read_ms`."""
-        asked = len(prompt.tokens) - prompt.said
+    def end(self, prompt: Prompt, tokens: list[int], stats: Stats, read_ms: float | None) -> None:
+        """The server has read and said `tokens`, the prompt's in `read_ms`; None where it was aborted before it had read them."""
+        asked = min(len(prompt.tokens) - prompt.said, len(tokens))
         self._held = _Held(Whose(prompt.owner, prompt.adapter), tokens, asked, prompt.returns)
         fresh = stats.prompt_tokens - stats.cached_tokens
-        if fresh >= MEASURABLE and read_ms > 0:
+        if fresh >= MEASURABLE and read_ms:
             self._files.read_ms = read_ms / fresh
         if self._loaded:
             self.parking.judge(self._loaded, stats.cached_tokens)

@@ -96,6 +96,8 @@ class Parking:
         self._broken = False
         self._lost: MemoryFile | None = None
         """What could not be written: somebody may still be at it, and would find another file by its number."""
+        self._emptied = 0
+        """How often all was given back: what was begun to be written before that is not kept either."""
         self._lock = threading.Lock()
         """Held while the list is changed: another thread may want its memory back."""
 
@@ -113,7 +115,7 @@ class Parking:
     def keep(self, whose: Whose, tokens: Sequence[int], prompt: int, shared: int, *, awaited: bool = False) -> bool:
         """Park `tokens`, of which all but the first `shared` are about to leave the cache, where that is worth it; whether the
         runtime was asked to write. The first `prompt` of them were asked. `awaited`: somebody waits for what displaces them."""
-        length = len(tokens)
+        emptied, length = self._emptied, len(tokens)
         best = max((common(parked.tokens, tokens) for parked in self._of(whose)), default=0)
         costs = self._costs
         gain = (length - max(shared, best)) * self._files.read_ms
@@ -143,6 +145,9 @@ class Parking:
         # A whole conversation tells more than the few tokens of a trial.
         self._costs = replace(costs, write=max(0.0, (time.monotonic() - begun) * 1000 - costs.once) / length)
         with self._lock:
+            if self._emptied != emptied:  # its memory was wanted meanwhile
+                file.close()
+                return True
             # Earlier turns of this conversation are in this one, too.
             for parked in [parked for parked in self._parked if parked.whose == whose]:
                 if goes_on(parked.prompt, common(parked.tokens, tokens)):
@@ -201,12 +206,14 @@ class Parking:
     def empty(self) -> None:
         """Give all its memory back, but for what the runtime has loaded. From any thread."""
         with self._lock:
+            self._emptied += 1
             for parked in tuple(self._parked):
                 self._drop(parked)
 
     def close(self) -> None:
         """Give all of it back: the model is gone."""
         with self._lock:
+            self._emptied += 1
             for parked in {*self._parked, *((self._loaded,) if self._loaded is not None else ())}:
                 parked.file.close()
             if self._lost is not None:

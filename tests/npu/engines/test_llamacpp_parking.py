@@ -7,15 +7,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from npu.engine import Prompt, Sampling, Stats
-from npu.engines import Setup, parking
+from npu.engine import End, Prompt, Sampling, Stats
+from npu.engines import Setup, llamacpp_generation, parking
 from npu.engines.llamacpp import LlamaCppEngine
-from npu.engines.llamacpp_parking import LlamaCppFiles
+from npu.engines.llamacpp_generation import LlamaCppGeneration
+from npu.engines.llamacpp_parking import LlamaCppFiles, LlamaCppParking
+from npu.engines.llamacpp_server import Address
 from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
+from npu.vocabulary import Vocabulary
 from tests.npu.demo import demo_model
 
 GREEDY = Sampling(temperature=0.0)
@@ -59,6 +63,43 @@ def test_a_conversation_that_was_displaced_is_not_read_again(engine: LlamaCppEng
     assert stats.parked_tokens == 0
     engine.unpark()
     assert engine.parked_bytes == 0
+    assert engine._server is not None
+    engine._server.close()
+    engine.park()
+    assert engine.parks  # with the next server
+
+
+def test_what_was_aborted_counts_as_far_as_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells nothing of how long a prompt takes."""
+
+    class Cut:
+        """A call that breaks when it is cancelled, as a connection does."""
+
+        def __init__(self, *_: object) -> None:
+            self.cancelled = False
+
+        def events(self) -> Iterator[dict[str, Any]]:
+            for processed in (20, 60):
+                yield {"prompt_progress": {"total": 100, "cache": 20, "processed": processed, "time_ms": 1}}
+            assert self.cancelled
+            raise ConnectionResetError
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+        close = cancel
+
+    monkeypatch.setattr(llamacpp_generation, "Call", Cut)
+    address, prompt = Address(tmp_path / "s.sock", "key", 256), Prompt(range(100), 3, returns=True)
+    parking = LlamaCppParking(lambda: address, 1 << 20, 1)
+    run = LlamaCppGeneration(
+        *(address, cast(Vocabulary, None), 256, prompt, GREEDY, lambda tokens: run.abort() if tokens == 60 else None),
+        parking=parking,
+    )
+    assert list(run) == [] and run.end is End.ABORTED
+    assert run.tokens == list(range(60))
+    assert parking._held is not None and (parking._held.tokens, parking._held.prompt) == (run.tokens, 60)
+    assert parking._files.read_ms == 0
 
 
 @pytest.mark.full

@@ -13,12 +13,19 @@ from tests.npu.engines.test_rkllm_parking import memory_files
 class Files:
     """A runtime that writes what it is given, and is slow to load nothing."""
 
-    def __init__(self, meanwhile: Callable[[], None] = lambda: None, read_ms: float = 1000.0) -> None:
+    def __init__(
+        self,
+        meanwhile: Callable[[], None] = lambda: None,
+        read_ms: float = 1000.0,
+        while_writing: Callable[[], None] = lambda: None,
+    ) -> None:
         self.meanwhile = meanwhile
         self.read_ms = read_ms
+        self.while_writing = while_writing
 
     def write(self, file: MemoryFile, tokens: Sequence[int], adapter: str | None) -> int:
         Path(file.path).write_bytes(bytes(tokens))
+        self.while_writing()
         return len(tokens)
 
     def load(self, file: MemoryFile) -> bool:
@@ -38,6 +45,20 @@ def test_memory_that_is_wanted_during_a_load_that_fails_is_given_back() -> None:
     found = parking.find(whose, [*tokens, 1], 0)
     assert found is not None and len(memory_files()) == len(before) + 1
     assert not parking.load(found)
+    assert parking.size == 0 and memory_files() == before
+
+
+def test_memory_that_is_wanted_while_it_is_written_is_given_back() -> None:
+    """Also where the model is closed over it; and the next conversation is parked as ever."""
+    before = memory_files()
+    files = Files(while_writing=lambda: parking.empty())
+    parking = Parking(files, 1 << 20, Costs(1))
+    assert parking.keep(Whose("a"), [1] * 100, 90, 0)
+    assert parking.size == 0 and memory_files() == before
+    files.while_writing = lambda: None
+    assert parking.keep(Whose("a"), [1] * 100, 90, 0) and parking.size == 100
+    files.while_writing = parking.close
+    assert parking.keep(Whose("b"), [2] * 100, 90, 0)
     assert parking.size == 0 and memory_files() == before
 
 
