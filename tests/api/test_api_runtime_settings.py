@@ -62,6 +62,7 @@ def test_what_is_refused_names_the_setting(place: Site, body: dict[str, object],
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.usefixtures("client")
 def test_every_process_obeys(valkey_url: str) -> None:
     """What one API process was told, another of the same service has heard about by itself."""
     queue = TaskSettings(redis_url=valkey_url)
