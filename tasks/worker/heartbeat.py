@@ -31,13 +31,20 @@ class Heartbeat:
     """One thread beside the engine's. It must not stop while C code runs, so the engine releases Python's lock."""
 
     def __init__(
-        self, client: redis.Redis, lease: float, presence: Callable[[], Presence], with_each: Callable[[], None]
+        self,
+        client: redis.Redis,
+        lease: float,
+        presence: Callable[[], Presence],
+        with_each: Callable[[], None],
+        parking_is_stuck: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`with_each` is called with each breath, and raises what the client raises."""
+        """`with_each` is called with each breath, and raises what the client raises. `parking_is_stuck` tells whether the engine
+        hangs while it parks a conversation."""
         self._client = client
         self._lease = lease
         self._presence = presence
         self._with_each = with_each
+        self._parking_is_stuck = parking_is_stuck
         self._runs: tuple[JobRun, ...] = ()
         self._redis = Outages(log, "the worker")
         self._wake = threading.Event()
@@ -74,6 +81,9 @@ class Heartbeat:
         while not self._closed:
             self._wake.clear()
             now = time.monotonic()
+            if self._parking_is_stuck():
+                log.error("the engine hangs while it parks a conversation; restarting it")
+                os.kill(os.getpid(), signal.SIGKILL)
             try:
                 if now >= self._breath_due:
                     self._breath_due = now + BREATH

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 
 from npu.errors import EngineFailed
 from tasks.worker.slot import Slot
@@ -12,13 +14,19 @@ log = logging.getLogger("rockchipllama.worker")
 
 QUIET = 1.0
 """Seconds without a job after which it begins: what programs ask next, they ask sooner, and need not wait for it."""
+LONGEST = 60.0
+"""Seconds that parking may take before the engine counts as stuck."""
 
 
 class Leisure:
     """Of one worker. `begin` and `end` may be called from any thread."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, broke: Callable[[], None]) -> None:
+        """`broke` is called once the engine was closed because it broke."""
         self._slot = slot
+        self._broke = broke
+        self._parking_since: float | None = None
+        """In monotonic seconds; None while nothing is parked."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         """Held while the engine is used."""
@@ -39,12 +47,22 @@ class Leisure:
         if timer is not None:
             timer.cancel()
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the engine has been at it for too long."""
+        since = self._parking_since
+        return since is not None and time.monotonic() - since > LONGEST
+
     def _park(self) -> None:
         with self._lock:
             if self._timer is not threading.current_thread():
                 return  # it was ended in this very moment
+            self._parking_since = time.monotonic()
             try:
                 self._slot.park()
             except EngineFailed as error:
                 log.warning("the engine broke while a conversation was parked: %s", error)
                 self._slot.close()
+                self._broke()
+            finally:
+                self._parking_since = None

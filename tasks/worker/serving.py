@@ -96,7 +96,7 @@ class Serving:
         self._call_in_hand = False
         self._ahead: ReadAhead | None = None
         """The job that another board was at, and that was read here last."""
-        self._leisure = Leisure(self._slot)
+        self._leisure = Leisure(self._slot, broke=lambda: self._heartbeat.changed())
         leaving = threading.Event()
         self._claiming = Claiming(
             *(client, model.id, worker, board, self._lease, self._live, self._pacing, leaving),
@@ -106,7 +106,9 @@ class Serving:
             *(client, model.id, worker, board, self._claiming, lambda: self._runs, leaving), grace=settings.worker_grace
         )
         self._started = time.time()
-        self._heartbeat = Heartbeat(client, self._lease, self._presence, self._follow)
+        self._heartbeat = Heartbeat(
+            client, self._lease, self._presence, self._follow, parking_is_stuck=lambda: self._leisure.stuck
+        )
         self._control = ControlListener(
             client,
             worker,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import Any
 
@@ -13,10 +15,10 @@ from npu.errors import EngineFailed
 from npu.model import Model
 from tasks import keys, presence
 from tasks.jobs import JobState, Lane
-from tasks.worker import leisure
+from tasks.worker import heartbeat, leisure
 from tasks.worker.leisure import Leisure
 from tests.stack import LIMIT, eventually
-from tests.tasks.worker.place import WORKER, Make
+from tests.tasks.worker.place import WORKER, Make, Place
 
 
 class ParkingEcho(EchoEngine):
@@ -41,8 +43,14 @@ class ParkingEcho(EchoEngine):
         self.parked_bytes = 0
 
 
-def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make) -> None:
+def state(place: Place) -> str:
+    """What the worker's last breath tells."""
+    return presence.read_breath(place.client.hget(keys.PRESENCE, WORKER)).state  # type: ignore[arg-type]
+
+
+def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes once is not; the worker's breath tells how much it is, and a word on its channel has it given back."""
+    monkeypatch.setattr(heartbeat, "BREATH", 0.05)
     place = make()
     engine = ParkingEcho(place.model)
     place.engine = lambda: engine
@@ -95,8 +103,9 @@ def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: py
 
 
 def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is opened anew for the next one."""
+    """It is opened anew for the next one, and the board knows at once that nothing is loaded."""
     monkeypatch.setattr(leisure, "QUIET", 0.0)
+    monkeypatch.setattr(heartbeat, "BREATH", 100 * LIMIT)
     place = make()
     place.engine = lambda: ParkingEcho(place.model)
 
@@ -106,10 +115,36 @@ def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pyt
     monkeypatch.setattr(ParkingEcho, "park", breaks)
     place.accept()
     place.call().join(LIMIT)
-    eventually(lambda: not place.serving._slot.loaded, what="a closed engine")
+    eventually(lambda: state(place) == "idle", what="a breath that tells of a closed engine")
     job = place.accept()
     place.call().join(LIMIT)
     assert place.view(job).state is JobState.FINISHED and place.loaded == 2
+
+
+def test_an_engine_that_hangs_over_it_is_restarted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a job comes, which would wait for it as long as for a model that loads."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    monkeypatch.setattr(leisure, "LONGEST", 0.1)
+    monkeypatch.setattr(heartbeat, "BREATH", 0.05)
+    place = make()
+    place.engine = lambda: ParkingEcho(place.model)
+    killed, kill = threading.Event(), os.kill
+
+    def kills(process: int, number: int) -> None:
+        if (process, number) == (os.getpid(), signal.SIGKILL):
+            killed.set()
+        else:
+            kill(process, number)
+
+    def hangs(self: ParkingEcho) -> None:
+        assert killed.wait(LIMIT)
+
+    monkeypatch.setattr(os, "kill", kills)
+    monkeypatch.setattr(ParkingEcho, "park", hangs)
+    place.accept()
+    place.call().join(LIMIT)
+    assert killed.wait(LIMIT)
+    eventually(lambda: not place.serving._leisure.stuck, what="an engine that was let go of")
 
 
 def test_a_job_is_in_hand_while_the_engine_is_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
