@@ -28,7 +28,7 @@ class _Jobs(TyperGroup):
 
         if args[0] not in self.commands and is_job_id(args[0]):
             args = ["show", *args]
-        elif args[0] not in self.commands and not args[0].startswith("-"):
+        elif args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(
                 f"'{args[0]}' is neither a command nor the id of a job. `rockchipllama jobs` lists jobs with their ids."
             )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf
 
 log = logging.getLogger("rockchipllama.up")
+# It has a traceback for each network that is away for a moment; what comes of that is said here.
+logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 KIND = "_rockchipllama._tcp.local."
 PATIENCE = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,10 @@ def test_variables_a_page_names_are_settings(page: Path) -> None:
     known |= {f"{PREFIX}{name}" for name in ("CONFIG", "PUBLISH", "MODELS")}
     for named in re.findall(rf"{PREFIX}[A-Z_]+[A-Z]", page.read_text(encoding="utf-8")):
         assert named in known, named
+
+
+def test_the_changelog_says_nothing_twice() -> None:
+    """An entry that was rewritten while others were landed easily stands there in both forms."""
+    entries = re.findall(r"^- (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    begins = Counter(" ".join(entry.split()[:4]) for entry in entries)
+    assert [begin for begin, count in begins.items() if count > 1] == []

@@ -285,6 +285,11 @@ def test_names_are_completed(stack: Stack) -> None:
     assert complete("rockchipllama run --url http://127.0.0.1:1 sl") == []
 
 
+def test_what_is_mistyped_spoils_no_prompt() -> None:
+    """The shell asks what may follow before anything is refused."""
+    assert "cancel" in complete("rockchipllama jobs nothing ")
+
+
 def test_a_job_is_cancelled(stack: Stack) -> None:
     """Whoever follows it hears so, which is no good end; what is over cannot be cancelled, nor what is not there followed."""
     job = begun(stack, "z" * 6000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_a_damaged_token_is_refused() -> None:
     with pytest.raises(TokenRefused, match="cut off") as refused:
         joining.found(f"{TOKEN.name}.{TOKEN.secret[:8]}")
     assert TOKEN.secret[:8] not in str(refused.value)
+
+
+def test_a_network_that_is_away_shows_nobody_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever tells a service says in a sentence that it cannot be found."""
+    with discovery._network("127.0.0.1") as network:
+        eventually(lambda: network.engine.protocols, what="its sockets")
+        for protocol in network.engine.protocols:
+            protocol.error_received(OSError(errno.ENETUNREACH, "Network is unreachable"))
+    assert caplog.records == []
 
 
 @pytest.mark.full
