@@ -63,10 +63,12 @@ def valkey_url() -> Iterator[str]:
 
 @pytest.fixture
 def client(valkey_url: str) -> Iterator[redis.Redis]:
-    """A client of an emptied Valkey."""
+    """A client of an emptied Valkey. It is left empty: a service for a whole module begins before its tests empty it, and should
+    find nobody's keys or settings, whichever module ran before."""
     client = connect(valkey_url)
     client.flushall()
     yield client
+    client.flushall()
     client.close()
 
 
