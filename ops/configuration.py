@@ -50,6 +50,8 @@ WANTED = {
 
 _PASSWORD = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:password|token|secret|key|sig|signature)=)[^&#]*")
 """In the parameters of an address."""
+_MISTYPED = re.compile(r".*:.*(?=@)")
+"""What may be a password in a value that was to be an address."""
 _MASK = "********"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -149,6 +151,8 @@ def _sentence(owner: type[Settings], error: ErrorDetails, path: Path | None, con
     shown = ""
     if field is not None and not _is_secret(field) and "input" in error:
         value = error["input"]
+        if isinstance(value, str) and "://" not in value:
+            value = _MISTYPED.sub(_MASK, value)
         shown = f" is {_quoted(_fit(value))}"
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] in WANTED:

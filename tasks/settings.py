@@ -53,7 +53,10 @@ def config_file() -> Path | None:
 class Settings(BaseSettings):
     """What each settings class of the service inherits: where its values come from."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, allow_inf_nan=False)
+    # A value that is refused may be a password, and a traceback goes to a log.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     title: ClassVar[str] = ""
     """The heading of this class's fields in docs/settings.md."""

@@ -193,6 +193,14 @@ def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
     assert without_password(url) == shown
 
 
+def test_a_refused_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in the traceback of a program that tells the mistake in no sentence: both go to logs."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_REDIS_URL", "redis//me:s3cret@host:6379/0")
+    with pytest.raises(ConfigurationError, match=r"is '\*{8}@host:6379/0'") as refused:
+        configuration.load(TaskSettings)
+    assert "s3cret" not in str(refused.value) + str(refused.value.__cause__)
+
+
 @pytest.mark.parametrize(
     "name", [each.name for each in configuration.declared() if "://" in str(each.field.description)]
 )

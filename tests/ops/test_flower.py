@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from tornado.httpserver import HTTPServer
 from tornado.options import options
 
+from ops import environment
 from ops.flower.server import Server
 from ops.flower.settings import FlowerSettings
 from ops.flower.watch import FlowerRefused, watch
@@ -119,6 +120,22 @@ def test_a_login_is_a_name_and_a_password(login: str) -> None:
     """What Flower would let nobody in with, or anybody."""
     with pytest.raises(ValidationError):
         FlowerSettings(flower_login=SecretStr(login))
+
+
+@pytest.mark.full
+def test_in_a_container_a_login_that_is_none_is_one_sentence() -> None:
+    """Without the login, since what a container says is kept."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ops.flower"],
+        env=environment.for_child({"ROCKCHIPLLAMA_FLOWER_LOGIN": "sesame"}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "flower_login" in done.stderr
+    assert "sesame" not in done.stderr
 
 
 @pytest.fixture
