@@ -102,6 +102,8 @@ def create_app(
     app.state.requests = requests
     app.state.fronts = FRONTS
     errors.register(app, renderer)
+    for each in FRONTS:
+        app.include_router(each.asking)
     about_jobs = (jobs, async_jobs, job_events, queues)
     about_boards = (boards, model_routes, runtime_settings)
     for part in (health, metrics, props, *about_jobs, *about_boards, key_routes, console_page, docs_page):

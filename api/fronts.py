@@ -80,9 +80,13 @@ class Front:
     names the one that carries the milliseconds until the answer began. `echoes` are the headers of all fronts that this
     dialect also has under names of its own, `statuses` the statuses for which it has others. With `lines` its streams are
     lines of JSON instead of server-sent events.
+
+    `asking` are the routes by which models are asked. They are looked for before all others, of which there are a hundred, so
+    they have no path in common with any.
     """
 
     name: str
+    asking: APIRouter
     router: APIRouter
     owns: Callable[[Scope], bool]
     render: Renderer

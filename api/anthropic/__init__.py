@@ -1,13 +1,14 @@
 """The Anthropic front."""
 
 from api.anthropic.problems import STATUSES, render
-from api.anthropic.routes import SHAPES, asked, router
+from api.anthropic.routes import SHAPES, asked, asking, router
 from api.anthropic.speech import speaks
 from api.anthropic.translate.kept import NAME, whole, writer_of
 from api.fronts import Front
 
 FRONT = Front(
     name=NAME,
+    asking=asking,
     router=router,
     owns=speaks,
     render=render,

@@ -31,13 +31,14 @@ from tasks.errors import UnknownModel
 from tasks.jobs import Rendering
 from tasks.roster import BEHIND, ModelStatus
 
+asking = APIRouter(tags=["Anthropic"])
 router = APIRouter(tags=["Anthropic"])
 shared = APIRouter(route_class=SharedRoute, include_in_schema=False)
 SHAPES: tuple[type[BaseModel], ...] = (MessagesBody, CountBody)
 
 
-@router.post("/messages", include_in_schema=False)
-@router.post("/v1/messages", summary="Answer a conversation", openapi_extra=takes(MessagesBody))
+@asking.post("/messages", include_in_schema=False)
+@asking.post("/v1/messages", summary="Answer a conversation", openapi_extra=takes(MessagesBody))
 async def messages(http: Request) -> Response:
     """Answer a conversation, streamed or whole."""
     body = await read_body(http, MessagesBody)

@@ -31,7 +31,7 @@ from tasks.events import Finished, Reply
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
 
-router = APIRouter(tags=["Ollama"])
+asking = APIRouter(tags=["Ollama"])
 SHAPES: tuple[type[BaseModel], ...] = (ChatBody, GenerateBody, EmbedBody, EmbeddingsBody)
 
 
@@ -41,7 +41,7 @@ def takes(shape: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-@router.post("/api/chat", summary="Answer a chat", openapi_extra=takes(ChatBody))
+@asking.post("/api/chat", summary="Answer a chat", openapi_extra=takes(ChatBody))
 async def answer_chat(http: Request) -> Response:
     """Answer a conversation, streamed unless told otherwise; without messages load or unload the model."""
     body = await read_body(http, ChatBody)
@@ -52,7 +52,7 @@ async def answer_chat(http: Request) -> Response:
     return await _answer(http, status, body, _chat(status, body, head))
 
 
-@router.post("/api/generate", summary="Answer a prompt", openapi_extra=takes(GenerateBody))
+@asking.post("/api/generate", summary="Answer a prompt", openapi_extra=takes(GenerateBody))
 async def answer_prompt(http: Request) -> Response:
     """Answer one prompt, streamed unless told otherwise; without a prompt load or unload the model."""
     body = await read_body(http, GenerateBody)
@@ -63,7 +63,7 @@ async def answer_prompt(http: Request) -> Response:
     return await _answer(http, status, body, _generate(status, body, head))
 
 
-@router.post("/api/embed", summary="Embed texts", openapi_extra=takes(EmbedBody))
+@asking.post("/api/embed", summary="Embed texts", openapi_extra=takes(EmbedBody))
 async def embed(http: Request) -> Response:
     """The vectors of texts."""
     body = await read_body(http, EmbedBody)
@@ -74,7 +74,7 @@ async def embed(http: Request) -> Response:
     return json_response(embeddings.whole(Head(body.model, now()), reply, end), headers_of(answer))
 
 
-@router.post("/api/embeddings", summary="Embed one text, the older way", openapi_extra=takes(EmbeddingsBody))
+@asking.post("/api/embeddings", summary="Embed one text, the older way", openapi_extra=takes(EmbeddingsBody))
 async def embed_one(http: Request) -> Response:
     """The vector of one text."""
     body = await read_body(http, EmbeddingsBody)

@@ -4,7 +4,7 @@ from api.fronts import Front
 from api.openai import batches, files, not_offered, tokens
 from api.openai.endpoints import ASKINGS
 from api.openai.problems import render
-from api.openai.routes import SHAPES, router
+from api.openai.routes import SHAPES, asking, router
 from api.openai.translate.kept import NAME, whole, writer_of
 
 router.include_router(files.router)
@@ -14,6 +14,7 @@ router.include_router(tokens.router)
 
 FRONT = Front(
     name=NAME,
+    asking=asking,
     router=router,
     # The default dialect claims nothing: what no other front does is its own.
     owns=lambda scope: False,

@@ -27,28 +27,29 @@ from tasks.jobs import Lane, Rendering
 from tasks.requests import Request as JobRequest
 from tasks.roster import ModelStatus
 
+asking = APIRouter(tags=["OpenAI"])
 router = APIRouter(tags=["OpenAI"])
 SHAPES: tuple[type[BaseModel], ...] = (ChatCompletionBody, CompletionBody, EmbeddingBody, RerankBody)
 
 
-@router.post("/chat/completions", include_in_schema=False)
-@router.post("/v1/chat/completions", summary="Answer a chat", openapi_extra=takes(ChatCompletionBody))
+@asking.post("/chat/completions", include_in_schema=False)
+@asking.post("/v1/chat/completions", summary="Answer a chat", openapi_extra=takes(ChatCompletionBody))
 async def chat_completions(http: Request) -> Response:
     """Answer a conversation, streamed or whole."""
     body = await read_body(http, ChatCompletionBody)
     return await _answer(http, body, chat.to_request(body), body.n, CHAT)
 
 
-@router.post("/completions", include_in_schema=False)
-@router.post("/v1/completions", summary="Continue a text", openapi_extra=takes(CompletionBody))
+@asking.post("/completions", include_in_schema=False)
+@asking.post("/v1/completions", summary="Continue a text", openapi_extra=takes(CompletionBody))
 async def text_completions(http: Request) -> Response:
     """Continue texts or token ids without a chat template, streamed or whole."""
     body = await read_body(http, CompletionBody)
     return await _answer(http, body, completions.to_request(body), len(body.prompt) * body.n, COMPLETION)
 
 
-@router.post("/embeddings", include_in_schema=False)
-@router.post("/v1/embeddings", summary="Embed texts", openapi_extra=takes(EmbeddingBody))
+@asking.post("/embeddings", include_in_schema=False)
+@asking.post("/v1/embeddings", summary="Embed texts", openapi_extra=takes(EmbeddingBody))
 async def embed(http: Request) -> Response:
     """The vectors of texts or token ids."""
     body = await read_body(http, EmbeddingBody)
@@ -56,12 +57,12 @@ async def embed(http: Request) -> Response:
     return _json(embeddings.whole(embeddings.head_of(body, answer.model), reply, end), headers_of(answer))
 
 
-@router.post("/rerank", include_in_schema=False)
-@router.post("/reranking", include_in_schema=False)
-@router.post("/v1/reranking", include_in_schema=False)
-@router.post("/v2/rerank", include_in_schema=False)
-@router.post("/api/rerank", include_in_schema=False)
-@router.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=takes(RerankBody))
+@asking.post("/rerank", include_in_schema=False)
+@asking.post("/reranking", include_in_schema=False)
+@asking.post("/v1/reranking", include_in_schema=False)
+@asking.post("/v2/rerank", include_in_schema=False)
+@asking.post("/api/rerank", include_in_schema=False)
+@asking.post("/v1/rerank", summary="Rank documents by a query", openapi_extra=takes(RerankBody))
 async def rerank_documents(http: Request) -> Response:
     """How well each document answers a query, the best one first."""
     body = rerank_body(http, parse(await read_bytes(http, settings_of(http))))

@@ -55,6 +55,8 @@ class Answer:
         self.timings: dict[str, Any] | None = None
         self.first: float | None = None
         """Seconds until the first piece."""
+        self.sent: float | None = None
+        """When the request began to go out, by `time.perf_counter`."""
 
     def __iter__(self) -> Iterator[Piece]:
         began = heard = time.monotonic()
@@ -97,7 +99,7 @@ class Answer:
         if self.job is None:
             headers = {"x-stream-grace": f"{GRACE}s"}
             opened: AbstractContextManager[httpx.Response] = self._service.stream(
-                "POST", "/v1/chat/completions", json=self._asked, headers=headers
+                "POST", "/v1/chat/completions", json=self._asked, headers=headers, extensions={"trace": self._goes_out}
             )
         else:
             opened = self._service.job_events(self.job, self._last)
@@ -123,6 +125,10 @@ class Answer:
         if parts[0].startswith("position ") and words != self._waits:
             self._waits = words
             self._tell(f"Waiting: {', '.join(part for part in parts if part != 'about 0 s')}.")
+
+    def _goes_out(self, step: str, _: dict[str, Any]) -> None:
+        if step.endswith(".send_request_headers.started"):
+            self.sent = time.perf_counter()
 
     def _read(self, chunk: dict[str, Any]) -> Iterator[Piece]:
         self.model = chunk.get("model", self.model)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 import redis
 
+from tasks import keys
 from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import UNREACHABLE, Outages
 from tasks.events import FailureCode
@@ -23,6 +25,8 @@ log = logging.getLogger("rockchipllama.jobs")
 
 AGAIN = 0.5
 """Seconds between two tries while Redis cannot serve."""
+SLICE = 0.1
+"""Seconds that a wait for calls may take longer when the worker is stopped."""
 
 
 class Claiming:
@@ -97,6 +101,19 @@ class Claiming:
                 return found
         return None
 
+    def is_called(self, until: float) -> bool:
+        """Wait for a call to serve until that time, by the monotonic clock: whether one came. It is taken here, past Celery."""
+        try:
+            while not self.stopping and (left := until - time.monotonic()) > 0:
+                if self._client.brpop([keys.calls(self._model)], min(left, SLICE)) is None:
+                    continue
+                if not self.stopping:
+                    return True
+                self._call()
+        except UNREACHABLE as error:
+            self.redis.lost(error)
+        return False
+
     def _call_in(self, seconds: float) -> None:
         if self._look_again is not None:
             self._look_again.cancel()
@@ -108,7 +125,7 @@ class Claiming:
         try:
             send(self._client, self._model)
         except UNREACHABLE as error:
-            log.info("no call was sent for a job that was not to be taken yet, the sweep will: %s", error)
+            log.info("no call was sent for a job that was not taken, the sweep will: %s", error)
 
     def beside(self, claim: Claim, most: int, call: str) -> list[Claim]:
         found: list[Claim] = []

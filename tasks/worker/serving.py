@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from functools import partial
-from itertools import islice
 
 import redis
 
@@ -46,6 +45,9 @@ log = logging.getLogger("rockchipllama.jobs")
 
 JOBS_PER_CALL = 8
 """Jobs served in a row on one call. Bounded, so that Celery's parent gets its acknowledgement and watchers their news."""
+
+NEXT = 1.0
+"""Seconds that it takes further calls by itself behind a job, past Celery's parent."""
 
 PAUSED = "a chat came first"
 FORGOTTEN = "the job queue came back without the last moments of this answer"
@@ -138,15 +140,27 @@ class Serving:
             self._tracing.close()
 
     def serve(self, call: str) -> str:
-        """Claim and run what waits, a few jobs at most. What became of each, for people who watch.
+        """Claim and run what waits, and what comes within `NEXT` seconds behind it, a few jobs at most. What became of each, for
+        people who watch.
 
         Going back to Celery between two jobs would leave the engine idle for twice as long. Calls that are left over by
         this find nothing, or whoever came meanwhile.
         """
         self._call_in_hand = True
         try:
-            outcomes = list(islice(iter(lambda: self._serve_one(call), None), JOBS_PER_CALL))
-            if outcomes:
+            outcomes: list[str] = []
+            until = 0.0
+            while len(outcomes) < JOBS_PER_CALL:
+                outcome = self._serve_one(call)
+                if outcome is not None:
+                    outcomes.append(outcome)
+                    until = time.monotonic() + NEXT
+                    continue
+                if outcomes:
+                    self._rest()
+                if not outcomes or not self._claiming.is_called(until):
+                    break
+            else:
                 self._rest()
             return "; ".join(outcomes) or "nothing waits"
         finally:

@@ -160,17 +160,20 @@ def test_a_zombie_beside_its_successor(service: Service, tmp_path: Path) -> None
 def test_calls_that_were_lost(service: Service) -> None:
     """A job that waits without any call is served all the same, since the sweep makes one."""
     worker = service.part("worker")
+    asking = (worker, *worker.children())
     text = words("uncalled", 8)
     with ThreadPoolExecutor() as pool:
-        worker.suspend()
+        for process in asking:
+            process.suspend()
         try:
-            # A call that comes while its parent waits for one is handed to it, and lies in no queue.
-            eventually(lambda: not service.redis.info("clients")["blocked_clients"], what="a parent that asks no more")
+            # A call that comes while one of them waits for it is handed to that one, and lies in no queue.
+            eventually(lambda: not service.redis.info("clients")["blocked_clients"], what="a worker that asks no more")
             answer = pool.submit(whole, service.url, text)
             eventually(lambda: service.redis.delete(keys.calls(MODEL)), what="a call")
             assert service.redis.zcard(keys.waiting(MODEL)) == 1
         finally:
-            worker.resume()
+            for process in asking:
+                process.resume()
         assert (answer.result().got, answer.result().end) == (text, "stop")
 
 

@@ -7,7 +7,7 @@ from starlette.types import Scope
 from api.fronts import Front
 from api.openai.problems import render
 from api.openai.responses import stored_routes
-from api.openai.responses.routes import SHAPES, router
+from api.openai.responses.routes import SHAPES, asking, router
 from api.openai.responses.stored import NAME, whole, writer_of
 
 PARAMS = {
@@ -31,6 +31,7 @@ router.include_router(stored_routes.router)
 
 FRONT = Front(
     name=NAME,
+    asking=asking,
     router=router,
     owns=_owns,
     render=partial(render, names=PARAMS),

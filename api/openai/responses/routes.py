@@ -28,12 +28,13 @@ from tasks.events import Queued
 from tasks.jobs import Kept, Lane, Rendering
 from tasks.roster import ModelStatus
 
+asking = APIRouter(tags=["OpenAI"])
 router = APIRouter(tags=["OpenAI"])
 SHAPES: tuple[type[BaseModel], ...] = (ResponseBody,)
 
 
-@router.post("/responses", include_in_schema=False)
-@router.post("/v1/responses", summary="Make a response", openapi_extra=takes(ResponseBody))
+@asking.post("/responses", include_in_schema=False)
+@asking.post("/v1/responses", summary="Make a response", openapi_extra=takes(ResponseBody))
 async def create_response(http: Request) -> Response:
     """Answer a conversation: streamed, whole, or in the background."""
     body, items, conversation = await read(http)

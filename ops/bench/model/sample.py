@@ -41,9 +41,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     job: str | None = None
     board: str | None = None
     first_token_ms: float | None = None
-    """From the request to the first text or thought, as the client saw it."""
+    """From the request's first byte to the first text or thought, as the client saw it."""
     total_ms: float | None = None
-    """From the request to the end, as the client saw it."""
+    """From the request's first byte to the end, as the client saw it."""
     client_tokens_per_s: float | None = None
     """Tokens after the first, by the time from the first text to the last, as the client saw it."""
     prefill_tokens_per_s: float | None = None
@@ -106,7 +106,6 @@ class Asker:
         asked = self._chat(messages, max_tokens=max_tokens, **({"temperature": 0} if greedy else {}))
         broken: list[str] = []
         answer = Answer(self._service, asked, broken.append)
-        begun = time.perf_counter()
         seen: list[float] = []
         error: str | None = None
         try:
@@ -128,7 +127,7 @@ class Asker:
             error = "the service told no timings; is it another one?"
         if error is not None:
             return Sample(messages=messages, error=error, job=answer.job, answer=answer.content, **place._asdict())
-        return self._sample(place, answer, messages, begun, seen, ended, list(checks))
+        return self._sample(place, answer, messages, seen, ended, list(checks))
 
     def _chat(self, messages: list[dict[str, str]], **options: float) -> dict[str, Any]:
         given = {name: value for name, value in options.items() if name not in self._refused}
@@ -140,12 +139,13 @@ class Asker:
         place: Place,
         answer: Answer,
         messages: list[dict[str, str]],
-        begun: float,
         seen: Sequence[float],
         ended: float,
         checks: list[Check],
     ) -> Sample:
         times = answer.timings or {}
+        assert answer.sent is not None  # there is an answer
+        begun = answer.sent
         said = int(times["predicted_n"])
         lasted = seen[-1] - seen[0] if seen else 0.0
         return Sample(

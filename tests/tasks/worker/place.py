@@ -19,7 +19,7 @@ from tasks.jobs import JobState, JobView, Lane, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
-from tasks.worker import slot
+from tasks.worker import serving, slot
 from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
@@ -45,6 +45,7 @@ class Place:
         self.gate.set()
         self.engine: Callable[[], TextEngine] = lambda: EchoEngine(self.model)
         monkeypatch.setattr(slot, "open_engine", self._open)
+        monkeypatch.setattr(serving, "NEXT", 0.0)  # each call of a test is a call of its own
         lease = settings.pop("lease", 60.0)
         record_limit = int(settings.pop("record_limit", 10**9))
         self.serving = Serving(

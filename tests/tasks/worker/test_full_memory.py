@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tasks import keys
+from tasks.queue import send
 from tests.stack import LIMIT, Stack, eventually
 
 LONG = "abcdefgh" * 40
@@ -72,7 +73,9 @@ def test_a_service_whose_memory_is_full(stack: Stack, ask: Callable[[str], Futur
     job = running(stack)
     assert httpx.post(f"{stack.url}/v1/jobs/{job}/cancel", timeout=LIMIT).json()["state"] == "cancelled"
     assert second.result(LIMIT).status_code >= 400
-    # The parent asks for its next call, and Redis has no room to note that it took one.
+    # The parent is given its next call, and Redis has no room to note that it took one.
+    eventually(lambda: breath(stack).get("answered"), what="a child that is back at its parent")
+    send(stack.redis, "steady")
     eventually(lambda: "the worker's parent lost Redis" in stack.log("board"), what="the parent's complaint")
     begun = breath(stack)["at"]
     eventually(lambda: breath(stack).get("at", 0) > begun + 3000, what="more breaths")

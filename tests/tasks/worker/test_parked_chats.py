@@ -15,7 +15,7 @@ from npu.errors import EngineFailed
 from npu.model import Model
 from tasks import keys, presence
 from tasks.jobs import JobState, Lane
-from tasks.worker import heartbeat, leisure
+from tasks.worker import heartbeat, leisure, serving
 from tasks.worker.leisure import Leisure
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.place import WORKER, Make, Place
@@ -174,3 +174,18 @@ def test_a_job_is_in_hand_while_the_engine_is_waited_for(make: Make, monkeypatch
         let.set()
     call.join(LIMIT)
     assert place.loaded == 2 and run.load_ms > 0
+
+
+def test_who_comes_soon_is_served_on_the_same_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker takes that call by itself; and stops at once, however long it would wait for another."""
+    place = make()
+    monkeypatch.setattr(serving, "NEXT", 10 * LIMIT)
+    one = place.accept()
+    waiting = place.call()
+    place.until(one, JobState.FINISHED)
+    two = place.accept()
+    place.until(two, JobState.FINISHED)
+    place.client.publish(keys.control(WORKER), "stop")
+    waiting.join(LIMIT)
+    assert not waiting.is_alive() and len(place.outcomes) == 1 and two in place.outcomes[0]
+    assert place.client.llen(keys.calls("echo")) == 0
