@@ -257,6 +257,9 @@ class ParkingEngine(Protocol):
     def unpark(self) -> None:
         """Give this memory back; such prompts are read anew. From any thread."""
 
+    def pause_parking(self, seconds: float) -> None:
+        """Keep nothing more for so long, while others take the memory that is free. From any thread."""
+
 
 @runtime_checkable
 class EmbeddingEngine(Protocol):

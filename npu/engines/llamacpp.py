@@ -189,6 +189,11 @@ class LlamaCppEngine:
         if self._parking is not None:
             self._parking.parking.empty()
 
+    def pause_parking(self, seconds: float) -> None:
+        """See `ParkingEngine`."""
+        if self._parking is not None:
+            self._parking.parking.pause(seconds)
+
     def close(self) -> None:
         """Kill the server, remove the socket. Twice is safe, from any thread; in a forked child it does nothing."""
         if os.getpid() != self._owner:

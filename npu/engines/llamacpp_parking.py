@@ -92,7 +92,7 @@ class LlamaCppParking:
     def park(self) -> None:
         """Park what the server's cache holds before anything displaces it."""
         held = self._held
-        if held is not None and held.returns:
+        if held is not None and held.returns and not self.parking.paused:
             self._held = held._replace(returns=False)
             self.parking.keep(held.whose, held.tokens, held.prompt, 0)
 

@@ -96,8 +96,10 @@ class Parking:
         self._broken = False
         self._lost: MemoryFile | None = None
         """What could not be written: somebody may still be at it, and would find another file by its number."""
-        self._emptied = 0
-        """How often all was given back: what was begun to be written before that is not kept either."""
+        self._wanted = 0
+        """How often memory was wanted by others: what was begun to be written before that is not kept either."""
+        self._paused_until = 0.0
+        """In monotonic seconds."""
         self._lock = threading.Lock()
         """Held while the list is changed: another thread may want its memory back."""
 
@@ -105,6 +107,11 @@ class Parking:
     def works(self) -> bool:
         """Whether it has not failed so far."""
         return not self._broken
+
+    @property
+    def paused(self) -> bool:
+        """Whether it parks nothing for now."""
+        return time.monotonic() < self._paused_until
 
     @property
     def size(self) -> int:
@@ -115,14 +122,14 @@ class Parking:
     def keep(self, whose: Whose, tokens: Sequence[int], prompt: int, shared: int, *, awaited: bool = False) -> bool:
         """Park `tokens`, of which all but the first `shared` are about to leave the cache, where that is worth it; whether the
         runtime was asked to write. The first `prompt` of them were asked. `awaited`: somebody waits for what displaces them."""
-        emptied, length = self._emptied, len(tokens)
+        wanted, length = self._wanted, len(tokens)
         best = max((common(parked.tokens, tokens) for parked in self._of(whose)), default=0)
         costs = self._costs
         gain = (length - max(shared, best)) * self._files.read_ms
         cost = writing = costs.once + length * costs.write
         if best <= shared:  # else it has gone on, and what is parked of it is loaded in any case
             cost = max(writing * (AWAITED if awaited else 1.0), writing + length * costs.load, WORTH_MS)
-        if self._broken or best >= length or gain < cost:
+        if self._broken or self.paused or best >= length or gain < cost:
             return False
         if not self._make_room(length * costs.bytes):
             return False
@@ -145,7 +152,7 @@ class Parking:
         # A whole conversation tells more than the few tokens of a trial.
         self._costs = replace(costs, write=max(0.0, (time.monotonic() - begun) * 1000 - costs.once) / length)
         with self._lock:
-            if self._emptied != emptied:  # its memory was wanted meanwhile
+            if self._wanted != wanted:  # its memory was wanted meanwhile
                 file.close()
                 return True
             # Earlier turns of this conversation are in this one, too.
@@ -206,14 +213,20 @@ class Parking:
     def empty(self) -> None:
         """Give all its memory back, but for what the runtime has loaded. From any thread."""
         with self._lock:
-            self._emptied += 1
+            self._wanted += 1
             for parked in tuple(self._parked):
                 self._drop(parked)
+
+    def pause(self, seconds: float) -> None:
+        """Park nothing more for so long; what is parked stays. From any thread."""
+        with self._lock:
+            self._wanted += 1
+            self._paused_until = time.monotonic() + seconds
 
     def close(self) -> None:
         """Give all of it back: the model is gone."""
         with self._lock:
-            self._emptied += 1
+            self._wanted += 1
             for parked in {*self._parked, *((self._loaded,) if self._loaded is not None else ())}:
                 parked.file.close()
             if self._lost is not None:

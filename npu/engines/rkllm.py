@@ -282,6 +282,11 @@ class RkllmEngine:
         if self.cache.parking is not None:
             self.cache.parking.empty()
 
+    def pause_parking(self, seconds: float) -> None:
+        """See `ParkingEngine`."""
+        if self.cache.parking is not None:
+            self.cache.parking.pause(seconds)
+
     def close(self) -> None:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True

@@ -213,7 +213,7 @@ class Cache:
         whose, length = self._parks, len(self._tokens)
         if self.parking is None or whose is None or not self.reuse or self._next is not Next.COMPARED:
             return False
-        if goes_on(self._prompt, shared):
+        if goes_on(self._prompt, shared) or self.parking.paused:
             return False
         size = self._handle.cache_size()
         if size is not None and size < length - 1:

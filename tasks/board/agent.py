@@ -155,6 +155,7 @@ class Agent:
             self._watchdog.look: WATCH,
             self._meet: WATCH,
             self._rest: REST,
+            self._loading.pause_parking: WATCH,
             self._follow: live_settings.FRESH,
         }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}

@@ -161,6 +161,8 @@ class Loading:
                     self._events.unloaded(other, Unload.ROOM)
                     self._workers.stop_behind(other, GRACE + patience, self.unloaded.set)
                 raise MakingRoom(f"Other models are being unloaded to make room for '{model.id}'.")
+            if not self._workers.has(model.id):
+                self._unparking.pause(promised=True)
             self._workers.start(model, needed, self._room.domain(model, needed, domains))
             if self._turns.next == model.id:
                 self._turns.next = None
@@ -189,6 +191,7 @@ class Loading:
                 with self.fitting:
                     if self._unparking.until(lambda parked: self._room.fits(needed, given_back=parked)):
                         held.enter_context(self._workers.set_aside(needed))
+                        self._unparking.pause(promised=True)
                         break
                     refusal = self._room.refusal(model, needed)
                 if not self._workers.held_by_leaving() or self._leaving.wait(0.1):
@@ -209,6 +212,7 @@ class Loading:
                 self.fewer[model.id] = note
                 return
             domain = self._room.domain(model, facts.memory_bytes, facts.memory_domains, number)
+            self._unparking.pause(promised=True)
             self._workers.start(model, facts.memory_bytes, domain, number)
             self._to_load.add(name)
         self.fewer.pop(model.id, None)
@@ -252,6 +256,10 @@ class Loading:
         for name in tuple(self._to_load):
             if self._client.publish(keys.control(f"{name}@{self._board}"), "load"):
                 self._to_load.discard(name)
+
+    def pause_parking(self) -> None:
+        """Have no worker park anything while a model is loaded or tried here. Raises what the client raises."""
+        self._unparking.pause(promised=bool(self._to_load) or self._workers.aside() > 0)
 
     def _load_no_more(self, model_id: str) -> None:
         self.fewer.pop(model_id, None)

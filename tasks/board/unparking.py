@@ -1,4 +1,5 @@
-"""The memory of parked conversations, which a board's workers give back when another model needs it."""
+"""The memory of parked conversations, which a board's workers give back when another model needs it, and take none of while one
+is loaded."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from tasks.roster import read_roster
 
 PATIENCE = 3.0
 """Seconds the workers get for it."""
+PAUSE = 15
+"""Seconds for which they park nothing once they were told: several times as long as until they are told again."""
 
 
 class Unparking:
@@ -40,3 +43,11 @@ class Unparking:
             if fits(0):
                 return True
         return False
+
+    def pause(self, promised: bool) -> None:
+        """Have the workers park nothing for now, where memory was `promised` to a model or one of them loads its own: the kernel
+        does not miss it yet. Raises what the client raises."""
+        workers = [worker for worker in read_roster(self._client).workers if worker.board == self._board]
+        if promised or any(worker.state == "loading" for worker in workers):
+            for worker in workers:
+                self._client.publish(keys.control(worker.name), f"pause-parking {PAUSE}")

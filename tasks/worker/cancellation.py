@@ -1,6 +1,6 @@
 """Listens for what a worker is told beside its calls: to load its model, to cancel the job in hand, to stop soon or to
-hand that job over, to give back the memory of what is parked; that a chat waits, and that another worker is about to hand
-over a job."""
+hand that job over, to give back the memory of what is parked or to park nothing for a while; that a chat waits, and that another
+worker is about to hand over a job."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class ControlListener:
         on_hand_over: Callable[[], None],
         on_was_read: Callable[[], None],
         on_unpark: Callable[[], None],
+        on_pause_parking: Callable[[float], None],
         on_move: Callable[[], None],
         on_read_ahead: Callable[[str, str], None],
     ) -> None:
@@ -49,6 +50,7 @@ class ControlListener:
         self._on_hand_over = on_hand_over
         self._on_was_read = on_was_read
         self._on_unpark = on_unpark
+        self._on_pause_parking = on_pause_parking
         self._on_move = on_move
         self._on_read_ahead = on_read_ahead
         self._redis = Outages(log, "the control channel")
@@ -97,6 +99,8 @@ class ControlListener:
                 self._on_was_read()
             case ["unpark"]:
                 self._on_unpark()
+            case ["pause-parking", seconds] if seconds.isdecimal():
+                self._on_pause_parking(float(seconds))
             case ["move"]:
                 self._on_move()
             case ["read-ahead", job, worker]:

@@ -122,6 +122,7 @@ class Serving:
             on_hand_over=self._departure.hand_over,
             on_was_read=self._departure.was_read,
             on_unpark=self._unpark,
+            on_pause_parking=self._slot.pause_parking,
             on_move=self._departure.move,
             on_read_ahead=self._read_ahead,
         )

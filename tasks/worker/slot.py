@@ -66,6 +66,12 @@ class Slot:
         if isinstance(engine, ParkingEngine):
             engine.unpark()
 
+    def pause_parking(self, seconds: float) -> None:
+        """Have the engine keep nothing more of it for so long. From any thread."""
+        engine = self._engine
+        if isinstance(engine, ParkingEngine):
+            engine.pause_parking(seconds)
+
     def engine(self, on_load: Callable[[], None]) -> TextEngine:
         """The engine; loads the model on the first call, and calls `on_load` when it begins to.
 

@@ -47,6 +47,10 @@ def test_a_conversation_that_was_displaced_is_not_read_again(engine: LlamaCppEng
     """Another's is read, though it is the same; and the memory is given back when it is wanted."""
     one, two, more = (engine.tokenizer.encode(text) for text in (ONE, TWO, " And what then?"))
     said, _ = ask(engine, one, "a")
+    engine.pause_parking(3600)
+    engine.park()
+    assert engine.parked_bytes == 0
+    engine.pause_parking(0)
     engine.park()
     ahead = engine.parked_bytes
     assert ahead > 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
+from npu.engines import parking as parking_module
 from npu.engines.parking import Costs, Parking, Whose
 from npu.memory_file import MemoryFile
 from tests.npu.engines.test_rkllm_parking import memory_files
@@ -60,6 +63,25 @@ def test_memory_that_is_wanted_while_it_is_written_is_given_back() -> None:
     files.while_writing = parking.close
     assert parking.keep(Whose("b"), [2] * 100, 90, 0)
     assert parking.size == 0 and memory_files() == before
+
+
+def test_nothing_is_parked_while_others_take_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what was begun to be written; what was parked before stays, and it goes on by itself."""
+    now = 1000.0
+    monkeypatch.setattr(parking_module.time, "monotonic", lambda: now)
+    files = Files()
+    parking = Parking(files, 1 << 20, Costs(1))
+    assert parking.keep(Whose("a"), [1] * 100, 90, 0)
+    files.while_writing = lambda: parking.pause(15)
+    assert parking.keep(Whose("b"), [2] * 100, 90, 0)
+    now += 14
+    assert parking.paused and not parking.keep(Whose("c"), [3] * 100, 90, 0)
+    assert parking.size == 100
+    files.while_writing = lambda: None
+    now += 2
+    assert not parking.paused and parking.keep(Whose("c"), [3] * 100, 90, 0)
+    assert parking.size == 200
+    parking.close()
 
 
 def test_nobody_waits_for_what_hardly_helps_anybody() -> None:

@@ -179,6 +179,10 @@ def test_what_is_parked_ahead_stays_in_the_cache_and_is_not_written_again(
     monkeypatch.setattr(rkllm_parking, "write_file", lambda *rest: written.append(1) or write(*rest))  # type: ignore[func-returns-value]
     chat = Chat(engine, "One.")
     chat.ask()
+    engine.pause_parking(3600)
+    engine.park()
+    assert not written
+    engine.pause_parking(0)
     for _ in range(2):
         engine.park()
         assert len(written) == (1 if stays else 0)

@@ -208,6 +208,42 @@ def test_what_others_have_parked_is_given_back_first(
     assert agent._workers.has("echo")
 
 
+def test_nothing_is_parked_while_a_model_is_loaded(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board's workers are told before it begins, and again until it is there: the kernel does not miss that memory yet."""
+    has_memory(monkeypatch, total=100, available=50)
+    for board in ("one", "two"):
+        breathe(client, Presence(name=f"other@{board}", board=board, model="other", state="loaded"))
+    with client.pubsub(ignore_subscribe_messages=True) as workers:
+        workers.subscribe(keys.control("other@one"), keys.control("other@two"), keys.control("echo@one"))
+        eventually(lambda: client.pubsub_numsub(keys.control("echo@one"))[0][1] == 1, what="workers that listen")
+
+        def told() -> list[tuple[str, str]]:
+            client.publish(keys.control("other@two"), "the end")
+            words = []
+            while not words or words[-1][1] != "the end":
+                message = eventually(lambda: workers.get_message(timeout=0.1), what="a word")
+                words.append((message["channel"].decode().removeprefix("rl:control:"), message["data"].decode()))
+            return words[:-1]
+
+        agent._loading.pause_parking()
+        assert told() == []
+        agent._loading.load(echo())
+        assert told() == [("other@one", "pause-parking 15")]
+        agent._loading.pause_parking()  # its worker is on its way
+        assert told() == [("other@one", "pause-parking 15")]
+        agent._loading.tell_to_load()
+        assert told() == [("echo@one", "load")]
+        breathe(client, Presence(name="echo@one", board="one", model="echo", state="loading"))
+        agent._loading.pause_parking()
+        assert ("other@one", "pause-parking 15") in told()
+        breathe(client, Presence(name="echo@one", board="one", model="echo", state="loaded"))
+        agent._loading.pause_parking()
+        agent._loading.load(echo())  # it is there
+        assert told() == []
+
+
 def test_what_others_have_parked_stays_where_it_would_not_do(
     agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

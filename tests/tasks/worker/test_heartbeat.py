@@ -38,6 +38,7 @@ class Ear:
             on_hand_over=lambda: None,
             on_was_read=lambda: None,
             on_unpark=lambda: None,
+            on_pause_parking=lambda _: None,
             on_move=lambda: None,
             on_read_ahead=self._cancel,
         )

@@ -30,6 +30,7 @@ class ParkingEcho(EchoEngine):
         super().__init__(model)
         self.prompts: list[Prompt] = []
         self.parked_bytes = 0
+        self.paused = 0.0
 
     def generate(self, prompt: Prompt, *rest: Any) -> EchoGeneration:
         self.prompts.append(prompt)
@@ -41,6 +42,9 @@ class ParkingEcho(EchoEngine):
 
     def unpark(self) -> None:
         self.parked_bytes = 0
+
+    def pause_parking(self, seconds: float) -> None:
+        self.paused = seconds
 
 
 def state(place: Place) -> str:
@@ -66,6 +70,8 @@ def test_chats_may_be_parked_each_for_its_owner_and_given_back(make: Make, monke
     eventually(lambda: parked() == 2000, what="a breath that tells")
     place.client.publish(keys.control(WORKER), "unpark")
     eventually(lambda: parked() == 0, what="a breath that tells it was given back")
+    place.client.publish(keys.control(WORKER), "pause-parking 15")
+    eventually(lambda: engine.paused == 15, what="an engine that parks nothing for a while")
 
 
 def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
