@@ -37,6 +37,7 @@ AGAIN = 10.0
 """Seconds between two tries where the network cannot be told."""
 PROOF = 16
 """Letters of a proof."""
+_EVERYWHERE = ("0.0.0.0", "::")
 _IN_A_FIELD = 15
 """Proofs in one field; one may have 255 bytes."""
 MOST = 60
@@ -96,13 +97,13 @@ class Announcement:
 
     def _host(self) -> str:
         address = str(listen.resolve(listen.network_address(self._listens_on), self._port)[1][0])
-        if address in ("0.0.0.0", "::"):  # a board that joined it would show its token to itself
+        if address in _EVERYWHERE:  # a board that joined it would show its token to itself
             raise OSError("this machine has no address in any network")
         return address
 
     def _tell(self, host: str) -> None:
         """Tell it until it is closed, or has another address."""
-        with _network(self._listens_on) as network:
+        with _network(self._listens_on if self._listens_on in _EVERYWHERE else host) as network:
             told = self._info(host)
             network.register_service(told, allow_name_change=True)
             while not self._closed.wait(LOOK) and self._host() == host:
@@ -192,4 +193,4 @@ def _proofs(fields: Mapping[bytes, bytes | None]) -> frozenset[str]:
 def _network(host: str) -> Zeroconf:
     from zeroconf import InterfaceChoice, Zeroconf
 
-    return Zeroconf(interfaces=InterfaceChoice.All if host in ("0.0.0.0", "::") else [host])
+    return Zeroconf(interfaces=InterfaceChoice.All if host in _EVERYWHERE else [host])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.up import discovery, joining, settings
+from ops.up import discovery, joining, listen, settings
 from ops.up.discovery import Announcement, Told, find, proof
 from ops.up.sharing import Token, TokenRefused, digest_of, new_secret, parse_token
 from tests.stack import LIMIT, eventually, free_port
@@ -57,11 +58,12 @@ def test_a_network_that_is_away_shows_nobody_a_traceback(caplog: pytest.LogCaptu
 
 
 @pytest.mark.full
-def test_a_service_tells_which_tokens_it_takes() -> None:
-    """Also one that was made since. One that is closed is not found any more."""
+def test_a_service_tells_which_tokens_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was made since, and where it listens on a name. One that is closed is not found any more."""
     port = free_port()
+    monkeypatch.setattr(listen, "resolve", lambda *_: (socket.AF_INET, ("127.0.0.1", port)))
     digests = [digest_of(TOKEN.secret)] * 20
-    announcement = Announcement("a board of mine", "127.0.0.1", port, lambda: digests)
+    announcement = Announcement("a board of mine", "board.example", port, lambda: digests)
     try:
         assert find(TOKEN) == ("127.0.0.1", port)
         with pytest.raises(TokenRefused, match=f":{port}"):
