@@ -8,7 +8,8 @@ import msgspec
 import redis.asyncio
 
 from tasks import keys
-from tasks.connection import unavailable_as_refusal
+from tasks.clock import Calendar
+from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import JobNotFound
 from tasks.events import Event, Numbered
 from tasks.job_view import read_view
@@ -66,8 +67,8 @@ class JobRecords:
             reply = cast(list[Any] | None, await VIEW.arun(self._client, [keys.job(job), keys.events(job)], job))
         if reply is None:
             raise JobNotFound(job)
-        place, stands, seq, shift, *record = reply
-        return read_view(job, place, stands, seq, shift, fields(record))
+        place, stands, seq, shift, shifts, *record = reply
+        return read_view(job, place, stands, seq, Calendar(shift, list(map(text, shifts))), fields(record))
 
     async def events(self, job: str, after: int) -> Page:
         """Its events behind number `after`, as many as go on a page. Raises `JobNotFound` and `Unreadable`."""

@@ -7,19 +7,20 @@ from typing import Any
 
 import msgspec
 
+from tasks.clock import Calendar
 from tasks.events import Failed, Finished, Timings, decode_events
 from tasks.jobs import Before, EndedClaim, JobState, JobView, Lane, Phase
 from tasks.standing import read_standing
 
 
 def read_view(
-    job: str, place: int, stands: list[Any] | None, seq: int, shift: int, record: dict[str, bytes]
+    job: str, place: int, stands: list[Any] | None, seq: int, calendar: Calendar, record: dict[str, bytes]
 ) -> JobView:
     """The job whose record this is: `place` jobs wait before it and its queue `stands` so, while it waits. It has had `seq`
-    events, and the clock has jumped by `shift` milliseconds."""
+    events; `calendar` has when the moments on record were."""
 
     def seconds(name: str) -> float | None:
-        return (int(record[name]) + shift) / 1000 if name in record else None
+        return calendar.unix(int(record[name])) if name in record else None
 
     def word(name: str) -> str | None:
         return record[name].decode() if name in record else None
@@ -39,7 +40,7 @@ def read_view(
         attempts=int(record.get("fence", b"0")),
         pauses=int(record.get("pauses", b"0")),
         interruptions=tuple(record.get("history", b"").decode().splitlines()),
-        created_at=(int(record["created"]) + shift) / 1000,
+        created_at=calendar.unix(int(record["created"])),
         started_at=seconds("started"),
         ended_at=seconds("ended"),
         prompt_tokens_done=int(record["done"]) if running and "done" in record else None,
@@ -54,15 +55,15 @@ def read_view(
         behind=tuple(_before(record.get("behind", b"").decode())),
         home=word("home"),
         waiting_since=seconds("since"),
-        claims=tuple(_claims(record.get("claims", b"").decode(errors="replace"), shift)),
+        claims=tuple(_claims(record.get("claims", b"").decode(errors="replace"), calendar)),
     )
 
 
-def _claims(lines: str, shift: int) -> Iterator[EndedClaim]:
+def _claims(lines: str, calendar: Calendar) -> Iterator[EndedClaim]:
     for line in lines.splitlines():
         spent, _, why = line.partition("\t")  # the name of a board may have spaces
         _, started, ended, board = spent.split(" ", 3)
-        yield EndedClaim((int(started) + shift) / 1000, (int(ended) + shift) / 1000, board, why)
+        yield EndedClaim(calendar.unix(int(started)), calendar.unix(int(ended)), board, why)
 
 
 def _before(words: str) -> Iterator[Before]:

@@ -31,6 +31,7 @@ What never expires, by design; `PERMANENT` lists it and a test compares:
 
 rl:order               string   counts accepted jobs: the order of acceptance
 rl:clock               string   SHIFT:SEEN of the service's clock, ms: how far Redis' has jumped, and the last look
+rl:clock:shifts        list     SINCE:SHIFT, the last hundred: when the service stopped, and its clock with it
 rl:secret              string   makes ids of what clients call a request, so that nobody else can; from the first of these on
 rl:gates               hash     MODEL -> paused or draining; models that are neither have no field
 rl:cards               hash     MODEL/BOARD -> card; known models are remembered while nobody serves them
@@ -72,6 +73,7 @@ PRESENCE = "rl:presence"
 PACE = "rl:pace"
 COUNTS = "rl:counts"
 CLOCK = "rl:clock"
+CLOCK_SHIFTS = "rl:clock:shifts"
 REFUSAL = "rl:refusal"
 SECRET = "rl:secret"
 DISK_MARK = "rl:disk"
@@ -91,6 +93,7 @@ PERMANENT = (
     *(
         ORDER,
         CLOCK,
+        CLOCK_SHIFTS,
         SECRET,
         GATES,
         CARDS,

@@ -388,7 +388,8 @@ return 1
 VIEW = Script(
     """
 -- KEYS job events   ARGV id
--- -> {place or -1, standing of its queue where it waits, seq, ms from the service's clock to Redis' own, field, value, ...}
+-- -> {place or -1, standing of its queue where it waits, seq, ms from the service's clock to Redis' own, those there were,
+-- field, value, ...}
 -- or nil: no such job
 local record = redis.call('HGETALL', KEYS[1])
 if #record == 0 then return nil end
@@ -396,7 +397,8 @@ local model = redis.call('HGET', KEYS[1], 'model')
 local place = redis.call('ZRANK', 'rl:waiting:' .. model, ARGV[1])
 local _, shift = clocks()
 local batch = redis.call('HGET', KEYS[1], 'lane') == 'batch'
-return {place or -1, place and standing(model, batch), last_seq(KEYS[2]), shift, unpack(record)}
+local shifts = redis.call('LRANGE', 'rl:clock:shifts', 0, -1)
+return {place or -1, place and standing(model, batch), last_seq(KEYS[2]), shift, shifts, unpack(record)}
 """,
     flags="no-writes",
 )

