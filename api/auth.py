@@ -125,7 +125,7 @@ class Auth:
 
     async def _refusal(self, scope: Scope) -> Problem | None:
         shown = _presented(scope)
-        digest = digest_of(shown) if shown is not None else None
+        digest = digest_of(shown) if shown else None
         if digest in self._settled:
             made: dict[str, ApiKey] = {}
         else:
@@ -155,7 +155,9 @@ class Auth:
         return Problem(
             401,
             "invalid_api_key",
-            "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
+            "This server does not know the API key that was sent. Send `Authorization: Bearer KEY` with one of its keys."
+            if keys and digest is not None
+            else "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
             if keys
             else "This server listens beyond its machine and has no API key left, so it lets nobody in. Make one there: "
             ".venv/bin/rockchipllama keys create NAME"

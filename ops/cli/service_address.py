@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from ops.cli import options
 
 if TYPE_CHECKING:
@@ -32,19 +34,35 @@ def named_service(config: Path | None, url: str | None, **own: object) -> Servic
 
 
 def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
-    """Where that service is, and the key to show it, if there is one."""
+    """Where that service is, and the key to show it, if there is one. Raises `typer.BadParameter` for an address of another
+    protocol."""
     options.apply(config, service_url=url)
-    from api.settings import ApiSettings
     from ops.client_settings import ClientSettings
     from ops.configuration import load
 
     settings = load(ClientSettings)
-    where = settings.service_url
-    if where is None:
-        local = load(ApiSettings)
-        host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
-        where = f"http://{f'[{host}]' if ':' in host else host}:{local.port}"
-    if "://" not in where:
+    where = settings.service_url or _local()
+    scheme, separator, _ = where.partition("://")
+    if not separator:
         where = f"http://{where}"
+    elif scheme.lower() not in ("http", "https"):
+        raise typer.BadParameter(
+            f"the service speaks http or https, and not {scheme}.", param_hint="--url or ROCKCHIPLLAMA_SERVICE_URL"
+        )
     key = settings.service_key.get_secret_value() if settings.service_key is not None else None
     return where, key
+
+
+def _local() -> str:
+    """Where the service of this machine's data directory listens; where none runs from it, where the settings have one listen."""
+    from api.settings import ApiSettings
+    from ops.configuration import load
+    from ops.up.lock import served
+    from tasks.settings import TaskSettings
+
+    running = served(load(TaskSettings).data_dir)
+    if running is not None:
+        return running
+    local = load(ApiSettings)
+    host = "127.0.0.1" if local.host in ("0.0.0.0", "::", "localhost") else local.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{local.port}"

@@ -102,6 +102,16 @@ class DataDirLock:
         return ""
 
 
+def served(data_dir: Path) -> str | None:
+    """Where the `up` serves that runs from this data directory; None where none does, or it is another user's."""
+    try:
+        word = json.loads((data_dir / FILE).read_bytes())
+        os.kill(word["pid"], 0)  # asks only whether it is there; trying its lock could refuse an `up` that starts
+        return str(word["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _above_nine(fd: int) -> int:
     # Descriptors of one digit are for the shell that guards Valkey to use as it likes.
     try:

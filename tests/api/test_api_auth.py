@@ -39,6 +39,9 @@ def test_without_a_right_key_there_is_a_401(locked: Site, headers: dict[str, str
     assert reply.json()["error"]["code"] == "invalid_api_key"
     assert reply.headers["www-authenticate"] == "Bearer"
     assert reply.headers["x-request-id"]
+    sent = headers == {"authorization": "Bearer wrong"}
+    told = "This server does not know the API key that was sent." if sent else "This server needs an API key."
+    assert reply.json()["error"]["message"].startswith(told) and "wrong" not in reply.text
 
 
 @pytest.mark.parametrize(

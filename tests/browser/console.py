@@ -195,7 +195,7 @@ def test_keys(page: Page) -> None:
     other.fill("#key", "wrong")
     other.click("#use-key")
     expect(other.locator("#key-dialog")).to_be_visible(timeout=LIMIT)
-    expect(other.locator("#notice")).to_contain_text("needs an API key", timeout=LIMIT)
+    expect(other.locator("#notice")).to_contain_text("does not know the API key", timeout=LIMIT)
     other.fill("#key", key)
     other.click("#use-key")
     expect(other.locator("#model option")).not_to_have_count(0, timeout=LIMIT)

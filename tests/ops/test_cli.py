@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 
 from ops import environment
 from ops.cli.main import app, main
+from ops.cli.service_address import address_of
+from ops.up.lock import FILE, DataDirLock
 
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -101,3 +106,30 @@ def test_a_package_that_a_part_goes_without_is_named(
     monkeypatch.setattr("ops.cli.main.app", lambda: needs("ops.nothing"))
     with pytest.raises(ModuleNotFoundError):
         main()
+
+
+def test_the_service_that_runs_here_is_found_wherever_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the word that it left in its data directory; one that has ended is none, and one that is named is asked instead."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("ROCKCHIPLLAMA_PORT", "8123")
+    assert address_of(None, None) == ("http://127.0.0.1:8123", None)
+    with DataDirLock(tmp_path) as lock:
+        lock.write("http://127.0.0.1:8291")
+        assert address_of(None, None)[0] == "http://127.0.0.1:8291"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    word = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(word.replace(f'"pid": {os.getpid()}', f'"pid": {ended.pid}'))
+    assert address_of(None, None)[0] == "http://127.0.0.1:8123"
+    (tmp_path / FILE).write_text(word)
+    monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", "board.local:80")
+    assert address_of(None, None)[0] == "http://board.local:80"
+
+
+def test_an_address_of_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one that is meant."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", "ftp://board")
+    with pytest.raises(typer.BadParameter, match="http or https, and not ftp"):
+        address_of(None, None)
