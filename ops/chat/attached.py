@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ops.chat.answer import Piece
@@ -17,8 +17,8 @@ SILENCE = 2.0
 """Seconds of that until it is said what the job waits for."""
 
 
-def follow(service: Service, job: str) -> Iterator[dict[str, Any]]:
-    """Its events until its end, through times in which the service is away. Raises `ServiceError`."""
+def follow(service: Service, job: str, tell: Callable[[str], None] = note) -> Iterator[dict[str, Any]]:
+    """Its events until its end, through times in which the service is away, of which `tell` hears. Raises `ServiceError`."""
     after = 0
     away = False
     heard, told = time.monotonic(), ""
@@ -36,11 +36,11 @@ def follow(service: Service, job: str) -> Iterator[dict[str, Any]]:
                 heard, words = time.monotonic(), _waits_for(service, job)
                 if words and words != told:
                     told = words
-                    note(f"Waiting: {words}.")
+                    tell(f"Waiting: {words}.")
             page, away = service.events_page(job, after), False
         except ServiceAway as error:
             if not away:
-                note(f"{error} Waiting for it to come back.")
+                tell(f"{error} Waiting for it to come back.")
             page, away = {"data": [], "ended": False, "has_more": False}, True
 
 
@@ -52,9 +52,9 @@ def _waits_for(service: Service, job: str) -> str:
     return f"position {found['position']}" + (f", {held.rstrip('.')}" if held else "")
 
 
-def show(events: Iterator[dict[str, Any]], *, as_json: bool) -> bool:
+def show(events: Iterator[dict[str, Any]], screen: Screen, *, as_json: bool) -> bool:
     """Write them as they come, text as text; whether the job came to a good end."""
-    screen, choice = Screen(), 0
+    choice = 0
     well = False
     for event in events:
         well = event["type"] == "finished" and event["reason"] != "cancelled"

@@ -18,6 +18,8 @@ class Screen:
         self._thoughts = sys.stderr.isatty()
         self._thinking = False
         self._open = False
+        self._shared = not self._plain and self._thoughts
+        """Both stand on one screen."""
 
     def show(self, piece: Piece) -> None:
         """One more piece."""
@@ -39,6 +41,17 @@ class Screen:
         if self._open:
             print(flush=True)
         self._thinking = self._open = False
+
+    def new_line(self) -> None:
+        """The same for what goes to standard error, so that a pipe has the answer alone."""
+        if self._thinking or (self._open and self._shared):
+            print(file=sys.stderr, flush=True)
+            self._thinking = self._open = False
+
+    def note(self, sentence: str) -> None:
+        """Something that is no part of the answer, in the middle of it."""
+        self.new_line()
+        note(sentence)
 
 
 def note(sentence: str) -> None:

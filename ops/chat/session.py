@@ -13,11 +13,12 @@ from ops.chat.screen import Screen, note
 from ops.service import Service, ServiceError
 
 FENCE = '"""'
+DEFAULT = "default"
 
 HELP = f"""\
 {FENCE}text{FENCE}          text of several lines
 /system [TEXT]      show or set the system message
-/set [NAME [VALUE]] show what is set, set it, or leave it to the model again:
+/set [NAME [VALUE]] show what is set, set it, or by {DEFAULT} leave it to the model again:
                     {{settings}}
 /model [NAME]       show the model, or go on with another
 /stats              tokens and speed of the last answer
@@ -71,8 +72,8 @@ class Session:
                 return
 
     def _ask(self, text: str) -> None:
-        self._last = answer = Answer(self._service, self._body(text), note)
         screen = Screen()
+        self._last = answer = Answer(self._service, self._body(text), screen.note)
         try:
             for piece in answer:
                 screen.show(piece)
@@ -84,6 +85,9 @@ class Session:
         except ServiceError as error:
             screen.end()
             note(f"{error}{'' if answer.content else ' What was said before is kept; ask again.'}")
+        except BaseException:
+            answer.cancel()
+            raise
         if answer.content:
             self._said += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.content}]
 
@@ -127,19 +131,29 @@ class Session:
 
     def _set(self, name: str, value: str) -> str:
         if not name:
-            known = {name: self._options.get(field) for name, (field, _, _) in _SETTINGS.items()}
-            return "\n".join(f"{name} {'is left to the model' if v is None else v}" for name, v in known.items())
+            return "\n".join(map(self._in_force, _SETTINGS))
         if name not in _SETTINGS:
             return f"'{name}' cannot be set. There are {', '.join(_SETTINGS)}."
         field, read, kind = _SETTINGS[name]
         if not value:
+            return self._in_force(name)
+        if value.strip() == DEFAULT:
             self._options.pop(field, None)
             return f"{name} is left to the model."
         try:
             self._options[field] = read(value.strip())
         except (ValueError, KeyError):
-            return f"'{value}' will not do: {name} is {kind}."
+            return f"'{value}' will not do: {name} is {kind}, or {DEFAULT}."
         return f"{name} is {value.strip()}."
+
+    def _in_force(self, name: str) -> str:
+        match self._options.get(_SETTINGS[name][0]):
+            case None:
+                return f"{name} is left to the model"
+            case bool(value):
+                return f"{name} {'on' if value else 'off'}"
+            case value:
+                return f"{name} {value}"
 
     def _save(self, file: str) -> str:
         if not file:
@@ -161,7 +175,10 @@ def _turn(read: Callable[[str], str]) -> str:
     lines = [line.removeprefix(FENCE)]
     while not lines[-1].endswith(FENCE):
         lines.append(read("... "))
-    return "\n".join(lines).removesuffix(FENCE)
+    lines[-1] = lines[-1].removesuffix(FENCE)
+    if len(lines) > 1:  # a fence that stands alone begins and ends no line of the text
+        lines = lines[not lines[0] : len(lines) - (not lines[-1])]
+    return "\n".join(lines)
 
 
 def _message(role: str, text: str) -> dict[str, str]:

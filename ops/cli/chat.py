@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli import completion, options
+from ops.cli import completion, hangup, options
 from ops.cli.service_address import service_of
 
 Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
@@ -40,24 +40,26 @@ def run(
     import json
 
     from ops.chat.answer import Answer
-    from ops.chat.screen import Screen, note
+    from ops.chat.screen import Screen
 
     text = _asked(prompt)
     service = service_of(config, url)
     messages = [{"role": "system", "content": system}] if system else []
     body = {"model": model, "messages": [*messages, {"role": "user", "content": text}]}
-    answer = Answer(service, body | _options(temperature, max_tokens, seed, thinking), note)
     screen = Screen()
-    try:
-        for piece in answer:
+    answer = Answer(service, body | _options(temperature, max_tokens, seed, thinking), screen.note)
+    with hangup.unwinding():
+        try:
+            for piece in answer:
+                if not as_json:
+                    screen.show(piece)
             if not as_json:
-                screen.show(piece)
-        if not as_json:
-            screen.end()
-    except BaseException:
-        # The service was asked to go on while nobody reads.
-        answer.cancel()
-        raise
+                screen.end()
+        except BaseException:
+            # The service was asked to go on while nobody reads.
+            answer.cancel()
+            screen.new_line()
+            raise
     if as_json:
         print(json.dumps(answer.summary(), indent=2, ensure_ascii=False))
 
@@ -83,11 +85,12 @@ def chat(
     from ops.configuration import load
 
     session = Session(service, model, _options(temperature, max_tokens, seed, thinking), system)
-    if not sys.stdin.isatty():
-        session.talk(lambda _: input())
-        return
-    with History(load(ClientSettings).chat_history.expanduser()):
-        session.talk(input)
+    with hangup.unwinding():
+        if not sys.stdin.isatty():
+            session.talk(lambda _: input())
+            return
+        with History(load(ClientSettings).chat_history.expanduser()):
+            session.talk(input)
 
 
 def _asked(prompt: str | None) -> str:

@@ -106,8 +106,10 @@ def attach(
     """Follow a job from its beginning to its end. Leaving ends nothing. Exit code 1 unless it ends well."""
     service = service_of(config, url)
     from ops.chat.attached import follow, show
+    from ops.chat.screen import Screen
 
-    if not show(follow(service, job), as_json=as_json):
+    screen = Screen()
+    if not show(follow(service, job, screen.note), screen, as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -59,6 +59,29 @@ def test_a_question_that_waits_says_for_what(place: Site, command: Command) -> N
     assert err.splitlines() == ["Waiting: position 2, about 40 s.", f"Waiting: position 1, {HELD}."]
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_notice_begins_a_line(place: Site, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Where the answer stands on the same screen; in a file it has no lines but its own."""
+    screen = Screen()
+    out = screen if shared else io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["rockchipllama", "run", "tiny", "Say it.", "--url", place.url])
+    for name, stream in (("stdin", io.StringIO()), ("stdout", out), ("stderr", screen)):
+        monkeypatch.setattr(sys, name, stream)
+    place.relay.play(TextDelta("The story goes"), Waiting(1, None, HELD), TextDelta(" on."), END)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    notice = f"Waiting: position 1, {HELD}.\n"
+    said = f"The story goes\n{notice} on.\n" if shared else notice
+    assert screen.getvalue() == said and (shared or out.getvalue() == "The story goes on.\n")
+
+
 def test_a_model_that_is_not_there_is_refused_before_a_conversation(place: Site, command: Command) -> None:
     """Also one to go on with: the conversation stays with the model it has."""
     code, out, err = command("chat", "nosuch")

@@ -22,6 +22,7 @@ from ops import environment
 from ops.bench.model.report import read_report
 from ops.bench.perplexity import NoPerplexity, measure
 from ops.chat.answer import frames
+from ops.chat.session import _turn
 from ops.service import Service
 from tests.stack import LIMIT, Stack, eventually
 
@@ -122,20 +123,33 @@ def newest(stack: Stack) -> tuple[str, str]:
     return job["model"], job["state"]
 
 
-def test_an_interrupted_run_ends_its_job(stack: Stack) -> None:
-    """With the exit code of Ctrl-C; the service was asked for time to come back, and does not take it."""
+@pytest.mark.parametrize(
+    ("words", "sent", "code"),
+    [
+        (("run", "slow", "x" * 2000), signal.SIGINT, 130),
+        (("run", "slow", "x" * 2000), signal.SIGHUP, 129),
+        (("chat", "slow"), signal.SIGTERM, 143),
+    ],
+)
+def test_an_interrupted_answer_ends_its_job(
+    stack: Stack, words: tuple[str, ...], sent: signal.Signals, code: int
+) -> None:
+    """However it is interrupted; the service was asked for time to come back, and does not take it."""
     with subprocess.Popen(
-        [sys.executable, "-m", "ops.cli.main", "run", "slow", "x" * 2000, "--url", stack.url],
+        [sys.executable, "-m", "ops.cli.main", *words, "--url", stack.url],
         env=environment.for_child({}),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as running:
-        assert running.stdout is not None
+        assert running.stdin is not None and running.stdout is not None
+        running.stdin.write(b"x" * 2000 + b"\n" if words[0] == "chat" else b"")
+        running.stdin.close()
+        running.stdin = None
         assert running.stdout.read(3) == b"xxx"
-        running.send_signal(signal.SIGINT)
+        running.send_signal(sent)
         _, said = running.communicate(timeout=LIMIT)
-    assert running.returncode == 130 and b"Traceback" not in said
+    assert running.returncode == code and b"Traceback" not in said
     eventually(lambda: newest(stack) == ("slow", "cancelled"), what="the end of its job")
 
 
@@ -189,12 +203,20 @@ def test_an_answer_goes_on_when_the_service_comes_back(stack: Stack) -> None:
 
 def test_a_refused_turn_costs_nothing_of_the_conversation(stack: Stack) -> None:
     """What was said before is in the next request, what was refused is not."""
-    words = "one\n/set temperature -1\ntwo\n/set temperature\nthree\n/save said.json\n"
+    words = "one\n/set temperature -1\ntwo\n/set temperature\n/set temperature default\nthree\n/save said.json\n"
     assert stack.folder.is_dir()
     done = run(stack, "chat", "echo", given=words.replace("said.json", str(stack.folder / "said.json")).encode())
     assert done.stdout == b"one\nthree\n" and b"'temperature'" in done.stderr
+    assert b"\ntemperature -1.0\ntemperature is left to the model.\n" in done.stderr
     saved = json.loads((stack.folder / "said.json").read_text())["messages"]
     assert [each["content"] for each in saved] == ["one", "one", "three", "three"]
+
+
+@pytest.mark.parametrize("typed", ['"""\nfirst\nsecond\n"""', '"""first\nsecond"""'])
+def test_fences_are_no_part_of_a_text(typed: str) -> None:
+    """On the lines of the text, or on lines of their own."""
+    lines = iter(typed.splitlines())
+    assert _turn(lambda _: next(lines)) == "first\nsecond"
 
 
 def test_frames_are_read_with_their_places() -> None:
