@@ -17,8 +17,8 @@ import redis.connection
 import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import AuthenticationError, MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -169,11 +169,20 @@ class Outages:
         self._log = log
         self._who = who
         self._since: float | None = None
+        self._shut_out = False
 
     def lost(self, error: object) -> None:
-        """It could not be reached."""
+        """It could not be reached, or lets nobody in by this name any more, which is said even where it was away before."""
+        shut_out = isinstance(error, AuthenticationError)
         if self._since is None:
             self._since = time.monotonic()
+        elif self._shut_out or not shut_out:
+            return
+        self._shut_out = shut_out
+        if shut_out:
+            why = "its token was revoked, or the password is another one"
+            self._log.warning("%s is not let in by Redis: %s. It goes on trying: %s", self._who, why, error)
+        else:
             self._log.warning("%s lost Redis, and goes on trying: %s", self._who, error)
 
     def found(self) -> None:
@@ -181,6 +190,7 @@ class Outages:
         if self._since is not None:
             self._log.warning("%s has Redis back after %.1f s", self._who, time.monotonic() - self._since)
             self._since = None
+            self._shut_out = False
 
 
 def text(value: Any) -> str:

@@ -56,8 +56,17 @@ def join(
 
     settings = configuration.load(TaskSettings)
     if forget:
-        was = joined.forget(settings.data_dir)
-        print("This machine takes part in nothing any more." if was else "This machine has joined nothing.")
+        from tasks.board.board_lock import holder
+
+        if not joined.forget(settings.data_dir):
+            print("This machine has joined nothing.")
+        elif (pid := holder(settings.data_dir)) is None:
+            print("This machine takes part in nothing any more.")
+        else:
+            print(
+                f"From the next start on this machine takes part in nothing. The board that runs (process {pid or 'unknown'}) "
+                "goes on until it is stopped."
+            )
         return
     if url is not None:
         from ops.up import joining  # only now: `up` asks for the rest alone
@@ -86,13 +95,21 @@ def run() -> None:
     from ops.cli.board import board
     from ops.configuration import load
     from ops.up import joined
+    from tasks.board.board_lock import only_agent
     from tasks.settings import TaskSettings
 
     settings = load(TaskSettings)
-    print(
-        f"The board '{settings.board_name}' takes part in the service at {joined.place(settings.data_dir)}, with the models "
-        f"in {settings.models_dir}. Ctrl-C leaves it.",
-        flush=True,
-    )
-    options.apply(redis_url=joined.redis_url(settings.data_dir))
+    url = joined.redis_url(settings.data_dir)
+    assert url is not None
+    with only_agent(settings.data_dir, settings.board_name, url):
+        away = joined.knock(settings.data_dir)
+    place = joined.place(settings.data_dir)
+    if away is None:
+        begins = f"The board '{settings.board_name}' takes part in the service at {place}"
+    else:
+        begins = (
+            f"Nobody answers at {place} ({away}). The board '{settings.board_name}' takes part once the service does"
+        )
+    print(f"{begins}, with the models in {settings.models_dir}. Ctrl-C leaves it.", flush=True)
+    options.apply(redis_url=url)
     board()

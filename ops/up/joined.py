@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ops.up.sharing import parse
+from ops.up.sharing import Token, TokenRefused, parse
 
 FILE = "joined"
 
@@ -23,6 +23,35 @@ def place(data_dir: Path) -> str:
     """Where that is, host and port."""
     _, host, port = parse((data_dir / FILE).read_text())
     return f"{host}:{port}"
+
+
+def knock(data_dir: Path) -> object:
+    """Ask whether that lets this machine in: None when it does, else why nobody answers. Raises `TokenRefused` when it takes
+    the token no more."""
+    from redis.exceptions import AuthenticationError  # only now: `up` asks for the rest alone
+
+    from tasks.connection import UNREACHABLE, connect
+
+    token, host, port = parse((data_dir / FILE).read_text())
+    client = connect(token.redis_url(host, port), retries=0)
+    try:
+        client.ping()
+    except AuthenticationError as error:
+        own = "`rockchipllama join --forget` makes this machine one of its own again."
+        raise TokenRefused(f"{refusal(token, host, port)} {own}") from error
+    except UNREACHABLE as error:
+        return error
+    finally:
+        client.close()
+    return None
+
+
+def refusal(token: Token, host: str, port: int) -> str:
+    """What to say when the service there does not take the token."""
+    return (
+        f"The service at {host}:{port} does not take the token '{token.name}': it was revoked or is damaged. "
+        "`rockchipllama boards invite NAME`, where it runs, makes another."
+    )
 
 
 def forget(data_dir: Path) -> bool:

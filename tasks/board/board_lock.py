@@ -33,7 +33,7 @@ def only_agent(data_dir: Path, board: str, url: str, patience: float = ORPHAN_PA
     for. Raises `BoardRefused`.
     """
     with ExitStack() as stack:
-        path = data_dir / "run" / "board.lock"
+        path = _path(data_dir)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -58,6 +58,22 @@ def only_agent(data_dir: Path, board: str, url: str, patience: float = ORPHAN_PA
                 "the same Redis. Stop it first, or give this one a name of its own with ROCKCHIPLLAMA_BOARD_NAME."
             )
         yield
+
+
+def holder(data_dir: Path) -> int | None:
+    """The process of the agent that has this data directory, 0 when unknown; None when no agent has it."""
+    try:
+        file = os.open(_path(data_dir), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if _lock(file) else _written(file)
+    finally:
+        os.close(file)
+
+
+def _path(data_dir: Path) -> Path:
+    return data_dir / "run" / "board.lock"
 
 
 def _wait(take: Callable[[], bool], holder: Callable[[], int], patience: float) -> int | None:

@@ -129,7 +129,7 @@ class Loading:
     def _load(self, model: Model, *, in_place: bool, waited: float | None = None) -> None:
         if self._drained():
             raise ModelRefused(
-                f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume` ends that."
+                f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume {self._board}` ends that."
             )
         facts = describe(model, self._setup)
         needed, domains = facts.memory_bytes, facts.memory_domains

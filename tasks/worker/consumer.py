@@ -14,6 +14,7 @@ from typing import Any
 
 import celery.worker.consumer
 from celery.exceptions import CPendingDeprecationWarning
+from celery.worker.consumer.consumer import CONNECTION_ERROR  # type: ignore[attr-defined]  # its types lack it
 from celery.worker.state import maybe_shutdown
 
 from tasks.connection import Outages
@@ -35,6 +36,7 @@ class Consumer(celery.worker.consumer.Consumer):
         super().__init__(*args, **options)
         logging.getLogger("kombu.transport.redis").addFilter(Rarely())
         self._redis = Outages(log, "the worker's parent")
+        logging.getLogger(celery.worker.consumer.consumer.__name__).addFilter(InWords(self._redis))
         self._failures = 0
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
@@ -62,6 +64,21 @@ class Consumer(celery.worker.consumer.Consumer):
         while time.monotonic() < over:
             maybe_shutdown()
             time.sleep(0.05)
+
+
+class InWords(logging.Filter):
+    """Says once what Celery says at each try to connect, in two lines for programmers."""
+
+    def __init__(self, redis: Outages) -> None:
+        super().__init__()
+        self._redis = redis
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is something else."""
+        if record.msg != CONNECTION_ERROR or not isinstance(record.args, tuple):
+            return True
+        self._redis.lost(record.args[1])
+        return False
 
 
 class Rarely(logging.Filter):

@@ -211,7 +211,9 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
         tokens = json.loads(run(shared.folder, "boards", "tokens", "--json").stdout)
         assert tokens == [{"name": sharing.FIRST}, {"name": "second"}]
         assert "lets nobody in" in run(shared.folder, "boards", "revoke", "second").stdout
-        eventually(lambda: "invalid username-password pair" in board.said, what=board.said)
+        told = "the worker's parent is not let in by Redis: its token was revoked"
+        eventually(lambda: "the board is not let in by Redis" in board.said and told in board.said, what=board.said)
+        assert r"\n" not in board.said
         assert shared.ask("twin").status_code == 200
     finally:
         board.pull_the_plug()  # how a board leaves was seen above

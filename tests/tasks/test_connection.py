@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import redis
 import redis.asyncio
+from celery.worker.consumer import consumer as celery_consumer
 
-from tasks.connection import UNREACHABLE, TakesNothing, connect, connect_async, unavailable_as_refusal
+from tasks.connection import UNREACHABLE, Outages, TakesNothing, connect, connect_async, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
+from tasks.worker.consumer import InWords
 from tests.stack import LIMIT, Stack, eventually
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +49,22 @@ def test_a_defect_is_no_refusal() -> None:
         raise redis.ResponseError("WRONGTYPE x")
     with pytest.raises(ZeroDivisionError), unavailable_as_refusal():
         raise ZeroDivisionError
+
+
+def test_who_is_shut_out_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, also where Redis was lost before; a worker's Celery says the same in two lines at each try, and not in ours."""
+    outages = Outages(logging.getLogger("test"), "the board")
+    refused = redis.AuthenticationError("invalid username-password pair or user is disabled.")
+    celery = logging.getLogger(celery_consumer.__name__)
+    celery.addFilter(in_words := InWords(outages))
+    try:
+        for error in (redis.ConnectionError("gone"), refused, refused):
+            celery.error(celery_consumer.CONNECTION_ERROR, "redis://", error, "Trying again... (1/None)")  # type: ignore[attr-defined]
+    finally:
+        celery.removeFilter(in_words)
+    lost, shut_out = [record.getMessage() for record in caplog.records]
+    assert lost.startswith("the board lost Redis")
+    assert shut_out.startswith("the board is not let in by Redis: its token was revoked")
 
 
 async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
