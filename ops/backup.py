@@ -82,6 +82,9 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
             staging.chmod(0o700)
             folder.chmod(0o700)
             names = _unpack(archive, staging)
+        except tarfile.ReadError as error:  # what it says is for programmers
+            shutil.rmtree(staging, ignore_errors=True)
+            raise BackupRefused(f"{archive} is no archive that `backup` wrote, or a damaged one.") from error
         except (OSError, EOFError, tarfile.TarError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise BackupRefused(f"{archive} cannot be read as a backup: {error}.") from error

@@ -39,4 +39,10 @@ def restore(
     folder = load(TaskSettings).data_dir
     for sentence in archives.restore(file, folder):
         print(sentence)
-    print(f"Restored into {folder}. `rockchipllama up` goes on with what was waiting and running then.")
+    import shlex
+
+    given = [("--data-dir", data_dir), ("--config", config)]
+    words = shlex.join(str(word) for option, value in given if value is not None for word in (option, value))
+    print(
+        f"Restored into {folder}. `rockchipllama up{words and f' {words}'}` goes on with what was waiting and running then."
+    )

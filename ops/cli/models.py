@@ -195,10 +195,11 @@ def list_models(
         print(json.dumps(rows, indent=2))
     else:
         width = max((len(model.id) for model in catalog.models), default=0)
-        for model in catalog.models:
+        for model, row in zip(catalog.models, rows, strict=True):
+            runs_in = "unusable" if row["problem"] else model.engine
             size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes and not model.base else ""
             about = [f"made from {model.base}"] if model.base else []
-            print(f"{model.id:<{width}}  {model.engine:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
+            print(f"{model.id:<{width}}  {runs_in:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
     for sentence in (*catalog.problems, *catalog.clashes, *dict.fromkeys(wrong)):
         print(sentence, file=sys.stderr)
 

@@ -40,7 +40,11 @@ PARAMS = {"constraint": "output"}
 
 _OF_FILES = frozenset({ModelRefused, OutOfMemory, RuntimeNotFound, RuntimeRefused, AdapterMissing, EngineFailed})
 """What may name a file of the board; the others repeat what the client itself has sent."""
-_PATH = re.compile(r"(?<![\w.…:/~-])/(?!v1/)(?:[^\s/'\"`,;()]+/)+")
+_PART = r"[^\s/'\"`,;()]+"
+_PATH = re.compile(
+    rf"(?<![\w.…:/~-])/(?!v1/)(?:(?:{_PART}/)*(?={_PART}/{_PART}\.(?:toml|json|jinja)(?!\w))|(?:{_PART}/)+)"
+)
+"""The folders of a path; where every model has a file of that name, such as manifest.toml, the model's own is none of them."""
 
 
 def without_folders(sentence: str) -> str:

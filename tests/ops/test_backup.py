@@ -17,6 +17,7 @@ import redis
 
 from ops import environment
 from ops.backup import BackupRefused, backup, restore
+from ops.cli import backup as cli
 from ops.up.append_only import File, read_manifest
 from ops.up.errors import AlreadyRunning
 from ops.up.lock import DataDirLock
@@ -244,7 +245,20 @@ INCREMENT = ("appendonly.aof.1.incr.aof", tarfile.REGTYPE, b"")
 def test_what_is_no_backup_is_refused(tmp_path: Path, content: bytes) -> None:
     """In one sentence, and nothing is left of it."""
     (tmp_path / "a.tar.gz").write_bytes(content)
-    with pytest.raises(BackupRefused, match=r"a\.tar\.gz"):
+    with pytest.raises(BackupRefused, match=r"a\.tar\.gz") as refused:
         restore(tmp_path / "a.tar.gz", tmp_path / "to")
+    assert "\n" not in str(refused.value)
     assert list((tmp_path / "to/valkey").iterdir()) == []
     assert not (tmp_path / "rockchipllama.toml").exists()
+
+
+def test_what_is_typed_next_names_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`up` alone would begin another service, without what was brought back."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_DATA_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("ops.backup.restore", lambda *_: [])
+    cli.restore(tmp_path / "a.tar.gz")
+    assert "`rockchipllama up` goes on" in capsys.readouterr().out
+    cli.restore(tmp_path / "a.tar.gz", data_dir=tmp_path / "my data")
+    assert f"`rockchipllama up --data-dir '{tmp_path}/my data'` goes on" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_a_model_comes_and_goes(hub: Hub, tmp_path: Path) -> None:
     assert pulled.stdout.splitlines()[-1] == "Ready: tiny-1b"
     assert "Tiny-1B-Q4_K_M.gguf (0 MB) of people/Tiny-1B-GGUF, for the CPU." in pulled.stdout
     listed = run(hub, tmp_path, "list")
-    assert listed.stdout.startswith("tiny-1b  llamacpp") and f"hf.co/{REPO}" in listed.stdout
+    assert listed.stdout.startswith("tiny-1b  unusable") and f"hf.co/{REPO}" in listed.stdout
     (row,) = json.loads(run(hub, tmp_path, "list", "--json").stdout)
     assert row["source"]["repository"] == REPO
     removed = run(hub, tmp_path, "rm", "tiny:1b")
@@ -138,6 +138,7 @@ def test_a_model_made_from_another_has_no_size_of_its_own(
     said = capsys.readouterr()
     terse, tiny = said.out.splitlines()
     assert said.err.count("w.gguf") == 1
+    assert tiny.split()[:2] == ["tiny", "unusable"] and "llamacpp" not in said.out
     assert "2 MB" in tiny and "MB" not in terse and "made from tiny" in terse
     models.list_models(as_json=True)
     assert [row["bytes"] for row in json.loads(capsys.readouterr().out)] == [0, 2_000_000]

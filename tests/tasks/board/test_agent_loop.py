@@ -569,7 +569,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         given_up = [bytes(word["channel"]) for word in words if word["data"] == b"move"]
     assert given_up == [keys.control("first@one").encode()]
     eventually(lambda: "one" not in read_roster(client).boards, what="others know")
-    with pytest.raises(ModelRefused, match="drained"):
+    with pytest.raises(ModelRefused, match=r"drained .*`rockchipllama boards resume one`"):
         board.agent._loading.load(board.agent._announced.catalog.models[0])
     client.hdel(keys.DRAINED, "one")
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")

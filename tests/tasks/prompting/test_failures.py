@@ -98,6 +98,8 @@ def test_files_are_told_to_clients_without_their_folders() -> None:
     why = "/srv/models/poet/x.rkllm is cut off (/srv/models/poet/y.rkllm too): see GET /v1/models, https://a.b/c/d or 1/2/3."
     told = "…/x.rkllm is cut off (…/y.rkllm too): see GET /v1/models, https://a.b/c/d or 1/2/3."
     assert without_folders(why) == told
+    manifest = "/srv/models/poet/manifest.toml: /srv/models/a/b/tokenizer.json is not there."
+    assert without_folders(manifest) == "…/poet/manifest.toml: …/b/tokenizer.json is not there."
     assert failure(AdapterMissing("tiny", "poet", why)).message.endswith(told)
     assert failure(errors.PromptRefused(why)).message == why  # the client's own words
 
