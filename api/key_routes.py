@@ -68,6 +68,8 @@ async def create_key(http: Request) -> Response:
     try:
         key, plain = await services_of(http)["api_keys"].create(body.name, body.scopes, body.limits.limits())
     except KeyRefused as error:
+        if not error.usage:
+            raise HttpProblem(Problem(409, "key_exists", str(error), "name", retry=False)) from error
         raise HttpProblem(Problem(400, "invalid_value", str(error), "scopes" if not body.scopes else "name")) from error
     return _json({**_shown(key), "key": plain})
 

@@ -53,7 +53,12 @@ EVERY_SCOPE = frozenset(Scope)
 
 
 class KeyRefused(Exception):
-    """Raised when a key cannot be made as asked, or when there is none of that name; the message says why."""
+    """Raised when a key cannot be made as asked, or when there is none of that name; the message says why. `usage` tells whether
+    it was asked for wrongly, and no other key stands against it."""
+
+    def __init__(self, message: str, *, usage: bool = False) -> None:
+        self.usage = usage
+        super().__init__(message)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +101,13 @@ def create(client: redis.Redis, name: str, scopes: Iterable[Scope], limits: Limi
 def _new(name: str, scopes: Iterable[Scope], limits: Limits | None, kept: Iterable[ApiKey]) -> tuple[str, ApiKey, str]:
     allowed = frozenset(scopes)
     if not allowed:
-        raise KeyRefused(f"A key needs at least one scope: {', '.join(Scope)}.")
+        raise KeyRefused(f"A key needs at least one scope: {', '.join(Scope)}.", usage=True)
     if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME:
-        raise KeyRefused(f"A key's name has 1 to {LONGEST_NAME} printable characters.")
+        raise KeyRefused(f"A key's name has 1 to {LONGEST_NAME} printable characters.", usage=True)
     if _ID.fullmatch(name):
-        raise KeyRefused(f"'{name}' looks like the id of a key, by which it is found too. Choose another name.")
+        raise KeyRefused(
+            f"'{name}' looks like the id of a key, by which it is found too. Choose another name.", usage=True
+        )
     if any(other.name == name for other in kept):
         raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
     plain = "rl-" + secrets.token_urlsafe(32)

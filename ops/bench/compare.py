@@ -13,7 +13,7 @@ import msgspec
 
 from npu.errors import NpuError
 from ops.bench.model.report import MEASURES, Report, measured
-from ops.bench.model.sample import Sample
+from ops.bench.model.sample import Sample, passed_checks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,7 +231,7 @@ def _row(of_set: str, level: int, measure: str, unit: str, before: Groups, after
 def _answers(before: Sequence[Sample], after: Sequence[Sample]) -> Answers | None:
     import numpy as np
 
-    first, second = _checks(before), _checks(after)
+    first, second = passed_checks(before), passed_checks(after)
     prompts = [name for name in first if name in second]
     if not prompts:
         return None
@@ -260,15 +260,6 @@ def _answers(before: Sequence[Sample], after: Sequence[Sample]) -> Answers | Non
         lost=[f"{name}: {what}" for name, what, change in moved if change < 0],
         won=[f"{name}: {what}" for name, what, change in moved if change > 0],
     )
-
-
-def _checks(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Of each prompt with checks, the share of runs that passed each of them."""
-    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for sample in samples:
-        for verdict in sample.checks:
-            found[f"{sample.set} {sample.prompt}"][verdict.what].append(verdict.passed)
-    return {name: {what: sum(each) / len(each) for what, each in checks.items()} for name, checks in found.items()}
 
 
 def _by_prompt(samples: Sequence[Sample], of_set: str, level: int) -> dict[str, list[Sample]]:

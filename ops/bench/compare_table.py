@@ -51,7 +51,8 @@ def _lines(found: Comparison) -> Iterator[str]:
     if found.answers is not None:
         answers = found.answers
         yield (
-            f"Checks passed: {answers.before:.0%} before, {answers.after:.0%} after, over {answers.prompts} prompts "
+            f"Checks passed: {answers.before:.0%} before, {answers.after:.0%} after, "
+            f"over {answers.prompts} prompt{'s' * (answers.prompts > 1)} "
             f"({100 * answers.low:+.0f} to {100 * answers.high:+.0f} points): {answers.verdict}"
         )
         yield from (f"  lost  {each}" for each in answers.lost)

@@ -33,11 +33,16 @@ class Kind(StrEnum):
 def model(
     names: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            help="A model to measure; may be given again. Unset: all that chat, besides echoes.",
+        typer.Argument(
+            metavar="MODEL",
+            help="The models to measure. Unset: all that chat, besides echoes.",
             show_default=False,
+            autocompletion=completion.models,
         ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="One more; may be given again.", show_default=False),
     ] = None,
     kind: Annotated[Kind, typer.Option("--type", help="performance, quality or all.")] = Kind.ALL,
     runs: Annotated[
@@ -106,7 +111,7 @@ def model(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{out} can be no folder: {error.strerror}.", param_hint="--out") from error
-    models, reports = run.choose(service, names or []), []
+    models, reports = run.choose(service, [*(names or ()), *(also or ())]), []
     with _listed(as_json) as show:
         for chosen in models:
             report = run.measure(service, chosen, wish)

@@ -107,6 +107,7 @@ def fleet(
 ) -> None:
     """Reckon how so many boards would serve some traffic: nothing is run but the queue, in virtual time."""
     options.apply(config)
+    from npu.errors import ModelRefused
     from ops.bench import trace as traces
     from ops.bench.fleet import profile_named, reckon
     from ops.bench.served import rows
@@ -115,7 +116,10 @@ def fleet(
 
     numbers = _numbers(boards)
     names = profile or ["rk3588:qwen3-0.6b"]
-    profiles = [profile_named(name) for name in names]
+    try:
+        profiles = [profile_named(name) for name in names]
+    except ModelRefused as error:
+        raise typer.BadParameter(str(error), param_hint="--profile") from error
     asks = traces.named(trace, users, hours * 3600, seed)
     settings = load_settings(TaskSettings)
     found = [

@@ -42,7 +42,7 @@ def run(
     from ops.chat.answer import Answer
     from ops.chat.screen import Screen
 
-    text = _asked(prompt)
+    text = _asked(model, prompt)
     service = service_of(config, url)
     messages = [{"role": "system", "content": system}] if system else []
     body = {"model": model, "messages": [*messages, {"role": "user", "content": text}]}
@@ -93,12 +93,15 @@ def chat(
             session.talk(input)
 
 
-def _asked(prompt: str | None) -> str:
+def _asked(model: str, prompt: str | None) -> str:
     import sys
 
     if sys.stdin.isatty():
         if prompt is None:
-            raise typer.BadParameter("say what to ask, or pipe it in.", param_hint="PROMPT")
+            raise typer.BadParameter(
+                f"say what to ask, or pipe it in. For a conversation, type `rockchipllama chat {model}`.",
+                param_hint="PROMPT",
+            )
         return prompt
     try:
         piped = sys.stdin.read()

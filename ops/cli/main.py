@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ops.cli import (
     api,
@@ -30,8 +31,33 @@ from ops.cli import (
     worker,
 )
 
+_ELSEWHERE = {
+    "serve": "up",
+    "pull": "models pull",
+    "list": "models list",
+    "ls": "models list",
+    "show": "models info",
+    "ps": "models loaded",
+    "stop": "models unload",
+    "rm": "models rm",
+}
+"""Commands of Ollama, and what does the same here."""
+
+
+class _Commands(TyperGroup):
+    """Names ours to who types Ollama's."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in _ELSEWHERE and not ctx.resilient_parsing:
+            ctx.fail(
+                f"There is no command '{args[0]}'. What it does elsewhere, `rockchipllama {_ELSEWHERE[args[0]]}` does."
+            )
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="rockchipllama",
+    cls=_Commands,
     help="Serve language models on Rockchip NPU boards, behind the OpenAI API.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 
 class UpError(Exception):
-    """The root; its message is what the user reads."""
+    """The root; its message is what the user reads, and `usage` tells whether it was asked wrongly."""
+
+    def __init__(self, message: str, *, usage: bool = False) -> None:
+        self.usage = usage
+        super().__init__(message)
 
 
 class AlreadyRunning(UpError):
@@ -23,7 +27,3 @@ class PortInUse(UpError):
 
 class PartFailed(UpError):
     """Raised when a part died too often, would not start, or refused its settings (then `usage` is true)."""
-
-    def __init__(self, message: str, *, usage: bool = False) -> None:
-        self.usage = usage
-        super().__init__(message)

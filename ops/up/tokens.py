@@ -37,7 +37,7 @@ def names(client: redis.Redis) -> list[str]:
 def create(client: redis.Redis, name: str) -> Token:
     """Make a token; its secret is nowhere else. Raises `TokenRefused`."""
     if not NAME.fullmatch(name):
-        raise TokenRefused("A token's name has 1 to 32 characters: a to z, 0 to 9, and - behind the first.")
+        raise TokenRefused("A token's name has 1 to 32 characters: a to z, 0 to 9, and - behind the first.", usage=True)
     if name in names(client):
         raise TokenRefused(f"There is a token named '{name}' already. Revoke it first, or choose another name.")
     token = Token(name, new_secret())

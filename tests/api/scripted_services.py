@@ -250,7 +250,7 @@ class ScriptedKeys:
 
     async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
         if not scopes or any(key.name == name for key in self.by_digest.values()):
-            raise KeyRefused("It cannot be made so.")
+            raise KeyRefused("It cannot be made so.", usage=not scopes)
         self.make(name, *scopes, limits=limits)
         return self.by_digest[digest_of(name.encode())], name
 

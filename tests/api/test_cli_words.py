@@ -158,6 +158,7 @@ def test_keys_are_looked_after_over_http(place: Site, command: Command) -> None:
     assert (code, json.loads(out)["key"], json.loads(out)["limits"]["requests"]) == (0, "far", 30)
     assert command("keys", "list")[0] == 1  # there is one now
     environ = {"ROCKCHIPLLAMA_SERVICE_KEY": "far"}
+    assert command("keys", "create", "far", **environ)[0] == 1  # asked well, and taken
     assert "far" in command("keys", "list", **environ)[1]
     assert "20 tokens/min" in command("keys", "limit", "far", "--tokens", "20", **environ)[1]
     code, _, err = command("keys", "revoke", "nosuch", **environ)

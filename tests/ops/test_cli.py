@@ -51,6 +51,23 @@ def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("pull", "x"), "`rockchipllama models pull`"),
+        (("bench", "fleet", "--profile", "rk9:zz"), "--profile: 'rk9:zz' is no profile"),
+    ],
+)
+def test_what_is_meant_is_told_in_place_of_what_was_typed(
+    words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands as Ollama has them, and names that are none."""
+    monkeypatch.setattr("sys.argv", ["rockchipllama", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert told in capsys.readouterr().err
+
+
 def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:
     """With the two lines that mend it."""
     done = run("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", "/nonexistent/data")

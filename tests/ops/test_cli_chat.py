@@ -346,9 +346,12 @@ def test_models_are_measured_through_pipes(stack: Stack, tmp_path: Path) -> None
         "reference": reference,
     }
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    asked = ("--model", "echo", "--prompts", str(tmp_path / "prompts.json"), "--out", str(tmp_path / "out"))
+    asked = ("echo", "--prompts", str(tmp_path / "prompts.json"), "--out", str(tmp_path / "out"))
     done = run(stack, "bench", "model", *asked, "--runs", "2", "--concurrency", "2")
-    assert b"Short prompts, 2 at once" in done.stdout and b"0 of 1 answers passed" in done.stdout
+    assert (
+        b"Short prompts, 2 at once" in done.stdout
+        and b"Checks passed: 67%, over 1 prompt; 0 of 1 answers" in done.stdout
+    )
     [written] = (tmp_path / "out").glob("echo-*.json")
     found = read_report(written)
     assert found.valid and found.options.concurrency == [1, 2] and found.options.prompts == "prompts.json"

@@ -38,6 +38,7 @@ def test_a_wrong_scope_and_a_taken_name_are_sentences(client: redis.Redis, valke
     """Exit code 2 for what was typed wrongly, 1 for what cannot be done."""
     wrong = run("create", "x", "--scope", "everything", url=valkey_url)
     assert wrong.returncode == 2 and "inference, batch, admin" in wrong.stderr
+    assert run("create", "0123456789ab", url=valkey_url).returncode == 2  # as an id is
     first = run("create", "x", url=valkey_url)
     assert first.returncode == 0 and "Clients need a key now" in first.stderr and "--scope admin" in first.stderr
     taken = run("create", "x", url=valkey_url)

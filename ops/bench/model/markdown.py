@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from statistics import mean
 
 from ops.bench.model.report import Compared, Report, Summary
-from ops.bench.model.sample import Sample
+from ops.bench.model.sample import Sample, passed_checks
 
 NAMES = {
     "first_token_ms": "first token",
@@ -131,18 +132,24 @@ def _by_length(samples: Sequence[Sample]) -> Iterator[str]:
     yield ""
 
 
-def passed(samples: Sequence[Sample]) -> tuple[int, int]:
-    """How many answers with checks passed all of them, and how many there are."""
+def passed(samples: Sequence[Sample]) -> str:
+    """What the checks of answers found, in the terms of `bench compare` too; empty where there are none."""
+    prompts = [mean(checks.values()) for checks in passed_checks(samples).values()]
+    if not prompts:
+        return ""
     checked = [sample for sample in samples if sample.checks]
-    return sum(all(verdict.passed for verdict in sample.checks) for sample in checked), len(checked)
+    good = sum(all(verdict.passed for verdict in sample.checks) for sample in checked)
+    return (
+        f"Checks passed: {mean(prompts):.0%}, over {len(prompts)} prompt{'s' * (len(prompts) > 1)}; "
+        f"{good} of {len(checked)} answers passed all of theirs"
+    )
 
 
 def _checked(samples: Sequence[Sample]) -> Iterator[str]:
     checked = [sample for sample in samples if sample.checks]
     if not checked:
         return
-    good, of = passed(samples)
-    yield f"## What the answers were worth\n\n{good} of {of} answers passed all of their checks.\n"
+    yield f"## What the answers were worth\n\n{passed(samples)}.\n"
     yield "| prompt | run | passed | what is missing |\n|---|---|---|---|"
     for sample in checked:
         missing = ", ".join(verdict.what for verdict in sample.checks if not verdict.passed)

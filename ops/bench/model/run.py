@@ -63,7 +63,7 @@ def choose(service: Service, names: Sequence[str]) -> list[dict[str, Any]]:
         if "chat" in model["capabilities"] and model["meta"]["engine"] != NOT_A_MODEL and model["parent"] is None
     ]
     if not chosen:
-        raise NothingToMeasure("The service has no model that chats, besides echoes; name one with --model.")
+        raise NothingToMeasure("The service has no model that chats, besides echoes; name one.")
     return chosen
 
 

@@ -7,6 +7,7 @@ import secrets
 import string
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -181,3 +182,12 @@ class Asker:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def passed_checks(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Of each prompt with checks, the share of runs that passed each of them."""
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        for verdict in sample.checks:
+            found[f"{sample.set} {sample.prompt}"][verdict.what].append(verdict.passed)
+    return {name: {what: sum(each) / len(each) for what, each in checks.items()} for name, checks in found.items()}

@@ -40,9 +40,8 @@ def view(report: Report, width: int = 200) -> Group:
     if report.vendor is not None:
         ratios = ", ".join(f"{NAMES[each.measure]} {each.ratio:.3f}" for each in report.vendor.compared)
         parts.append(Text(f"Ours to the vendor's ({report.vendor.soc}, release {report.vendor.release}): {ratios}"))
-    good, of = passed(report.samples)
-    if of:
-        parts.append(Text(f"{good} of {of} answers passed all of their checks"))
+    if worth := passed(report.samples):
+        parts.append(Text(worth))
     if failed := sum(sample.error is not None for sample in report.samples):
         parts.append(Text(f"{failed} of {len(report.samples)} answers failed"))
     parts += [Text(f"Does not count: {fault}", style="bold") for fault in report.faults]
