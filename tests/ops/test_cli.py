@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 import typer
 
 from ops import environment
 from ops.cli.main import app, main
 from ops.cli.service_address import address_of
+from ops.up import tokens
 from ops.up.lock import FILE, DataDirLock
+from ops.up.sharing import TokenRefused
 
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -56,13 +59,15 @@ def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
     [
         (("pull", "x"), "`rockchipllama models pull`"),
         (("bench", "fleet", "--profile", "rk9:zz"), "--profile: 'rk9:zz' is no profile"),
+        (("run", "tiny"), "`rockchipllama chat tiny`"),
     ],
 )
 def test_what_is_meant_is_told_in_place_of_what_was_typed(
     words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Commands as Ollama has them, and names that are none."""
+    """Commands as Ollama has them, names that are none, and a conversation."""
     monkeypatch.setattr("sys.argv", ["rockchipllama", *words])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     with pytest.raises(SystemExit, match="2"):
         main()
     assert told in capsys.readouterr().err
@@ -143,6 +148,13 @@ def test_the_service_that_runs_here_is_found_wherever_it_listens(
     (tmp_path / FILE).write_text(word)
     monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", "board.local:80")
     assert address_of(None, None)[0] == "http://board.local:80"
+
+
+def test_a_token_of_no_possible_name_is_wrong_use() -> None:
+    """One that is taken is not."""
+    with pytest.raises(TokenRefused, match="1 to 32 characters") as refused:
+        tokens.create(redis.Redis(), "A_b")
+    assert refused.value.usage and not TokenRefused("It is taken.").usage
 
 
 def test_an_address_of_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
