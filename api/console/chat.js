@@ -12,7 +12,7 @@ const at = (id) => document.getElementById(id);
 const talk = at("talk");
 
 let messages = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
-let running = null; // {job, stopped, abort}
+let running = null; // {job, stopped, abort, leave}
 
 export function begin() {
   for (const message of messages) show(message);
@@ -115,8 +115,9 @@ async function send() {
   at("said").textContent = "The model answers.";
   const answer = { role: "assistant", content: "", thought: "", facts: "" };
   running = { job: null, stopped: false, abort: new AbortController() };
+  const left = new Promise((_, reject) => (running.leave = () => reject(new Error("Stopped."))));
   try {
-    await receive(answer, turn, running);
+    await Promise.race([receive(answer, turn, running), left]);
   } catch (error) {
     if (!running.stopped) answer.error = error.message;
   }
@@ -145,6 +146,7 @@ async function receive(answer, turn, run) {
   const options = { signal: run.abort.signal };
   let reply = await request("v1/chat/completions", { ...options, method: "POST", body: asked(), headers: { "x-stream-grace": `${GRACE}s` } });
   run.job = reply.headers.get("x-job-id");
+  if (run.stopped) return end(run);
   for (;;) {
     try {
       for await (const event of events(reply)) {
@@ -216,8 +218,14 @@ function draw(turn, answer) {
 function stop() {
   if (!running) return;
   running.stopped = true;
-  cancel(running);
-  running.abort.abort();
+  // While its job has no name yet there is none to cancel, and an answer that has just begun would go on: `receive` ends it then.
+  if (running.job) end(running);
+  running.leave();
+}
+
+function end(run) {
+  cancel(run);
+  run.abort.abort();
 }
 
 function cancel(run) {

@@ -117,6 +117,29 @@ def test_an_answer_is_stopped(page: Page, how: str) -> None:
         assert time.monotonic() < end, "the job went on"
 
 
+def test_an_answer_is_stopped_before_its_job_has_a_name(page: Page) -> None:
+    """Its head is on the way: the reader is free at once, and the job ends when it has come, not when its grace is over."""
+    page.evaluate(
+        """() => {
+          const real = window.fetch;
+          window.fetch = async (where, how) => {
+            const reply = await real(where, how);
+            if (String(where).endsWith("chat/completions")) await new Promise((go) => (window.arrives = go));
+            how?.signal?.throwIfAborted();
+            return reply;
+          };
+        }"""
+    )
+    say(page, "word " * 700)
+    page.wait_for_function("() => window.arrives")
+    page.click("#stop")
+    assert answer(page) == ""
+    page.evaluate("() => window.arrives()")
+    end = time.monotonic() + 20
+    while call("v1/jobs?state=active")["data"]:
+        assert time.monotonic() < end, "the job went on"
+
+
 def test_an_answer_goes_on_when_its_server_was_killed(page: Page) -> None:
     """On another connection, to the API process that is started in its place; no word twice, none lost."""
     text = "-".join(f"word{number}" for number in range(200))
