@@ -188,13 +188,14 @@ class Loading:
         needed = describe(model, setup).memory_bytes
         with ExitStack() as held:
             while True:
+                leaving = self._workers.held_by_leaving()  # before the look: what goes during it is free at the next one
                 with self.fitting:
                     if self._unparking.until(lambda parked: self._room.fits(needed, given_back=parked)):
                         held.enter_context(self._workers.set_aside(needed))
                         self._unparking.pause(promised=True)
                         break
                     refusal = self._room.refusal(model, needed)
-                if not self._workers.held_by_leaving() or self._leaving.wait(0.1):
+                if not leaving or self._leaving.wait(0.1):
                     raise refusal
             yield
 

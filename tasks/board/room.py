@@ -71,7 +71,9 @@ class Room:
         without models that are busy or were loaded just now. A pinned model never goes. Where one model is loaded at a time, all
         others are in the way. Raises what the client raises.
         """
-        short = needed - self._free(memory_of(self._settings)) - self._workers.held_by_leaving()
+        # First what leaves: gone in between it counts twice, which the next look mends. Counted by neither, it would refuse.
+        leaving = self._workers.held_by_leaving()
+        short = needed - leaving - self._free(memory_of(self._settings))
         places = self._workers.places(leaving=False)
         pinned = self._keeping.pinned()
         loose = {name: size for name, size in self._workers.sizes().items() if name not in pinned}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -223,6 +224,46 @@ def test_a_trial_waits_for_what_is_being_unloaded(board: Board) -> None:
     board.agent._workers.stop_behind("large", LIMIT, lambda: None)
     with trial(board, "large"):
         assert board.loaded() == {"middle"} and not board.agent._workers.leaving()
+
+
+@pytest.fixture
+def gone_at_look(board: Board, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have all that leave gone right after memory was looked at for so many times."""
+    counted, left = room.Room._free, count()
+
+    def free_and_gone(looking: room.Room, memory: Memory) -> int:
+        found = counted(looking, memory)
+        if not next(left):
+            board.gone()
+        return found
+
+    def at(look: int) -> None:
+        nonlocal left
+        left = count(1 - look)
+
+    monkeypatch.setattr(room.Room, "_free", free_and_gone)
+    return at
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_what_is_gone_during_a_look_for_room_is_free(
+    board: Board, gone_at_look: Callable[[int], None], look: int
+) -> None:
+    """Counted neither as leaving nor as free, it would have a model refused that fits."""
+    board.has("middle", "large")
+    gone_at_look(look)
+    board.agent._workers.stop_behind("large", LIMIT, lambda: None)
+    board.agent._loading.load_after_others(board.models["huge"], by_hand=True)
+    assert board.loaded() == {"huge"}
+
+
+def test_what_is_gone_during_the_look_for_a_trial_is_free(board: Board, gone_at_look: Callable[[int], None]) -> None:
+    """The same of a runtime that is tried."""
+    board.has("middle", "large")
+    gone_at_look(1)
+    board.agent._workers.stop_behind("large", LIMIT, lambda: None)
+    with trial(board, "large"):
+        assert board.loaded() == {"middle"}
 
 
 @pytest.mark.parametrize("single_model", [True])
