@@ -178,7 +178,7 @@ def check() -> None:
 
 def check_library(settings: TaskSettings) -> None:
     """What is named as the NPU's library is there: each of its models would fail over it. Raises `ConfigurationError`."""
-    from npu.engines.rkllm_library import check_named  # only where models are run
+    from npu.engines.rkllm.library import check_named  # only where models are run
     from npu.errors import ModelRefused
 
     try:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from npu.cache_size import LIKE_QWEN3
 from npu.context_length import STEPS, largest_that_fits
-from npu.engines import llamacpp, rkllm_load
+from npu.engines.llamacpp import engine as llamacpp
+from npu.engines.rkllm import load as rkllm
 from tasks.board.pull.index import IndexFile, IndexModel
 from tasks.board.pull.plan import memory_of
 from tasks.board.pull.weights import OVERHEAD
@@ -41,11 +42,11 @@ def context_table(index: Mapping[str, IndexModel], settings: TaskSettings) -> It
 def _needed(model: IndexModel, file: IndexFile, weights: int) -> Callable[[int], int]:
     cache = model.cache_bytes_per_token or 0
     if file.engine == "rkllm":
-        return lambda context: rkllm_load.memory_needed(weights, cache or LIKE_QWEN3, context)
+        return lambda context: rkllm.memory_needed(weights, cache or LIKE_QWEN3, context)
     return lambda context: llamacpp.memory_needed(weights, cache, context)
 
 
 def _most(model: IndexModel, file: IndexFile) -> int | None:
     if file.engine == "rkllm":
-        return file.context or rkllm_load.CONTEXT_LENGTH
+        return file.context or rkllm.CONTEXT_LENGTH
     return model.trained_context

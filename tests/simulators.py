@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from npu.engines.rkllm_library import SIMULATOR
+from npu.engines.rkllm.library import SIMULATOR
 from tasks.settings import ROOT
 
 SIMULATORS = ROOT / ".pytest_cache" / "simulators"

@@ -17,8 +17,8 @@ from npu.self_test import SelfTest
 
 ENGINES: dict[str, str] = {
     "echo": "npu.engines.echo:EchoEngine",
-    "llamacpp": "npu.engines.llamacpp:LlamaCppEngine",
-    "rkllm": "npu.engines.rkllm:RkllmEngine",
+    "llamacpp": "npu.engines.llamacpp.engine:LlamaCppEngine",
+    "rkllm": "npu.engines.rkllm.engine:RkllmEngine",
 }
 """The one table: an engine's name in a manifest, and its class."""
 

@@ -42,7 +42,7 @@ def _member(process: psutil.Process, words: list[str], parent: Member | None) ->
         return Member(pid, "store")
     if any(word.endswith("template_process.py") for word in words):
         return Member(pid, "renderer", parent.model if parent is not None else "")
-    if any(word.endswith("llamacpp_host.py") for word in words):
+    if any(word.endswith("/llamacpp/host.py") for word in words):
         return Member(pid, "server", parent.model if parent is not None else "")
     if words[-2] == "worker":
         return Member(pid, "child" if parent is not None and parent.role == "parent" else "parent", words[-1])

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from npu.catalog import find_models
-from npu.engines.rkllm_acceptance import material_of
-from npu.engines.rkllm_facts import read_loaded
-from npu.engines.rkllm_library import library_of
+from npu.engines.rkllm.acceptance import material_of
+from npu.engines.rkllm.facts import read_loaded
+from npu.engines.rkllm.library import library_of
 from npu.errors import ModelRefused
 from npu.model import Model
 from npu.rkllm.acceptance import MEASURES, QUESTIONS, Ended, Found, Question, ask

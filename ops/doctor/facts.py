@@ -17,8 +17,8 @@ import redis
 from npu.catalog import Catalog, find_models
 from npu.engines import Facts as EngineFacts
 from npu.engines import LastLoad, Setup, chat_template, describe
-from npu.engines.rkllm_facts import read_loaded, suspicion
-from npu.engines.rkllm_text import has_tokenizer
+from npu.engines.rkllm.facts import read_loaded, suspicion
+from npu.engines.rkllm.text import has_tokenizer
 from npu.errors import ModelRefused
 from npu.hardware import ROOT, Board, read_board
 from npu.model import Model

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from npu.engines import Setup
-from npu.engines.rkllm_library import library_of, simulated
+from npu.engines.rkllm.library import library_of, simulated
 from npu.errors import ModelRefused
 from npu.hardware import ROOT
 from ops.doctor.facts import Library, LibraryFacts

@@ -43,7 +43,7 @@ def computes(settings: TaskSettings, root: Path = ROOT) -> str:
 def _runtime(settings: TaskSettings) -> str | None:
     """The version of the vendor's library; None where there is none that can be used."""
     # Here, since machines without an NPU do without the memory of them.
-    from npu.engines.rkllm_library import library_of, named
+    from npu.engines.rkllm.library import library_of, named
     from npu.errors import ModelRefused
     from tasks.prompting.setup import setup_of
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from redis.exceptions import OutOfMemoryError
 
-from npu.engines.rkllm_trial import clear_trials
+from npu.engines.rkllm.trial import clear_trials
 from tasks import commands, keys, lifeline, live_settings, logs, presence, systemd
 from tasks.at_work import anybody_at_work
 from tasks.board import staging

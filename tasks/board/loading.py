@@ -188,7 +188,7 @@ class Loading:
         needed = describe(model, setup).memory_bytes
         with ExitStack() as held:
             while True:
-                leaving = self._workers.held_by_leaving()  # before the look: what goes during it is free at the next one
+                leaving = self._workers.held_by_leaving()  # before the look: what goes meanwhile is free at the next
                 with self.fitting:
                     if self._unparking.until(lambda parked: self._room.fits(needed, given_back=parked)):
                         held.enter_context(self._workers.set_aside(needed))

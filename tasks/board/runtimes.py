@@ -12,8 +12,8 @@ from pathlib import Path
 
 from npu.catalog import Catalog
 from npu.engines import Setup
-from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_trial import try_out
+from npu.engines.rkllm.library import library_of, named
+from npu.engines.rkllm.trial import try_out
 from npu.errors import ModelRefused
 from npu.model import Model
 from npu.rkllm.installed import choose, chosen, find_release, installed, unusable

@@ -9,8 +9,8 @@ import pytest
 
 from npu.catalog import find_models
 from npu.engines import Setup, open_engine
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_library import SIMULATOR
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.library import SIMULATOR
 from npu.hardware import read_board
 from npu.model import Model
 from ops.configuration import ConfigurationError, load

@@ -9,8 +9,8 @@ import pytest
 
 from npu.engine import Ability, End, Generation, Prompt, Sampling
 from npu.engines import Setup
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import read_loaded
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.facts import read_loaded
 from npu.model import Model
 from npu.self_test import Verdict
 from npu.template_search import find_template

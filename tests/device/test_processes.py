@@ -9,7 +9,7 @@ import pytest
 
 from npu.engine import Ability, Prompt
 from npu.engines import Setup, open_engine
-from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.model import Model
 from tests.device.conftest import machine
 

@@ -10,8 +10,8 @@ import pytest
 from npu.cache_size import LIKE_QWEN3
 from npu.context_length import largest_that_fits
 from npu.engines import Setup, describe
-from npu.engines.rkllm_facts import Loaded, write_loaded
-from npu.engines.rkllm_load import memory_needed
+from npu.engines.rkllm.facts import Loaded, write_loaded
+from npu.engines.rkllm.load import memory_needed
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.simulator import SimulatedModel, write_model

@@ -67,7 +67,7 @@ def _newest() -> str:
 
 
 def _runtime(setup: Setup) -> str | None:
-    from npu.engines.rkllm_library import library_of
+    from npu.engines.rkllm.library import library_of
 
     try:
         identity = library_of(setup)

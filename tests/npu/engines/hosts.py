@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from npu.engine import TextEngine
-from npu.engines.llamacpp import LlamaCppEngine
+from npu.engines.llamacpp.engine import LlamaCppEngine
 
 WAIT = 60.0
 """Seconds granted to what takes milliseconds, so that a busy machine fails nothing."""

@@ -17,8 +17,8 @@ import pytest
 
 from npu.engine import End, Prompt, Sampling
 from npu.engines import Setup, describe, open_engine, open_tokenizer
-from npu.engines.llamacpp_generation import LlamaCppGeneration
-from npu.engines.llamacpp_server import Address, publish_address, read_address, withdraw_address
+from npu.engines.llamacpp.generation import LlamaCppGeneration
+from npu.engines.llamacpp.server import Address, publish_address, read_address, withdraw_address
 from npu.errors import EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import read_gguf
 from npu.hardware import Memory
@@ -57,7 +57,7 @@ class TestLoading:
         assert [path for path in (tmp_path / "run").rglob("*") if not path.is_dir()] == []
 
     def test_too_big_for_memory(self, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("npu.engines.llamacpp.read_memory", lambda: Memory(1 << 30, 100 << 20))
+        monkeypatch.setattr("npu.engines.llamacpp.engine.read_memory", lambda: Memory(1 << 30, 100 << 20))
         with pytest.raises(OutOfMemory, match="100 MB are free"):
             open_engine(model, Setup(tmp_path))
 

@@ -12,11 +12,12 @@ from typing import Any, cast
 import pytest
 
 from npu.engine import End, Prompt, Sampling, Stats
-from npu.engines import Setup, llamacpp_generation, parking
-from npu.engines.llamacpp import LlamaCppEngine
-from npu.engines.llamacpp_generation import LlamaCppGeneration
-from npu.engines.llamacpp_parking import LlamaCppFiles, LlamaCppParking
-from npu.engines.llamacpp_server import Address
+from npu.engines import Setup, parking
+from npu.engines.llamacpp import generation as llamacpp_generation
+from npu.engines.llamacpp.engine import LlamaCppEngine
+from npu.engines.llamacpp.generation import LlamaCppGeneration
+from npu.engines.llamacpp.parking import LlamaCppFiles, LlamaCppParking
+from npu.engines.llamacpp.server import Address
 from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
 from npu.vocabulary import Vocabulary

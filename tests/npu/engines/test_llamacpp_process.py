@@ -15,8 +15,8 @@ import pytest
 
 from npu.engine import Prompt, Sampling, TextEngine
 from npu.engines import Setup, open_engine
-from npu.engines.llamacpp_process import ServerProcess, ServerSettings
-from npu.engines.llamacpp_server import Call, read_address
+from npu.engines.llamacpp.process import ServerProcess, ServerSettings
+from npu.engines.llamacpp.server import Call, read_address
 from npu.errors import EngineFailed, OutOfMemory
 from npu.model import Model
 from tests.npu.demo import MODELS_DIR, demo_model
@@ -183,7 +183,7 @@ class TestParent:
         """Also one that was stopped, which acts on no gentler signal until somebody lets it go on."""
         script = (
             "import os, sys, threading; from pathlib import Path\n"
-            "from npu.engines.llamacpp_process import ServerProcess\n"
+            "from npu.engines.llamacpp.process import ServerProcess\n"
             "from tests.npu.engines.hosts import stop\n"
             "from tests.npu.engines.test_llamacpp_process import blocked, wait_until_it_has_the_library\n"
             "server = ServerProcess()\n"

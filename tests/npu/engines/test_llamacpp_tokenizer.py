@@ -12,14 +12,14 @@ import pytest
 
 from npu.engine import TextEngine
 from npu.engines import Setup, open_engine, open_tokenizer
-from npu.engines.llamacpp_server import Call, read_address
+from npu.engines.llamacpp.server import Call, read_address
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from tests.npu.demo import Opened, demo_model
 from tests.npu.engines.hosts import host, kill_host, stop
 from tests.npu.tiny_model import ADDED, CONTROL, NORMAL, SPM_BYTES, UNKNOWN, tiny_model
 
-PIECES = "npu.engines.llamacpp_tokenizer"
+PIECES = "npu.engines.llamacpp.tokenizer"
 SENTENCEPIECE = [
     ("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL), ("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL),
     ("<tool>", ADDED), ("\n\n", ADDED), *SPM_BYTES,

@@ -11,8 +11,8 @@ import pytest
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import Setup
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_generation import slice_seconds
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.generation import slice_seconds
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.rkllm import handle

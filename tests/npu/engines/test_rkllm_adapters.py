@@ -8,7 +8,7 @@ import pytest
 
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Setup, describe
-from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.errors import AdapterMissing
 from npu.model import LoraAdapter
 from npu.simulator import Adapter, SimulatedModel, write_adapter

@@ -8,8 +8,8 @@ import pytest
 
 from npu.engine import Ability, EmbeddingEngine, Pooling, Prompt, Sampling
 from npu.engines import Setup
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_embedding import RkllmEmbedding
+from npu.engines.rkllm.embedding import RkllmEmbedding
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.simulator import SWITCHES, Profile, SimulatedModel
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS, Open, ask, expected, run
@@ -33,7 +33,7 @@ def rows(tokens: list[int], width: int = WIDTH) -> list[list[float]]:
 
 def short_parts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """As if rows were so large that no more of them fit."""
-    monkeypatch.setattr("npu.engines.rkllm_embedding.CALLBACK_BYTES", 4 * WIDTH * tokens)
+    monkeypatch.setattr("npu.engines.rkllm.embedding.CALLBACK_BYTES", 4 * WIDTH * tokens)
 
 
 @pytest.mark.parametrize("pooling", Pooling)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from npu.engines import Setup
-from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.manifest import read_manifest
 from npu.simulator import SimulatedModel, build, write_model
 from tests.npu.engines.test_rkllm import GREEDY, ask, expected, run

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from npu.engine import Prompt, Sampling, Stats
-from npu.engines import Setup, parking, rkllm, rkllm_parking, rkllm_parking_trial
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import read_loaded
-from npu.engines.rkllm_parking_trial import BEGUN
+from npu.engines import Setup, parking
+from npu.engines.rkllm import engine as rkllm_engine
+from npu.engines.rkllm import parking as rkllm_parking
+from npu.engines.rkllm import parking_trial
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.facts import read_loaded
+from npu.engines.rkllm.parking_trial import BEGUN
 from npu.errors import EngineFailed
 from npu.hardware import Memory
 from npu.manifest import read_manifest
@@ -79,7 +82,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(engine: RkllmEngine, test: SelfTest, folder: Path) -> SelfTest:
         return replace(test, parks=True, park_ms=0.01, unpark_ms=0.01, parked_bytes=1024)
 
-    monkeypatch.setattr(rkllm, "try_parking", judge)
+    monkeypatch.setattr(rkllm_engine, "try_parking", judge)
 
 
 class Chat:
@@ -307,7 +310,7 @@ def test_it_is_parked_only_where_that_was_seen_to_help(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, simulated: SimulatedModel, changes: dict[str, Any], words: str
 ) -> None:
     """The card says why not."""
-    monkeypatch.setattr(rkllm_parking_trial, "MEASURABLE_MS", 0.0 if simulated.cache_kb else 100.0)
+    monkeypatch.setattr(parking_trial, "MEASURABLE_MS", 0.0 if simulated.cache_kb else 100.0)
     model = bench.model(simulated, **changes)
     engine = bench.load(model, "1.2.3")
     test = bench.test(model)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from npu.engine import Ability, Sampling
-from npu.engines import Setup, rkllm_prompt_cache
-from npu.engines.rkllm import RkllmEngine
+from npu.engines import Setup
+from npu.engines.rkllm import prompt_cache
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.errors import ModelRefused
 from npu.manifest import read_manifest
 from npu.model import Model
@@ -174,7 +175,7 @@ def test_what_does_not_help_is_not_kept(bench: Bench, simulated: SimulatedModel,
 def test_it_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large a file is removed, and none is written where there is too little room; that is tried again."""
     model = bench.model()
-    monkeypatch.setattr(rkllm_prompt_cache, "MEGABYTE", 1)
+    monkeypatch.setattr(prompt_cache, "MEGABYTE", 1)
     bench.load(model).close()
     assert bench.files() == [] and "more than prompt_cache_mb" in bench.note(model)
     monkeypatch.undo()

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from npu.engine import End, Prompt, Sampling
-from npu.engines import Facts, Setup, rkllm, rkllm_self_test
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import FACTS_FILE, read_loaded
+from npu.engines import Facts, Setup
+from npu.engines.rkllm import engine as rkllm_engine
+from npu.engines.rkllm import self_test
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.facts import FACTS_FILE, read_loaded
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.model import Model
@@ -152,9 +154,9 @@ def test_one_right_answer_is_enough(bench: Bench) -> None:
 
 def test_a_right_answer_ends_the_questions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of the time is for what a slow model needs."""
-    asked, question = list[str](), rkllm_self_test.SelfTester._question
+    asked, question = list[str](), self_test.SelfTester._question
     monkeypatch.setattr(
-        rkllm_self_test.SelfTester, "_question", lambda self, text: asked.append(text) or question(self, text)
+        self_test.SelfTester, "_question", lambda self, text: asked.append(text) or question(self, text)
     )
     second = "What is 2 + 2?"
     bench.tried()
@@ -184,7 +186,7 @@ def test_a_model_that_thinks_without_end_is_unknown(bench: Bench) -> None:
 
     def thinks_long(seed: int) -> bool:
         tokens = tokenizer.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
-        said = Language(seed, {}, thinking=True).expected_answer(tokens, rkllm_self_test.ANSWER_TOKENS)
+        said = Language(seed, {}, thinking=True).expected_answer(tokens, self_test.ANSWER_TOKENS)
         return b"</think>" not in tokenizer.decode(said)
 
     tokenizer = open_tokenizer_file(bench.model().folder)
@@ -217,15 +219,15 @@ def test_reuse_without_counts_is_judged_by_time(bench: Bench) -> None:
 @pytest.mark.parametrize("slow", [1, 3], ids=["the first time", "the second time"])
 def test_a_busy_machine_hides_no_reuse(bench: Bench, monkeypatch: pytest.MonkeyPatch, slow: int) -> None:
     """One reading that something else made slow tells nothing."""
-    real, calls = rkllm_self_test.SelfTester._ask, itertools.count()
+    real, calls = self_test.SelfTester._ask, itertools.count()
 
-    def ask(tester: rkllm_self_test.SelfTester, tokens: list[int], count: int, **more: bool) -> Any:
+    def ask(tester: self_test.SelfTester, tokens: list[int], count: int, **more: bool) -> Any:
         answer = real(tester, tokens, count, **more)
         if answer is None or next(calls) != slow:
             return answer
         return replace(answer, stats=replace(answer.stats, prefill_ms=1e4))
 
-    monkeypatch.setattr(rkllm_self_test.SelfTester, "_ask", ask)
+    monkeypatch.setattr(self_test.SelfTester, "_ask", ask)
     assert bench.tried(SimulatedModel(profile=MEASURABLE), "1.2.0").reuse is True
 
 
@@ -282,7 +284,7 @@ def test_an_abort_is_timed(bench: Bench, version: str) -> None:
 
 def test_time_is_bounded(bench: Bench, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow model the first answer is cut short or not begun, and the rest is left out and unknown."""
-    monkeypatch.setattr(rkllm, "SECONDS", 1.0)
+    monkeypatch.setattr(rkllm_engine, "SECONDS", 1.0)
     model = bench.model(SimulatedModel(profile=Profile(prefill_tps=100, decode_tps=5)))
     engine = bench.load(model, version)
     test = bench.test(model)
@@ -299,14 +301,14 @@ def test_what_a_slow_model_needs_most_is_tried_first(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     """That a long prompt can be left; and what there was no time for is tried by the load that follows."""
-    monkeypatch.setattr(rkllm, "SECONDS", 1.2)
+    monkeypatch.setattr(rkllm_engine, "SECONDS", 1.2)
     model = bench.model(SimulatedModel(profile=Profile(prefill_tps=300, decode_tps=15)))
     engine = bench.load(model, version)
     test = bench.test(model)
     assert (test.reuse, test.logits, test.in_time) == (True, Verdict.UNKNOWN, False)
     assert next(engine.slices(2000)) < 2000
     assert "ran out of time" in " ".join(bench.card(model).notes)
-    monkeypatch.setattr(rkllm, "SECONDS", 60.0)
+    monkeypatch.setattr(rkllm_engine, "SECONDS", 60.0)
     bench.load(model, version)
     whole = bench.test(model)
     assert (whole.text, whole.logits, whole.in_time) == (Verdict.SANE, Verdict.SANE, True)
@@ -319,7 +321,7 @@ def test_few_tokens_tell_of_reuse_where_there_is_no_time_for_many(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, version: str, reuse: bool
 ) -> None:
     """By the runtime's counts, or by what each takes: reading fewer is quicker anyway."""
-    monkeypatch.setattr(rkllm, "SECONDS", 2.6)
+    monkeypatch.setattr(rkllm_engine, "SECONDS", 2.6)
     model = SimulatedModel(full_attention=reuse, profile=Profile(prefill_tps=48, decode_tps=50))
     assert bench.tried(model, version).reuse is reuse
 
@@ -329,13 +331,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs = 0
-        run = rkllm_self_test.SelfTester.run
+        run = self_test.SelfTester.run
 
-        def counting(tester: rkllm_self_test.SelfTester) -> SelfTest:
+        def counting(tester: self_test.SelfTester) -> SelfTest:
             self.runs += 1
             return run(tester)
 
-        monkeypatch.setattr(rkllm_self_test.SelfTester, "run", counting)
+        monkeypatch.setattr(self_test.SelfTester, "run", counting)
 
 
 def _touched_weights(model: Model) -> Model:

@@ -10,8 +10,8 @@ import pytest
 
 from npu.engine import Ability, End, Piece, Prompt, Sampling, Stats, Turn
 from npu.engines import Setup, describe
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_text import RkllmTextEngine
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.text import RkllmTextEngine
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, PromptRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.model import LoraAdapter, Model

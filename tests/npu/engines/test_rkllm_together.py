@@ -10,8 +10,8 @@ import pytest
 
 from npu.engine import Ability, End, LockStepEngine, Prompt, Sampling
 from npu.engines import Setup
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import read_loaded
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.facts import read_loaded
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, PromptRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.model import LoraAdapter

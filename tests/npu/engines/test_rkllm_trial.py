@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from npu.engines import Setup
-from npu.engines.rkllm_facts import FACTS_FILE
-from npu.engines.rkllm_trial import try_out
+from npu.engines.rkllm.facts import FACTS_FILE
+from npu.engines.rkllm.trial import try_out
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.self_test import Verdict
@@ -50,7 +50,7 @@ ASKER = """
 import sys
 from pathlib import Path
 from npu.engines import Setup
-from npu.engines.rkllm_trial import try_out
+from npu.engines.rkllm.trial import try_out
 from npu.manifest import read_manifest
 folder = Path(sys.argv[1])
 setup = Setup(folder / "run", context_length=256, rkllm_library="simulator")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from npu.engines import Setup
-from npu.engines.rkllm_acceptance import material_of
+from npu.engines.rkllm.acceptance import material_of
 from npu.manifest import read_manifest
 from npu.rkllm.abi import FAMILIES, Answer
 from npu.rkllm.acceptance import CRASHED, INAPPLICABLE, MEASURES, QUESTIONS, UNKNOWN, Ended, Found, Material, ask

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.manifest import read_manifest
 from npu.self_test import Verdict
 from npu.simulator import SimulatedModel, write_model

@@ -14,8 +14,8 @@ import redis
 
 from npu.catalog import Catalog
 from npu.engines import Setup
-from npu.engines.rkllm_library import library_of
-from npu.engines.rkllm_trial import Trial
+from npu.engines.rkllm.library import library_of
+from npu.engines.rkllm.trial import Trial
 from npu.errors import OutOfMemory
 from npu.model import Model
 from npu.rkllm.evidence import NAME

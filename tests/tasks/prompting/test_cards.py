@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from npu.engines import LastLoad, Setup
-from npu.engines.rkllm import RkllmEngine
+from npu.engines.rkllm.engine import RkllmEngine
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.self_test import SelfTest

@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
-from npu.engines.llamacpp_parking import LlamaCppParking
-from npu.engines.llamacpp_server import Address, Call
+from npu.engines.llamacpp.parking import LlamaCppParking
+from npu.engines.llamacpp.server import Address, Call
 from npu.errors import EngineFailed
 from npu.grammar import write_choice
 from npu.matcher import Matcher

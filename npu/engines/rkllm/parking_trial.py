@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npu.engines.rkllm_cache_file import Trial, try_file
+from npu.engines.rkllm.cache_file import Trial, try_file
 from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
 from npu.self_test import SelfTest, Verdict
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 SECONDS = 5.0
 """The longest that it may take."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from npu.cache_size import cache_size
 from npu.context_length import AUTO, largest_that_fits, story
 from npu.engines import Setup, option
-from npu.engines.rkllm_facts import Loaded, digest_of_tested, weights_of
-from npu.engines.rkllm_options import OPTIONS, slots_of
-from npu.engines.rkllm_sampling import to_native
+from npu.engines.rkllm.facts import Loaded, digest_of_tested, weights_of
+from npu.engines.rkllm.options import OPTIONS, slots_of
+from npu.engines.rkllm.sampling import to_native
 from npu.errors import ModelRefused
 from npu.hardware import read_big_cores
 from npu.memory_domains import DOMAINS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from npu.engine import Tokenizer
-from npu.engines.llamacpp_server import Address, Call, read_address
+from npu.engines.llamacpp.server import Address, Call, read_address
 from npu.errors import ContextTooLong, EngineFailed, PromptRefused
 from npu.model import Model
 from npu.vocabulary import TextPiece, Vocabulary

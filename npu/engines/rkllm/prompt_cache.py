@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npu.engines import Setup, option
-from npu.engines.rkllm_cache_file import COMPARED, try_file
-from npu.engines.rkllm_facts import digest_of_weights
-from npu.engines.rkllm_options import OPTIONS
+from npu.engines.rkllm.cache_file import COMPARED, try_file
+from npu.engines.rkllm.facts import digest_of_weights
+from npu.engines.rkllm.options import OPTIONS
 from npu.errors import ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.model import Model
 from npu.whole_file import put_in_place, write_whole
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 log = logging.getLogger("rockchipllama.rkllm")
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from npu.chat_template import ChatTemplate
 from npu.engine import End, Piece, Prompt, Sampling, Stats
-from npu.engines.rkllm_generation import RkllmGeneration
-from npu.engines.rkllm_sampling import to_native
+from npu.engines.rkllm.generation import RkllmGeneration
+from npu.engines.rkllm.sampling import to_native
 from npu.errors import EngineFailed, PromptRefused
 from npu.self_test import SelfTest, Verdict
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 log = logging.getLogger("rockchipllama.rkllm")
 

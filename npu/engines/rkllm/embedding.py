@@ -14,7 +14,7 @@ from npu.rkllm.abi import Mode, Result, Run, Tokens
 from npu.rkllm.handle import Call
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 CALLBACK_BYTES = 8 << 20
 """The most that one callback may carry: the runtime holds all rows of a run in memory at once."""

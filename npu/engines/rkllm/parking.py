@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from npu.engines import option
 from npu.engines.parking import MEGABYTE, Costs, Parking
-from npu.engines.rkllm_cache_file import write_file
-from npu.engines.rkllm_options import OPTIONS
+from npu.engines.rkllm.cache_file import write_file
+from npu.engines.rkllm.options import OPTIONS
 from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
 from npu.model import Model
 from npu.self_test import SelfTest
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 
 class RkllmFiles:

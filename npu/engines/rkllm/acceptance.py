@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from npu.chat_template import ChatTemplate
 from npu.engines import Setup, option
-from npu.engines.rkllm import RkllmEngine
-from npu.engines.rkllm_facts import weights_of
-from npu.engines.rkllm_library import library_of
-from npu.engines.rkllm_load import helping_cores, memory_domain, tokenizer_of
+from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.facts import weights_of
+from npu.engines.rkllm.library import library_of
+from npu.engines.rkllm.load import helping_cores, memory_domain, tokenizer_of
 from npu.errors import PromptRefused
 from npu.model import Model
 from npu.rkllm.acceptance import Material

@@ -14,7 +14,7 @@ from npu.rkllm.abi import NativeSampling, Perf, Result, Run, Text
 from npu.rkllm.handle import Call
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm_text import RkllmTextEngine
+    from npu.engines.rkllm.text import RkllmTextEngine
 
 TEMPLATE_TOKENS = 512
 """More than any template adds to a message."""

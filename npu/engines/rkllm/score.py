@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from npu.engine import Prompt, Sampling
-from npu.engines.rkllm_generation import RkllmGeneration
+from npu.engines.rkllm.generation import RkllmGeneration
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 
 class RkllmScore(RkllmGeneration):

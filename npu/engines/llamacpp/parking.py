@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from npu.engine import Prompt, Stats
-from npu.engines.llamacpp_server import Address, Call
+from npu.engines.llamacpp.server import Address, Call
 from npu.engines.parking import Costs, Parking, Whose, common, goes_on
 from npu.errors import EngineFailed, NpuError
 from npu.memory_file import MemoryFile

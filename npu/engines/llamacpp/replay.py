@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from npu.engine import End, Piece, Prompt, Stats
-from npu.engines.llamacpp_generation import LlamaCppGeneration
+from npu.engines.llamacpp.generation import LlamaCppGeneration
 from npu.one_run import OneRun
 
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from npu.engines.rkllm_cache import Next
+from npu.engines.rkllm.cache import Next
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Mode, Result, Run, Tokens
 from npu.rkllm.handle import Call, Take
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 ROWS = 4
 """Tokens whose logits are asked for at once, at most: a row of 262,144 is 1 MB."""

@@ -9,17 +9,17 @@ from dataclasses import replace
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Setup, option
-from npu.engines.rkllm_cache import Cache
-from npu.engines.rkllm_embedding import RkllmEmbedding
-from npu.engines.rkllm_facts import (
+from npu.engines.rkllm.cache import Cache
+from npu.engines.rkllm.embedding import RkllmEmbedding
+from npu.engines.rkllm.facts import (
     Loaded,
     read_loaded,
     suspicion,
     write_loaded,
 )
-from npu.engines.rkllm_generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration, slice_seconds
-from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_load import (
+from npu.engines.rkllm.generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration, slice_seconds
+from npu.engines.rkllm.library import library_of, named
+from npu.engines.rkllm.load import (
     context_length,
     context_story,
     load_adapters,
@@ -29,7 +29,7 @@ from npu.engines.rkllm_load import (
     memory_domains,
     tokenizer_of,
 )
-from npu.engines.rkllm_options import (
+from npu.engines.rkllm.options import (
     LOGITS_SUSPECT,
     OPTIONS,
     check_options,
@@ -37,14 +37,14 @@ from npu.engines.rkllm_options import (
     why_no_host_sampling,
     without_logits,
 )
-from npu.engines.rkllm_parking import most_parked, open_parking
-from npu.engines.rkllm_parking_trial import try_parking
-from npu.engines.rkllm_prompt_cache import open_prompt_cache, read_kept
-from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
-from npu.engines.rkllm_score import RkllmScore
-from npu.engines.rkllm_self_test import SECONDS, SelfTester
-from npu.engines.rkllm_text import RkllmTextEngine, describe_text, has_tokenizer
-from npu.engines.rkllm_together import RkllmSlot, RkllmTogether
+from npu.engines.rkllm.parking import most_parked, open_parking
+from npu.engines.rkllm.parking_trial import try_parking
+from npu.engines.rkllm.prompt_cache import open_prompt_cache, read_kept
+from npu.engines.rkllm.sampling import OURS_ALONE, beyond_native, refuse, to_native
+from npu.engines.rkllm.score import RkllmScore
+from npu.engines.rkllm.self_test import SECONDS, SelfTester
+from npu.engines.rkllm.text import RkllmTextEngine, describe_text, has_tokenizer
+from npu.engines.rkllm.together import RkllmSlot, RkllmTogether
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, NpuError, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.matcher import Matchers

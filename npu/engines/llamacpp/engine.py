@@ -16,12 +16,12 @@ from npu.chat_template import ChatTemplate
 from npu.context_length import AUTO, STEPS, largest_that_fits, story
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Option, Setup, option
-from npu.engines.llamacpp_generation import LlamaCppGeneration
-from npu.engines.llamacpp_parking import LlamaCppParking, folder_of_files
-from npu.engines.llamacpp_process import ServerProcess, ServerSettings, xllamacpp_version
-from npu.engines.llamacpp_replay import LlamaCppReplay
-from npu.engines.llamacpp_server import Address, model_dir, publish_address, withdraw_address
-from npu.engines.llamacpp_tokenizer import ServerTokenizer
+from npu.engines.llamacpp.generation import LlamaCppGeneration
+from npu.engines.llamacpp.parking import LlamaCppParking, folder_of_files
+from npu.engines.llamacpp.process import ServerProcess, ServerSettings, xllamacpp_version
+from npu.engines.llamacpp.replay import LlamaCppReplay
+from npu.engines.llamacpp.server import Address, model_dir, publish_address, withdraw_address
+from npu.engines.llamacpp.tokenizer import ServerTokenizer
 from npu.engines.parking import MEGABYTE, PARKING_MB
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, OutOfMemory, PromptRefused
 from npu.gguf import Gguf, read_gguf

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npu.engine import Prompt, Sampling
-from npu.engines.rkllm_generation import RkllmGeneration
-from npu.engines.rkllm_sampling import beyond_native, to_native
+from npu.engines.rkllm.generation import RkllmGeneration
+from npu.engines.rkllm.sampling import beyond_native, to_native
 from npu.rkllm.abi import Answer, Run, Tokens
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 COMPARED = 8
 """Tokens said after a prefix, once read and once loaded, that must be the same."""

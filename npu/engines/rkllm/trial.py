@@ -1,6 +1,6 @@
 """Tries a release of the library with a model before anything depends on it, in a process of its own.
 
-That process is `python -m npu.engines.rkllm_trial`, its order JSON on standard input. It loads the model and tries it out
+That process is `python -m npu.engines.rkllm.trial`, its order JSON on standard input. It loads the model and tries it out
 as its first load does; what that shows is kept apart from what is known of the model with the library in use.
 """
 
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from npu.catalog import find_models
 from npu.engines import Setup, open_engine
-from npu.engines.rkllm_facts import Loaded, read_loaded, suspicion
+from npu.engines.rkllm.facts import Loaded, read_loaded, suspicion
 from npu.errors import NpuError
 from npu.model import Model
 from npu.rkllm.parent_death import end_with

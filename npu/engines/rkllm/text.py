@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Setup, option
-from npu.engines.rkllm_facts import read_loaded, write_loaded
-from npu.engines.rkllm_library import library_of, named
-from npu.engines.rkllm_load import (
+from npu.engines.rkllm.facts import read_loaded, write_loaded
+from npu.engines.rkllm.library import library_of, named
+from npu.engines.rkllm.load import (
     context_length,
     context_story,
     load_adapters,
@@ -17,9 +17,9 @@ from npu.engines.rkllm_load import (
     memory_bytes,
     memory_domains,
 )
-from npu.engines.rkllm_options import OPTIONS, slots_of
-from npu.engines.rkllm_sampling import OURS_ALONE, beyond_native, refuse, to_native
-from npu.engines.rkllm_text_generation import RkllmTextGeneration
+from npu.engines.rkllm.options import OPTIONS, slots_of
+from npu.engines.rkllm.sampling import OURS_ALONE, beyond_native, refuse, to_native
+from npu.engines.rkllm.text_generation import RkllmTextGeneration
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model

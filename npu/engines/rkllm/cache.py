@@ -13,7 +13,7 @@ from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm_prompt_cache import PromptCache
+    from npu.engines.rkllm.prompt_cache import PromptCache
 
 
 class Next(Enum):

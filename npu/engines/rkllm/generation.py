@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
-from npu.engines.rkllm_logits import Ended, LogitsRuns
+from npu.engines.rkllm.logits import Ended, LogitsRuns
 from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call, Take
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
     from npu.matcher import Matcher
 
 SLICE_SECONDS = 1.5

@@ -1,4 +1,4 @@
-"""The process a llama-server runs in, seen from the one that uses it (`npu/engines/llamacpp_host.py` is the other side).
+"""The process a llama-server runs in, seen from the one that uses it (`npu/engines/llamacpp/host.py` is the other side).
 
 Inside the worker's child the library kept Python's lock while it loaded and while it stopped, for minutes at worst, and no
 thread of that process could say that it lived. A process can be killed at once, whatever it does.
@@ -61,7 +61,7 @@ class ServerProcess:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", str(Path(__file__).with_name("llamacpp_host.py"))],
+                    [sys.executable, "-I", str(Path(__file__).with_name("host.py"))],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=_environment(),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from npu.engine import Ability
 from npu.engines import Option, option
 from npu.engines.parking import PARKING_MB
-from npu.engines.rkllm_facts import Loaded
-from npu.engines.rkllm_library import named
+from npu.engines.rkllm.facts import Loaded
+from npu.engines.rkllm.library import named
 from npu.errors import ModelRefused
 from npu.memory_domains import DOMAINS
 from npu.model import Model

@@ -15,7 +15,7 @@ from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm import RkllmEngine
+    from npu.engines.rkllm.engine import RkllmEngine
 
 
 class RkllmTogether:

@@ -1,6 +1,6 @@
 """Runs one llama-server in a process of its own, so that whoever uses it can end it in any state and at any moment.
 
-It runs as a script and imports nothing of this project: `python -I llamacpp_host.py`, with a socket as standard input.
+It runs as a script and imports nothing of this project: `python -I host.py`, with a socket as standard input.
 The parent sends one line of JSON, `{"path", "socket", "key", "context", "batch", "threads"}`, and is answered with another:
 `{"ready": true}` once the model is loaded, or `{"import": WHY}` or `{"load": WHY}`. After that nothing is said on it, and this
 process lives for as long as the parent's end is open.

@@ -1,0 +1,1 @@
+"""The engine of `.rkllm` models: the vendor's library on the NPU."""
