@@ -18,6 +18,8 @@ class PartKind(StrEnum):
     """It waited for a worker."""
     INTERRUPTED = "interrupted"
     """A worker had it, and it was paused or handed back."""
+    HANDED_OVER = "handed_over"
+    """A worker had it, and another board read it meanwhile, to go on behind what was said."""
     LOADING = "loading"
     """Its model was being loaded."""
     PREFILL = "prefill"
@@ -25,7 +27,9 @@ class PartKind(StrEnum):
     DECODE = "decode"
     """Its answer was made."""
     HANDLING = "handling"
-    """A worker had it and the engine did not compute: the prompt was prepared, the answer parsed and published."""
+    """A worker had it and the engine did not compute: the prompt was prepared, the answer parsed."""
+    PUBLISH = "publish"
+    """The end's way into the record, and the claim's out of it. What is published before goes while the engine computes."""
     RUNNING = "running"
     """A worker had it, and it failed or was cancelled before anybody said what the time went on."""
 
@@ -58,8 +62,14 @@ def _parts(view: JobView, ids: bool) -> Iterator[Part]:
     why = "" if view.ahead is None else f"{view.ahead} before it when it was accepted{_behind(view, ids)}"
     for claim in view.claims:
         yield _waited(now, claim.started_at, why)
-        yield Part(PartKind.INTERRUPTED, _ms(claim.started_at, claim.ended_at), claim.board, claim.why)
-        now, why = claim.ended_at, "after it was interrupted"
+        over = claim.goes_to is not None
+        yield Part(
+            PartKind.HANDED_OVER if over else PartKind.INTERRUPTED,
+            _ms(claim.started_at, claim.ended_at),
+            claim.board,
+            f"{claim.why}; what was said is kept" if over else claim.why,
+        )
+        now, why = claim.ended_at, "after it was handed over" if over else "after it was interrupted"
     if view.waiting_since is not None and view.waiting_since > now:
         # More claims than a record keeps.
         yield Part(PartKind.INTERRUPTED, _ms(now, view.waiting_since), None, "further times, of which nothing is kept")
@@ -96,7 +106,11 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
     for kind, took, why in spent:
         if took:
             yield Part(kind, took * scale, view.board, why)
-    yield Part(PartKind.HANDLING, max(0.0, ms - known), view.board)
+    rest = max(0.0, ms - known)
+    publish = min(rest, max(0.0, ms - times.work_ms)) if times.work_ms else 0.0
+    yield Part(PartKind.HANDLING, rest - publish, view.board)
+    if publish:
+        yield Part(PartKind.PUBLISH, publish, view.board)
 
 
 def _said(usage: Usage, times: Timings) -> str:

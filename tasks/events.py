@@ -77,6 +77,8 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     """Millions of bytes that the runtime held at the most, with its model; 0 where it does not tell."""
     earlier_ms: float = 0.0
     """The part of `decode_ms` that attempts before the last took."""
+    work_ms: float = 0.0
+    """From the claim until only the end was left to be written, by our clock; 0 where no worker had it or told."""
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):

@@ -61,9 +61,11 @@ def read_view(
 
 def _claims(lines: str, calendar: Calendar) -> Iterator[EndedClaim]:
     for line in lines.splitlines():
-        spent, _, why = line.partition("\t")  # the name of a board may have spaces
+        spent, why, *goes_to = line.split("\t")  # the name of a board may have spaces
         _, started, ended, board = spent.split(" ", 3)
-        yield EndedClaim(calendar.unix(int(started)), calendar.unix(int(ended)), board, why)
+        yield EndedClaim(
+            calendar.unix(int(started)), calendar.unix(int(ended)), board, why, goes_to[0] if goes_to else None
+        )
 
 
 def _before(words: str) -> Iterator[Before]:

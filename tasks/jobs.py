@@ -100,6 +100,8 @@ class EndedClaim(msgspec.Struct, frozen=True):
     ended_at: float
     board: str
     why: str
+    goes_to: str | None = None
+    """The board that had read the job by then, to go on behind what was said; None where none had."""
 
 
 class Before(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ Written down together because they share the record's fields:
   behind    of those STATE:LANE:ID, three at most; not of batch items
   home      where its conversation was in a cache when it was first claimed: new | here | elsewhere | gone
   claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD, a tab and WHY: when it began to wait,
-            was claimed and handed back; as many as fit into 8000 bytes
+            was claimed and handed back; a tab and the board that has read it follow where one has; as many as fit into 8000 bytes
   read      tokens of the prompt that claims had prefilled, the one that came farthest
   decoded   ms that the engines of claims took that ended before the job did, where they could tell
   again     tokens that were prefilled once more because a claim had ended early
@@ -280,7 +280,8 @@ if payload then
 end
 local claims = kept[13] or ''
 if kept[14] and kept[15] and kept[16] and #claims < 8000 then  -- an earlier release claimed without them
-  claims = claims .. table.concat({kept[14], kept[15], now(), kept[16]}, ' ') .. '\\t' .. string.sub(ARGV[11], 1, 200) .. '\\n'
+  claims = claims .. table.concat({kept[14], kept[15], now(), kept[16]}, ' ') .. '\\t' .. string.sub(ARGV[11], 1, 200)
+    .. (ARGV[14] ~= '' and '\\t' .. ARGV[14] or '') .. '\\n'
   redis.call('HSET', KEYS[1], 'claims', claims)
 end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'since', now(),

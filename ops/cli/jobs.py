@@ -116,7 +116,7 @@ def attach(
 def why(
     job: Job, as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None
 ) -> None:
-    """Show where a job's time went: waits, interruptions, loading, prefill, decode, the rest."""
+    """Show where a job's time went: waits, interruptions, loading, prefill, decode, handling, publish."""
     import json
 
     from ops.fold import fold
@@ -126,10 +126,9 @@ def why(
         print(json.dumps(found, indent=2))
         return
     for part in found["parts"]:
+        kind = part["kind"].replace("_", " ")
         where = f" on {part['board']}" if part["board"] else ""
-        print(
-            fold(f"{part['ms'] / 1000:10.3f} s  {part['kind']}{where}{': ' + part['why'] if part['why'] else ''}", 14)
-        )
+        print(fold(f"{part['ms'] / 1000:10.3f} s  {kind}{where}{': ' + part['why'] if part['why'] else ''}", 14))
     wall = found["wall_ms"]
     if wall is not None:
         print(f"{wall / 1000:10.3f} s  in all, {found['state']}")

@@ -170,6 +170,7 @@ class JobRun:
                 self.seat.together if self.seat is not None else 1,
                 round(totals.memory_mb, 2),
                 float(self.claim.decoded),
+                round((time.monotonic() - self.claimed) * 1000, 3),
             ),
         )
 

@@ -72,7 +72,7 @@ def test_an_answer_that_chats_pause_is_one_unbroken_stream(stack: Stack) -> None
     assert 0 < found["timings"]["earlier_ms"] < found["timings"]["decode_ms"]
     told = httpx.get(f"{stack.url}/v1/jobs/{job}/why", timeout=LIMIT).json()
     kinds = [part["kind"] for part in told["parts"]]
-    assert kinds == ["waiting", "interrupted"] * chats + ["waiting", "prefill", "decode", "handling"]
+    assert kinds == ["waiting", "interrupted"] * chats + ["waiting", "prefill", "decode", "handling", "publish"]
     assert all(part["ms"] >= 0 for part in told["parts"])
     assert abs(sum(part["ms"] for part in told["parts"]) - told["wall_ms"]) <= told["wall_ms"] / 100
 

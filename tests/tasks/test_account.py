@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tasks.account import PartKind, account
@@ -59,6 +60,30 @@ def test_the_last_attempt_has_its_own_time() -> None:
     assert (decode.ms, decode.why) == (3000.0, "5 tokens, with those of earlier attempts")
 
 
+def test_what_is_handed_over_is_not_interrupted() -> None:
+    """Another board had read it, and nothing of it was lost."""
+    claims = (EndedClaim(103.0, 107.0, "a", "its board was drained, and 'b' goes on with it", "b"),)
+    told = [(part.kind.value, part.why) for part in account(view(claims=claims))[1:3]]
+    assert told == [
+        ("handed_over", "its board was drained, and 'b' goes on with it; what was said is kept"),
+        ("waiting", "after it was handed over"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("work", "parts"),
+    [
+        (7990.0, [("handling", 1990.0), ("publish", 10.0)]),
+        (5000.0, [("handling", 0.0), ("publish", 2000.0)]),  # by another clock
+        (0.0, [("handling", 2000.0)]),
+    ],
+)
+def test_the_end_is_published_in_a_part_of_its_own(work: float, parts: list[tuple[str, float]]) -> None:
+    """It is what is left of the attempt once the worker had only the end to write."""
+    times = msgspec.structs.replace(TIMES, work_ms=work)
+    assert [(part.kind.value, part.ms) for part in account(view(timings=times))[6:]] == parts
+
+
 def test_a_wait_tells_behind_whom() -> None:
     """And names those jobs to nobody who may not read them."""
     before = (Before("aaa", Lane.BACKGROUND, True), Before("bbb", Lane.INTERACTIVE, False))
@@ -95,8 +120,17 @@ def test_a_prefill_tells_what_broke_the_prefix(home: str | None, cached: int, wh
         {"timings": None, "usage": None, "error": Failed(FailureCode.INTERNAL, "a defect")},
         {"board": None, "timings": None, "usage": None},
         {"claims": (), "waiting_since": 100.0},
+        {"timings": msgspec.structs.replace(TIMES, work_ms=7990.0)},
     ],
-    ids=["whole", "more claims than are kept", "another clock", "failed", "ended while it waited", "undisturbed"],
+    ids=[
+        "whole",
+        "more claims than are kept",
+        "another clock",
+        "failed",
+        "ended while it waited",
+        "undisturbed",
+        "published",
+    ],
 )
 def test_they_add_up(changed: dict[str, Any]) -> None:
     """To all of it, whatever became of the job."""

@@ -149,7 +149,7 @@ def test_unknown_fields_are_ignored() -> None:
         Queued(),
     )
     assert decode_events(
-        wire([EVENTS_VERSION, [["finished", "stop", [1, 2, 0, 0, 0, 0, "more"], [0, 0, 0, 0, 1, 0, 0, 9]]]])
+        wire([EVENTS_VERSION, [["finished", "stop", [1, 2, 0, 0, 0, 0, "more"], [0, 0, 0, 0, 1, 0, 0, 0, 9]]]])
     ) == (Finished(FinishReason.STOP, Usage(1, 2), Timings()),)
     data = b'{"type":"chat","messages":[{"role":"user","content":"hi","mood":1}],"sampling":{"new":2},"new":3}'
     assert decode_request(data) == REQUESTS[0]

@@ -12,6 +12,7 @@ from npu.engine import Prompt, Sampling
 from npu.engines.echo import EchoEngine, EchoGeneration
 from npu.errors import EngineFailed
 from tasks import keys
+from tasks.account import account
 from tasks.jobs import JobState
 from tasks.presence import Presence, breathe
 from tests.stack import LIMIT, eventually
@@ -105,6 +106,13 @@ def test_it_is_said_here_until_it_was_read_there(move: Move) -> None:
     first, second = move.reader.there
     assert first < len(TEXT) < second
     assert move.one.client.hget(keys.job(move.job), "goes_to") is None
+    told = move.one.view(move.job)
+    assert [claim.goes_to for claim in told.claims] == ["two"]
+    parts = account(told)
+    assert [part.kind.value for part in parts[1:2] + parts[-1:]] == ["handed_over", "publish"]
+    assert told.ended_at is not None
+    wall = (told.ended_at - told.created_at) * 1000
+    assert abs(sum(part.ms for part in parts) - wall) <= wall / 100
 
 
 def test_a_word_for_a_predecessor_stops_nobody(make: Make) -> None:
