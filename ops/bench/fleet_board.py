@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npu.engines.rkllm.generation import SLICE_STEP, slice_seconds
+from npu.engines.rkllm.loaded_model import SLICE_STEP, slice_seconds
 from npu.simulator.profile import Profile
 from tasks.claims import Claim
 

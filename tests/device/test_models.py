@@ -42,7 +42,9 @@ def said(generation: Generation) -> list[int]:
 
 
 def generation(engine: RkllmEngine, tokens: Sequence[int], count: int = ANSWER, **sampling: object) -> Generation:
-    chosen = {name: getattr(engine.defaults, name) for name in engine.defaults.__dataclass_fields__} | sampling
+    chosen = {
+        name: getattr(engine.loaded.defaults, name) for name in engine.loaded.defaults.__dataclass_fields__
+    } | sampling
     return engine.generate(Prompt(tokens, count), Sampling(**chosen))  # type: ignore[arg-type]
 
 
@@ -83,7 +85,7 @@ def test_an_abort_ends_it(text_model: Model, engine: RkllmEngine) -> None:
 
 def test_a_second_turn_is_not_prefilled_from_its_start(text_model: Model, engine: RkllmEngine) -> None:
     """Of what both prompts begin with most was cached."""
-    if not (engine.cache.reuse or engine.family.CAPABILITIES.cache_size):
+    if not (engine.loaded.cache.reuse or engine.loaded.family.CAPABILITIES.cache_size):
         pytest.skip("this runtime, or this model, does not reuse what it has cached")
     first = asked(text_model, engine, "Name three colours. " * 8)
     answer = said(generation(engine, first, 8))
@@ -97,11 +99,11 @@ def test_a_second_turn_is_not_prefilled_from_its_start(text_model: Model, engine
 
 def test_a_conversation_that_was_displaced_is_loaded(text_model: Model, engine: RkllmEngine) -> None:
     """Where the self-test has found that this works, and helps."""
-    if engine.cache.parking is None:
+    if engine.loaded.cache.parking is None:
         pytest.skip("conversations are not parked with this model: its notes say why")
     question = "Name three colours. " * 80
     first = asked(text_model, engine, question)
-    answer = said(engine.generate(Prompt(first, 8, returns=True), engine.defaults))
+    answer = said(engine.generate(Prompt(first, 8, returns=True), engine.loaded.defaults))
     assert said(generation(engine, asked(text_model, engine, "What is the capital of France?"), 1))
     text = engine.tokenizer.decode(answer).decode(errors="replace")
     run = generation(engine, asked(text_model, engine, question, text, "And a fourth?"), 4)
@@ -111,7 +113,7 @@ def test_a_conversation_that_was_displaced_is_loaded(text_model: Model, engine: 
 
 def test_a_seed_gives_the_same_again(text_model: Model, engine: RkllmEngine) -> None:
     """Sampled from logits by this program."""
-    if not engine.family.CAPABILITIES.logits or not engine.samples_on_host:
+    if not engine.loaded.family.CAPABILITIES.logits or not engine.loaded.samples_on_host:
         pytest.skip("this runtime gives no logits, or those of this model cannot be relied on")
     tokens = asked(text_model, engine, "Tell a story.")
     one, again = (said(generation(engine, tokens, 12, temperature=1.2, seed=7)) for _ in range(2))

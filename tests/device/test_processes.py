@@ -21,7 +21,7 @@ def answer(model: Model, setup: Setup) -> list[list[int]]:
     engine = open_engine(model, setup)
     assert isinstance(engine, RkllmEngine)
     tokens = engine.tokenizer.encode("Once upon a time there was a", add_special=True)
-    said = [[piece.token for piece in engine.generate(Prompt(tokens, 24), engine.defaults)] for _ in range(3)]
+    said = [[piece.token for piece in engine.generate(Prompt(tokens, 24), engine.loaded.defaults)] for _ in range(3)]
     engine.close()
     return said
 

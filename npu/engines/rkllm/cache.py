@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 from npu.engines.parking import Parking, Whose, common, goes_on
+from npu.engines.rkllm.prompt_cache import PromptCache
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Answer, Mode, Run, Tokens
 from npu.rkllm.handle import Handle
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.prompt_cache import PromptCache
 
 
 class Next(Enum):

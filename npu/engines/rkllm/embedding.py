@@ -5,16 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from npu.embedding import mean
 from npu.engine import Pooling, Stats
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.errors import EngineFailed, PromptRefused
 from npu.rkllm.abi import Mode, Result, Run, Tokens
 from npu.rkllm.handle import Call
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
 
 CALLBACK_BYTES = 8 << 20
 """The most that one callback may carry: the runtime holds all rows of a run in memory at once."""
@@ -27,13 +24,13 @@ class RkllmEmbedding:
     earlier rows makes every later run slower. So the cache is empty before and after each text.
     """
 
-    def __init__(self, engine: RkllmEngine, tokens: Sequence[int], pooling: Pooling) -> None:
-        self._engine = engine
+    def __init__(self, loaded: LoadedModel, tokens: Sequence[int], pooling: Pooling) -> None:
+        self._loaded = loaded
         self._tokens = tokens
         self._pooling = pooling
-        others = engine.handle.loaded.slots - 1  # each has a row of its own
+        others = loaded.handle.loaded.slots - 1  # each has a row of its own
         self._rows = (
-            CALLBACK_BYTES // (4 * engine.embedding_length) - others if engine.embedding_length else len(tokens)
+            CALLBACK_BYTES // (4 * loaded.embedding_length) - others if loaded.embedding_length else len(tokens)
         )
         """How many tokens may be read at once."""
         self._call: Call | None = None
@@ -41,13 +38,13 @@ class RkllmEmbedding:
         self._lock = threading.Lock()
         self._prefill_ms = 0.0
         self._stats: Stats | None = None
-        can = engine.family.CAPABILITIES
+        can = loaded.family.CAPABILITIES
         if len(tokens) <= self._rows:
             return
         if pooling is Pooling.MEAN:
             raise self._refuse("A mean is over all tokens of a text at once")
         if not (can.keep_history and can.cache_size):
-            raise self._refuse(f"{engine.version} cannot be relied on to read a text in parts")
+            raise self._refuse(f"{loaded.version} cannot be relied on to read a text in parts")
 
     def abort(self) -> None:
         """See `Reading.abort`. Inside a part of the text it takes effect at its end."""
@@ -59,7 +56,7 @@ class RkllmEmbedding:
 
     def result(self) -> Sequence[float] | None:
         """The vector, or None once aborted."""
-        cache = self._engine.cache
+        cache = self._loaded.cache
         cache.clear()
         try:
             vector: Sequence[float] | None = None
@@ -93,7 +90,7 @@ class RkllmEmbedding:
         with self._lock:
             if self._aborted:
                 return None
-            call = self._call = self._engine.handle.start(run, take=self._take)
+            call = self._call = self._loaded.handle.start(run, take=self._take)
         try:
             found = list(call)
         finally:

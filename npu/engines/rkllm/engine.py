@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from npu.chat_template import ChatTemplate
 from npu.engine import Ability, Prompt, Sampling
 from npu.engines import Facts, Setup, option
-from npu.engines.rkllm.cache import Cache
 from npu.engines.rkllm.embedding import RkllmEmbedding
 from npu.engines.rkllm.facts import (
     Loaded,
@@ -17,7 +16,8 @@ from npu.engines.rkllm.facts import (
     suspicion,
     write_loaded,
 )
-from npu.engines.rkllm.generation import SLICE_SECONDS, SLICE_STEP, RkllmGeneration, slice_seconds
+from npu.engines.rkllm.generation import RkllmGeneration
+from npu.engines.rkllm.kept_prefix import open_prompt_cache, read_kept
 from npu.engines.rkllm.library import library_of, named
 from npu.engines.rkllm.load import (
     context_length,
@@ -29,6 +29,7 @@ from npu.engines.rkllm.load import (
     memory_domains,
     tokenizer_of,
 )
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.engines.rkllm.options import (
     LOGITS_SUSPECT,
     OPTIONS,
@@ -39,7 +40,6 @@ from npu.engines.rkllm.options import (
 )
 from npu.engines.rkllm.parking import most_parked, open_parking
 from npu.engines.rkllm.parking_trial import try_parking
-from npu.engines.rkllm.prompt_cache import open_prompt_cache, read_kept
 from npu.engines.rkllm.sampling import OURS_ALONE, beyond_native, refuse, to_native
 from npu.engines.rkllm.score import RkllmScore
 from npu.engines.rkllm.self_test import SECONDS, SelfTester
@@ -49,16 +49,11 @@ from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefuse
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.matcher import Matchers
 from npu.model import Model
-from npu.rkllm.abi import Abi
 from npu.sampling import check_sampling
-from npu.self_test import Verdict
 from npu.template_search import find_template
 from npu.tokenizer_file import FileTokenizer, open_tokenizer_file
 
 log = logging.getLogger("rockchipllama.rkllm")
-
-FIRST_SLICE = 2 * SLICE_STEP
-"""Tokens, until a prompt was long enough to measure by. A slower model, by its self-test, begins with less."""
 
 
 class RkllmEngine:
@@ -74,40 +69,26 @@ class RkllmEngine:
         self.vocabulary = self.tokenizer = tokenizer_of(model)
         self._matchers = Matchers(self.vocabulary, self.tokenizer)
         identity = library_of(setup)
-        self.family: Abi = identity.family
         check_options(model, identity)
-        self.defaults = model.sampling()
         self._closed = False
-        self._speed = 0.0
-        """Tokens prefilled in a second, as last measured; 0 until then."""
-        self._slice_seconds = SLICE_SECONDS
-        self._is_miscounted = False
-        """Whether the runtime has told another number of tokens than were heard."""
         self._template = find_template(model, None)
-        self.slots = slots_of(model)
-        """Prompts that fit into one run."""
-        self.samples_on_host = self.slots == 1 and bool(option(model, self.OPTIONS, "host_sampling"))
-        """Whether logits are sampled by us where the runtime cannot."""
-        self.counts_cached = False
-        """Whether the runtime's count of prefilled tokens has those in it that it reused."""
         self.context_length = wanted = context_length(model, setup, identity, read_loaded(model, setup))
-        self.handle, facts = load_model(model, setup, identity, wanted, len(self.vocabulary))
+        handle, facts = load_model(model, setup, identity, wanted, len(self.vocabulary))
         self.version = f"RKLLM runtime {facts.runtime or named(identity)}"
-        self.cache = Cache(self.handle)
-        self.embedding_length = 0
-        self._adapters = load_adapters(model, self.handle)
+        self.loaded = LoadedModel(model, handle, self.vocabulary, wanted, self.version)
+        self.slots = self.loaded.slots
+        self._adapters = load_adapters(model, handle)
         try:
             if Ability.EMBEDDING in model.abilities:
-                self.embedding_length = self._width()
-            loaded = replace(
-                loaded_facts(model, identity, facts, self._adapters), embedding_length=self.embedding_length or None
-            )
+                self.loaded.embedding_length = self._width()
+            told = loaded_facts(model, identity, facts, self._adapters)
+            told = replace(told, embedding_length=self.embedding_length or None)
             if Ability.TEXT in model.abilities and option(model, self.OPTIONS, "self_test"):
-                loaded = self._try_out(loaded, setup)
-            write_loaded(model, setup, loaded)
-            self._refuse_if_suspect(loaded)
-            self.cache.file = open_prompt_cache(self, model, setup)
-            self.cache.parking = open_parking(self, model, loaded.self_test)
+                told = self._try_out(told, setup)
+            write_loaded(model, setup, told)
+            self._refuse_if_suspect(told)
+            self.loaded.cache.file = open_prompt_cache(self.loaded, model, setup)
+            self.loaded.cache.parking = open_parking(self.loaded, model, told.self_test)
         except NpuError:
             self.close()
             raise
@@ -183,27 +164,29 @@ class RkllmEngine:
         check_sampling(sampling, len(self.vocabulary))
         self._check_prompt(prompt)
         native = to_native(sampling, len(self.vocabulary))
-        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES, len(self.vocabulary))
+        field = beyond_native(sampling, self.loaded.defaults, self.loaded.family.CAPABILITIES, len(self.vocabulary))
         if field is None:
-            return RkllmGeneration(self, prompt, sampling, native, on_prefill)
-        if not self.family.CAPABILITIES.logits:
+            return RkllmGeneration(self.loaded, prompt, sampling, native, on_prefill)
+        if not self.loaded.family.CAPABILITIES.logits:
             raise refuse(field, self.version, "samples every request as the model is set up, and gives no logits")
         if not option(self._model, self.OPTIONS, "host_sampling"):
             raise refuse(field, self.version, "cannot sample by it, and the manifest says host_sampling = 0")
         if self.slots > 1:
             raise refuse(field, self.version, f"cannot sample by it, and {without_logits(self.slots)}")
-        if not self.samples_on_host:
+        if not self.loaded.samples_on_host:
             raise refuse(field, self.version, f"cannot sample by it, and {LOGITS_SUSPECT}")
         matcher = None
         if sampling.constraint is not None:
             matcher = self._matchers.match(sampling.constraint, prompt.tokens[len(prompt.tokens) - prompt.said :])
-        return RkllmGeneration(self, prompt, sampling, None, on_prefill, matcher)
+        return RkllmGeneration(self.loaded, prompt, sampling, None, on_prefill, matcher)
 
     def fitting(self, prompts: Sequence[Prompt]) -> int:
         """How many of them one run should take."""
-        longest, total = self._slice(), 0
+        longest, total = self.loaded.slice, 0
         for place, prompt in enumerate(prompts[: self.slots]):
-            total += len(prompt.tokens) - (self.cache.shared(prompt.tokens, place) if self.cache.reuse else 0)
+            total += len(prompt.tokens) - (
+                self.loaded.cache.shared(prompt.tokens, place) if self.loaded.cache.reuse else 0
+            )
             if place and total > longest:
                 return place
         return min(self.slots, len(prompts))
@@ -218,81 +201,59 @@ class RkllmEngine:
             self._check_prompt(prompt)
         if len({prompt.adapter for prompt in prompts}) > 1:
             raise PromptRefused("Prompts that run together are all answered with the same adapter, or all without one.")
-        field = beyond_native(sampling, self.defaults, self.family.CAPABILITIES, len(self.vocabulary))
+        field = beyond_native(sampling, self.loaded.defaults, self.loaded.family.CAPABILITIES, len(self.vocabulary))
         if field is not None:
             raise refuse(
                 field, self.version, f"cannot sample several prompts at once by it, and {without_logits(self.slots)}"
             )
-        return RkllmTogether(self, prompts, to_native(sampling, len(self.vocabulary))).slots
+        return RkllmTogether(self.loaded, prompts, to_native(sampling, len(self.vocabulary))).slots
 
     def embed(self, tokens: Sequence[int]) -> RkllmEmbedding:
         """Prepare one vector. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         self._check(tokens, None)
-        return RkllmEmbedding(self, tokens, self._model.pooling)
+        return RkllmEmbedding(self.loaded, tokens, self._model.pooling)
 
     def score(self, tokens: Sequence[int], yes: int, no: int) -> RkllmScore:
         """Prepare one score. Raises `ContextTooLong`, `PromptRefused`; `EngineFailed` once closed."""
         self._check([*tokens, yes], None)
         self._check([no], None)
-        return RkllmScore(self, tokens, yes, no)
-
-    def slices(self, length: int, at: int = 0) -> Iterator[int]:
-        """Where to look up while `length` tokens are prefilled from token `at` on: the ends of all slices but the last."""
-        while (at := at + self._slice()) < length:
-            yield at
+        return RkllmScore(self.loaded, tokens, yes, no)
 
     @property
-    def prefill_speed(self) -> float:
-        """Tokens read in a second, as last measured; 0 until then."""
-        return self._speed
-
-    def prefilled(self, tokens: int, milliseconds: float) -> None:
-        """Learn the speed from a run that was long enough to tell."""
-        if tokens >= SLICE_STEP and milliseconds > 0:
-            self._speed = tokens / milliseconds * 1000
-
-    def said(self, heard: int, told: int) -> None:
-        """Compare the tokens `heard` of a run that ended by itself with what the runtime `told`; warn when they first differ."""
-        if heard != told and not self._is_miscounted:
-            self._is_miscounted = True
-            log.warning(
-                "%s: %d tokens were heard of an answer of which the runtime counted %d. Either it counts otherwise than the "
-                "documents say, or some get lost; usage is what was heard. Said once for each load.",
-                self._model.id,
-                heard,
-                told,
-            )
+    def embedding_length(self) -> int:
+        """How long a vector is; 0 of a model that gives none."""
+        return self.loaded.embedding_length
 
     @property
     def parks(self) -> bool:
         """See `ParkingEngine`."""
-        return self.cache.parking is not None and self.cache.parking.works
+        return self.loaded.cache.parking is not None and self.loaded.cache.parking.works
 
     @property
     def parked_bytes(self) -> int:
         """See `ParkingEngine`."""
-        return self.cache.parking.size if self.cache.parking is not None else 0
+        return self.loaded.cache.parking.size if self.loaded.cache.parking is not None else 0
 
     def park(self) -> None:
         """See `ParkingEngine`."""
-        self.cache.park()
+        self.loaded.cache.park()
 
     def unpark(self) -> None:
         """See `ParkingEngine`."""
-        if self.cache.parking is not None:
-            self.cache.parking.empty()
+        if self.loaded.cache.parking is not None:
+            self.loaded.cache.parking.empty()
 
     def pause_parking(self, seconds: float) -> None:
         """See `ParkingEngine`."""
-        if self.cache.parking is not None:
-            self.cache.parking.pause(seconds)
+        if self.loaded.cache.parking is not None:
+            self.loaded.cache.parking.pause(seconds)
 
     def close(self) -> None:
         """Free the model. Twice is safe; in a forked child it does nothing."""
         self._closed = True
-        self.handle.close()
-        if self.cache.parking is not None:
-            self.cache.parking.close()
+        self.loaded.handle.close()
+        if self.loaded.cache.parking is not None:
+            self.loaded.cache.parking.close()
 
     def _check_prompt(self, prompt: Prompt) -> None:
         self._check(prompt.tokens, prompt.max_tokens)
@@ -316,35 +277,20 @@ class RkllmEngine:
         assert row is not None  # nobody could abort it
         return len(row)
 
-    def _slice(self) -> int:
-        fixed = int(option(self._model, self.OPTIONS, "prefill_slice"))
-        if fixed:
-            return fixed
-        if not self._speed:
-            return FIRST_SLICE
-        return max(SLICE_STEP, int(self._speed * self._slice_seconds) // SLICE_STEP * SLICE_STEP)
-
-    def _try_out(self, loaded: Loaded, setup: Setup) -> Loaded:
+    def _try_out(self, told: Loaded, setup: Setup) -> Loaded:
         """The self-test, or what it showed the last time with the same weights, runtime, driver, template, tokenizer and
-        options, gone on with where there was no time; the engine is set by it."""
-        known = read_loaded(self._model, setup, loaded.runtime)
-        test = known.self_test if known is not None and known.driver == loaded.driver else None
+        options, gone on with where there was no time; what is loaded is set by it."""
+        known = read_loaded(self._model, setup, told.runtime)
+        test = known.self_test if known is not None and known.driver == told.driver else None
         if test is None or not test.in_time:
-            test = SelfTester(self, self._template, SECONDS, test).run()
-        self.cache.reuse, self.counts_cached = test.reuse, test.counts_cached
-        if test.prefill_tps and test.prefill_tps * SLICE_SECONDS < FIRST_SLICE:
-            self._speed = test.prefill_tps
-        said = 1 / test.decode_tps if test.decode_tps else 0.0
-        # A run that ends by itself need not be aborted.
-        aborted = 0.0 if self.family.CAPABILITIES.per_run_max_tokens else (test.abort_ms or 0.0) / 1000
-        self._slice_seconds = slice_seconds(said + aborted)
-        if most_parked(self._model) and Ability.TEXT in self._model.abilities:
-            test = try_parking(self, test, setup.runtime_dir / self._model.id)
-        self.samples_on_host = self.samples_on_host and test.logits is not Verdict.SUSPECT
-        return replace(loaded, self_test=test)
+            test = SelfTester(self.loaded, self._template, SECONDS, test).run()
+        self.loaded.go_by(test)
+        if most_parked(self._model):
+            test = try_parking(self.loaded, test, setup.runtime_dir / self._model.id)
+        return replace(told, self_test=test)
 
-    def _refuse_if_suspect(self, loaded: Loaded) -> None:
-        doubt = suspicion(self._model, loaded)
+    def _refuse_if_suspect(self, told: Loaded) -> None:
+        doubt = suspicion(self._model, told)
         if doubt is None:
             return
         log.warning("%s: %s", self._model.id, doubt)

@@ -9,31 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Sampling, Stats
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.engines.rkllm.logits import Ended, LogitsRuns
 from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call, Take
 
 if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
     from npu.matcher import Matcher
-
-SLICE_SECONDS = 1.5
-"""The longest a prefill should run without looking up: nothing can abort it."""
-SLICE_SHARE = 0.1
-"""The most of a slice that its end may cost before slices become longer."""
-LONGEST_SLICE = 4 * SLICE_SECONDS
-"""Whatever its end costs."""
-SLICE_STEP = 128
-"""Slices are multiples of this: the runtime works through a prompt in blocks, and a partial one costs as much."""
-
-
-def slice_seconds(end: float) -> float:
-    """How long a slice should last whose end, a token nobody wants and its abort, takes `end` seconds.
-
-    Who waits comes first: it grows only where its end would cost more than a tenth, and never past `LONGEST_SLICE`.
-    """
-    return min(max(SLICE_SECONDS, end / SLICE_SHARE), LONGEST_SLICE)
 
 
 class RkllmGeneration(OneRun):
@@ -41,7 +24,7 @@ class RkllmGeneration(OneRun):
 
     def __init__(
         self,
-        engine: RkllmEngine,
+        loaded: LoadedModel,
         prompt: Prompt,
         sampling: Sampling,
         native: NativeSampling | None,
@@ -49,7 +32,7 @@ class RkllmGeneration(OneRun):
         matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
-        self._engine = engine
+        self._loaded = loaded
         self._matcher = matcher
         """Follows what the answer is held to."""
         self._prompt = prompt
@@ -69,7 +52,7 @@ class RkllmGeneration(OneRun):
         """Tokens of the prompt that were in the cache, as far as we know by ourselves."""
         self._there = 0
         """The same for the next run, where slices come one after another."""
-        self._loaded = 0
+        self._unparked = 0
         """Tokens of the prompt that had been parked, and were loaded."""
         self._prefill_ms = 0.0
         self._decode_ms = 0.0
@@ -96,20 +79,20 @@ class RkllmGeneration(OneRun):
 
     def _by_runtime(self, native: NativeSampling) -> Iterator[Piece]:
         """The runtime samples, and calls back with each token."""
-        engine, prompt = self._engine, self._prompt
-        can = engine.family.CAPABILITIES
-        engine.cache.speak_with(prompt.adapter, prompt.owner, prompt.returns)
-        history, at = engine.cache.enter(prompt.tokens)
-        self._loaded, self._prefill_ms = engine.cache.loaded, engine.cache.files_ms
+        loaded, prompt = self._loaded, self._prompt
+        can = loaded.family.CAPABILITIES
+        loaded.cache.speak_with(prompt.adapter, prompt.owner, prompt.returns)
+        history, at = loaded.cache.enter(prompt.tokens)
+        self._unparked, self._prefill_ms = loaded.cache.loaded, loaded.cache.files_ms
         # Where the runtime counts what it reused as prefilled, only our own knowledge tells them apart.
-        self._skipped = engine.cache.begins(prompt.tokens) if engine.counts_cached and not history else at
+        self._skipped = loaded.cache.begins(prompt.tokens) if loaded.counts_cached and not history else at
         self._there = self._skipped
         if history:
             at = self._prefill_history(prompt.tokens, at)
         else:
             self._prefill_slices(prompt.tokens)
         if history:
-            engine.cache.holds(())  # until it is through: nobody may read this to its end
+            loaded.cache.holds(())  # until it is through: nobody may read this to its end
         run = Run(
             inputs=[Tokens(prompt.tokens[at:])],
             keep_history=history,
@@ -129,7 +112,7 @@ class RkllmGeneration(OneRun):
                 self._on_prefill(len(prompt.tokens))
             if ended or self._aborted:
                 continue
-            if result.token < 0 or result.token in engine.vocabulary.end_tokens:  # negative: other slots go on
+            if result.token < 0 or result.token in loaded.vocabulary.end_tokens:  # negative: other slots go on
                 ended = True
                 call.stop()
             elif len(self._said) < prompt.max_tokens:
@@ -142,7 +125,7 @@ class RkllmGeneration(OneRun):
         else:
             self._prefill_ms += ((first or now) - begun) * 1000
             self._decode_ms = (now - first) * 1000 if first else 0.0
-        engine.cache.holds(prompt.tokens, self._said)
+        loaded.cache.holds(prompt.tokens, self._said)
         if len(self._said) >= prompt.max_tokens:
             self._end = End.LENGTH
         elif not self._aborted and (ended or not call.stopped):  # stopped by neither: the engine was closed
@@ -152,15 +135,15 @@ class RkllmGeneration(OneRun):
         """The runtime gives logits, one token at a time, and we sample."""
         from npu.sampler import Sampler  # numpy, for those who need it
 
-        engine, prompt = self._engine, self._prompt
+        loaded, prompt = self._loaded, self._prompt
         sampling = self._sampling
-        sampler = Sampler(sampling, len(engine.vocabulary), prompt.tokens, engine.vocabulary.end_tokens)
+        sampler = Sampler(sampling, len(loaded.vocabulary), prompt.tokens, loaded.vocabulary.end_tokens)
         runs, logits = self._logits_of_prompt()
         self._on_prefill(len(prompt.tokens))
         while logits is not None and not self._aborted:
             begun = time.monotonic()
             token = sampler.next(logits, self._matcher.allowed() if self._matcher is not None else None)
-            if token in engine.vocabulary.end_tokens:
+            if token in loaded.vocabulary.end_tokens:
                 self._end = End.EOS
                 return
             piece = self._say(token)
@@ -181,13 +164,13 @@ class RkllmGeneration(OneRun):
     def _logits_of_prompt(self) -> tuple[LogitsRuns, memoryview[float] | None]:
         """Those after the prompt, None once aborted; and the runs that give those after it."""
         begun = time.monotonic()
-        self._engine.cache.speak_with(self._prompt.adapter, self._prompt.owner, self._prompt.returns)
-        runs = LogitsRuns(self._engine, self._prompt.tokens, self._run_through, self._on_prefill)
+        self._loaded.cache.speak_with(self._prompt.adapter, self._prompt.owner, self._prompt.returns)
+        runs = LogitsRuns(self._loaded, self._prompt.tokens, self._run_through, self._on_prefill)
         self.counted = False
         try:
             return runs, runs.of_prompt()
         finally:
-            self._skipped, self._loaded = runs.cached, self._engine.cache.loaded
+            self._skipped, self._unparked = runs.cached, self._loaded.cache.loaded
             self._prefill_ms = (time.monotonic() - begun) * 1000
 
     def _prefill_slices(self, tokens: Sequence[int]) -> None:
@@ -195,12 +178,12 @@ class RkllmGeneration(OneRun):
 
         A slice that ended inside of what is cached would cut off the rest of it.
         """
-        cache = self._engine.cache
+        cache = self._loaded.cache
         if not cache.reuse:
             return
         at = cache.begins(tokens)
         cache.holds(tokens[: cache.shared(tokens)])  # all that is sure of one that is left in mid slice
-        for stop in self._engine.slices(len(tokens), at):
+        for stop in self._loaded.slices(len(tokens), at):
             if not self._prefill(tokens[:stop], history=False):
                 return
             cache.holds(tokens[:stop])
@@ -212,8 +195,8 @@ class RkllmGeneration(OneRun):
 
         A runtime that keeps more than it was given is cleared, and everything is left to do.
         """
-        cache = self._engine.cache
-        for stop in self._engine.slices(len(tokens), at):
+        cache = self._loaded.cache
+        for stop in self._loaded.slices(len(tokens), at):
             if not self._prefill(tokens[at:stop], history=True):
                 return at
             cache.holds(tokens[:stop])
@@ -244,7 +227,7 @@ class RkllmGeneration(OneRun):
 
     @property
     def _one(self) -> int | None:
-        return 1 if self._engine.family.CAPABILITIES.per_run_max_tokens else None
+        return 1 if self._loaded.family.CAPABILITIES.per_run_max_tokens else None
 
     def _run_through(self, run: Run, take: Take, *, pause: bool) -> Ended | None:
         """Run until the first callback; None when an abort came first."""
@@ -261,23 +244,23 @@ class RkllmGeneration(OneRun):
             if self._aborted:
                 return None
             run = replace(run, adapter=self._prompt.adapter)
-            self._call = self._engine.handle.start(run, limit=limit, take=take, pause=pause)
+            self._call = self._loaded.handle.start(run, limit=limit, take=take, pause=pause)
             return self._call
 
     def _count(self, call: Call) -> None:
         """A run has ended: what of the prompt it worked through and how much it said, where it tells."""
         self._ended(call)
         if call.paused:
-            self._engine.cache.clear()  # or the next run would go on from here
+            self._loaded.cache.clear()  # or the next run would go on from here
         if call.perf is None:
             self.counted = False
         else:
             told = call.perf.prefill_tokens
-            prefilled = told - self._there if self._engine.counts_cached and not call.run.keep_history else told
+            prefilled = told - self._there if self._loaded.counts_cached and not call.run.keep_history else told
             self._prefilled += prefilled
-            self._engine.prefilled(prefilled, call.perf.prefill_ms)
+            self._loaded.prefilled(prefilled, call.perf.prefill_ms)
             if not call.stopped:  # one that was is not heard to its end
-                self._engine.said(len(self._said), call.perf.generate_tokens)
+                self._loaded.said(len(self._said), call.perf.generate_tokens)
 
     def _ended(self, call: Call) -> None:
         self._call = None
@@ -286,7 +269,7 @@ class RkllmGeneration(OneRun):
 
     def _say(self, token: int) -> Piece:
         self._said.append(token)
-        return Piece(token, self._engine.vocabulary.bytes_of(token))
+        return Piece(token, self._loaded.vocabulary.bytes_of(token))
 
     def _finish(self) -> None:
         if self._end is None:
@@ -295,13 +278,13 @@ class RkllmGeneration(OneRun):
         cached = self._skipped
         if self.counted and self._prefilled:
             told = length - self._prefilled
-            if self._loaded and self._engine.cache.parking is not None:
-                self._engine.cache.parking.judge(self._loaded, told)
+            if self._unparked and self._loaded.cache.parking is not None:
+                self._loaded.cache.parking.judge(self._unparked, told)
             cached = max(cached, told)
         self._stats = Stats(
             prompt_tokens=length,
             cached_tokens=max(0, min(cached, length - 1)),
-            parked_tokens=max(0, min(self._loaded, cached, length - 1)),
+            parked_tokens=max(0, min(self._unparked, cached, length - 1)),
             prefill_ms=self._prefill_ms,
             generated_tokens=len(self._said),
             decode_ms=self._decode_ms,

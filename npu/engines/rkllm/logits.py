@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from npu.engines.rkllm.cache import Next
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.errors import EngineFailed
 from npu.rkllm.abi import Mode, Result, Run, Tokens
 from npu.rkllm.handle import Call, Take
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
 
 ROWS = 4
 """Tokens whose logits are asked for at once, at most: a row of 262,144 is 1 MB."""
@@ -39,14 +37,14 @@ class LogitsRuns:
     """
 
     def __init__(
-        self, engine: RkllmEngine, prompt: Sequence[int], run: RunThrough, on_prefill: Callable[[int], None]
+        self, loaded: LoadedModel, prompt: Sequence[int], run: RunThrough, on_prefill: Callable[[int], None]
     ) -> None:
-        self._engine = engine
-        self._cache = cache = engine.cache
+        self._loaded = loaded
+        self._cache = cache = loaded.cache
         self._tokens = [*prompt]
         self._run_through = run
         self._on_prefill = on_prefill
-        self._tells_size = engine.family.CAPABILITIES.cache_size
+        self._tells_size = loaded.family.CAPABILITIES.cache_size
         after = cache.after_pause()
         self._appends = after is Next.APPENDED
         self._pauses = self._appends or (after is Next.COMPARED and bool(cache.reuse))
@@ -87,7 +85,7 @@ class LogitsRuns:
         if (alone and not self._tells_size) or before - self._at < (ROWS if self._tells_size else 1):
             return True
         there = max(self._at, min(self.cached, before - 1))
-        for stop in (*self._engine.slices(before, there), before):
+        for stop in (*self._loaded.slices(before, there), before):
             begun, at = time.monotonic(), max(self._at, there)
             ended = self._run(stop, Mode.GENERATE)
             if ended is None:
@@ -97,7 +95,7 @@ class LogitsRuns:
                 self._at = self.cached = self._enter()
                 return True
             if self._pauses:
-                self._engine.prefilled(stop - at, (time.monotonic() - begun) * 1000)
+                self._loaded.prefilled(stop - at, (time.monotonic() - begun) * 1000)
             self._on_prefill(stop)
         return True
 
@@ -113,13 +111,13 @@ class LogitsRuns:
         logits = taken[0]
         assert isinstance(logits, memoryview)
         # Models are padded to round sizes; what lies past the tokenizer's last token means nothing.
-        return logits[: len(self._engine.vocabulary)]
+        return logits[: len(self._loaded.vocabulary)]
 
     def _run(self, stop: int, mode: Mode) -> list[object] | None:
         """Have the cache hold the tokens before `stop`; what was taken, or None once aborted."""
         cache = self._cache
         only_new = self._history or cache.appends
-        can = self._engine.family.CAPABILITIES
+        can = self._loaded.family.CAPABILITIES
         run = Run(
             inputs=[Tokens(self._tokens[self._at if only_new else 0 : stop])],
             mode=mode,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from npu.engines.rkllm.cache_file import Trial, try_file
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.errors import EngineFailed
 from npu.memory_file import MemoryFile
 from npu.self_test import SelfTest, Verdict
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
 
 SECONDS = 5.0
 """The longest that it may take."""
@@ -26,16 +23,16 @@ BEGUN = "parking-is-tried"
 _TEXT = "The keeper of the light climbed the stairs each evening and counted the steps, for there was little else to count. "
 
 
-def try_parking(engine: RkllmEngine, test: SelfTest, folder: Path) -> SelfTest:
+def try_parking(loaded: LoadedModel, test: SelfTest, folder: Path) -> SelfTest:
     """What the self-test has to say of it. It is tried once, for a few seconds at most, with a text of ours.
 
     A process that ended over it tries no second time: `folder` keeps that it was begun.
     """
     if test.parks is not None or test.not_parked or not test.reuse:
         return test
-    if engine.slots > 1:
+    if loaded.slots > 1:
         return replace(test, parks=False, not_parked="a file holds the cache of one prompt, and n_batch is above 1")
-    prefix = (engine.tokenizer.encode(_TEXT) * PROBE_TOKENS)[: min(PROBE_TOKENS, engine.context_length - COMPARED - 1)]
+    prefix = (loaded.tokenizer.encode(_TEXT) * PROBE_TOKENS)[: min(PROBE_TOKENS, loaded.context_length - COMPARED - 1)]
     seconds = sum(
         count / tps for count, tps in ((len(prefix), test.prefill_tps), (3 * COMPARED, test.decode_tps)) if tps
     )
@@ -50,11 +47,11 @@ def try_parking(engine: RkllmEngine, test: SelfTest, folder: Path) -> SelfTest:
     try:
         file = MemoryFile()
         try:
-            trial = try_file(engine, file.path, prefix, COMPARED, by_logits=test.logits is Verdict.SANE)
+            trial = try_file(loaded, file.path, prefix, COMPARED, by_logits=test.logits is Verdict.SANE)
         finally:
             file.close()
     except (EngineFailed, OSError) as error:
-        engine.cache.clear()
+        loaded.cache.clear()
         return replace(test, parks=False, not_parked=str(error).rstrip("."))
     finally:
         begun.unlink()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from npu.engine import Prompt, Sampling
 from npu.engines.rkllm.generation import RkllmGeneration
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
+from npu.engines.rkllm.loaded_model import LoadedModel
 
 
 class RkllmScore(RkllmGeneration):
     """A run that ends with the logits after the prompt. See `npu.engine.Reading`."""
 
-    def __init__(self, engine: RkllmEngine, tokens: Sequence[int], yes: int, no: int) -> None:
-        super().__init__(engine, Prompt(tokens, 1), Sampling(), None, None)
+    def __init__(self, loaded: LoadedModel, tokens: Sequence[int], yes: int, no: int) -> None:
+        super().__init__(loaded, Prompt(tokens, 1), Sampling(), None, None)
         self._yes = yes
         self._no = no
 
@@ -28,7 +25,7 @@ class RkllmScore(RkllmGeneration):
             return None if logits is None else _share(logits[self._yes], logits[self._no])
         finally:
             self._finish()
-            self._engine.cache.clear()  # what is kept of earlier rows makes later runs slower
+            self._loaded.cache.clear()  # what is kept of earlier rows makes later runs slower
 
 
 def _share(yes: float, no: float) -> float:

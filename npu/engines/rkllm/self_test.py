@@ -12,17 +12,14 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from npu.chat_template import ChatTemplate
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines.rkllm.generation import RkllmGeneration
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.engines.rkllm.sampling import to_native
 from npu.errors import EngineFailed, PromptRefused
 from npu.self_test import SelfTest, Verdict
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
 
 log = logging.getLogger("rockchipllama.rkllm")
 
@@ -72,13 +69,13 @@ class SelfTester:
     """One test of one engine, within `seconds`; what an earlier one told is not tried again."""
 
     def __init__(
-        self, engine: RkllmEngine, template: ChatTemplate | None, seconds: float, known: SelfTest | None = None
+        self, loaded: LoadedModel, template: ChatTemplate | None, seconds: float, known: SelfTest | None = None
     ) -> None:
-        self._engine = engine
+        self._loaded = loaded
         self._template = template
         self._known = known or SelfTest()
-        self._can = engine.family.CAPABILITIES
-        self._native = to_native(GREEDY, len(engine.vocabulary))
+        self._can = loaded.family.CAPABILITIES
+        self._native = to_native(GREEDY, len(loaded.vocabulary))
         self._until = time.monotonic() + seconds
         self._read_seconds = 0.0
         """A token of a prompt takes, as measured here; what the runtime tells may be simulated."""
@@ -88,8 +85,8 @@ class SelfTester:
     def run(self) -> SelfTest:
         """Do all of it. Raises `EngineFailed` when the engine breaks over it."""
         test = self._known
-        vocabulary = range(len(self._engine.vocabulary))
-        filler = vocabulary[: min(PROBE_TOKENS, self._engine.context_length - ABORTED_AFTER)]
+        vocabulary = range(len(self._loaded.vocabulary))
+        filler = vocabulary[: min(PROBE_TOKENS, self._loaded.context_length - ABORTED_AFTER)]
         if test.reuse is None:
             test = self._reuse([*filler], test)
         if test.abort_ms is None:
@@ -99,7 +96,7 @@ class SelfTester:
             answers, test = self._text(test)
         if test.logits is Verdict.UNKNOWN:
             # Last, for it takes longest where the runtime cannot tell the size of its cache.
-            self._engine.cache.reuse = test.reuse  # decides how logits are asked for
+            self._loaded.cache.reuse = test.reuse  # decides how logits are asked for
             logits, logits_ms = self._logits(answers[0] if answers else None, test.text)
             test = replace(test, logits=logits, logits_ms=logits_ms)
         return replace(test, in_time=self._in_time)
@@ -135,19 +132,19 @@ class SelfTester:
         try:
             prompt = self._template.render([{"role": "user", "content": text}], enable_thinking=False)
             bos = self._template.bos_token
-            tokens = self._engine.tokenizer.encode(prompt, add_special=not (bos and prompt.startswith(bos)))
+            tokens = self._loaded.tokenizer.encode(prompt, add_special=not (bos and prompt.startswith(bos)))
         except PromptRefused:
             return None  # its users will be told why, each time
-        longest = min(LONGEST_PROMPT, self._engine.context_length - ANSWER_TOKENS)
+        longest = min(LONGEST_PROMPT, self._loaded.context_length - ANSWER_TOKENS)
         return tokens if 0 < len(tokens) <= longest and not prompt.rstrip().endswith("<think>") else None
 
     def _logits(self, answer: Answer | None, verdict: Verdict) -> tuple[Verdict, float | None]:
         """Whether greedy by the logits is greedy by the runtime, and how long such a token takes."""
-        engine = self._engine
-        if not self._can.logits or not engine.samples_on_host:
+        loaded = self._loaded
+        if not self._can.logits or not loaded.samples_on_host:
             return Verdict.UNKNOWN, None
-        tokens = self._question(_QUESTIONS[0][0]) or engine.tokenizer.encode(_BEGUN, add_special=True)
-        greedy = self._can.per_run_sampling or to_native(engine.defaults, len(engine.vocabulary)) == self._native
+        tokens = self._question(_QUESTIONS[0][0]) or loaded.tokenizer.encode(_BEGUN, add_special=True)
+        greedy = self._can.per_run_sampling or to_native(loaded.defaults, len(loaded.vocabulary)) == self._native
         if answer is None:
             answer = self._ask(tokens, ANSWER_TOKENS)
         try:
@@ -163,7 +160,7 @@ class SelfTester:
                 # Two tokens may be as likely, and then how a prompt was cut into blocks decides. Is it as right?
                 ours = self._ask(tokens, ANSWER_TOKENS, by_runtime=False)
         except EngineFailed as error:
-            engine.cache.clear()
+            loaded.cache.clear()
             log.warning("the logits of this model cannot be used: %s", error)
             return Verdict.SUSPECT, None
         if ours is not None and _PARIS.search(ours.text):
@@ -253,7 +250,7 @@ class SelfTester:
 
     def _generation(self, tokens: list[int], count: int, by_runtime: bool) -> RkllmGeneration:
         native = self._native if by_runtime else None
-        return RkllmGeneration(self._engine, Prompt(tokens, count), GREEDY, native, None)
+        return RkllmGeneration(self._loaded, Prompt(tokens, count), GREEDY, native, None)
 
     def _has_time_for(self, tokens: int, said: int) -> bool:
         fits = self._would_fit(tokens, said)

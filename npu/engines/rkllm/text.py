@@ -23,7 +23,7 @@ from npu.engines.rkllm.text_generation import RkllmTextGeneration
 from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefused, PromptRefused
 from npu.hidden_tokenizer import HiddenTokenizer
 from npu.model import Model
-from npu.rkllm.abi import Abi, Capabilities, Run, Text
+from npu.rkllm.abi import Abi, Capabilities
 from npu.rkllm.abi.refusals import text_for_c
 from npu.rkllm.library import Identity
 from npu.sampling import check_sampling
@@ -91,21 +91,8 @@ class RkllmTextEngine:
         _check_thinking(self.tokenizer, self.family.CAPABILITIES, prompt.turn.thinking)
         if prompt.adapter is not None and (why := self._adapters.get(prompt.adapter, "")) is not None:
             raise AdapterMissing(self._model.id, prompt.adapter, why)
-        return RkllmTextGeneration(self, prompt, prompt.turn, to_native(sampling, VOCABULARY_SIZE))
-
-    def forget(self) -> None:
-        """Clear the cache. Raises `EngineFailed` when the runtime does not."""
-        if not self.handle.clear() or self.handle.cache_size() not in (None, 0):
-            raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")
-
-    def answers(self) -> bool:
-        """Whether it still does."""
-        self.forget()
-        try:
-            list(self.handle.start(Run(inputs=[Text("Hi")]), limit=1))
-        except EngineFailed:
-            return False
-        return True
+        native = to_native(sampling, VOCABULARY_SIZE)
+        return RkllmTextGeneration(self.handle, self.context_length, prompt, prompt.turn, native)
 
     def close(self) -> None:
         """Free the model. Twice is safe; in a forked child it does nothing."""

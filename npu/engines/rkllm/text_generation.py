@@ -5,16 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Stats, Turn
 from npu.errors import ContextTooLong, EngineFailed
 from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Perf, Result, Run, Text
-from npu.rkllm.handle import Call
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.text import RkllmTextEngine
+from npu.rkllm.handle import Call, Handle
 
 TEMPLATE_TOKENS = 512
 """More than any template adds to a message."""
@@ -29,9 +25,10 @@ class RkllmTextGeneration(OneRun):
     tokens that has, `stats` tells 0.
     """
 
-    def __init__(self, engine: RkllmTextEngine, prompt: Prompt, turn: Turn, native: NativeSampling) -> None:
+    def __init__(self, handle: Handle, context_length: int, prompt: Prompt, turn: Turn, native: NativeSampling) -> None:
         super().__init__()
-        self._engine = engine
+        self._handle = handle
+        self._context_length = context_length
         self._prompt = prompt
         self._turn = turn
         self._native = native
@@ -62,9 +59,7 @@ class RkllmTextGeneration(OneRun):
             except EngineFailed:
                 if self._said or not self._may_be_too_long():
                     raise
-                raise ContextTooLong(
-                    self._engine.context_length, None, self._engine.context_length, at_least=True
-                ) from None
+                raise ContextTooLong(self._context_length, None, self._context_length, at_least=True) from None
             if self._said >= self._prompt.max_tokens:
                 self._end = End.LENGTH
             elif not self._aborted and not call.stopped:  # or the engine was closed
@@ -78,9 +73,9 @@ class RkllmTextGeneration(OneRun):
 
     def _start(self) -> Call | None:
         """Begin the run, unless an abort came first."""
-        engine, prompt = self._engine, self._prompt
-        engine.forget()
-        can = engine.family.CAPABILITIES
+        prompt = self._prompt
+        _forget(self._handle)
+        can = self._handle.abi.CAPABILITIES
         # One token more than is wanted: only that tells a last token without text from the one that ends an answer.
         most = prompt.max_tokens + 1
         with self._lock:
@@ -92,7 +87,7 @@ class RkllmTextGeneration(OneRun):
                 max_tokens=most if can.per_run_max_tokens else None,
                 adapter=prompt.adapter,
             )
-            self._call = engine.handle.start(run, limit=most, take=lambda results: results[0])
+            self._call = self._handle.start(run, limit=most, take=lambda results: results[0])
             return self._call
 
     def _tokens(self, call: Call) -> Iterator[Piece]:
@@ -122,7 +117,7 @@ class RkllmTextGeneration(OneRun):
     def _may_be_too_long(self) -> bool:
         """Whether the prompt may be what the runtime could not run, rather than the runtime being broken."""
         size = len(self._turn.text.encode()) + TEMPLATE_TOKENS  # no token is shorter than a byte
-        return size >= self._engine.context_length and self._engine.answers()
+        return size >= self._context_length and _answers(self._handle)
 
     def _finish(self, perf: Perf | None, begun: float) -> None:
         if self._end is None:
@@ -137,3 +132,19 @@ class RkllmTextGeneration(OneRun):
             decode_ms=perf.generate_ms if perf is not None else (now - first) * 1000,
             memory_mb=perf.memory_mb if perf is not None else 0.0,
         )
+
+
+def _forget(handle: Handle) -> None:
+    """Clear the cache. Raises `EngineFailed` when the runtime does not."""
+    if not handle.clear() or handle.cache_size() not in (None, 0):
+        raise EngineFailed("The RKLLM runtime did not clear its cache. The model is loaded anew.")
+
+
+def _answers(handle: Handle) -> bool:
+    """Whether the runtime still does."""
+    _forget(handle)
+    try:
+        list(handle.start(Run(inputs=[Text("Hi")]), limit=1))
+    except EngineFailed:
+        return False
+    return True

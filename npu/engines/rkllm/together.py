@@ -6,16 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from npu.engine import End, Piece, Prompt, Stats
+from npu.engines.rkllm.loaded_model import LoadedModel
 from npu.errors import EngineFailed
 from npu.one_run import OneRun
 from npu.rkllm.abi import NativeSampling, Result, Run, Tokens
 from npu.rkllm.handle import Call
-
-if TYPE_CHECKING:
-    from npu.engines.rkllm.engine import RkllmEngine
 
 
 class RkllmTogether:
@@ -26,10 +23,10 @@ class RkllmTogether:
     nobody hears until the last one has.
     """
 
-    def __init__(self, engine: RkllmEngine, prompts: Sequence[Prompt], native: NativeSampling) -> None:
-        self._engine = engine
+    def __init__(self, loaded: LoadedModel, prompts: Sequence[Prompt], native: NativeSampling) -> None:
+        self._loaded = loaded
         self._native = native
-        self.slots = tuple(RkllmSlot(self, engine, prompt) for prompt in prompts)
+        self.slots = tuple(RkllmSlot(self, loaded, prompt) for prompt in prompts)
         self._lock = threading.Lock()
         self._call: Call | None = None
         self._heard: Iterator[object] | None = None
@@ -76,15 +73,15 @@ class RkllmTogether:
         self.stop_if_idle()
 
     def _begin(self) -> Iterator[object]:
-        engine, can = self._engine, self._engine.family.CAPABILITIES
+        loaded, can = self._loaded, self._loaded.family.CAPABILITIES
         prompts = [slot.prompt for slot in self.slots]
         adapter = prompts[0].adapter
-        engine.cache.speak_with(adapter)
+        loaded.cache.speak_with(adapter)
         for place, slot in enumerate(self.slots):
-            slot.cached = engine.cache.shared(slot.prompt.tokens, place) if engine.cache.reuse else 0
-        engine.cache.enter(())
+            slot.cached = loaded.cache.shared(slot.prompt.tokens, place) if loaded.cache.reuse else 0
+        loaded.cache.enter(())
         for place, prompt in enumerate(prompts):
-            engine.cache.holds(prompt.tokens, slot=place)
+            loaded.cache.holds(prompt.tokens, slot=place)
         longest = max(prompt.max_tokens for prompt in prompts)
         run = Run(
             inputs=[Tokens(prompt.tokens) for prompt in prompts],
@@ -93,7 +90,7 @@ class RkllmTogether:
             adapter=adapter,
         )
         self._begun_at = time.monotonic()
-        self._call = engine.handle.start(run, limit=longest)
+        self._call = loaded.handle.start(run, limit=longest)
         self.stop_if_idle()  # for an abort that found no run yet
         return iter(self._call)
 
@@ -102,22 +99,22 @@ class RkllmTogether:
         stopped = self._call is not None and self._call.stopped
         for place, slot in enumerate(self.slots):
             slot.over(stopped)
-            self._engine.cache.holds(slot.prompt.tokens, slot.said, slot=place)
+            self._loaded.cache.holds(slot.prompt.tokens, slot.said, slot=place)
         read = sum(len(slot.prompt.tokens) - slot.cached for slot in self.slots)
-        self._engine.prefilled(read, max(slot.stats.prefill_ms for slot in self.slots))
+        self._loaded.prefilled(read, max(slot.stats.prefill_ms for slot in self.slots))
 
 
 class RkllmSlot(OneRun):
     """One answer of several. See `npu.engine.Generation`."""
 
-    def __init__(self, together: RkllmTogether, engine: RkllmEngine, prompt: Prompt) -> None:
+    def __init__(self, together: RkllmTogether, loaded: LoadedModel, prompt: Prompt) -> None:
         super().__init__()
         self.prompt = prompt
         self.said: list[int] = []
         self.cached = 0
         """Tokens of the prompt that were in the slot's cache, as far as we know."""
         self._together = together
-        self._engine = engine
+        self._loaded = loaded
         self._pieces: deque[Piece] = deque()
         self._first_ms = 0.0
         self._last_ms = 0.0
@@ -158,7 +155,7 @@ class RkllmSlot(OneRun):
             return
         self._last_ms = at_ms
         self._first_ms = self._first_ms or at_ms
-        vocabulary = self._engine.vocabulary
+        vocabulary = self._loaded.vocabulary
         if result.token < 0 or result.token in vocabulary.end_tokens:
             self._end = End.EOS
             return

@@ -12,7 +12,7 @@ import pytest
 from npu.engine import End, Piece, Prompt, Sampling, Stats
 from npu.engines import Setup
 from npu.engines.rkllm.engine import RkllmEngine
-from npu.engines.rkllm.generation import slice_seconds
+from npu.engines.rkllm.loaded_model import slice_seconds
 from npu.errors import EngineFailed, ModelRefused, SamplingRefused
 from npu.manifest import read_manifest
 from npu.rkllm import handle
@@ -104,7 +104,7 @@ def test_no_open_question_changes_an_answer(opens: Open, version: str, switch: s
         assert next(aborted).token == answer[0]
         generation.abort()
         list(aborted)
-        if engine.family.CAPABILITIES.logits:
+        if engine.loaded.family.CAPABILITIES.logits:
             assert run(engine, conversation, sampling=Sampling(temperature=0.0, seed=1))[0] == answer
         conversation += answer
 
@@ -126,7 +126,7 @@ def test_a_conversation_is_prefilled_once(opens: Open) -> None:
 def test_a_model_without_reuse_keeps_its_conversation(opens: Open, version: str) -> None:
     """Only what is new is sent, as long as everything before agrees token by token."""
     engine = opens(version, SimulatedModel(full_attention=False))
-    assert engine.cache.reuse is False
+    assert engine.loaded.cache.reuse is False
     conversation = ask(engine, "Hello")
     for question in QUESTIONS[1:]:
         answer = run(engine, conversation)[0]
@@ -173,7 +173,7 @@ def test_sampling_is_chosen_per_request(opens: Open, version: str) -> None:
     engine = opens(version)
     tokens, hot = ask(engine, "Tell me a story"), Sampling(temperature=1.5, seed=11)
     window = Sampling(**GREEDY, repeat_last_n=7)  # type: ignore[arg-type]
-    if not engine.family.CAPABILITIES.logits:
+    if not engine.loaded.family.CAPABILITIES.logits:
         for sampling, field in ((hot, "seed"), (Sampling(temperature=0.7), "temperature"), (window, "repeat_last_n")):
             with pytest.raises(SamplingRefused) as refused:
                 engine.generate(Prompt(tokens, 5), sampling)
@@ -193,7 +193,7 @@ def test_no_limit_is_not_greedy(opens: Open, version: str, defaults: float, aske
     """Whoever asks for either is not answered as by the other, which such a model may be set up with for good."""
     engine = opens(version, sampling_defaults={**GREEDY, "temperature": defaults})
     tokens, sampling = ask(engine, "Tell me of the sea"), Sampling(**{**GREEDY, "temperature": asked})  # type: ignore[arg-type]
-    if engine.family.CAPABILITIES.logits:
+    if engine.loaded.family.CAPABILITIES.logits:
         answers = {tuple(run(engine, tokens, 10, sampling)[0]) for _ in range(4)}
         assert (answers == {tuple(expected(tokens, 10))}) is (asked == 0.0)
         return
@@ -259,7 +259,7 @@ def test_a_conversation_longer_than_a_slice_is_prefilled_once(opens: Open, versi
         switches={"prefill_counts_cached": counts}, profile=Profile(prefill_tps=5000, decode_tps=2000)
     )
     engine = opens(version, simulated, engine_options={"prefill_slice": 128})
-    assert engine.counts_cached is (counts == "yes")
+    assert engine.loaded.counts_cached is (counts == "yes")
     conversation, known = ask(engine, "Tell me of " + "the sea and the sky " * 50), 0
     for question in QUESTIONS[:3]:
         seen = list[int]()
@@ -276,13 +276,13 @@ def test_a_slice_that_was_left_is_not_taken_for_cached(opens: Open) -> None:
     """What it drove out of the cache is read in slices once more: one run over all of it could not be left."""
     simulated = SimulatedModel(profile=Profile(prefill_tps=2000))
     engine = opens("1.2.0", simulated, engine_options={"prefill_slice": 128})
-    assert engine.cache.reuse
+    assert engine.loaded.cache.reuse
     mine = engine.tokenizer.encode("word " * 600)[:600]
     run(engine, mine, 2)
     left = engine.generate(Prompt(mine[:0:-1], 2), Sampling(**GREEDY))  # type: ignore[arg-type]
     reader = threading.Thread(target=lambda: list(left))
     reader.start()
-    while engine.handle._call is None:
+    while engine.loaded.handle._call is None:
         assert reader.is_alive()
     left.abort()
     reader.join(WAIT)
@@ -295,11 +295,11 @@ def test_a_slice_that_was_left_is_not_taken_for_cached(opens: Open) -> None:
 def test_a_slice_is_as_long_as_the_speed_allows(opens: Open) -> None:
     """One and a half seconds at the speed last measured, in whole blocks."""
     engine = opens("1.3.0", SimulatedModel(max_context_limit=16384))
-    assert list(engine.slices(1000, 0)) == [256, 512, 768]
-    engine.prefilled(1000, 2000.0)
-    assert list(engine.slices(2000, 100)) == [740, 1380]
-    engine.prefilled(3, 0.1)
-    assert next(engine.slices(2000, 0)) == 640
+    assert list(engine.loaded.slices(1000, 0)) == [256, 512, 768]
+    engine.loaded.prefilled(1000, 2000.0)
+    assert list(engine.loaded.slices(2000, 100)) == [740, 1380]
+    engine.loaded.prefilled(3, 0.1)
+    assert next(engine.loaded.slices(2000, 0)) == 640
 
 
 def test_a_slice_costs_a_tenth_at_most_where_six_seconds_allow_it() -> None:
@@ -313,14 +313,14 @@ def test_a_slice_costs_a_tenth_at_most_where_six_seconds_allow_it() -> None:
 def test_slices_are_longer_where_their_end_takes_long(opens: Open, version: str, longer: bool) -> None:
     """As with an abort that is heard late, unless the runtime ends after a token by itself."""
     engine = opens(version, SimulatedModel(abort_latency=200, profile=Profile(decode_tps=50)))
-    engine.prefilled(1000, 1000.0)
-    assert (next(engine.slices(9999)) > 1900) is longer
+    engine.loaded.prefilled(1000, 1000.0)
+    assert (next(engine.loaded.slices(9999)) > 1900) is longer
 
 
 def test_a_slow_models_first_slice_is_no_longer_than_the_others(opens: Open) -> None:
     """By what the self-test told of it; the first long prompt need not be read for that."""
     engine = opens("1.3.0", SimulatedModel(profile=Profile(prefill_tps=120)))
-    assert list(engine.slices(300)) == [128, 256]
+    assert list(engine.loaded.slices(300)) == [128, 256]
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open, monkeypatch: 
     long = {"sea": "The sea is deep and blue and wide, " * 20}
     engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=long, profile=Profile(decode_tps=500)))
     # Found out with an abort, which is not heard here; and a kept conversation cannot be paused.
-    engine.cache.reuse = True
+    engine.loaded.cache.reuse = True
     tokens = ask(engine, "Tell me of the sea")
     generation = engine.generate(Prompt(tokens, 2000), Sampling(**GREEDY))  # type: ignore[arg-type]
     pieces = iter(generation)
@@ -411,11 +411,11 @@ def test_a_window_that_was_shifted_is_not_taken_for_cached(opens: Open, reuse: b
         profile=Profile(prefill_tps=5000, decode_tps=1000),
     )
     engine = opens("1.2.3", simulated)
-    assert engine.cache.reuse is engine.counts_cached is reuse
+    assert engine.loaded.cache.reuse is engine.loaded.counts_cached is reuse
     tokens = ask(engine, "Tell me of " + "the sea and the sky " * 60)[-500:]
     answer = expected(tokens, 12)
     assert run(engine, tokens, 12)[:2] == (answer, End.LENGTH)
-    assert (engine.handle.cache_size() or 0) < 500
+    assert (engine.loaded.handle.cache_size() or 0) < 500
     again, _, stats = run(engine, tokens, 6)
     assert (again, stats.cached_tokens) == (answer[:6], 0)
 
@@ -426,7 +426,7 @@ def test_what_was_said_after_an_abort_is_no_kept_conversation(opens: Open) -> No
     engine = opens("1.2.3", paced)
     tokens = ask(engine, "Tell me of the sea")
     answer, _, _ = run(engine, tokens, 3)
-    assert (engine.handle.cache_size() or 0) > len(tokens) + len(answer)
+    assert (engine.loaded.handle.cache_size() or 0) > len(tokens) + len(answer)
     turn = [*tokens, *answer, *ask(engine, "And then?")]
     assert run(engine, turn)[0] == expected(turn)
 

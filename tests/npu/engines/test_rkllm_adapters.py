@@ -41,7 +41,7 @@ def test_each_speaks_for_itself(opens: Open, version: str, adapters: tuple[LoraA
     engine = opens(version, SimulatedModel(switches={"adapter_keeps_cache": keeps}), adapters=adapters)
     tokens = ask(engine, "Tell me of the sea")
     assert len({tuple(LANGUAGE.expected_answer(tokens, 40, voice)) for voice in VOICES.values()}) == 3
-    for more in ({}, {"seed": 1}) if engine.family.CAPABILITIES.logits else ({},):
+    for more in ({}, {"seed": 1}) if engine.loaded.family.CAPABILITIES.logits else ({},):
         conversation: list[int] = []
         for name in (None, "poet", "pirate", None, "pirate", "poet", "poet"):
             conversation += ask(engine, "Tell me of the sea")

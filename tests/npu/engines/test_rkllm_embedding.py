@@ -91,7 +91,7 @@ def test_a_long_text_that_cannot_be_parted_is_refused(
     short_parts(monkeypatch, 16)
     with pytest.raises(PromptRefused, match=r"17 tokens.* 16 at most\. A mean"):
         mean.embed([70] * 17)
-    if not last.family.CAPABILITIES.cache_size:
+    if not last.loaded.family.CAPABILITIES.cache_size:
         with pytest.raises(PromptRefused, match=r"17 tokens.* in parts"):
             last.embed([70] * 17)
 
@@ -149,7 +149,7 @@ def test_rows_are_released_where_the_runtime_can_be_told(opens: Open, monkeypatc
         "1.3.0", SimulatedModel(leak=1000, profile=Profile(prefill_tps=10_000), time_scale=0.0001), abilities=BOTH
     )
     tokens = engine.tokenizer.encode(WORDS)
-    monkeypatch.setattr(engine.cache, "clear", lambda: None)
+    monkeypatch.setattr(engine.loaded.cache, "clear", lambda: None)
     # Nothing in common with the text before, so that none of it is found in the cache.
     times = []
     for first in (70, 71, 72):

@@ -49,7 +49,7 @@ def hot_answer(opens: Open, tokens: list[int], count: int) -> list[int]:
 def test_an_abort_heard_late_changes_no_answer(opens: Open, version: str, latency: float, after_pause: str) -> None:
     """Neither of this request nor of the next, sampled by whom it may be, nor after one that was left in the middle."""
     engine = opens(version, slow_to_hear(latency, switches={"after_pause": after_pause}), engine_options=UNTRIED)
-    engine.cache.reuse = True
+    engine.loaded.cache.reuse = True
     conversation: list[int] = []
     for question in QUESTIONS[: 2 if latency < 1000 else 1]:
         conversation += ask(engine, question)
@@ -74,7 +74,7 @@ def test_a_conversation_sampled_by_us_is_prefilled_once(
     """Whichever way the runtime goes on after a pause, and whatever it keeps of a token it said."""
     switches = {"after_pause": after_pause, "last_token_cached": cached}
     engine = opens(version, slow_to_hear(60, switches=switches), engine_options=UNTRIED)
-    engine.cache.reuse = True
+    engine.loaded.cache.reuse = True
     conversation = ask(engine, QUESTIONS[0])
     answer = run(engine, conversation, 5, HOT)[0]
     for question in QUESTIONS[1:3]:
@@ -101,7 +101,7 @@ def test_a_model_without_reuse_is_paused_too(opens: Open, version: str, cached: 
     switches = {"last_token_cached": cached}
     options = {**UNTRIED, "prefill_slice": 128}
     engine = opens(version, slow_to_hear(60, full_attention=False, switches=switches), engine_options=options)
-    engine.cache.reuse = False
+    engine.loaded.cache.reuse = False
     tokens, seen = engine.tokenizer.encode("word " * 300)[:300], list[int]()
     generation = engine.generate(Prompt(tokens, 4), SEEDED, seen.append)
     assert [piece.token for piece in generation] == expected(tokens, 4)
@@ -117,7 +117,7 @@ def test_an_end_inside_the_prompt_does_no_harm(opens: Open, way: str, reuse: boo
     switches = {"eos_delivered": "no", "after_pause": way}
     simulated = SimulatedModel(switches=switches, vocab_size=151_936, full_attention=reuse)
     engine = opens("1.2.3", simulated, engine_options={**UNTRIED, "prefill_slice": 32})
-    engine.cache.reuse = reuse
+    engine.loaded.cache.reuse = reuse
     turn = ask(engine, QUESTIONS[2])
     ended = [*turn, *LANGUAGE.expected_answer(turn, 40)]
     ended = [*[70] * (-len(ended) % 32), *ended]
@@ -131,7 +131,7 @@ def test_after_an_abort_nobody_counts_on_a_pause(opens: Open, version: str, insi
     """Aborted before it began, a run leaves the pause before it as it was; aborted inside, it leaves none."""
     profile = Profile(decode_tps=200, logits_ms=200 if inside else 0)
     engine = opens(version, SimulatedModel(profile=profile), engine_options=UNTRIED)
-    engine.cache.reuse = True
+    engine.loaded.cache.reuse = True
     conversation = ask(engine, QUESTIONS[0])
     for sampling in (SEEDED, Sampling(**GREEDY)):  # type: ignore[arg-type]
         conversation += run(engine, conversation, 2, SEEDED)[0] + [70]
@@ -140,10 +140,12 @@ def test_after_an_abort_nobody_counts_on_a_pause(opens: Open, version: str, insi
         aborter = threading.Thread(target=generation.abort)
         if inside:
             runner.start()
-            wait_for(lambda of=generation: engine.handle._call is not None and engine.handle._call is of._call)  # type: ignore[misc]
+            wait_for(
+                lambda of=generation: engine.loaded.handle._call is not None and engine.loaded.handle._call is of._call
+            )  # type: ignore[misc]
             aborter.start()
         else:
-            with engine.handle._ending:
+            with engine.loaded.handle._ending:
                 runner.start()
                 wait_for(lambda of=generation: of._call is not None)  # type: ignore[misc]
                 aborter.start()
@@ -162,7 +164,7 @@ def test_what_nothing_makes_exact_is_refused(opens: Open, version: str) -> None:
     profile = Profile(prefill_tps=4000, decode_tps=200)
     simulated = replace(slow_to_hear(60, full_attention=False, switches={"after_pause": "compare"}), profile=profile)
     engine = opens(version, simulated)
-    assert not engine.samples_on_host
+    assert not engine.loaded.samples_on_host
     assert run(engine, ask(engine, QUESTIONS[0]))[0] == expected(ask(engine, QUESTIONS[0]))
 
 
@@ -170,6 +172,6 @@ def test_what_nothing_makes_exact_is_refused(opens: Open, version: str) -> None:
 def test_the_self_test_finds_late_aborts_no_fault_of_the_logits(opens: Open, version: str) -> None:
     """So a seed is served."""
     engine = opens(version, replace(slow_to_hear(60), profile=Profile(prefill_tps=1000, decode_tps=200)))
-    assert engine.samples_on_host and engine.cache.reuse
+    assert engine.loaded.samples_on_host and engine.loaded.cache.reuse
     tokens = ask(engine, QUESTIONS[0])
     assert run(engine, tokens, 4, Sampling(**{**GREEDY, "seed": 1}))[0] == expected(tokens, 4)  # type: ignore[arg-type]

@@ -122,8 +122,8 @@ def read(stats: Stats) -> int:
 
 def parked(engine: RkllmEngine) -> int:
     """Bytes."""
-    assert engine.cache.parking is not None
-    return engine.cache.parking.size
+    assert engine.loaded.cache.parking is not None
+    return engine.loaded.cache.parking.size
 
 
 def memory_files() -> list[str]:
@@ -234,8 +234,8 @@ def test_the_longest_unused_makes_room(bench: Bench, monkeypatch: pytest.MonkeyP
     before = parked(engine)
     three.ask()
     assert parked(engine) <= before
-    assert engine.cache.parking is not None
-    engine.cache.parking.empty()
+    assert engine.loaded.cache.parking is not None
+    engine.loaded.cache.parking.empty()
     assert parked(engine) == 0
     once(engine, LANGUAGE.tokenize("Something else" * 40))
     assert parked(engine) == 0 and read(three.ask()) > 300
@@ -314,7 +314,7 @@ def test_it_is_parked_only_where_that_was_seen_to_help(
     model = bench.model(simulated, **changes)
     engine = bench.load(model, "1.2.3")
     test = bench.test(model)
-    assert engine.cache.parking is None and not test.parks
+    assert engine.loaded.cache.parking is None and not test.parks
     assert words in test.not_parked and bool(words) == bool(test.not_parked)
     assert not words or f"conversations are not parked: {test.not_parked}" in " ".join(
         engine.describe(model, bench.setup).notes
@@ -333,7 +333,7 @@ def test_what_was_measured_is_told_and_kept(bench: Bench, defaults: dict[str, An
     assert test.parked_bytes >= 100_000  # its times are those of a busy machine, and may be lost in others
     assert "can be parked in memory" in " ".join(RkllmEngine.describe(model, bench.setup).notes)
     engine = bench.load(model, "1.2.3")
-    assert bench.test(model) == test and engine.cache.parking is not None
+    assert bench.test(model) == test and engine.loaded.cache.parking is not None
 
 
 def test_what_ended_the_process_is_not_tried_again(bench: Bench) -> None:
@@ -343,5 +343,5 @@ def test_what_ended_the_process_is_not_tried_again(bench: Bench) -> None:
     folder.mkdir()
     (folder / BEGUN).touch()
     engine = bench.load(model)
-    assert engine.cache.parking is None and not (folder / BEGUN).exists()
+    assert engine.loaded.cache.parking is None and not (folder / BEGUN).exists()
     assert "ended when it was tried" in bench.test(model).not_parked

@@ -15,7 +15,7 @@ import pytest
 
 from npu.engine import Ability, Sampling
 from npu.engines import Setup
-from npu.engines.rkllm import prompt_cache
+from npu.engines.rkllm import kept_prefix
 from npu.engines.rkllm.engine import RkllmEngine
 from npu.errors import ModelRefused
 from npu.manifest import read_manifest
@@ -92,7 +92,7 @@ def test_a_prompt_that_begins_so_is_not_read_again(bench: Bench, version: str) -
             tokens = chat(question)
             answer, _, stats = run(engine, tokens)
             assert answer == expected(tokens)
-            if engine.family.CAPABILITIES.perf:
+            if engine.loaded.family.CAPABILITIES.perf:
                 assert stats.cached_tokens >= PREFIX - 2
             assert run(engine, other, 5, Sampling(temperature=0.0, seed=1))[0] == expected(other, 5)
             assert run(engine, tokens, 5, Sampling(temperature=0.0, seed=1))[0] == expected(tokens, 5)
@@ -175,7 +175,7 @@ def test_what_does_not_help_is_not_kept(bench: Bench, simulated: SimulatedModel,
 def test_it_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large a file is removed, and none is written where there is too little room; that is tried again."""
     model = bench.model()
-    monkeypatch.setattr(prompt_cache, "MEGABYTE", 1)
+    monkeypatch.setattr(kept_prefix, "MEGABYTE", 1)
     bench.load(model).close()
     assert bench.files() == [] and "more than prompt_cache_mb" in bench.note(model)
     monkeypatch.undo()

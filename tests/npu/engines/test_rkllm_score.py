@@ -38,7 +38,7 @@ def test_a_score_is_the_models_own(opens: Open, version: str, switch: str) -> No
         reading = engine.score(tokens, yes, no)
         assert reading.result() == pytest.approx(share(tokens, yes, no, len(engine.vocabulary)), abs=1e-6)
         assert (reading.stats.prompt_tokens, reading.stats.generated_tokens) == (len(tokens), 0)
-        assert engine.handle.cache_size() in (None, 0)  # or what comes after is slower
+        assert engine.loaded.handle.cache_size() in (None, 0)  # or what comes after is slower
         assert run(engine, tokens)[0] == expected(tokens)
 
 

@@ -97,7 +97,7 @@ def test_a_sound_model(bench: Bench, version: str) -> None:
     model = bench.model(SimulatedModel(profile=MEASURABLE))
     engine = bench.load(model, version)
     test = bench.test(model)
-    can = engine.family.CAPABILITIES
+    can = engine.loaded.family.CAPABILITIES
     assert test.text is Verdict.SANE and test.said == ""
     assert test.reuse is can.prefix_reuse and not test.counts_cached
     assert test.logits is (Verdict.SANE if can.logits else Verdict.UNKNOWN)
@@ -211,7 +211,7 @@ def test_reuse_without_counts_is_judged_by_time(bench: Bench) -> None:
     model = bench.model(SimulatedModel(profile=MEASURABLE))
     engine = bench.load(model, "1.2.0")
     assert bench.test(model).reuse is True
-    assert list(engine.slices(600, 0)) == [256, 512]
+    assert list(engine.loaded.slices(600, 0)) == [256, 512]
     assert says(engine, "word " * 600)
     assert bench.tried(SimulatedModel(full_attention=False, profile=MEASURABLE), "1.2.0").reuse is False
 
@@ -290,7 +290,7 @@ def test_time_is_bounded(bench: Bench, version: str, monkeypatch: pytest.MonkeyP
     test = bench.test(model)
     assert (test.text, test.logits) == (Verdict.UNKNOWN, Verdict.UNKNOWN)
     assert test.abort_ms is None and test.logits_ms is None and not test.in_time
-    assert test.reuse is (None if engine.family.CAPABILITIES.prefix_reuse else False)
+    assert test.reuse is (None if engine.loaded.family.CAPABILITIES.prefix_reuse else False)
     assert "ran out of time" in " ".join(bench.card(model).notes)
     generation = engine.generate(Prompt([70, 71], 1), Sampling(**GREEDY))
     assert len(list(generation)) == 1 and generation.end is End.LENGTH
@@ -306,7 +306,7 @@ def test_what_a_slow_model_needs_most_is_tried_first(
     engine = bench.load(model, version)
     test = bench.test(model)
     assert (test.reuse, test.logits, test.in_time) == (True, Verdict.UNKNOWN, False)
-    assert next(engine.slices(2000)) < 2000
+    assert next(engine.loaded.slices(2000)) < 2000
     assert "ran out of time" in " ".join(bench.card(model).notes)
     monkeypatch.setattr(rkllm_engine, "SECONDS", 60.0)
     bench.load(model, version)
@@ -361,8 +361,8 @@ def test_what_is_known_is_not_tried_again(
     first = bench.load(model)
     second = bench.load(model)
     assert counted.runs == 1
-    assert second.cache.reuse is first.cache.reuse is True
-    assert second.samples_on_host is False
+    assert second.loaded.cache.reuse is first.loaded.cache.reuse is True
+    assert second.loaded.samples_on_host is False
     changed = change(model)
     bench.load(changed)
     assert counted.runs == 2
@@ -376,7 +376,7 @@ def test_what_options_left_out_is_tried_without_them(bench: Bench, option: dict[
     model = bench.model(SimulatedModel(wrong_logits=True))
     bench.load(replace(model, engine_options=option)).close()
     assert bench.test(replace(model, engine_options=option)).logits is Verdict.UNKNOWN
-    assert not bench.load(model).samples_on_host
+    assert not bench.load(model).loaded.samples_on_host
     assert bench.test(model).logits is Verdict.SUSPECT
 
 
@@ -420,7 +420,7 @@ def test_it_can_be_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     model = bench.model(SimulatedModel(garbage=True), engine_options={"self_test": 0})
     engine = bench.load(model)
     assert counted.runs == 0
-    assert engine.cache.reuse is None
+    assert engine.loaded.cache.reuse is None
     seen = list[int]()
     list(engine.generate(Prompt([70] * 2000, 1), Sampling(**GREEDY), seen.append))
     assert seen == [2000]

@@ -97,7 +97,7 @@ def test_an_abort_ends_one_slot_and_not_the_others(opens: Open, able: str) -> No
     for generation in left:
         next(iter(generation))
         generation.abort()
-    assert (engine.handle.cache_size() or 0) < 400 < len(says(asked[1], 3000))
+    assert (engine.loaded.handle.cache_size() or 0) < 400 < len(says(asked[1], 3000))
     assert run(engine, asked[0])[0] == says(asked[0], 40)
 
 
@@ -156,7 +156,7 @@ def test_one_answer_among_slots_is_right(opens: Open, able: str) -> None:
             answer, end, _ = run(engine, conversation)
             assert (answer, end) == (expected(conversation), End.EOS)
             conversation += answer
-        assert (engine.handle.cache_size(1) or 0) <= 1 + 40
+        assert (engine.loaded.handle.cache_size(1) or 0) <= 1 + 40
 
 
 def test_vectors_are_the_same_with_slots(opens: Open, able: str) -> None:
