@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import shutil
-import time
 from collections.abc import AsyncIterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,12 +15,8 @@ from typing import Final, Protocol
 
 from api.errors import HttpProblem, Problem
 from api.storage import sync_folder, to_its_end
-from tasks.blobs import blob_path
+from tasks.blobs import blob_path, drop_forgotten
 
-log = logging.getLogger("rockchipllama.api")
-
-KEPT: Final = 24 * 3600.0
-"""Seconds for which a file waits for a model to be made of it."""
 SPARE: Final = 100_000_000
 """Bytes that must stay free on the disk."""
 
@@ -46,9 +40,11 @@ class Blobs:
 
     def has(self, digest: str) -> bool:
         place = blob_path(self._models_dir, digest)
-        with suppress(FileNotFoundError):
-            os.utime(place)  # whoever hears that it is here does not send it: it stays until they have made their model
-            return place.is_file()
+        with suppress(FileNotFoundError, BlockingIOError), place.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # nobody drops it in this very moment
+            # Whoever hears that it is here does not send it: it stays until they have made their model.
+            os.utime(file.fileno())
+            return os.fstat(file.fileno()).st_nlink > 0
         return False
 
     async def take(self, digest: str, chunks: AsyncIterable[bytes], announced: int) -> None:
@@ -79,20 +75,16 @@ class Blobs:
 def _open(draft: Path, opened: ExitStack) -> int:
     """The draft's descriptor, with a lock that says that somebody is at it. `opened` closes it, and removes what is left."""
     draft.parent.mkdir(parents=True, exist_ok=True)
-    for left in draft.parent.iterdir():
-        with suppress(FileNotFoundError):  # another upload has just put it in its place
-            if time.time() - left.stat().st_mtime > KEPT:
-                log.warning("a file that no model was made of is dropped: %s", left.name)
-                left.unlink()
+    drop_forgotten(draft.parents[2])
     while True:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            break
-        os.close(descriptor)  # whoever clears the folder was quicker than the lock
-    opened.callback(draft.unlink, missing_ok=True)
-    opened.callback(os.close, descriptor)
-    return descriptor
+        with ExitStack() as held:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            held.callback(draft.unlink, missing_ok=True)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:  # else whoever clears the folder was quicker than the lock
+                opened.enter_context(held.pop_all())
+                return descriptor
 
 
 def _make_sure_of(size: int, descriptor: int) -> None:

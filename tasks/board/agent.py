@@ -14,6 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from npu.engines.rkllm.trial import clear_trials
 from tasks import commands, keys, lifeline, live_settings, logs, presence, systemd
 from tasks.at_work import anybody_at_work
+from tasks.blobs import drop_forgotten
 from tasks.board import staging
 from tasks.board.announced import LOOK, Announced
 from tasks.board.board_lock import only_agent
@@ -54,6 +55,8 @@ REST = 2.0
 """Seconds between two looks for models that nobody asks for any more."""
 WATCH = 5.0
 """Seconds between two looks at the workers' breaths."""
+TIDY = 3600.0
+"""Seconds between two looks for files that were sent and that no model was made of."""
 
 
 class Agent:
@@ -133,6 +136,7 @@ class Agent:
         self._survive(self._governors.give_back_an_earlier_agents)
         self._survive(lambda: staging.clear(self._settings.models_dir))
         self._survive(lambda: clear_trials(self._setup.runtime_dir))
+        self._tidy()
         while not self._leaving.is_set() and not self._reaches_redis():
             self._pulse.beat()
             self._leaving.wait(1.0)
@@ -157,6 +161,7 @@ class Agent:
             self._rest: REST,
             self._loading.pause_parking: WATCH,
             self._follow: live_settings.FRESH,
+            self._tidy: TIDY,
         }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
         while not self._leaving.wait(0.2):
@@ -216,6 +221,9 @@ class Agent:
             log.info("nobody asks for %s any more: it is unloaded", model_id)
             self._events.unloaded(model_id, Unload.IDLE)
             threading.Thread(target=self._loading.put_away, args=(model_id,), daemon=True).start()
+
+    def _tidy(self) -> None:
+        self._survive(lambda: drop_forgotten(self._settings.models_dir))
 
     def _follow(self) -> None:
         """Obey what is kept of settings for the whole service."""

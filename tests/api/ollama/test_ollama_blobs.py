@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,8 @@ import pytest
 
 from api import blobs
 from api.blobs import Blobs
-from tasks.blobs import FOLDER, blob_path
+from api.errors import HttpProblem
+from tasks.blobs import FOLDER, KEPT, blob_path, drop_forgotten
 from tasks.board.leftovers import prune
 from tests.stack import LIMIT
 
@@ -42,10 +44,40 @@ async def test_what_nobody_made_a_model_of_goes_after_a_day_unless_it_is_asked_f
         await take(kept, data)
     for data in files:
         place = blob_path(tmp_path, digest_of(data))
-        os.utime(place, (time.time() - blobs.KEPT - 60,) * 2)
+        os.utime(place, (time.time() - KEPT - 60,) * 2)
     assert kept.has(digest_of(files[0]))
     await take(kept, b"another")
     assert [blob_path(tmp_path, digest_of(data)).exists() for data in files] == [True, False]
+
+
+async def test_nobody_hears_of_a_file_that_is_being_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would not send it, and no model could be made of it."""
+    kept, data, answers = Blobs(tmp_path), b"old", []
+    await take(kept, data)
+    place = blob_path(tmp_path, digest_of(data))
+    os.utime(place, (time.time() - KEPT - 60,) * 2)
+    unlink = Path.unlink
+
+    def asked_right_before(path: Path, missing_ok: bool = False) -> None:
+        answers.append(kept.has(digest_of(data)))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", asked_right_before)
+    drop_forgotten(tmp_path)
+    assert answers == [False] and not place.exists()
+
+
+async def test_what_cannot_be_locked_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of another machine may refuse locks: neither a draft nor an open file stays."""
+
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    held = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HttpProblem, match="cannot be kept"):
+        await take(Blobs(tmp_path), b"data")
+    assert list((tmp_path / FOLDER).iterdir()) == [] and len(os.listdir("/proc/self/fd")) <= held
 
 
 async def test_an_upload_in_progress_is_nobodys_leftover(tmp_path: Path) -> None:

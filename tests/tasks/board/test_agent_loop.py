@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from npu.model import LoadWhen, Model
 from npu.rkllm.evidence import NAME
 from npu.simulator import build
 from tasks import keys, live_settings, presence, roster, systemd
+from tasks.blobs import FOLDER, KEPT
 from tasks.board import agent as module
 from tasks.board import announced, loading
 from tasks.board.agent import Agent
@@ -346,6 +348,21 @@ def test_an_agent_clears_what_the_one_before_it_had_begun(board: Board, tmp_path
     (board.models / ".partial/.stages.lock").touch()
     board.start()
     assert not any(folder.parent.exists() for folder in left)
+
+
+def test_files_that_no_model_was_made_of_are_dropped(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an upload left that was killed, and what came later: nobody need send another file for them to go."""
+    monkeypatch.setattr(module, "TIDY", 0.1)
+    folder = board.models / FOLDER
+    folder.mkdir(parents=True)
+    yesterday = time.time() - KEPT - 60
+    for name, sent in ((".killed", yesterday), ("new", time.time())):
+        (folder / name).touch()
+        os.utime(folder / name, (sent, sent))
+    board.start()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    os.utime(folder / "new", (yesterday, yesterday))
+    eventually(lambda: not any(folder.iterdir()), what="the file is dropped in its time")
 
 
 def test_an_agent_takes_over_what_the_one_before_it_left(board: Board, tmp_path: Path) -> None:
