@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from statistics import mean
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -16,9 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from api.needs import services_of
+from api.needs import Services, services_of
 from tasks.batch import OVER, BatchState, Progress
 from tasks.counts import BOUNDS, Counts
+from tasks.errors import QueueUnavailable
 from tasks.events import FailureCode, FinishReason
 from tasks.jobs import Lane
 from tasks.model_events import Unload
@@ -29,6 +31,9 @@ from tasks.roster import Snapshot
 from tasks.standing import Gate
 
 router = APIRouter(tags=["Service"])
+
+PATIENCE: Final = 3.0
+"""Seconds Redis may take for all that it is asked: Prometheus by itself waits ten for the whole answer."""
 
 PREFIX = "rockchipllama_"
 OTHER = "other"
@@ -51,6 +56,12 @@ REQUESTS = Metric(
     CounterMetricFamily,
     ("route", "status"),
     "Requests that were answered, or whose client left (499). Of this API process alone.",
+)
+REDIS = Metric(
+    "redis_up",
+    GaugeMetricFamily,
+    (),
+    "1 while Redis answers this API process, else 0: then of all that is told here there are only its own requests.",
 )
 ENDED = Metric(
     "jobs",
@@ -169,7 +180,7 @@ MEMORY = Metric("board_memory_bytes", GaugeMetricFamily, ("board",), "All there 
 AVAILABLE = Metric("board_memory_available_bytes", GaugeMetricFamily, ("board",), "What programs can still have.")
 
 METRICS: tuple[Metric, ...] = (
-    *(REQUESTS, ENDED, *TOTALS.values(), READ, *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
+    *(REQUESTS, REDIS, ENDED, *TOTALS.values(), READ, *TIMES.values(), WAITING, RUNNING, ESTIMATE, OPEN),
     *(BATCHES, ITEMS, LOADS, UNLOADS),
     *(WORKER, PREFILL, DECODE, PARKED, BOARD, LOAD, CLOCK, HIGHEST, HEAT, LIMIT, HOT, MEMORY, AVAILABLE),
 )
@@ -191,39 +202,57 @@ class HttpRequests:
 @router.get("/metrics", summary="Show the figures for Prometheus", response_class=Response)
 async def show_metrics(http: Request) -> Response:
     """In the text format of Prometheus. Jobs, queues and boards are those of the whole service, whichever process is asked."""
-    roster = services_of(http)["roster"]
+    service = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            service = await _read(services_of(http))
+    except (QueueUnavailable, TimeoutError):
+        pass  # a gauge says so, and what was known of queues and boards is not told as that of now
+    own: HttpRequests = http.app.state.requests
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Process(own.counted, redis=service is not None))
+    if service is not None:
+        registry.register(service)
+    return Response(generate_latest(registry), headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _read(services: Services) -> _Service:
+    """Raises `QueueUnavailable`."""
+    roster, queues = services["roster"], services["queues"]
     if not roster.snapshot.breaths:
-        await roster.refresh()  # none known yet is not the same as none there: says so while Redis is away
+        await roster.refresh()  # none known yet is not the same as none there
     snapshot = roster.snapshot
     models = [status.card.id for status in snapshot.models]
-    views = await services_of(http)["queues"].view(models)
-    counts = await services_of(http)["queues"].counts()
-    registry = CollectorRegistry(auto_describe=False)
-    batches = await services_of(http)["batches"].unfinished()
-    own: HttpRequests = http.app.state.requests
-    registry.register(_Service(own.counted, counts, dict(zip(models, views, strict=True)), snapshot, batches))
-    return Response(generate_latest(registry), headers={"cache-control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
+    views = await queues.view(models)
+    counts = await queues.counts()
+    batches = await services["batches"].unfinished()
+    return _Service(counts, dict(zip(models, views, strict=True)), snapshot, batches)
+
+
+class _Process(Collector):
+    """What this process knows by itself."""
+
+    def __init__(self, requests: Mapping[tuple[str, str], int], *, redis: bool) -> None:
+        self._requests = requests
+        self._redis = redis
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        yield _counter(REQUESTS, self._requests.items())
+        yield GaugeMetricFamily(PREFIX + REDIS.name, REDIS.meaning, value=self._redis)
 
 
 class _Service(Collector):
     """The service at one moment."""
 
     def __init__(
-        self,
-        requests: Mapping[tuple[str, str], int],
-        counts: Counts,
-        queues: Mapping[str, QueueView],
-        snapshot: Snapshot,
-        batches: Sequence[Progress],
+        self, counts: Counts, queues: Mapping[str, QueueView], snapshot: Snapshot, batches: Sequence[Progress]
     ) -> None:
-        self._requests = requests
         self._counts = counts
         self._queues = queues
         self._snapshot = snapshot
         self._batches = batches
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
-        yield _counter(REQUESTS, self._requests.items())
         yield from self._jobs()
         for metric, rows in (*self._queue_gauges(), *self._batch_gauges(), *self._board_gauges()):
             family = GaugeMetricFamily(PREFIX + metric.name, metric.meaning, labels=metric.labels)

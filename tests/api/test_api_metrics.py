@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from api import metrics
 from api.metrics import METRICS, PREFIX
 from tasks.api_keys import Scope
 from tasks.batch import BatchState, Progress
 from tasks.jobs import JobState, Lane
 from tasks.presence import Machine, Presence
-from tasks.queue_book import Held
+from tasks.queue_book import Held, QueueView
 from tests.api.scripted import TINY
 from tests.api.scripted_services import ScriptedBatches
 from tests.api.site import Site
@@ -21,14 +23,17 @@ from tests.api.site import Site
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def scrape(place: Site, **headers: str) -> Samples:
+def scrape(place: Site, only: Collection[str] | None = None, **headers: str) -> Samples:
+    """All that is told; `only` are the metrics that may be among it, by default every one."""
     reply = place.http.get("/metrics", headers=headers)
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("text/plain")
     families = list(text_string_to_metric_families(reply.text))
     told = [(sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples]
     assert len(told) == len(set(told)), "Prometheus takes no two samples of the same labels"
-    assert {family.name for family in families} == {PREFIX + metric.name for metric in METRICS}
+    assert {family.name for family in families} == {
+        PREFIX + name for name in only or [metric.name for metric in METRICS]
+    }
     return {
         (sample.name.removeprefix(PREFIX), frozenset(sample.labels.items())): sample.value
         for family in families
@@ -164,7 +169,28 @@ def test_who_may_use_the_api_may_read_them(place: Site) -> None:
     assert scrape(place, authorization="Bearer user-key")
 
 
-def test_a_redis_that_is_away_is_told(place: Site) -> None:
-    """Prometheus takes the target for down then, rather than all queues for empty."""
-    place.world.roster.away = True
-    assert place.http.get("/metrics").status_code == 503
+@pytest.mark.parametrize("frozen", [False, True], ids=["away", "frozen"])
+def test_a_redis_that_does_not_answer_is_told(place: Site, monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+    """In Prometheus' own time, with what needs no Redis; queues are told neither as empty nor as they once were."""
+
+    async def silent(models: Sequence[str]) -> list[QueueView]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    place.world.roster.alive = [Presence(name="board:b1", board="b1", version="0.1.0")]
+    place.http.get("/healthz")
+    before = scrape(place)
+    assert value(before, "redis_up") == 1
+    with monkeypatch.context() as patch:
+        if frozen:
+            patch.setattr(metrics, "PATIENCE", 0.05)
+            patch.setattr(place.world.queues, "view", silent)
+        else:
+            place.world.roster.alive = []
+            place.world.roster.away = True
+        shown = scrape(place, only=("http_requests", "redis_up"))
+    assert value(shown, "redis_up") == 0
+    of = {"route": "/healthz", "status": "200"}
+    assert value(shown, "http_requests_total", **of) == value(before, "http_requests_total", **of)
+    place.world.roster.away = False
+    assert value(scrape(place), "redis_up") == 1
