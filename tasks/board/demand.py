@@ -103,6 +103,7 @@ class Demand:
             self._no_room.add(model.id)
 
     def _serve(self, model: Model, *, last: bool) -> None:
+        leaving = self._leaving()  # before the try: what goes during it has left room for the next
         try:
             since = self._waits.get(model.id, self._clock())
             self._load_in_place(model, self._clock() - since if last else None)
@@ -124,7 +125,7 @@ class Demand:
             log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
         except ModelRefused as error:
             log.error("jobs wait for %s, and it cannot be loaded: %s", model.id, error)
-            if last and not self._leaving():  # there may be room once they are gone
+            if last and not leaving:  # there may be room once they are gone
                 self._refuse(model.id, error)
 
     def _refuse(self, model: str, error: ModelRefused) -> None:

@@ -170,11 +170,15 @@ class Loading:
         self._to_load.add(model.id)
 
     def _in_the_way(self, model: Model, needed: int, domains: Sequence[int], giving_way: Collection[str]) -> list[str]:
+        here = self._workers.sizes(), self._workers.leaving()
         try:
             return self._room.in_the_way(model, needed, domains, giving_way)
-        except NoRoomYet:
-            raise
         except OutOfMemory as error:
+            # What is unloaded during that look may be counted as in the way by one part of it, and as gone by another.
+            if here != (self._workers.sizes(), self._workers.leaving()):
+                raise MakingRoom(f"Other models were unloaded while room was looked for '{model.id}'.") from error
+            if isinstance(error, NoRoomYet):
+                raise
             if self._changing():  # a trial takes memory that will be free again
                 raise NoRoomYet(
                     f"A runtime is being tried on this board, and whether there is room for '{model.id}' is seen after that."
@@ -254,8 +258,10 @@ class Loading:
             log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
 
     def tell_to_load(self) -> None:
+        leaving = self._workers.leaving()
         for name in tuple(self._to_load):
-            if self._client.publish(keys.control(f"{name}@{self._board}"), "load"):
+            # One that leaves listens still, and would hear what is said to its successor.
+            if model_of(name) not in leaving and self._client.publish(keys.control(f"{name}@{self._board}"), "load"):
                 self._to_load.discard(name)
 
     def pause_parking(self) -> None:
@@ -293,7 +299,7 @@ class Loading:
         if self._workers.has(model_id):
             self._events.unloaded(model_id, Unload.GONE)
         # Its last job gets the worker's grace, for which this loop must not wait.
-        threading.Thread(target=self._workers.stop, args=(model_id, GRACE), daemon=True).start()
+        self._workers.stop_behind(model_id, GRACE, self.unloaded.set)
 
     def preload(self) -> None:
         """Load the models that are to be there from the start, and the default model; where there are none, the first that can

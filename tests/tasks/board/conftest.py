@@ -11,8 +11,9 @@ import pytest
 import redis
 
 from npu.hardware import Memory
-from tasks.board import loading, room
+from tasks.board import loading, room, workers
 from tasks.prompting import setup
+from tests.fakes.clock import Clock
 from tests.tasks.board.small_board import GIB, SIZES, Board
 
 
@@ -34,6 +35,7 @@ def domains() -> Sequence[int]:
 
 @pytest.fixture
 def board(
+    standing: None,
     client: redis.Redis,
     valkey_url: str,
     tmp_path: Path,
@@ -47,7 +49,8 @@ def board(
         loading, "describe", lambda model, _: SimpleNamespace(memory_bytes=sizes[model.id], memory_domains=domains)
     )
     monkeypatch.setattr(setup, "read_memory", lambda: Memory(64 * GIB, 60 * GIB))
-    made = Board(client, valkey_url, tmp_path, least_stay=least_stay, single_model=single_model)
+    monkeypatch.setattr(workers, "time", clock := Clock())
+    made = Board(client, valkey_url, tmp_path, clock, least_stay=least_stay, single_model=single_model)
     yield made
     made.agent._workers.stop_all(0.0)
 

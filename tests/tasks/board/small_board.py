@@ -15,6 +15,7 @@ from tasks.board.settings import BoardSettings
 from tasks.card import Card
 from tasks.presence import Presence
 from tasks.settings import TaskSettings
+from tests.fakes.clock import Clock
 from tests.stack import eventually
 
 GIB = 1 << 30
@@ -25,12 +26,14 @@ SIZES = {"tiny": 0.5, "small": 1.0, "middle": 2.0, "large": 3.5, "huge": 5.0}
 class Board:
     """A board that is taken to have 8 GB and may use six, whose workers do nothing but live. Nobody but a test answers."""
 
-    def __init__(self, client: redis.Redis, url: str, folder: Path, **chosen: Any) -> None:
+    def __init__(self, client: redis.Redis, url: str, folder: Path, clock: Clock, **chosen: Any) -> None:
         self.client = client
+        self.clock = clock
         self.models = {name: Model(id=name, engine="echo", folder=folder) for name in (*SIZES, "giant")}
         settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one", memory_total=8192)
         self.agent = Agent(settings, BoardSettings(**chosen))
         self.agent._workers.command = lambda _: ["/bin/sh", "-c", "exec sleep 1000", "worker"]
+        self.agent._demand._clock = clock.monotonic
         self.agent._announced.catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
         for name in self.models:
@@ -62,10 +65,7 @@ class Board:
 
     def later(self, seconds: float) -> None:
         """So much time passes."""
-        now = self.agent._demand._clock() + seconds
-        self.agent._demand._clock = lambda: now
-        for child in self.agent._workers._children.values():
-            child.started -= seconds
+        self.clock.now += seconds
 
     def loaded(self) -> set[str]:
         """The models that have a worker."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -527,8 +528,11 @@ def test_jobs_do_not_wait_for_a_look_when_their_model_was_unloaded(
     assert board.agent._workers.living() != before
 
 
-def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(board: Board, client: redis.Redis) -> None:
+def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(
+    board: Board, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody need notice first that jobs wait for it."""
+    monkeypatch.setattr(module, "WATCH", 10 * LIMIT)
     board.start()
     before = eventually(board.agent._workers.living, what="a worker")
     client.zadd(keys.waiting("first"), {"j": 1})
@@ -582,8 +586,10 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
             return not board.agent._workers.living() and not board.agent._workers.leaving()
 
         eventually(nobody, what="no worker")
-        words = iter(lambda: told.get_message(timeout=0.1), None)
-        given_up = [bytes(word["channel"]) for word in words if word["data"] == b"move"]
+        client.publish(keys.control("nobody@one"), "the end")
+        words = iter(lambda: eventually(lambda: told.get_message(timeout=0.1), what="a word"), None)
+        until = takewhile(lambda word: word["data"] != b"the end", words)
+        given_up = [bytes(word["channel"]) for word in until if word["data"] == b"move"]
     assert given_up == [keys.control("first@one").encode()]
     eventually(lambda: "one" not in read_roster(client).boards, what="others know")
     with pytest.raises(ModelRefused, match=r"drained .*`rockchipllama boards resume one`"):

@@ -15,7 +15,7 @@ from npu.errors import OutOfMemory
 from npu.hardware import Memory
 from npu.model import Model
 from tasks import keys
-from tasks.board import workers
+from tasks.board import unparking, workers
 from tasks.board.agent import Agent
 from tasks.board.process import WorkerProcess, wait_or_kill
 from tasks.board.room import MakingRoom
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def agent(client: redis.Redis, valkey_url: str, tmp_path: Path) -> Iterator[Agent]:
+def agent(standing: None, client: redis.Redis, valkey_url: str, tmp_path: Path) -> Iterator[Agent]:
     """An agent whose workers do nothing but live. It leaves a quarter of the memory to the system."""
     settings = TaskSettings(redis_url=valkey_url, data_dir=tmp_path, models_dir=tmp_path, board_name="one")
     made = Agent(settings, BoardSettings())
@@ -78,6 +78,43 @@ def test_a_model_that_fits_is_loaded(agent: Agent, client: redis.Redis, monkeypa
         agent._loading.tell_to_load()  # told once
         assert worker.get_message(timeout=0.1) is None
     assert told == [b"load"]
+
+
+def test_what_leaves_is_not_told_to_load(agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listens until it is gone, and its successor, which is called the same, would never hear."""
+    gone = threading.Event()
+    has_memory(monkeypatch, total=100, available=50)
+    agent._loading.load(echo())
+    agent._loading.load(echo("another"))
+    monkeypatch.setattr(workers, "wait_or_kill", lambda *_: gone.wait(LIMIT))
+    with client.pubsub(ignore_subscribe_messages=True) as heard, ThreadPoolExecutor(1) as pool:
+        heard.subscribe(keys.control("echo@one"), keys.control("another@one"))
+        eventually(lambda: client.pubsub_numsub(keys.control("another@one"))[0][1] == 1, what="workers that listen")
+
+        def told() -> str:
+            message = eventually(lambda: heard.get_message(timeout=0.1), what="a word")
+            assert message["data"] == b"load"
+            return str(message["channel"].decode().removeprefix("rl:control:"))
+
+        unloaded = pool.submit(agent._loading.unload, echo())
+        eventually(agent._workers.leaving, what="a worker that leaves")
+        agent._loading.load(echo())
+        agent._loading.tell_to_load()
+        assert told() == "another@one"
+        gone.set()
+        unloaded.result(LIMIT)
+        agent._loading.tell_to_load()
+        assert told() == "echo@one"
+
+
+def test_a_model_that_has_gone_has_no_worker_from_then_on(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its job in hand has time to end: what is loaded a moment later is not unloaded with it."""
+    has_memory(monkeypatch, total=100, available=50)
+    agent._loading.load(echo())
+    with monkeypatch.context() as busy:
+        busy.setattr(threading.Thread, "start", lambda _: None)  # no other thread comes to anything
+        agent._loading.dismiss("echo")
+    assert not agent._workers.has("echo")
 
 
 def test_models_that_are_still_loading_count(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +224,7 @@ def test_what_others_have_parked_is_given_back_first(
     agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their workers are told, and waited for; a board where nothing is parked refuses as ever."""
+    monkeypatch.setattr(unparking, "PATIENCE", LIMIT)
     has_memory(monkeypatch, total=100, available=5)
     breathe(client, Presence(name="other@one", board="one", model="other", state="loaded"))
     breathe(client, Presence(name="other@two", board="two", model="other", state="loaded", parked=MIB))

@@ -25,6 +25,8 @@ from tasks.store import JobStore
 
 HELLO = ChatRequest((Message("user", "hello"),))
 
+pytestmark = pytest.mark.usefixtures("standing")
+
 
 class Rack:
     """Boards that have the model `echo`, and what each of them does about jobs for it."""
@@ -38,6 +40,8 @@ class Rack:
         self.now = 1000.0
         self.leaving: set[str] = set()
         """Models that are being unloaded."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while a board tries to load."""
         self.boards = {board: self._board(board) for board in boards}
 
     def _board(self, board: str) -> Demand:
@@ -46,13 +50,14 @@ class Rack:
 
         def load(model: Model, waited: float | None = None) -> None:
             self.loaded.append(board)
+            self.meanwhile()
             if board in self.trouble:
                 raise self.trouble[board]
             self.workers.add(board)
 
         catalog = Catalog((Model(id="echo", engine="echo", folder=Path()),))
         return Demand(
-            *(self.client, board, lambda: catalog, lambda _: board in self.workers, lambda: self.leaving),
+            *(self.client, board, lambda: catalog, lambda _: board in self.workers, lambda: set(self.leaving)),
             *(load, load, 600.0, lambda: self.now),
         )
 
@@ -142,6 +147,19 @@ def test_what_no_board_can_load_is_told(client: redis.Redis, valkey_url: str, tr
         assert (found.error.code, found.error.message) == (FailureCode.MODEL_UNAVAILABLE, str(trouble))
     assert client.zcard(keys.waiting("echo")) == 0
     assert rack.look() == []
+
+
+def test_what_leaves_during_a_try_leaves_room_for_the_next(client: redis.Redis, valkey_url: str) -> None:
+    """Nobody is told that there is none because it was looked for a moment too early."""
+    rack = Rack(client, valkey_url, "a")
+    rack.trouble["a"] = OutOfMemory("no room")
+    job = rack.accept()
+    rack.leaving.add("another")
+    rack.meanwhile = rack.leaving.clear
+    assert rack.look() == ["a"]
+    assert rack.view(job).state is JobState.QUEUED
+    assert rack.look() == ["a"]
+    assert rack.view(job).state is JobState.FAILED
 
 
 def test_a_paused_queue_has_nothing_loaded(client: redis.Redis, valkey_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from random import Random
 
 import pytest
@@ -100,14 +101,35 @@ def test_what_can_never_fit_unloads_nothing(board: Board) -> None:
     assert board.loaded() == {"large", "middle"}
 
 
+@pytest.mark.parametrize("during", ["the look at memory", "the look at who rests"])
+def test_what_is_unloaded_during_a_look_for_room_gets_nobody_refused(
+    board: Board, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of the look counted it as loaded, and the rest as gone."""
+    board.has("middle", "large")
+    owner, name = (room.Room, "_free") if during == "the look at memory" else (type(board.agent._keeping), "resting")
+    looked, left = getattr(owner, name), count(-2 if name == "_free" else 0)
+
+    def look_and_unload(looking: object, at: object) -> object:
+        found = looked(looking, at)
+        if not next(left):
+            board.agent._loading.unload(board.models["large"])
+            presence.leave(board.client, "large@one")
+            return found if name == "_free" else looked(looking, at)
+        return found
+
+    monkeypatch.setattr(owner, name, look_and_unload)
+    board.agent._loading.load_after_others(board.models["huge"], by_hand=True)
+    assert board.loaded() == {"huge"}
+
+
 @pytest.mark.parametrize("least_stay", [1000.0])
 def test_what_was_loaded_just_now_stays(board: Board) -> None:
     """Else two models that are asked for by turns would be loaded for every request."""
     board.has("large", "middle")
     with pytest.raises(NoRoomYet):
         board.agent._loading.load_in_place(board.models["huge"])
-    for child in board.agent._workers._children.values():
-        child.started -= 1001
+    board.later(1001)
     with pytest.raises(MakingRoom):
         board.agent._loading.load_in_place(board.models["huge"])
 

@@ -27,17 +27,8 @@ from tasks.presence import Presence
 from tasks.requests import ChatRequest, Message
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
+from tests.fakes.clock import Clock
 from tests.stack import LIMIT, eventually
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Kennel:

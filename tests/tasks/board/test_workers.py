@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,26 +18,15 @@ from npu.errors import ModelRefused
 from npu.model import Model
 from tasks import worker_lock
 from tasks.board import workers as module
+from tasks.board.process import WorkerProcess
 from tasks.board.workers import STEADY, WorkerChild, Workers
 from tasks.settings import ROOT
+from tests.fakes.clock import Clock
 from tests.stack import LIMIT, eventually
 
 LIVES = "echo $$ >> started; exec sleep 1000"
 DIES = "echo $$ >> started; exit 3"
 STUBBORN = "trap '' TERM; echo $$ >> started; while :; do sleep 0.05; done"
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        threading.Event().wait(seconds)
 
 
 class Board:
@@ -248,18 +237,22 @@ def test_who_does_not_leave_is_killed_after_the_grace(board: Board) -> None:
     assert gone(pid)
 
 
-def test_stop_all_asks_all_before_it_waits_for_any(board: Board) -> None:
+def test_stop_all_asks_all_before_it_waits_for_any(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not leave takes the others' grace from nobody, and nothing is left."""
+    wait_or_kill = module.wait_or_kill
+
+    def wait(processes: Sequence[WorkerProcess], grace: float) -> None:
+        eventually(lambda: (board.folder / "told").exists(), what="SIGTERM for the second")
+        wait_or_kill(processes, grace)
+
+    monkeypatch.setattr(module, "wait_or_kill", wait)
     board.line = STUBBORN
     board.start("stubborn")
     board.begun()
     board.line = "echo $$ >> started; trap 'echo told >> told; exit' TERM; while :; do sleep 0.05; done"
     board.start("polite")
     pids = board.begun(2)
-    stopping = threading.Thread(target=board.workers.stop_all, args=(1.0,))
-    stopping.start()
-    eventually(lambda: (board.folder / "told").exists(), what="SIGTERM for the second")
-    stopping.join(LIMIT)
+    board.workers.stop_all(0.1)
     assert all(gone(pid) for pid in pids)
     board.workers.stop_all(0.0)  # twice is safe
 
