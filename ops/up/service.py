@@ -328,7 +328,7 @@ class _Service:
     def _tell_advice(self) -> None:
         """Once: what would be better on this board."""
         advice, self._advice = self._advice, None
-        lines = list(advice.lines()) if advice is not None else []
+        lines = list(advice.lines(self._supervisor.until)) if advice is not None else []
         if lines:
             say("\n".join(["What would be better (`.venv/bin/rockchipllama doctor` says why):", *lines]))
 

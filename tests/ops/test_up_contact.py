@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from npu.simulator import build
 from ops.up.advice import Advice
 from ops.up.contact import clients, computes, is_board
+from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
 from tests.npu.boards import as_nobody, make_board
 from tests.simulators import SIMULATORS
@@ -44,10 +48,21 @@ def test_a_machine_without_one_has_its_cpu(tmp_path: Path) -> None:
 def test_a_board_is_told_what_would_be_better() -> None:
     """With what to type, as the doctor says; one that says nothing of use is passed over."""
     doctor = [sys.executable, "-m", "ops.cli.main", "doctor", "--json", "--soc", "rk3588"]
-    lines = list(Advice(doctor).lines())
+    with Supervisor() as supervisor:
+        lines = list(Advice(doctor).lines(supervisor.until))
+        assert list(Advice([sys.executable, "-c", "raise SystemExit"]).lines(supervisor.until)) == []
     at = lines.index("The NPU's driver is not in this kernel.")
     assert lines[at + 1].startswith("  $ uname -r")
-    assert list(Advice([sys.executable, "-c", "raise SystemExit"]).lines()) == []
+
+
+def test_who_stops_it_waits_for_no_doctor() -> None:
+    """Signals are heard while one is at work, who is told to stop."""
+    advice = Advice([sys.executable, "-c", "import time; time.sleep(600)"])
+    with Supervisor() as supervisor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopAsked):
+            list(advice.lines(supervisor.until))
+    assert advice._doctor.poll() is not None
 
 
 def test_an_npu_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Path) -> None:
