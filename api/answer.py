@@ -120,6 +120,7 @@ class Answer:
         except TimeoutError:
             # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
             self._source = self._follow()
+            self._subscription.put(BELL)  # and say at once what it waits for
         match self._ahead[-1].event if self._ahead else None:
             case Failed() as failed:
                 raise JobFailed(self.job, failed)

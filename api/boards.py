@@ -39,7 +39,9 @@ async def drain(http: Request, board: str) -> Response:
     """It hands over what it is at and serves nothing, until it is resumed; also when it is started anew. It obeys within about
     two seconds. Needs the scope `admin`."""
     require(http, Scope.ADMIN)
-    await services_of(http)["boards"].drain(board)
+    services = services_of(http)
+    await services["boards"].drain(board)
+    await services["roster"].refresh()  # nothing is accepted any more that would wait for it
     log.info("%s drained the board '%s'", await who(http), board)
     return _json({"object": "board", "id": board, "drained": True})
 

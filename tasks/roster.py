@@ -30,8 +30,8 @@ BEHIND = "@background"
 
 _ROSTER = Script(
     """
--- KEYS cards presence gates
--- -> {now, cards, presence, waiting, gates}, the last four as field value ...
+-- KEYS cards presence gates drained
+-- -> {now, cards, presence, waiting, gates, drained}, the four in the middle as field value ...
 local cards = redis.call('HGETALL', KEYS[1])
 local counted, counts = {}, {}
 for i = 1, #cards, 2 do
@@ -42,11 +42,12 @@ for i = 1, #cards, 2 do
     counts[#counts + 1] = redis.call('ZCARD', 'rl:waiting:' .. model)
   end
 end
-return {now(), cards, redis.call('HGETALL', KEYS[2]), counts, redis.call('HGETALL', KEYS[3])}
+return {now(), cards, redis.call('HGETALL', KEYS[2]), counts, redis.call('HGETALL', KEYS[3]),
+  redis.call('HKEYS', KEYS[4])}
 """,
     flags="no-writes",
 )
-_KEYS = [keys.CARDS, keys.PRESENCE, keys.GATES]
+_KEYS = [keys.CARDS, keys.PRESENCE, keys.GATES, keys.DRAINED]
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +55,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     card: Card
     served: bool
-    """A worker of it is alive."""
+    """A worker of it is alive, on a board that is not drained."""
     loaded: bool
     loading: bool
     waiting: int
@@ -147,7 +148,7 @@ def _pairs(flat: list[Any]) -> list[tuple[str, Any]]:
 
 
 def _snapshot(reply: object) -> Snapshot:
-    now, cards, told, waiting, kept = cast("list[Any]", reply)
+    now, cards, told, waiting, kept, asked = cast("list[Any]", reply)
     alive: list[Presence] = []
     ages: dict[str, float] = {}
     problems: list[str] = []
@@ -161,7 +162,14 @@ def _snapshot(reply: object) -> Snapshot:
                 ages[name] = (now - seen) / 1000
             except msgspec.DecodeError as error:
                 problems.append(f"the presence of {name} cannot be read: {error}")
-    breaths = tuple(breath for breath in alive if breath.model is None)
+    # Who is to be drained takes nothing new, also while it has not obeyed yet.
+    drained = set(map(text, asked))
+    breaths = tuple(
+        msgspec.structs.replace(breath, drained=breath.drained or breath.board in drained)
+        for breath in alive
+        if breath.model is None
+    )
+    drained |= {breath.board for breath in breaths if breath.drained}
     boards = tuple(sorted(breath.board for breath in breaths if not breath.drained))
     others = differences({breath.board: breath.version for breath in breaths})
     problems += others.values()
@@ -181,9 +189,10 @@ def _snapshot(reply: object) -> Snapshot:
             )
             continue
         found.setdefault(card.id, []).append(card)
+    serving = [breath for breath in alive if breath.board not in drained]
     models = []
     for model, its_cards in sorted(found.items()):
-        states = [breath.state for breath in alive if breath.model == model]
+        states = [breath.state for breath in serving if breath.model == model]
         here = tuple(card.board for card in its_cards if card.board in boards)
         card = next((card for card in its_cards if card.board in here), its_cards[0])
         notes = (*card.notes, *(others[board] for board in here if board in others))
@@ -196,7 +205,7 @@ def _snapshot(reply: object) -> Snapshot:
                 waiting=counts.get(model, 0),
                 gate=gates.get(model, Gate.OPEN),
                 boards=here,
-                stays=_stays(model, alive, ages),
+                stays=_stays(model, serving, ages),
                 no_room=next((its.no_room[model] for its in breaths if model in its.no_room), ""),
             )
         )
@@ -206,10 +215,10 @@ def _snapshot(reply: object) -> Snapshot:
     return Snapshot(time.monotonic(), tuple(models), workers, boards, refusals, tuple(problems), breaths, every, ages)
 
 
-def _stays(model: str, alive: list[Presence], ages: dict[str, float]) -> float | None:
+def _stays(model: str, serving: list[Presence], ages: dict[str, float]) -> float | None:
     """Of the boards that have it loaded, the one where it stays longest counts."""
-    loaded = {breath.board for breath in alive if breath.model == model and breath.state in ("loaded", "busy")}
-    boards = [breath for breath in alive if breath.model is None and breath.board in loaded]
+    loaded = {breath.board for breath in serving if breath.model == model and breath.state in ("loaded", "busy")}
+    boards = [breath for breath in serving if breath.model is None and breath.board in loaded]
     if not boards or any(model not in breath.stays for breath in boards):
         return None
     return max(0.0, *(breath.stays[model] - ages[breath.name] for breath in boards))

@@ -26,7 +26,8 @@ from tasks.events import (
     Timings,
     Usage,
 )
-from tasks.reader import Forgotten
+from tasks.reader import BELL, Forgotten
+from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +37,7 @@ FAILED = Failed(FailureCode.DEADLINE, "Too late.")
 
 
 def answer(*events: Event) -> Answer:
-    parts: Any = SimpleNamespace(client=None)
+    parts: Any = SimpleNamespace(client=None, put=lambda _: None)
     made = Answer(parts, "j", "m", "m", "r", AsyncExitStack(), parts)
 
     async def said() -> AsyncIterator[Numbered | Waiting]:
@@ -63,6 +64,35 @@ async def test_an_end_before_anything_was_sent_is_a_status(
 async def test_what_comes_later_is_a_line_of_the_stream(events: tuple[Event, ...]) -> None:
     """The first text decides, and so does time."""
     await answer(*events).first(patience=60 if len(events) > 2 else 0.01)
+
+
+async def test_who_waits_longer_than_the_patience_is_told_at_once_for_what() -> None:
+    """Also where it was to be next when it was accepted."""
+    rung: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def follow() -> AsyncIterator[Numbered | None]:
+        yield Numbered(1, Queued())
+        assert await rung.get() == BELL
+        yield None
+        yield Numbered(2, CANCELLED)
+
+    async def place(job: str, queue: str) -> None:
+        return None
+
+    parts: Any = SimpleNamespace(
+        client=None,
+        put=rung.put_nowait,
+        keep_alive=60.0,
+        store=SimpleNamespace(place=place),
+        waiting=lambda queue, found: Waiting(1, None, "no board is there"),
+    )
+    made = Answer(parts, "j", "m", "m", "r", AsyncExitStack(), parts)
+    made._reader = SimpleNamespace(follow=follow)  # type: ignore[assignment]
+    made._source = made._follow()
+    await made.first(patience=0.01)
+    async with asyncio.timeout(LIMIT):
+        told = [item async for item in made if isinstance(item, Waiting)]
+    assert told == [Waiting(1, None, "no board is there")]
 
 
 @pytest.mark.parametrize(("read", "told"), [(None, "cancelled"), (Mark(3, 7), "left")], ids=["first", "come back"])

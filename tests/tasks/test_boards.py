@@ -13,8 +13,9 @@ from tasks.boards import BoardBook, overview
 from tasks.card import Card, SelfTest
 from tasks.errors import BoardLives, BoardUnknown
 from tasks.presence import Machine, Presence, Runtime, breathe, leave
-from tasks.residence import state_on
+from tasks.residence import state_on, why_unserved
 from tasks.roster import announce, read_roster
+from tasks.waits_for import WaitsFor, waits_for
 
 RK3588 = Machine(
     soc="rk3588",
@@ -91,6 +92,21 @@ def test_one_model_in_two_quantizations_is_one_model(client: redis.Redis) -> Non
     [model] = read_roster(client).models
     assert model.boards == ("one", "two")
     assert [board["models"][0]["quantization"] for board in shown(client)] == ["w8a8", "w4a16"]
+
+
+def test_a_board_that_is_to_be_drained_serves_nothing_at_once(client: redis.Redis) -> None:
+    """Its agent looks only every second or so; what was asked meanwhile would wait for it."""
+    announce(client, Card(id="small", board="one", engine="echo"))
+    breathe(client, Presence(name="board:one", board="one"))
+    breathe(client, Presence(name="small@one", board="one", model="small", state="loaded"))
+    [model] = read_roster(client).models
+    assert (model.served, model.loaded, model.boards) == (True, True, ("one",))
+    client.hset(keys.DRAINED, "one", "1")
+    snapshot = read_roster(client)
+    [model] = snapshot.models
+    assert (model.served, model.loaded, model.boards) == (False, False, ())
+    assert "is drained" in why_unserved(model, snapshot) and waits_for(model) is WaitsFor.BOARD
+    assert shown(client)[0]["drained"]
 
 
 @pytest.mark.anyio
