@@ -250,9 +250,10 @@ class ParkingEngine(Protocol):
     parked_bytes: int
     """What that takes now."""
 
-    def park(self) -> None:
+    def park(self) -> float:
         """Keep what is in the cache already now, where that is worth it, so that nobody waits for it who displaces it. Nothing
-        runs meanwhile. Raises `EngineFailed`."""
+        runs meanwhile. In how many seconds to try again, since it is paused; 0 where that would do nothing. Raises
+        `EngineFailed`."""
 
     def unpark(self) -> None:
         """Give this memory back; such prompts are read anew. From any thread."""

@@ -94,6 +94,8 @@ class Parking:
         self._parked: list[Parked] = []
         self._loaded: Parked | None = None
         self._broken = False
+        self._forgiven = False
+        """It had failed with another runtime, and nothing was written since."""
         self._lost: MemoryFile | None = None
         """What could not be written: somebody may still be at it, and would find another file by its number."""
         self._wanted = 0
@@ -109,9 +111,9 @@ class Parking:
         return not self._broken
 
     @property
-    def paused(self) -> bool:
-        """Whether it parks nothing for now."""
-        return time.monotonic() < self._paused_until
+    def pause_left(self) -> float:
+        """Seconds for which it still parks nothing."""
+        return max(0.0, self._paused_until - time.monotonic())
 
     @property
     def size(self) -> int:
@@ -129,7 +131,7 @@ class Parking:
         cost = writing = costs.once + length * costs.write
         if best <= shared:  # else it has gone on, and what is parked of it is loaded in any case
             cost = max(writing * (AWAITED if awaited else 1.0), writing + length * costs.load, WORTH_MS)
-        if self._broken or self.paused or best >= length or gain < cost:
+        if self._broken or self.pause_left or best >= length or gain < cost:
             return False
         if not self._make_room(length * costs.bytes):
             return False
@@ -149,6 +151,7 @@ class Parking:
             file.close()
             self._give_up("the runtime wrote nothing")
             return True
+        self._forgiven = False
         # A whole conversation tells more than the few tokens of a trial.
         self._costs = replace(costs, write=max(0.0, (time.monotonic() - begun) * 1000 - costs.once) / length)
         with self._lock:
@@ -210,6 +213,15 @@ class Parking:
         if cached < expected // 2:
             self._give_up(f"of {expected} tokens that were loaded the runtime has read {expected - cached} again")
 
+    def forgive(self) -> None:
+        """Another runtime has begun: try once more what failed with the one before, which may have died meanwhile. One that
+        fails right after that is asked no more, as it may well die of it."""
+        if self._broken and not self._forgiven:
+            self._broken, self._forgiven = False, True
+            if self._lost is not None:  # whoever was at it is gone
+                self._lost.close()
+                self._lost = None
+
     def empty(self) -> None:
         """Give all its memory back, but for what the runtime has loaded. From any thread."""
         with self._lock:
@@ -259,7 +271,7 @@ class Parking:
 
     def _give_up(self, why: str) -> None:
         if not self._broken:
-            log.warning("conversations are not parked any more until the model is loaded anew: %s", why)
+            log.warning("conversations are not parked any more until the engine is started anew: %s", why)
         self._broken = True
         self.empty()
 

@@ -36,9 +36,7 @@ class Leisure:
         self.end()
         if self._slot.parks:
             with self._lock:
-                self._timer = threading.Timer(QUIET, self._park)
-                self._timer.daemon = True
-                self._timer.start()
+                self._park_in(QUIET)
 
     def end(self) -> None:
         """It has: wait until the engine is let go of, and leave it alone. Twice is safe."""
@@ -53,13 +51,20 @@ class Leisure:
         since = self._parking_since
         return since is not None and time.monotonic() - since > LONGEST
 
+    def _park_in(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._park)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _park(self) -> None:
         with self._lock:
             if self._timer is not threading.current_thread():
                 return  # it was ended in this very moment
             self._parking_since = time.monotonic()
             try:
-                self._slot.park()
+                again = self._slot.park()
+                if again:
+                    self._park_in(again)
             except EngineFailed as error:
                 log.warning("the engine broke while a conversation was parked: %s", error)
                 self._slot.close()

@@ -54,11 +54,11 @@ class Slot:
         engine = self._engine
         return engine.parked_bytes if isinstance(engine, ParkingEngine) else 0
 
-    def park(self) -> None:
-        """Have the engine keep what is in its cache, while nobody else uses it. Raises `EngineFailed`."""
+    def park(self) -> float:
+        """Have the engine keep what is in its cache, while nobody else uses it. In how many seconds to try again; 0 where that
+        would do nothing. Raises `EngineFailed`."""
         engine = self._engine
-        if isinstance(engine, ParkingEngine):
-            engine.park()
+        return engine.park() if isinstance(engine, ParkingEngine) else 0.0
 
     def unpark(self) -> None:
         """Have the engine give that memory back. From any thread."""

@@ -179,10 +179,11 @@ class LlamaCppEngine:
         """See `ParkingEngine`."""
         return self._parking.parking.size if self._parking is not None else 0
 
-    def park(self) -> None:
+    def park(self) -> float:
         """See `ParkingEngine`."""
-        if self._parking is not None and self._server is not None and self._server.running:  # else its cache is gone
-            self._parking.park()
+        if self._parking is None or self._server is None or not self._server.running:  # its cache is gone
+            return 0.0
+        return self._parking.park()
 
     def unpark(self) -> None:
         """See `ParkingEngine`."""

@@ -89,12 +89,13 @@ class LlamaCppParking:
             self.parking.release()
         return self._loaded, (time.monotonic() - begun) * 1000 if worked else 0.0
 
-    def park(self) -> None:
-        """Park what the server's cache holds before anything displaces it."""
+    def park(self) -> float:
+        """Park what the server's cache holds before anything displaces it. See `ParkingEngine`."""
         held = self._held
-        if held is not None and held.returns and not self.parking.paused:
-            self._held = held._replace(returns=False)
-            self.parking.keep(held.whose, held.tokens, held.prompt, 0)
+        if held is None or not held.returns:
+            return 0.0
+        self.parking.keep(held.whose, held.tokens, held.prompt, 0)
+        return self.parking.pause_left
 
     def end(self, prompt: Prompt, tokens: list[int], stats: Stats, read_ms: float | None) -> None:
         """The server has read and said `tokens`, the prompt's in `read_ms`; None where it was aborted before it had read them."""
@@ -109,3 +110,4 @@ class LlamaCppParking:
     def forget(self) -> None:
         """Another server has begun, whose cache is empty."""
         self._held = None
+        self.parking.forgive()

@@ -199,10 +199,13 @@ class Cache:
         if worked:
             self.files_ms = (time.monotonic() - begun) * 1000
 
-    def park(self) -> None:
-        """Park what is cached before anything displaces it, where it stays cached. Raises `EngineFailed`."""
-        if self._can.per_run_max_tokens:  # see `write_file`
-            self._park(0)
+    def park(self) -> float:
+        """Park what is cached before anything displaces it, where it stays cached. See `ParkingEngine`. Raises
+        `EngineFailed`."""
+        if self.parking is None or not self._can.per_run_max_tokens:  # see `write_file`
+            return 0.0
+        self._park(0)
+        return self.parking.pause_left if self._parks is not None else 0.0
 
     def _park(self, shared: int, *, awaited: bool = False) -> bool:
         """Park what is cached but for the first `shared` tokens, if it is to be; whether that was tried. `awaited`: somebody
@@ -210,12 +213,11 @@ class Cache:
         whose, length = self._parks, len(self._tokens)
         if self.parking is None or whose is None or not self.reuse or self._next is not Next.COMPARED:
             return False
-        if goes_on(self._prompt, shared) or self.parking.paused:
+        if goes_on(self._prompt, shared) or self.parking.pause_left:
             return False
         size = self._handle.cache_size()
         if size is not None and size < length - 1:
             return False  # its window was shifted, or it never read all of it
-        self._parks = None
         return self.parking.keep(whose, self._tokens, self._prompt, shared, awaited=awaited)
 
     def _goes_on_with(self, tokens: Sequence[int]) -> bool:

@@ -234,9 +234,9 @@ class RkllmEngine:
         """See `ParkingEngine`."""
         return self.loaded.cache.parking.size if self.loaded.cache.parking is not None else 0
 
-    def park(self) -> None:
+    def park(self) -> float:
         """See `ParkingEngine`."""
-        self.loaded.cache.park()
+        return self.loaded.cache.park()
 
     def unpark(self) -> None:
         """See `ParkingEngine`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -49,10 +49,9 @@ def test_a_conversation_that_was_displaced_is_not_read_again(engine: LlamaCppEng
     one, two, more = (engine.tokenizer.encode(text) for text in (ONE, TWO, " And what then?"))
     said, _ = ask(engine, one, "a")
     engine.pause_parking(3600)
-    engine.park()
-    assert engine.parked_bytes == 0
+    assert engine.park() > 3000 and engine.parked_bytes == 0
     engine.pause_parking(0)
-    engine.park()
+    assert engine.park() == 0
     ahead = engine.parked_bytes
     assert ahead > 0
     longer = [*one, *said, *more]
@@ -105,6 +104,61 @@ def test_what_was_aborted_counts_as_far_as_it_was_read(tmp_path: Path, monkeypat
     assert run.tokens == list(range(60))
     assert parking._held is not None and (parking._held.tokens, parking._held.prompt) == (run.tokens, 60)
     assert parking._files.read_ms == 0
+
+
+class Scripted(LlamaCppParking):
+    """Of a server that does with each file what it is told, and holds a conversation that would take long to read."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(lambda: Address(folder / "s.sock", "key", 256), 1 << 20, 1)
+        self.doing: Callable[[], None] = lambda: None
+        monkeypatch.setattr(LlamaCppFiles, "_ask", lambda _, action, file: self._save(file))
+        self.reads()
+
+    def reads(self) -> None:
+        stats = Stats(prompt_tokens=100, cached_tokens=0, prefill_ms=100_000.0, generated_tokens=0, decode_ms=0.0)
+        self.end(Prompt(range(100), 3, returns=True), list(range(100)), stats, read_ms=100_000.0)
+
+    def _save(self, file: MemoryFile) -> dict[str, int]:
+        file.path.write_bytes(b"state")
+        self.doing()
+        return {"n_saved": 100}
+
+
+def test_a_server_that_dies_over_a_file_costs_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is asked again, as others may have killed that one, but not a third where the second dies as well."""
+    scripted = Scripted(tmp_path, monkeypatch)
+    parking, before = scripted.parking, set(os.listdir("/proc/self/fd"))
+
+    def dies() -> None:
+        raise ConnectionResetError
+
+    for fate, works in ((dies, True), (lambda: None, True), (dies, True), (dies, False)):
+        scripted.doing = fate
+        scripted.park()
+        assert parking.works is (fate is not dies)
+        scripted.forget()
+        assert parking.works is works
+        scripted.reads()
+        parking.empty()
+    parking.close()
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_what_a_pause_kept_from_memory_is_tried_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it had begun to be written. What is there is not written again."""
+    now, written = 1000.0, []
+    monkeypatch.setattr(parking.time, "monotonic", lambda: now)
+    scripted = Scripted(tmp_path, monkeypatch)
+    scripted.doing = lambda: (written.append(now), scripted.parking.pause(15))[0]
+    assert scripted.park() == 15 and scripted.parking.size == 0
+    now += 14
+    assert scripted.park() == 1 and len(written) == 1
+    now += 1
+    scripted.doing = lambda: written.append(now)
+    assert scripted.park() == 0 and scripted.parking.size > 0
+    assert scripted.park() == 0 and written == [1000.0, 1015.0]
+    scripted.parking.close()
 
 
 @pytest.mark.full

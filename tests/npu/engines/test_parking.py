@@ -75,11 +75,11 @@ def test_nothing_is_parked_while_others_take_the_memory(monkeypatch: pytest.Monk
     files.while_writing = lambda: parking.pause(15)
     assert parking.keep(Whose("b"), [2] * 100, 90, 0)
     now += 14
-    assert parking.paused and not parking.keep(Whose("c"), [3] * 100, 90, 0)
+    assert parking.pause_left == 1 and not parking.keep(Whose("c"), [3] * 100, 90, 0)
     assert parking.size == 100
     files.while_writing = lambda: None
     now += 2
-    assert not parking.paused and parking.keep(Whose("c"), [3] * 100, 90, 0)
+    assert not parking.pause_left and parking.keep(Whose("c"), [3] * 100, 90, 0)
     assert parking.size == 200
     parking.close()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,13 +248,9 @@ def test_what_others_have_parked_is_given_back_first(
     assert agent._workers.has("echo")
 
 
-def test_nothing_is_parked_while_a_model_is_loaded(
-    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The board's workers are told before it begins, and again until it is there: the kernel does not miss that memory yet."""
-    has_memory(monkeypatch, total=100, available=50)
-    for board in ("one", "two"):
-        breathe(client, Presence(name=f"other@{board}", board=board, model="other", state="loaded"))
+@contextmanager
+def control_channels(client: redis.Redis) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """What was told since it was last asked, to the workers of two boards."""
     with client.pubsub(ignore_subscribe_messages=True) as workers:
         workers.subscribe(keys.control("other@one"), keys.control("other@two"), keys.control("echo@one"))
         eventually(lambda: client.pubsub_numsub(keys.control("echo@one"))[0][1] == 1, what="workers that listen")
@@ -265,6 +263,17 @@ def test_nothing_is_parked_while_a_model_is_loaded(
                 words.append((message["channel"].decode().removeprefix("rl:control:"), message["data"].decode()))
             return words[:-1]
 
+        yield told
+
+
+def test_nothing_is_parked_while_a_model_is_loaded(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board's workers are told before it begins, and again until it is there: the kernel does not miss that memory yet."""
+    has_memory(monkeypatch, total=100, available=50)
+    for board in ("one", "two"):
+        breathe(client, Presence(name=f"other@{board}", board=board, model="other", state="loaded"))
+    with control_channels(client) as told:
         agent._loading.pause_parking()
         assert told() == []
         agent._loading.load(echo())
@@ -280,6 +289,35 @@ def test_nothing_is_parked_while_a_model_is_loaded(
         agent._loading.pause_parking()
         agent._loading.load(echo())  # it is there
         assert told() == []
+
+
+def test_nothing_is_parked_while_a_runtime_is_tried(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as that lasts: no worker says that it loads."""
+    has_memory(monkeypatch, total=100, available=50)
+    breathe(client, Presence(name="other@one", board="one", model="other", state="loaded"))
+    with control_channels(client) as told:
+        with agent._loading.room_for_trial(echo(), agent._setup):
+            assert told() == [("other@one", "pause-parking 15")]
+            agent._loading.pause_parking()
+            assert told() == [("other@one", "pause-parking 15")]
+        agent._loading.pause_parking()
+        assert told() == []
+
+
+def test_nothing_is_parked_while_a_further_worker_is_loaded(
+    agent: Agent, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose room was found later; the first one's conversations wait as well."""
+    has_memory(monkeypatch, total=100, available=50)
+    agent._loading.load(echo())
+    breathe(client, Presence(name="echo@one", board="one", model="echo", state="loaded"))
+    client.zadd(keys.waiting("echo"), {"j": 1})
+    with control_channels(client) as told:
+        agent._loading.find_room_for_further(replace(echo(), instances=2))
+        assert told() == [("echo@one", "pause-parking 15")]
+    assert agent._workers.names("echo") == ["echo", "echo#2"]
 
 
 def test_what_others_have_parked_stays_where_it_would_not_do(

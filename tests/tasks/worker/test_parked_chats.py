@@ -37,8 +37,9 @@ class ParkingEcho(EchoEngine):
         self.parked_bytes += 1000 if prompt.returns else 0
         return super().generate(prompt, *rest)
 
-    def park(self) -> None:
+    def park(self) -> float:
         """See `ParkingEngine`."""
+        return 0.0
 
     def unpark(self) -> None:
         self.parked_bytes = 0
@@ -83,10 +84,11 @@ def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: py
     place.engine = lambda: engine
     generate, end = engine.generate, Leisure.end
 
-    def park() -> None:
+    def park() -> float:
         begun.set()
         assert let.wait(LIMIT)
         seen.append("parked")
+        return 0.0
 
     def runs(*given: Any) -> EchoGeneration:
         seen.append("runs")
@@ -106,6 +108,31 @@ def test_a_chat_is_parked_when_nothing_is_left_to_do(make: Make, monkeypatch: py
     place.accept()
     place.call().join(LIMIT)
     assert seen[:3] == ["runs", "parked", "runs"]
+
+
+def test_what_is_paused_is_parked_after_the_pause(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not while a job has the engine."""
+    monkeypatch.setattr(leisure, "QUIET", 0.0)
+    place = make()
+    place.engine = lambda: ParkingEcho(place.model)
+    tried, left, done = [], iter((0.01, 0.01, 0.0, 3600.0)), threading.Event()
+
+    def parks(self: ParkingEcho) -> float:
+        tried.append(place.run)
+        if len(tried) >= 3:
+            done.set()
+        return next(left)
+
+    monkeypatch.setattr(ParkingEcho, "park", parks)
+    place.accept()
+    place.call().join(LIMIT)
+    assert done.wait(LIMIT)
+    done.clear()
+    place.accept()
+    place.call().join(LIMIT)
+    assert done.wait(LIMIT)
+    place.serving.close()
+    assert tried == [None] * 4 and place.serving._leisure._timer is None
 
 
 def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +169,9 @@ def test_an_engine_that_hangs_over_it_is_restarted(make: Make, monkeypatch: pyte
         else:
             kill(process, number)
 
-    def hangs(self: ParkingEcho) -> None:
+    def hangs(self: ParkingEcho) -> float:
         assert killed.wait(LIMIT)
+        return 0.0
 
     monkeypatch.setattr(os, "kill", kills)
     monkeypatch.setattr(ParkingEcho, "park", hangs)
