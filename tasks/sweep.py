@@ -81,21 +81,29 @@ class Sweeper:
         waited = time.monotonic() > self._outage + self._lease
         # The time of that answer: a lease that ends while Redis stalls from here on does not count in this round.
         now = clock if waited else None
-        mine = set(models) | (self._with_jobs.find() - set(others))
-        for model in mine:
+        jobs = self._jobs(set(models) | (self._with_jobs.find() - set(others)))
+        for model in jobs:
             sweep(self._client, model, now)
-        self._end_unread(mine)
+        self._end_unread([job for its in jobs.values() for job in its])
 
-    def _end_unread(self, models: Collection[str]) -> None:
-        """Cancel the jobs that nobody reads any more, when their grace is over: their answers are for nobody.
-
-        Who leaves in order says so; of a process that died nobody else would.
-        """
+    def _jobs(self, models: Collection[str]) -> dict[str, list[str]]:
+        """The jobs that wait or run, by their models; a model without any is left out, and nothing is amiss with it."""
         asked = self._client.pipeline(transaction=False)
         for model in models:
             asked.zrange(keys.waiting(model), 0, -1)
             asked.zrange(keys.running(model), 0, -1)
-        jobs = [raw.decode() for found in asked.execute() for raw in found]
+        found = asked.execute()
+        its = {
+            model: [*waiting, *running] for model, waiting, running in zip(models, found[::2], found[1::2], strict=True)
+        }
+        return {model: [raw.decode() for raw in jobs] for model, jobs in its.items() if jobs}
+
+    def _end_unread(self, jobs: Collection[str]) -> None:
+        """Cancel those jobs that nobody reads any more, when their grace is over: their answers are for nobody.
+
+        Who leaves in order says so; of a process that died nobody else would.
+        """
+        asked = self._client.pipeline(transaction=False)
         for job in jobs:
             asked.hmget(keys.job(job), "model", "readers", "unread")
         records = list(zip(jobs, asked.execute(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ROOT = Path("/")
@@ -17,13 +18,22 @@ def read(path: Path) -> str:
 def attempt(path: Path) -> tuple[str, str]:
     """The file's text, and why there is none: one of the two is empty, or both when the file is."""
     try:
-        return path.read_text(errors="replace").strip("\0 \t\n"), ""
+        return _bytes(path).decode(errors="replace").strip("\0 \t\n"), ""
     except FileNotFoundError:
         return "", "is not there"
     except PermissionError:
         return "", "may be read by root only"
     except OSError as error:
         return "", f"cannot be read ({error.strerror or error})"
+
+
+def _bytes(path: Path) -> bytes:
+    # Dozens of these are read every two seconds, all day long: an open file of Python's asks the kernel thrice as often.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(file, 16_384), b""))
+    finally:
+        os.close(file)
 
 
 def number(path: Path) -> int | None:

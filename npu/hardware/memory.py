@@ -30,7 +30,7 @@ def read_memory(root: Path = ROOT) -> Memory:
             fields[name] = int(words[0]) * 1024
     total = fields.get("MemTotal", 0)
     available = fields.get("MemAvailable", fields.get("MemFree", 0))
-    for limit, used in _group_limits(root):
+    for limit, used in _group_limits(root, total):
         total, available = min(total, limit), min(available, max(0, limit - used))
     return Memory(total, available, _swapped(root))
 
@@ -42,8 +42,9 @@ def _swapped(root: Path) -> int | None:
     return sum(int(count) for _, count in pages) * os.sysconf("SC_PAGE_SIZE") if pages else None
 
 
-def _group_limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, used) of this process's control group and of each above it, for both generations of the interface."""
+def _group_limits(root: Path, total: int) -> list[tuple[int, int]]:
+    """(limit, used) of this process's control group and of each above it that may hold less than `total`, for both generations
+    of the interface."""
     found: list[tuple[int, int]] = []
     base = root / "sys/fs/cgroup"
     for line in read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
@@ -57,8 +58,8 @@ def _group_limits(root: Path) -> list[tuple[int, int]]:
         )
         folder = top / path.lstrip("/")
         for place in (folder, *folder.parents):
-            limit, used = read(place / names[0]), read(place / names[1])
-            if limit.isdigit() and used.isdigit():
+            limit = read(place / names[0])
+            if limit.isdigit() and int(limit) < total and (used := read(place / names[1])).isdigit():
                 found.append((int(limit), int(used) - _reclaimable(place)))
             if place == top:
                 break

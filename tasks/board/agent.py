@@ -12,6 +12,7 @@ from functools import partial
 from redis.exceptions import OutOfMemoryError
 
 from npu.engines.rkllm.trial import clear_trials
+from npu.hardware import Memory
 from tasks import commands, keys, lifeline, live_settings, logs, presence, systemd
 from tasks.at_work import anybody_at_work
 from tasks.blobs import drop_forgotten
@@ -244,7 +245,8 @@ class Agent:
             self._say_how_it_stands()
 
     def _say_how_it_stands(self) -> None:
-        budget, room = self._room.budget()
+        machine = read_machine(self._heat)
+        budget, room = self._room.budget(Memory(machine.memory, machine.memory_available))
         breath = presence.Presence(
             name=f"board:{self._board}",
             board=self._board,
@@ -257,7 +259,7 @@ class Agent:
             room=room,
             started=self._started,
             version=VERSION,
-            machine=read_machine(self._heat),
+            machine=machine,
             drained=self._drain.on,
             no_room=self._demand.no_room,
         )

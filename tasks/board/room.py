@@ -55,9 +55,10 @@ class Room:
             needed, domains, [place for name, place in places.items() if name != model.id or number > 1]
         )
 
-    def budget(self) -> tuple[int, int]:
-        """Bytes that models may have here together, and those that one more could have now."""
-        memory = memory_of(self._settings)
+    def budget(self, machine: Memory | None = None) -> tuple[int, int]:
+        """Bytes that models may have here together, and those that one more could have now; by what was read of the `machine`
+        just now, if it was."""
+        memory = memory_of(self._settings, machine)
         room = 0 if self._taken() else max(0, self._free(memory))
         return model_memory(memory.total, self._settings), room
 

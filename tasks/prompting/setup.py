@@ -25,9 +25,9 @@ def setup_of(
     )
 
 
-def memory_of(settings: TaskSettings) -> Memory:
-    """The memory of this board, or what it is taken to have where that is less."""
-    memory = read_memory()
+def memory_of(settings: TaskSettings, machine: Memory | None = None) -> Memory:
+    """The memory of this board, or what it is taken to have where that is less. `machine` is what was read of it just now."""
+    memory = machine or read_memory()
     if settings.memory_total is None:
         return memory
     most = settings.memory_total << 20

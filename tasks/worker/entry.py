@@ -36,6 +36,9 @@ from tasks.worker.settings import WorkerSettings
 
 log = logging.getLogger("rockchipllama.worker")
 
+HEARTBEAT = 10.0
+"""Seconds between two events by which Flower, and nobody else, knows that a worker is there; twice that, and it is away."""
+
 
 class WorkerProcess:
     """Celery's parent and, after the fork, its child."""
@@ -115,6 +118,7 @@ class WorkerProcess:
             pool="prefork",
             without_gossip=True,
             without_mingle=True,
+            heartbeat_interval=HEARTBEAT,
             loglevel=logging.WARNING,
             quiet=True,
         )

@@ -262,6 +262,20 @@ async def test_missing_calls_are_made_up_for_in_full_memory(store: JobStore, cli
     assert client.llen(keys.calls("echo")) == 1
 
 
+async def test_models_without_jobs_cost_one_question_together(store: JobStore, client: redis.Redis) -> None:
+    """A board has dozens of models, and sweeps them all day long."""
+
+    def asked(models: list[str]) -> int:
+        before = client.info("commandstats")
+        Sweeper(client, lease=10).sweep(models)
+        after = client.info("commandstats")
+        return sum(count["calls"] for count in after.values()) - sum(count["calls"] for count in before.values())
+
+    await accept(store)
+    one, dozens = asked(["echo"]), asked(["echo", *(f"model-{number}" for number in range(50))])
+    assert dozens - one == 2 * 50  # its waiting and its running jobs
+
+
 async def test_models_are_found_by_their_jobs(store: JobStore, client: redis.Redis) -> None:
     """Nobody announces the model any more, and its files are gone: its jobs' deadline ends them all the same."""
     late = await accept(store, deadline=0.001)
