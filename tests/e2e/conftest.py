@@ -7,11 +7,18 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from tests.fakes.standing_echo import StandingEcho
 from tests.stack import LIMIT, Stack
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def echo(tmp_path_factory: pytest.TempPathFactory) -> StandingEcho:
+    """Has the echoes of the module's service stand still."""
+    return StandingEcho(tmp_path_factory.mktemp("echo"))
+
+
+@pytest.fixture(scope="module")
+def stack(echo: StandingEcho) -> Iterator[Stack]:
     """Echo at three paces: as fast as it can, at a readable pace, and with a prefill one can see; and some for one thing."""
     stack = Stack(
         {
@@ -27,6 +34,7 @@ def stack() -> Iterator[Stack]:
         worker_grace=1,
         trusted_proxies="127.0.0.1",
     )
+    stack.preload(echo.environment)
     stack.add_model("writer", {}, 'abilities = ["text"]')
     stack.add_model("reader", {}, 'abilities = ["embedding"]')
     with stack:

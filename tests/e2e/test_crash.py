@@ -12,6 +12,7 @@ import pytest
 
 from tasks import keys
 from tests.e2e.test_cancellation import begin, body, leave, until_state, view
+from tests.fakes.standing_echo import StandingEcho
 from tests.stack import LIMIT, Stack, eventually, kill_all, lives
 
 
@@ -33,6 +34,12 @@ LETTERS = "".join(f"{place} " for place in range(60))
 """What is answered shows where it was cut, if it was."""
 
 
+def said(lines: list[str]) -> str:
+    """The text of a stream so far."""
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
 def streamed(lines: list[str]) -> tuple[str, dict[str, Any]]:
     """The text of a stream, and its usage if that was asked for; it is whole, with one end."""
     assert lines[-1] == "data: [DONE]"
@@ -41,19 +48,22 @@ def streamed(lines: list[str]) -> tuple[str, dict[str, Any]]:
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
     assert sum("role" in choice["delta"] for choice in choices) == 1
-    return "".join(choice["delta"].get("content") or "" for choice in choices), chunks[-1].get("usage") or {}
+    return said(lines), chunks[-1].get("usage") or {}
 
 
-def test_kill_9_of_the_engine_in_mid_answer(stack: Stack) -> None:
+def test_kill_9_of_the_engine_in_mid_answer(stack: Stack, echo: StandingEcho) -> None:
     """Its client sees one unbroken answer, whose usage is that of an undisturbed one; the engine is loaded anew meanwhile."""
     asked = json.loads(body("steady", LETTERS)) | {"stream_options": {"include_usage": True}}
     usages = []
     for times in (0, 1, 2):
         with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT) as reply:
             lines, seen = reply.iter_lines(), list[str]()
-            for _ in range(times):
-                seen += [next(lines) for _ in range(20)]
-                stack.child("steady").kill()
+            with echo.standing(10) as stand:
+                for time in range(times):
+                    while len(said(seen)) < 10 * (time + 1):
+                        seen.append(next(lines))
+                    stack.child("steady").kill()
+                    stand(10 * (time + 2))
             seen += lines
             text, usage = streamed([line for line in seen if line and not line.startswith(":")])
         assert text == LETTERS
@@ -65,11 +75,12 @@ def test_kill_9_of_the_engine_in_mid_answer(stack: Stack) -> None:
     assert usages[0] == usages[1] == usages[2]
 
 
-def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack) -> None:
+def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack, echo: StandingEcho) -> None:
     """The answer is whole."""
-    held, job = begin(stack, "steady", LETTERS, stream=False)
-    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
-    stack.child("steady").kill()
+    with echo.standing(10):
+        held, job = begin(stack, "steady", LETTERS, stream=False)
+        eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+        stack.child("steady").kill()
     status, text = answer(held)
     assert status == 200
     assert json.loads(text)["choices"][0]["message"]["content"] == LETTERS
@@ -106,14 +117,15 @@ def test_kill_9_of_the_engine_before_anything_was_sent(stack: Stack) -> None:
     leave(held)
 
 
-def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
+def test_kill_9_of_the_whole_worker(stack: Stack, echo: StandingEcho) -> None:
     """The board starts another; what waited is answered, and what it was answering goes on."""
     chat(stack, "steady", "warm")
-    held, job = begin(stack, "steady", LETTERS, stream=True)
-    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
-    waiting, second = begin(stack, "steady", "still here", stream=False)
-    worker = stack.worker("steady")
-    kill_all([worker, *worker.children(recursive=True)])
+    with echo.standing(10):
+        held, job = begin(stack, "steady", LETTERS, stream=True)
+        eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+        waiting, second = begin(stack, "steady", "still here", stream=False)
+        worker = stack.worker("steady")
+        kill_all([worker, *worker.children(recursive=True)])
     found = until_state(stack, job, "finished")
     assert found["attempts"] == 2
     assert "died" in found["interruptions"][0]  # told by the board, before its lease lapsed
@@ -124,15 +136,16 @@ def test_kill_9_of_the_whole_worker(stack: Stack) -> None:
     eventually(lambda: not stack.redis.exists("rl:unacked", "rl:unacked_index"), what="no call of the dead worker")
 
 
-def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack) -> None:
+def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack, echo: StandingEcho) -> None:
     """Nothing that holds the model stays behind, not even what was stopped in mid-answer: its successor would wait for it."""
     chat(stack, "steady", "warm")
-    held, job = begin(stack, "steady", LETTERS, stream=True)
-    eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
-    worker = stack.worker("steady")
-    family = worker.children(recursive=True)
-    stack.child("steady").suspend()
-    worker.kill()
+    with echo.standing(10):
+        held, job = begin(stack, "steady", LETTERS, stream=True)
+        eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
+        worker = stack.worker("steady")
+        family = worker.children(recursive=True)
+        stack.child("steady").suspend()
+        worker.kill()
     eventually(lambda: not any(map(lives, family)), what="their end")
     assert chat(stack, "steady", "again") == "again"
     assert until_state(stack, job, "finished")["attempts"] == 2

@@ -8,7 +8,7 @@ import threading
 import httpx
 
 from tests.e2e.test_cancellation import begin, body, jobs_of, leave, until_state, view
-from tests.e2e.test_crash import streamed
+from tests.e2e.test_crash import said, streamed
 from tests.stack import LIMIT, Stack, eventually, raw_request
 
 LETTERS = "".join(f"{place} " for place in range(200))
@@ -42,12 +42,6 @@ def chat(stack: Stack, text: str, address: str = "192.0.2.1") -> str:
     assert reply.status_code == 200, reply.text
     assert reply.json()["choices"][0]["message"]["content"] == text
     return reply.headers["x-job-id"]
-
-
-def said(lines: list[str]) -> str:
-    """The text of a stream so far."""
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 def test_an_answer_that_chats_pause_is_one_unbroken_stream(stack: Stack) -> None:

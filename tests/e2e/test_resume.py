@@ -16,6 +16,7 @@ import pytest
 
 from tests.api.hooks import called
 from tests.e2e.test_cancellation import until_state, view
+from tests.fakes.standing_echo import StandingEcho
 from tests.stack import LIMIT, Stack, eventually, free_port
 
 HOOKS: dict[str, str] = {"webhook_secret": "a secret of sixteen", "webhook_networks": "127.0.0.0/8"}
@@ -24,8 +25,9 @@ LETTERS = "".join(f"{place} " for place in range(60))
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack(echo: StandingEcho) -> Iterator[Stack]:
     stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0, **HOOKS)
+    stack.preload(echo.environment)
     stack.add_model("caller", {"tokens_per_second": 100}, 'tool_format = "hermes"\nthinking_format = "think"')
     with stack:
         yield stack
@@ -180,26 +182,26 @@ def test_events_can_be_polled(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_stream_outlives_its_process(stack: Stack, second: str, how: str) -> None:
+def test_a_stream_outlives_its_process(stack: Stack, echo: StandingEcho, second: str, how: str) -> None:
     """An API process that is stopped leaves the job to its grace, and says so without an id; one that dies says nothing."""
-    text = LETTERS * 4 if how == "stopped" else LETTERS  # not over before a slow process has stopped
-    with chat(stack.url, text) as reading:
-        frames = reading.read(8)
-        process = stack.process("api")
-        process.terminate() if how == "stopped" else process.kill()
-        try:
-            rest = reading.read()
-        except httpx.TransportError:
-            rest = []
+    with echo.standing(20):
+        with chat(stack.url) as reading:
+            frames = reading.read(8)
+            process = stack.process("api")
+            process.terminate() if how == "stopped" else process.kill()
+            try:
+                rest = reading.read()
+            except httpx.TransportError:
+                rest = []
+        process.wait(LIMIT)
     if how == "stopped":
         assert rest[-1][0] is None and '"server_stopping"' in rest.pop()[1]
         frames += rest
     job = reading.job
-    process.wait(LIMIT)
     stack.start("api")
     with events(second, job, frames[-1][0]) as reading:
         frames += reading.read()
-    assert text_of(frames) == text
+    assert text_of(frames) == LETTERS
     eventually(stack.ready, what="readiness")
     assert view(stack, job)["attempts"] == 1
 
@@ -249,30 +251,34 @@ WEATHER: Any = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 THOUGHTS = LETTERS[:40]
-CITY = " ".join(["Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"] * 2)
-"""Long, so that the call takes a while after its beginning was seen."""
+CITY = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"
 CALLING = (
     f"<think>{THOUGHTS}</think>Let me see. "
     f'<tool_call>{{"name": "weather", "arguments": {{"city": "{CITY}"}}}}</tool_call>'
 )
 """What is asked for is what the model says, so it thinks, speaks and calls."""
+IN_THOUGHT, IN_CALL, AT_END = CALLING.index("</think>") - 2, CALLING.index(CITY) + len(CITY) - 2, len(CALLING) + 1
+"""Where it stands until its engine has died."""
 
 
-def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack) -> None:
+def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
     """In mid-thought and in the middle of the call; its result is then told in a response of its own."""
     client = client_of(stack.url)
     for kills in (0, 2):
         stream = client.responses.create(model="caller", input=CALLING, tools=[WEATHER], stream=True)
         events = []
-        for event in stream:
-            events.append(event)
-            kinds = [each.type for each in events]
-            if kills == 2 and kinds.count("response.reasoning_text.delta") == 8:
-                stack.child("caller").kill()
-                kills = 1
-            elif kills == 1 and kinds.count("response.function_call_arguments.delta") == 3:
-                stack.child("caller").kill()
-                kills = 0
+        with echo.standing(IN_THOUGHT if kills else AT_END) as stand:
+            for event in stream:
+                events.append(event)
+                kinds = [each.type for each in events]
+                if kills == 2 and kinds.count("response.reasoning_text.delta") == 8:
+                    stack.child("caller").kill()
+                    stand(IN_CALL)
+                    kills = 1
+                elif kills == 1 and kinds.count("response.function_call_arguments.delta") == 3:
+                    stack.child("caller").kill()
+                    stand(AT_END)
+                    kills = 0
         assert kills == 0
         assert [event.sequence_number for event in events] == list(range(len(events)))
         last = events[-1]
@@ -289,14 +295,17 @@ def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack) -> None:
     assert "Rain." in then.output_text
 
 
-def test_a_chat_goes_on_where_its_engine_died(stack: Stack) -> None:
+def test_a_chat_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
     """In mid-thought and in the middle of a call: each is read once and whole, and counted as if nothing had been."""
     client = client_of(stack.url)
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     asked: Any = {"model": "caller", "messages": [{"role": "user", "content": CALLING}], "tools": tools}
     whole = client.chat.completions.create(**asked)
     thoughts, arguments = 0, 0
-    with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
+    with (
+        echo.standing(IN_THOUGHT) as stand,
+        client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream,
+    ):
         for event in stream:
             if event.type == "tool_calls.function.arguments.delta":
                 arguments += 1
@@ -304,6 +313,7 @@ def test_a_chat_goes_on_where_its_engine_died(stack: Stack) -> None:
                 thoughts += "reasoning" in (event.chunk.choices[0].delta.model_extra or {})
             if thoughts == 8 or arguments == 3:
                 stack.child("caller").kill()
+                stand(IN_CALL if thoughts == 8 else AT_END)
                 thoughts, arguments = thoughts + 1000 * (thoughts == 8), arguments + 1000 * (arguments == 3)
         said = stream.get_final_completion()
     [call] = said.choices[0].message.tool_calls or []
@@ -315,20 +325,24 @@ def test_a_chat_goes_on_where_its_engine_died(stack: Stack) -> None:
     assert view(stack, said.id.removeprefix("chatcmpl-"))["attempts"] == 3
 
 
-def test_a_message_goes_on_where_its_engine_died(stack: Stack) -> None:
+def test_a_message_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
     """In mid-thought and in the middle of a call, in Anthropic's dialect: each event comes once, and the tool is called."""
     client = anthropic.Anthropic(base_url=stack.url, api_key="unused", max_retries=0, timeout=LIMIT)
     tool: Any = {"name": "weather", "input_schema": WEATHER["parameters"]}
     turns: Any = [{"role": "user", "content": CALLING}]
     deltas: list[str] = []
-    with client.messages.stream(
-        model="caller", max_tokens=2000, messages=turns, tools=[tool], thinking={"type": "adaptive"}
-    ) as stream:
+    with (
+        echo.standing(IN_THOUGHT) as stand,
+        client.messages.stream(
+            model="caller", max_tokens=2000, messages=turns, tools=[tool], thinking={"type": "adaptive"}
+        ) as stream,
+    ):
         for event in stream:
             if event.type == "content_block_delta":
                 deltas.append(event.delta.type)
                 if (deltas[-1], deltas.count(deltas[-1])) in (("thinking_delta", 8), ("input_json_delta", 3)):
                     stack.child("caller").kill()
+                    stand(IN_CALL if deltas[-1] == "thinking_delta" else AT_END)
         said = stream.get_final_message()
     thought, text, call = said.content
     assert thought.type == "thinking" and thought.thinking == THOUGHTS.strip()
@@ -393,7 +407,7 @@ def stack_forgot(stack: Stack, response: str) -> bool:
     return httpx.get(f"{stack.url}/v1/jobs/{response.removeprefix('resp_')}", timeout=LIMIT).status_code == 404
 
 
-def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
+def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
     """In mid-thought, in Ollama's dialect: thoughts, text and call come once and whole, and one last line with their count."""
     jobs: list[str] = []
     hooks = {"response": [lambda reply: jobs.append(reply.headers["x-job-id"])]}
@@ -402,10 +416,12 @@ def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack) -> None:
     asked["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     whole = client.chat(**asked)
     parts: list[Any] = []
-    for part in client.chat(**asked, stream=True):
-        parts.append(part)
-        if len(parts) == 8:
-            stack.child("caller").kill()
+    with echo.standing(IN_THOUGHT) as stand:
+        for part in client.chat(**asked, stream=True):
+            parts.append(part)
+            if len(parts) == 8:
+                stack.child("caller").kill()
+                stand(AT_END)
     messages = [part.message for part in parts]
     assert "".join(message.thinking or "" for message in messages) == THOUGHTS.strip() == whole.message.thinking
     assert "".join(message.content or "" for message in messages) == "Let me see."
@@ -449,17 +465,19 @@ def newest(stack: Stack) -> dict[str, Any]:
     return found
 
 
-def test_a_call_that_ollamas_client_waits_for_goes_on_where_its_engine_died(stack: Stack) -> None:
+def test_a_call_that_ollamas_client_waits_for_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
     """In the middle of the call, of which that client hears nothing before it is whole."""
     client = ollama.Client(host=stack.url, timeout=LIMIT)
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     said, calls, killed = "", [], False
-    for part in client.chat("caller", [{"role": "user", "content": CALLING}], tools=tools, think=True, stream=True):
-        said += part.message.content or ""
-        calls += part.message.tool_calls or []
-        if said == "Let me see." and not killed:
-            stack.child("caller").kill()
-            killed = True
+    with echo.standing(IN_CALL) as stand:
+        for part in client.chat("caller", [{"role": "user", "content": CALLING}], tools=tools, think=True, stream=True):
+            said += part.message.content or ""
+            calls += part.message.tool_calls or []
+            if said == "Let me see." and not killed:
+                stack.child("caller").kill()
+                stand(AT_END)
+                killed = True
     [call] = calls
     assert (call.function.name, call.function.arguments) == ("weather", {"city": CITY})
     assert newest(stack)["attempts"] == 2
@@ -477,13 +495,15 @@ WORDS = json.dumps({"words": ["sea", "land", "land"] * 20})
 @pytest.mark.parametrize(
     "front", ["anthropic", *(pytest.param(front, marks=pytest.mark.full) for front in ("responses", "ollama"))]
 )
-def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, front: str) -> None:
+def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho, front: str) -> None:
     """In the middle of it, on each front besides the chats of `test_rkllm.py`: it fits, and nothing comes twice."""
     said = ""
-    for piece in held(stack.url, front):
-        if len(said) <= 100 < len(said + piece):
-            stack.child("steady").kill()
-        said += piece
+    with echo.standing(150) as stand:
+        for piece in held(stack.url, front):
+            if len(said) <= 100 < len(said + piece):
+                stack.child("steady").kill()
+                stand(len(WORDS) + 1)
+            said += piece
     assert json.loads(said) == json.loads(WORDS)
     assert newest(stack)["attempts"] == 2
 
