@@ -29,7 +29,7 @@ AT_ONCE = 500
 NOTICED = 0.01
 """A change smaller than that is none, however sure it is."""
 ALIKE = 0.03
-"""Where all of the interval is within that, nothing changed."""
+"""Where all of the interval is within that, and no such change is certain, nothing changed."""
 LESS_IS_BETTER = frozenset({"first_token_ms", "memory_mb"})
 COMPARED = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "client_tokens_per_s", "memory_mb")
 IDENTICAL = (
@@ -241,7 +241,7 @@ def _answers(before: Sequence[Sample], after: Sequence[Sample]) -> Answers | Non
     tail = (1 - CONFIDENCE) / 2
     low, high = (float(end) for end in np.quantile(drawn, (tail, 1 - tail)))
     verdict = Verdict.SAME if not changes.any() else Verdict.UNCLEAR
-    if low > 0 or high < 0:
+    if len(prompts) > 1 and (low > 0 or high < 0):  # one prompt tells nothing of others
         verdict = Verdict.BETTER if low > 0 else Verdict.WORSE
     moved = [
         (name, what, second[name][what] - passed)

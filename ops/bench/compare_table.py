@@ -39,8 +39,8 @@ def view(found: Comparison, width: int = 200) -> Group:
 LEGEND = """
 The true change lies within the interval in 95 of 100 comparisons. By it a figure is
   better, worse  where it does not hold zero, and the change is at least 1 %
-  same           where all of it is within 3 % of zero, or the change is below 1 %
-  unclear        where the runs differ too much to tell"""
+  same           else, where all of it is within 3 % of zero
+  unclear        else: the runs differ too much to tell"""
 """What the verdicts mean."""
 
 

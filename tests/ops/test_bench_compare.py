@@ -90,6 +90,10 @@ def test_a_few_runs_of_one_prompt_are_not_surer(runs: int) -> None:
         (-0.5, -0.6, -0.4, Verdict.WORSE),
         (0.005, 0.001, 0.009, Verdict.SAME),
         (0.0, -0.029, 0.029, Verdict.SAME),
+        (0.02, 0.005, 0.035, Verdict.BETTER),
+        (0.3, 0.01, 0.6, Verdict.BETTER),
+        (0.03, -0.02, 0.09, Verdict.UNCLEAR),
+        (0.001, -0.1, 0.1, Verdict.UNCLEAR),
         (0.1, -0.1, 0.3, Verdict.UNCLEAR),
         (0.5, float("nan"), float("nan"), Verdict.TOO_FEW),
     ],
@@ -117,6 +121,8 @@ def test_answers_that_got_worse_are_named() -> None:
     assert lost.lost == [f"quality {number}: is right" for number in (1, 2, 3, 4)] and lost.won == []
     one = compare(answered(*[True] * 4, False), good).answers
     assert one is not None and one.verdict is Verdict.UNCLEAR and one.won == ["quality 4: is right"]
+    lone = compare(answered(True), answered(False)).answers
+    assert lone is not None and lone.verdict is Verdict.UNCLEAR and lone.lost == ["quality 0: is right"]
     same = compare(good, good).answers
     assert same is not None and same.verdict is Verdict.SAME
 
@@ -156,7 +162,7 @@ def test_a_report_beside_itself_has_not_changed(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["bench", "compare", str(path), str(path)])
     assert said.exit_code == 0 and "the same measurement: nothing changed" in said.stdout
     assert "All in all: same" in said.stdout and " unclear\n" not in said.stdout
-    assert "  unclear        where the runs differ too much to tell\n" in said.stdout
+    assert "  unclear        else: the runs differ too much to tell\n" in said.stdout
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
