@@ -162,7 +162,7 @@ def _metrics() -> Iterator[str]:
 
 
 def _models() -> Iterator[str]:
-    from ops.context_table import context_table
+    from ops.index_contexts import context_table
     from tasks.board.pull.index import read_index
     from tasks.settings import TaskSettings
 

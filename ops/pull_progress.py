@@ -42,7 +42,8 @@ def steps_of(model: str, lines: Iterable[dict[str, Any]]) -> Iterator[PullProgre
         status = str(line["status"])
         step, message, done = PullStep.CHOOSING, "", 0
         if "completed" in line:
-            step, file, done = PullStep.FETCHING, status.removeprefix("pulling "), int(line["completed"])
+            step, done = PullStep.FETCHING, int(line["completed"])
+            file = line.get("file", status.removeprefix("pulling "))  # a service of an earlier release tells no names
         elif status == "verifying sha256 digest":
             step = PullStep.VERIFYING
         elif status == "writing manifest":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from npu.errors import ModelRefused
 from npu.simulator.profile import profile_of
+from ops.index_contexts import reckon
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.index import IndexFile, IndexModel
 from tasks.board.pull.machine import Machine
@@ -28,7 +29,7 @@ class Advice:
     memory_mib: int | None = None
     """What it takes once loaded, at least."""
     context: int | None = None
-    """Tokens it was converted for. None is what the file says, and what memory is left for."""
+    """Tokens that it gets where its context is `auto`, of what memory is there. None where nobody knows what it takes."""
     tokens_per_s: float | None = None
     """What the vendor measured on this chip."""
     licence: str = ""
@@ -45,7 +46,14 @@ def _advice(model: IndexModel, machine: Machine) -> Advice:
         file, _ = first_fitting(model, machine)
     except PullFailed as refused:
         return Advice(name=model.name, runs=False, why_not=str(refused), licence=model.licence)
-    memory = memory_of(model, file)
+    memory, reckoned = memory_of(model, file), reckon(model, file)
+    context = reckoned.chosen(machine.memory) if reckoned is not None else None
+    if reckoned is not None and context is not None and (needed := reckoned.needed(context)) > machine.memory:
+        why = (
+            f"{model.name} takes about {needed >> 20} MiB with a context of {context} tokens, and models may have "
+            f"{machine.memory >> 20} MiB here. A shorter context may do: `context_length` in its manifest."
+        )
+        return Advice(name=model.name, runs=False, why_not=why, licence=model.licence)
     return Advice(
         name=model.name,
         runs=True,
@@ -53,7 +61,7 @@ def _advice(model: IndexModel, machine: Machine) -> Advice:
         quantization=file.dtype,
         size_mb=file.size // 1_000_000 if file.size is not None else None,
         memory_mib=memory >> 20 if memory is not None else None,
-        context=file.context,
+        context=context,
         tokens_per_s=_measured(model.name, file, machine),
         licence=model.licence,
     )
@@ -92,7 +100,9 @@ def table(machine: Machine, found: Sequence[Advice]) -> str:
     lines.insert(0, f"For {chip}{runtime}; models may have {machine.memory >> 20:,} MiB of its memory.\n")
     lines += [
         "",
-        "Memory is the least that a model takes; tokens/s are the vendor's measurements on this chip.",
+        "Memory is the least that a model takes; tokens/s are the vendor's, on this chip.",
+        'Context is what a model gets here by `context_length = "auto"`; unset, it is',
+        "8,192 tokens at most on the CPU, and on the NPU what the index knows, else 4,096.",
         "`?` is not known before the file is there, or was not measured.",
     ]
     lines += ["Fetch one with `rockchipllama models pull NAME`.", ""]

@@ -39,6 +39,20 @@ def test_what_cannot_run_says_why() -> None:
     assert "qwen2.5:0.5b" in told and "CPU" in told
 
 
+def test_the_context_is_the_one_that_the_board_would_choose() -> None:
+    """Of each model, by the memory that is there; one with which not even the shortest fits says so."""
+    found = {each.name: each for each in advise(BOARD, INDEX)}
+    assert all(each.context for each in found.values() if each.runs)
+    assert found["smollm2:135m"].context == 8192  # what it was made for
+    assert found["qwen3:1.7b"].context == 4096  # its file's name does not tell more
+    small = {each.name: each for each in advise(replace(BOARD, memory=5 << 29), INDEX)}
+    assert (found["llama3.2:3b"].engine, small["llama3.2:3b"].engine) == ("rkllm", "llamacpp")
+    assert small["llama3.2:3b"].context == 4096 < small["qwen2.5:0.5b"].context == 16384
+    tight = {each.name: each for each in advise(Machine(None, None, 2200 << 20), INDEX)}
+    assert not tight["llama3.2:3b"].runs and "with a context of 2048 tokens" in str(tight["llama3.2:3b"].why_not)
+    assert "?" not in table(BOARD, [found["gemma3:4b"]]).splitlines()[3][:-1]
+
+
 def test_where_no_size_is_told_the_weights_are_counted() -> None:
     """Four thousand millions of eight bits do not fit into two GiB, whatever the file is like."""
     [large] = [each for each in advise(replace(BOARD, memory=2 << 30), INDEX) if each.name == "qwen3:4b"]

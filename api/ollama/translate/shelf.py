@@ -25,6 +25,7 @@ def progress_line(progress: PullProgress) -> dict[str, Any]:
             line: dict[str, Any] = {"status": f"pulling {short or progress.file}", "completed": progress.completed}
             # By the digest clients tell one bar from another.
             line["digest"] = progress.digest or f"file:{progress.file}"
+            line["file"] = progress.file
             return line if progress.total is None else line | {"total": progress.total}
         case PullStep.VERIFYING:
             return {"status": "verifying sha256 digest"}

@@ -60,8 +60,8 @@ class Transfer:
     """Bytes that are there."""
     total: int | None
     """None while the server has not told."""
-    waiting: float = 0.0
-    """Seconds for which it waits now, because the server asked for that or did not answer."""
+    waiting: str = ""
+    """Why nothing comes now, and for how long it is waited, as a sentence."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -158,13 +158,15 @@ def transfers(
             asked = _judge(error, target, before)
             why = f"the server answered {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            why = str(getattr(error, "reason", None) or error or type(error).__name__)
+            reason = getattr(error, "reason", None) or error
+            why = str(getattr(reason, "strerror", None) or reason or type(error).__name__)
         fruitless = 0 if _have(target) > before else fruitless + 1
         if fruitless >= FRUITLESS:
             raise DownloadFailed(why)
         seconds = asked if asked is not None else pause * 2 ** max(0, fruitless - 1) if fruitless else 0.0
         if seconds:
-            yield Transfer(_have(target), size, waiting=seconds)
+            said = "The server asks to wait" if asked is not None else f"It could not be fetched ({why})"
+            yield Transfer(_have(target), size, f"{said}: again in {seconds:.0f} s.")
         wait(seconds)
     _note(target).unlink(missing_ok=True)
 

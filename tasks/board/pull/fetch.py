@@ -211,25 +211,29 @@ class _Pull:
                 "goes on from there.",
             ) from error
 
-    def _with_room(self, file: PlannedFile, moves: Iterator[Transfer]) -> Iterator[tuple[int, int | None, float]]:
+    def _with_room(self, file: PlannedFile, moves: Iterator[Transfer]) -> Iterator[Transfer]:
         """Where only the server knows how large a file is, room is made sure of when it has told."""
         unknown = file.size is None
         for move in moves:
             if unknown and move.total is not None:
                 unknown = False
                 self._make_sure_of(move.total - move.completed, file.name)
-            yield move.completed, move.total, move.waiting
+            yield move
 
-    def _paced(self, file: PlannedFile, moves: Iterator[tuple[int, int | None, float]]) -> Iterator[PullProgress]:
+    def _paced(self, file: PlannedFile, moves: Iterator[Transfer]) -> Iterator[PullProgress]:
         """A word about a file now and then, and one when it is whole."""
         digest = f"sha256:{file.sha256}" if file.sha256 else ""
         told, last = 0.0, None
-        for completed, total, waiting in moves:
-            message = f"The server asks to wait, or does not answer: again in {waiting:.0f} s." if waiting else ""
+        for move in moves:
             last = self._say(
-                PullStep.FETCHING, file=file.name, digest=digest, completed=completed, total=total, message=message
+                PullStep.FETCHING,
+                file=file.name,
+                digest=digest,
+                completed=move.completed,
+                total=move.total,
+                message=move.waiting,
             )
-            if message or time.monotonic() - told >= OFTEN:
+            if move.waiting or time.monotonic() - told >= OFTEN:
                 told = time.monotonic()
                 yield last
                 last = None
@@ -261,16 +265,16 @@ class _Pull:
         return found
 
 
-def _copied(source: Path, target: Path) -> Iterator[tuple[int, int | None, float]]:
+def _copied(source: Path, target: Path) -> Iterator[Transfer]:
     """A copy, which is whole or raises: what is read back later is compared with what was read here."""
     size, have = source.stat().st_size, 0
     with source.open("rb") as read, target.open("wb") as written:
         while data := read.read(CHUNK):
             written.write(data)
             have += len(data)
-            yield have, size, 0.0
+            yield Transfer(have, size)
     sync(target)
-    yield have, size, 0.0
+    yield Transfer(have, size)
 
 
 def _check_form(weights: Path, plan: Plan) -> None:

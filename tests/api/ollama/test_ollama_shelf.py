@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -60,6 +61,9 @@ def test_a_pull_tells_how_far_it_is(client: ollama.Client, place: Site) -> None:
         ("success", None, None),
     ]
     assert client.pull("qwen3:0.6b").status == "success"
+    told = place.http.post("/api/pull", json={"model": "qwen3:0.6b"}).text.splitlines()
+    files = [line["file"] for line in map(json.loads, told) if "completed" in line]
+    assert files == ["a.rkllm", "a.rkllm", "tokenizer.json"]  # for people, whom a digest tells nothing
 
 
 def test_a_pull_may_be_meant_for_one_board(place: Site) -> None:

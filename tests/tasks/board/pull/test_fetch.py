@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
@@ -14,7 +15,7 @@ from time import time
 import pytest
 
 from npu.catalog import find_models
-from tasks.board.pull.download import opener
+from tasks.board.pull.download import DownloadFailed, direct_opener, opener, transfers
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.fetch import pull
 from tasks.board.pull.hub import Hub as Client
@@ -210,6 +211,19 @@ def test_a_limited_rate_is_waited_for(site: Site, by_date: bool, waited: float) 
     least = 0 if by_date else waited  # a date comes nearer meanwhile
     assert any(least <= seconds <= waited for seconds in site.waited[1:])
     assert any("asks to wait" in step.message for step in steps)
+
+
+def test_a_server_that_cannot_be_reached_asks_for_nothing(tmp_path: Path) -> None:
+    """What is said is what happened, for as long as it is tried again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/a"
+        moves = transfers(url, tmp_path / "a", opener=direct_opener(), wait=lambda _: None)
+        said: list[str] = []
+        with pytest.raises(DownloadFailed):
+            said.extend(move.waiting for move in moves)
+    assert said[0] == "It could not be fetched (Connection refused): again in 1 s."
+    assert not any("asks to wait" in each for each in said)
 
 
 def test_a_rate_that_is_limited_for_long_is_told(site: Site) -> None:
