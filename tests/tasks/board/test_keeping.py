@@ -12,6 +12,8 @@ from tasks.card import Card
 from tasks.presence import Presence
 from tasks.roster import read_roster
 
+pytestmark = pytest.mark.usefixtures("standing")
+
 
 class Shelf:
     """A board with one loaded model, and a clock that a test moves."""
@@ -136,9 +138,9 @@ def test_when_it_goes_is_told_with_the_board_s_breath(shelf: Shelf, client: redi
         return status.stays
 
     presence.breathe(client, Presence(name="board:one", board="one", stays={"echo": 30.0}))
-    assert stays() == pytest.approx(30.0, abs=5.0)
+    assert stays() == 30.0
     presence.breathe(client, Presence(name="echo@two", board="two", model="echo", state="loaded"))
     presence.breathe(client, Presence(name="board:two", board="two"))
     assert stays() is None
     presence.breathe(client, Presence(name="board:two", board="two", stays={"echo": 300.0}))
-    assert stays() == pytest.approx(300.0, abs=5.0)
+    assert stays() == 300.0

@@ -123,11 +123,20 @@ async def test_a_pull_goes_on_without_its_listener_and_is_joined(caller: Caller,
     async for step in follow_pull(caller.commander, caller.feed, "one", REPO):
         if step.step is PullStep.FETCHING:
             break
-    joined = asyncio.create_task(caller.follow(REPO.upper()))
+    steps: list[PullProgress] = []
+    joins = asyncio.Event()
+
+    async def join() -> None:
+        async for step in follow_pull(caller.commander, caller.feed, "one", REPO.upper()):
+            steps.append(step)
+            joins.set()
+
+    joined = asyncio.create_task(join())
+    await asyncio.wait_for(joins.wait(), LIMIT)
     answer = msgspec.json.decode(await caller.commander.ask("one", Pull(REPO), LIMIT), type=PullProgress)
     assert answer.pull == step.pull
     hub.may_go_on.set()
-    steps = await joined
+    await joined
     assert {step.pull for step in steps} == {step.pull}
     assert len(hub.ranges()) == 1
     assert b"tiny-1b/one" in known(client)

@@ -160,8 +160,8 @@ if limit == "token_stall":
 for reason in reasons:
     run.cancel(reason)
 beating = Heartbeat(client, 10, lambda: Presence(name="echo@one", board="one", model="echo"), lambda: None)
-beating.hold((run,))
 print("stuck", flush=True)
+beating.hold((run,))
 threading.Event().wait()
 """
 

@@ -141,13 +141,17 @@ def test_an_engine_that_breaks_over_it_costs_no_job(make: Make, monkeypatch: pyt
     monkeypatch.setattr(heartbeat, "BREATH", 100 * LIMIT)
     place = make()
     place.engine = lambda: ParkingEcho(place.model)
+    let = threading.Event()
 
     def breaks(self: ParkingEcho) -> None:
+        assert let.wait(LIMIT)
         raise EngineFailed("It broke.")
 
     monkeypatch.setattr(ParkingEcho, "park", breaks)
     place.accept()
     place.call().join(LIMIT)
+    eventually(lambda: state(place) in ("loaded", "busy"), what="a breath that tells of a loaded engine")
+    let.set()
     eventually(lambda: state(place) == "idle", what="a breath that tells of a closed engine")
     job = place.accept()
     place.call().join(LIMIT)
@@ -217,9 +221,10 @@ def test_who_comes_soon_is_served_on_the_same_call(make: Make, monkeypatch: pyte
     one = place.accept()
     waiting = place.call()
     place.until(one, JobState.FINISHED)
+    eventually(lambda: place.client.llen(keys.calls("echo")) == 0, what="a worker that has taken its call")
     two = place.accept()
     place.until(two, JobState.FINISHED)
+    eventually(lambda: place.client.llen(keys.calls("echo")) == 0, what="a worker that has taken that call, too")
     place.client.publish(keys.control(WORKER), "stop")
     waiting.join(LIMIT)
     assert not waiting.is_alive() and len(place.outcomes) == 1 and two in place.outcomes[0]
-    assert place.client.llen(keys.calls("echo")) == 0

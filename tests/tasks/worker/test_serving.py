@@ -231,7 +231,7 @@ def test_what_earlier_claims_wrote_counts(make: Make, monkeypatch: pytest.Monkey
     eventually(lambda: place.text(job) == "abcde", what="the first words")
     assert place.run is not None
     place.run.cancel("pause")
-    place.until(job, JobState.RUNNING)
+    eventually(lambda: place.view(job).attempts == 2, what="the next claim")
     talker.say(6)
     found = place.until(job, JobState.FAILED)
     assert found.error is not None and found.error.code is FailureCode.ANSWER_TOO_LARGE

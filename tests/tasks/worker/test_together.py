@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +22,12 @@ from tasks.jobs import JobState, Lane, Phase, new_job_id
 from tasks.requests import ChatRequest, CompletionRequest, EmbedRequest, Message, SamplingOptions, Tool, kin_of
 from tasks.store import JobStore
 from tasks.stream import EventWriter
-from tasks.worker import serving
+from tasks.worker import job_run, serving
 from tasks.worker.job_run import JobRun
 from tasks.worker.serving import Serving
 from tasks.worker.settings import WorkerSettings
 from tasks.worker.together import Seat, Table
+from tests.fakes.clock import Clock
 from tests.fakes.engines import ScriptedEngine, ScriptedGeneration
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.place import Make, Place
@@ -402,19 +402,20 @@ def test_a_defect_at_the_table_is_one_jobs_alone() -> None:
     assert [type(each) for each in found] == [ZeroDivisionError] * 3
 
 
-def test_waiting_for_others_is_no_standstill(make: Make) -> None:
+def test_waiting_for_others_is_no_standstill(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they take."""
     place = make()
+    monkeypatch.setattr(job_run, "time", clock := Clock())
     place.accept()
     claim = claim_next(place.client, "echo", worker="w", board="b", child=1, call_id="c", lease=60)
     assert isinstance(claim, Claim)
-    run = JobRun(claim, WorkerSettings(prefill_stall=0.001), 10**6)
+    run = JobRun(claim, WorkerSettings(prefill_stall=60), 10**6)
     run.writer = SimpleNamespace(waits=False)  # type: ignore[assignment]
     run.enter(Phase.PREFILL)
     run.seat = Table(Set()).seat(lambda: False)
     for waits in (True, False):
         run.seat.waits = waits
-        time.sleep(0.01)
+        clock.now += 61
         assert (run.stalled is None) is waits
 
 
