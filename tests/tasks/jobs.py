@@ -29,9 +29,18 @@ def claim(
     return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease, attempt=attempt)
 
 
+def clock(client: redis.Redis) -> int:
+    """Milliseconds by Redis' clock."""
+    seconds, micros = client.time()  # type: ignore[misc]
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def lapsed(client: redis.Redis, held: Claim) -> bool:
-    seconds, micros = client.time()
-    return seconds * 1000 + micros // 1000 > client.zscore(keys.running("echo"), held.job)  # type: ignore[operator]
+    return clock(client) > client.zscore(keys.running("echo"), held.job)  # type: ignore[operator]
+
+
+def past_deadline(client: redis.Redis, job: str) -> bool:
+    return clock(client) > int(client.hget(keys.job(job), "deadline"))  # type: ignore[arg-type]
 
 
 def taken_for_lost(client: redis.Redis, held: Claim) -> HandedBack:

@@ -17,6 +17,8 @@ from tasks.residence import state_on, why_unserved
 from tasks.roster import announce, read_roster
 from tasks.waits_for import WaitsFor, waits_for
 
+pytestmark = pytest.mark.usefixtures("standing")
+
 RK3588 = Machine(
     soc="rk3588",
     driver="0.9.8",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -237,5 +236,5 @@ async def test_only_a_lapsed_lease_is_swept(store: JobStore, client: redis.Redis
     args = (client, "echo", held.job, held.token, "vanished")
     assert hand_back(*args, crashed=True, lapsed_only=True) is HandedBack.NOT_OURS
     assert renew(client, held, 0.0, "prefill", 5) is Renewal.RENEWED
-    await asyncio.sleep(0.005)  # the clock must pass the lease, which ends now
+    eventually(lambda: lapsed(client, held), what="the end of the lease")
     assert hand_back(*args, crashed=True, lapsed_only=True) is HandedBack.WAITING

@@ -244,6 +244,7 @@ async def test_what_this_version_does_not_know_is_refused_with_a_reply(
     """Whoever asked hears why at once, instead of a time-out."""
     with client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(keys.replies("me"))
+        heard.get_message(timeout=LIMIT)
         with pytest.raises(NotUnderstood, match=says) as unknown:
             decode_envelope(word)
         refuse(client, unknown.value)

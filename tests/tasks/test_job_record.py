@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
@@ -28,8 +27,8 @@ from tasks.jobs import JobState, Lane, Phase, new_job_id
 from tasks.store import JobStore
 from tasks.stream import RecordedPiece
 from tests.record import read_events, read_pieces
-from tests.stack import LIMIT
-from tests.tasks.jobs import DONE, HELLO, accept, claim, write
+from tests.stack import LIMIT, eventually
+from tests.tasks.jobs import DONE, HELLO, accept, claim, past_deadline, write
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +133,7 @@ async def test_what_nobody_reads_after_the_end_is_dropped(store: JobStore, clien
         crashed = claim(client)
         assert crashed is not None
         hand_back(client, "echo", failed, crashed.token, "died", crashed=True)
-    await asyncio.sleep(0.02)  # past the deadline of 1 ms
+    eventually(lambda: past_deadline(client, late), what="the deadline")
     assert claim(client) is None
     for job, state in ((answered, "finished"), (cancelled, "cancelled"), (failed, "failed"), (late, "failed")):
         assert (await store.view(job)).state == state
@@ -177,7 +176,7 @@ async def test_a_job_past_its_deadline_is_never_started(store: JobStore, client:
     """The claim ends it on the way and takes the next."""
     late = await accept(store, deadline=0.001)
     good = await accept(store)
-    await asyncio.sleep(0.02)  # past the deadline of 1 ms
+    eventually(lambda: past_deadline(client, late), what="the deadline")
     held = claim(client)
     assert held is not None and held.job == good
     view = await store.view(late)

@@ -25,7 +25,7 @@ from tasks.stream import EventWriter
 from tasks.version import VERSION
 from tests.stack import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("standing")]
 
 
 def card(model: str, *names: str, board: str = "one", **rest: object) -> Card:
@@ -41,9 +41,8 @@ def board(name: str = "one") -> Presence:
 
 
 def breathed(client: redis.Redis, presence: Presence, *, seconds_ago: float) -> None:
-    """A breath taken some time ago, by Redis' clock."""
-    now, micros = client.time()
-    at = int(now * 1000 + micros // 1000 - seconds_ago * 1000)
+    """A breath taken some time ago, by the clock that stands."""
+    at = int(client.get(keys.CLOCK).partition(b":")[2]) - int(seconds_ago * 1000)  # type: ignore[union-attr]
     client.hset(keys.PRESENCE, presence.name, f"{at}:".encode() + msgspec.json.encode(presence))
 
 

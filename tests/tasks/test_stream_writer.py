@@ -355,9 +355,10 @@ def test_an_outage_that_only_the_late_sender_meets(shaky: Stack, hasty: None) ->
             say(writer, "c")
 
 
-def test_a_writer_that_is_closed_leaves_no_thread(job: Job) -> None:
+def test_a_writer_that_is_closed_leaves_no_thread(job: Job, hasty: None) -> None:
     """Even when its flusher wakes in the very moment of the end: it waits for the lock, and finds the writer closed."""
     writer = job.writer()
+    never_appended(writer)
     writer.write([TextDelta("a")])
     writer.write([TextDelta("b")])  # within the time to share an append, so the flusher is to bring it
     flusher = writer._flusher

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 import redis
 import redis.asyncio
@@ -16,6 +14,8 @@ from tasks.jobs import JobState, Lane, Rendering, new_job_id
 from tasks.requests import ChatRequest, Message
 from tasks.store import JobStore
 from tasks.stream import EventWriter
+from tests.stack import eventually
+from tests.tasks.jobs import clock
 
 pytestmark = pytest.mark.anyio
 
@@ -77,28 +77,27 @@ async def test_a_waiting_job_that_nobody_reads_never_runs(store: JobStore, clien
     assert not client.hexists(keys.job(job), "readers")
 
 
-async def test_a_grace_begins_when_the_last_has_left(store: JobStore) -> None:
+async def test_a_grace_begins_when_the_last_has_left(store: JobStore, client: redis.Redis, standing: None) -> None:
     """Asking again neither lengthens nor shortens it, and once it is over the job ends."""
     job = await accept(store, grace=600)
-    assert 599 < await store.leave(job, "api:a/1") <= 600
-    assert 0 < await store.leave(job) <= 600
-    assert 0 < await store.leave(job, "api:a/1") <= 600
+    assert await store.leave(job, "api:a/1") == 600
+    client.hincrby(keys.job(job), "unread", -1000)  # a second goes by
+    assert await store.leave(job) == 599
+    assert await store.leave(job, "api:a/1") == 599
     assert await state(store, job) is JobState.QUEUED
-    short = await accept(store, grace=0.05)
-    left = await store.leave(short, "api:a/1")
-    assert left > 0
-    await asyncio.sleep(left)
-    assert await store.leave(short) == 0
-    assert await state(store, short) is JobState.CANCELLED
+    client.hincrby(keys.job(job), "unread", -599_000)
+    assert await store.leave(job) == 0
+    assert await state(store, job) is JobState.CANCELLED
 
 
 async def test_whoever_comes_back_in_time_keeps_the_job(store: JobStore, client: redis.Redis) -> None:
     """What asks for its end later finds it read."""
     job = await accept(store, grace=0.02)
-    left = await store.leave(job, "api:a/1")
+    assert await store.leave(job, "api:a/1") > 0
+    over = int(client.hget(keys.job(job), "unread"))  # type: ignore[arg-type]
     await store.attend(job, "api:b/1")
     assert not client.hexists(keys.job(job), "unread")
-    await asyncio.sleep(left)
+    eventually(lambda: clock(client) > over, what="the end of its grace")
     assert await store.leave(job) == 0
     assert await state(store, job) is JobState.QUEUED
     assert await store.leave(job, "api:b/1") > 0
