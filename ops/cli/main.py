@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -134,8 +135,13 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Run one command. Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly, 130 Ctrl-C."""
+    run(app)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command line, and tell its failures in its user's words, with those exit codes."""
     try:
-        app()
+        command()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -61,7 +61,8 @@ def up(
         if up_settings.share:
             raise TokenRefused(
                 f"This machine takes part in the service at {joined.place(shared.data_dir)}, and cannot share one of its own "
-                "as well. `rockchipllama join --forget` ends that."
+                "as well. `rockchipllama join --forget` ends that.",
+                usage=True,
             )
         join.run()
         return

@@ -40,7 +40,7 @@ KillMode=mixed
 WatchdogSec=2min
 Restart=on-failure
 RestartSec=5
-# 2: a setting that cannot be used, which another start would not change.
+# 2: a setting that cannot be used, or a token that was revoked, which another start would not change.
 RestartPreventExitStatus=2
 
 # Workers put themselves first in line for the kernel: one of them dies rather than the queue, and is started again.

@@ -27,7 +27,7 @@ def place(data_dir: Path) -> str:
 
 def knock(data_dir: Path) -> object:
     """Ask whether that lets this machine in: None when it does, else why nobody answers. Raises `TokenRefused` when it takes
-    the token no more."""
+    the token no more, with `usage`: to start again would change nothing."""
     from redis.exceptions import AuthenticationError  # only now: `up` asks for the rest alone
 
     from tasks.connection import UNREACHABLE, connect
@@ -38,7 +38,7 @@ def knock(data_dir: Path) -> object:
         client.ping()
     except AuthenticationError as error:
         own = "`rockchipllama join --forget` makes this machine one of its own again."
-        raise TokenRefused(f"{refusal(token, host, port)} {own}") from error
+        raise TokenRefused(f"{refusal(token, host, port)} {own}", usage=True) from error
     except UNREACHABLE as error:
         return error
     finally:

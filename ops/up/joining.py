@@ -62,7 +62,7 @@ def _let_in(token: Token, host: str, port: int, board: str) -> tuple[str, ...]:
         _make_sure_of_name(client, board)
         return read_roster(client).problems
     except AuthenticationError as error:
-        raise TokenRefused(refusal(token, host, port)) from error
+        raise TokenRefused(refusal(token, host, port), usage=True) from error
     except UNREACHABLE as error:
         raise TokenRefused(
             f"Nobody answers at {host}:{port} ({error}). Is `rockchipllama up --share` running there, and does a firewall "

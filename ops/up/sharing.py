@@ -62,7 +62,7 @@ def parse_token(text: str) -> Token:
     """The token in NAME.SECRET. Raises `TokenRefused`, which repeats nothing of it."""
     name, _, secret = text.partition(".")
     if not NAME.fullmatch(name) or not _SECRET.fullmatch(secret):
-        raise TokenRefused(f"The token in it is damaged or cut off. {_FORM}")
+        raise TokenRefused(f"The token in it is damaged or cut off. {_FORM}", usage=True)
     return Token(name, secret)
 
 
@@ -72,9 +72,9 @@ def parse(url: str) -> tuple[Token, str, int]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise TokenRefused(f"This is nothing that can be joined. {_FORM}") from None
+        raise TokenRefused(f"This is nothing that can be joined. {_FORM}", usage=True) from None
     if parts.scheme != SCHEME or not host or not port or parts.path.strip("/") or parts.query or parts.password:
-        raise TokenRefused(f"This is nothing that can be joined. {_FORM}")
+        raise TokenRefused(f"This is nothing that can be joined. {_FORM}", usage=True)
     return parse_token(parts.username or ""), host, port
 
 

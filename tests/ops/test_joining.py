@@ -71,6 +71,7 @@ def test_it_takes_part_once_it_is_let_in(
     with pytest.raises(TokenRefused, match=r"'kitchen': it was revoked.*join --forget") as refused:
         join.run()
     assert capsys.readouterr().out == "" and TOKEN.secret not in str(refused.value)
+    assert refused.value.usage, "systemd starts it again after other failures, and nothing would come of that"
 
 
 def test_a_board_that_runs_is_told_that_it_goes_on(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

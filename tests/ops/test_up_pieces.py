@@ -130,7 +130,7 @@ def test_a_log_keeps_no_token(
 def test_whether_a_service_answers_is_asked_where_it_listens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever port it was given; and of one that is gone, or never was, nothing good is said."""
+    """Whatever data directory and port it was given; and of one that is gone, or never was, nothing good is said."""
     asked = []
 
     class Answer(BaseHTTPRequestHandler):
@@ -139,14 +139,19 @@ def test_whether_a_service_answers_is_asked_where_it_listens(
             self.send_response(503 if len(asked) > 1 else 200)
             self.end_headers()
 
-    assert health.main(tmp_path) == 1 and f"No service of {tmp_path}" in capsys.readouterr().err
-    with lock.DataDirLock(tmp_path) as held:
+    processes = tmp_path / "proc"
+    (processes / "1").mkdir(parents=True)  # of another user
+    (processes / "2").symlink_to("/proc/self")
+    assert health.main(processes) == 1 and "No service" in capsys.readouterr().err
+    with lock.DataDirLock(tmp_path / "anywhere") as held:
+        assert health.main(processes) == 1, "it does not listen yet"
         with HTTPServer(("127.0.0.1", 0), Answer) as server:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             held.write(f"http://127.0.0.1:{server.server_port}")
-            assert [health.main(tmp_path) for _ in range(2)] == [0, 1]
+            assert [health.main(processes) for _ in range(2)] == [0, 1]
             server.shutdown()
-        assert health.main(tmp_path) == 1 and asked == ["/healthz", "/healthz"]
+        assert health.main(processes) == 1 and asked == ["/healthz", "/healthz"]
+        assert f"No service of {tmp_path / 'anywhere'} answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
