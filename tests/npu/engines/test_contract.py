@@ -146,13 +146,19 @@ class TestAbort:
 
     def test_during_prefill(self, opened: Opened) -> None:
         filler = opened.engine.tokenizer.encode(" something else" * 2000)[:1000]
-        reached = threading.Event()
-        generation = opened.engine.generate(Prompt(filler, 5), GREEDY, lambda _: reached.set())
+        reached, aborted = threading.Event(), threading.Event()
+
+        def read(_: int) -> None:
+            reached.set()
+            assert aborted.wait(WAIT)  # an engine that is fast is held up here
+
+        generation = opened.engine.generate(Prompt(filler, 5), GREEDY, read)
         pieces: list[Piece] = []
         runner = threading.Thread(target=lambda: pieces.extend(generation))
         runner.start()
         assert reached.wait(WAIT)
         generation.abort()
+        aborted.set()
         runner.join(WAIT)
         assert not runner.is_alive()
         assert (pieces, generation.end) == ([], End.ABORTED)

@@ -23,6 +23,8 @@ VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES)
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repeat_penalty": 1.0}
 """As the model's defaults, so that every family samples like this by itself."""
 LANGUAGE = Language(answers=SimulatedModel().answers)
+LONG = {**SimulatedModel().answers, "sea": "The sea is deep and blue and wide, " * 60}
+"""Answers of which one is not at its end before anything else was done, however slow the machine."""
 WAIT = 60.0
 
 Open = Callable[..., RkllmEngine]
@@ -355,12 +357,11 @@ def test_an_error_in_mid_answer_is_an_engine_that_failed(opens: Open, version: s
 def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """By pausing, which the runtime does hear; and the next run does not go on from there."""
     monkeypatch.setattr(handle, "DEAF", 0.1)
-    long = {"sea": "The sea is deep and blue and wide, " * 20}
-    engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=long, profile=Profile(decode_tps=500)))
+    engine = opens("1.2.3", SimulatedModel(ignore_abort=True, answers=LONG, profile=Profile(decode_tps=500)))
     # Found out with an abort, which is not heard here; and a kept conversation cannot be paused.
     engine.loaded.cache.reuse = True
     tokens = ask(engine, "Tell me of the sea")
-    generation = engine.generate(Prompt(tokens, 2000), Sampling(**GREEDY))  # type: ignore[arg-type]
+    generation = engine.generate(Prompt(tokens, 3000), Sampling(**GREEDY))  # type: ignore[arg-type]
     pieces = iter(generation)
     next(pieces)
     call = generation._call
@@ -369,18 +370,18 @@ def test_an_abort_that_nobody_hears_ends_all_the_same(opens: Open, monkeypatch: 
     assert generation.end is End.ABORTED
     assert call is not None and call.paused
     other = ask(engine, "Hello")
-    assert run(engine, other)[0] == Language(answers=long).expected_answer(other, 40)
+    assert run(engine, other)[0] == Language(answers=LONG).expected_answer(other, 40)
 
 
 def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, version: str) -> None:
     """What was said is no whole answer, and is not told as one."""
-    engine = opens(version, SimulatedModel(profile=Profile(decode_tps=50)))
+    engine = opens(version, SimulatedModel(answers=LONG, profile=Profile(decode_tps=50)))
     tokens = ask(engine, "Tell me of the sea")
-    generation = engine.generate(Prompt(tokens, 40), Sampling(**GREEDY))  # type: ignore[arg-type]
+    generation = engine.generate(Prompt(tokens, 1000), Sampling(**GREEDY))  # type: ignore[arg-type]
     pieces = iter(generation)
     next(pieces)
     engine.close()
-    assert 1 + len(list(pieces)) < len(expected(tokens))
+    assert 1 + len(list(pieces)) < len(Language(answers=LONG).expected_answer(tokens, 1000))
     assert generation.end is End.ABORTED
 
 
@@ -407,7 +408,7 @@ def test_a_window_that_was_shifted_is_not_taken_for_cached(opens: Open, reuse: b
         full_attention=reuse,
         switches={"prefill_counts_cached": "yes" if reuse else "no"},
         max_context_limit=512,
-        abort_latency=60,
+        abort_latency=150,
         profile=Profile(prefill_tps=5000, decode_tps=1000),
     )
     engine = opens("1.2.3", simulated)
@@ -422,7 +423,7 @@ def test_a_window_that_was_shifted_is_not_taken_for_cached(opens: Open, reuse: b
 
 def test_what_was_said_after_an_abort_is_no_kept_conversation(opens: Open) -> None:
     """The next turn never heard of it."""
-    paced = SimulatedModel(full_attention=False, abort_latency=30, profile=Profile(decode_tps=1000))
+    paced = SimulatedModel(full_attention=False, abort_latency=100, profile=Profile(decode_tps=1000))
     engine = opens("1.2.3", paced)
     tokens = ask(engine, "Tell me of the sea")
     answer, _, _ = run(engine, tokens, 3)

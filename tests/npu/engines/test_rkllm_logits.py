@@ -135,7 +135,7 @@ def test_after_an_abort_nobody_counts_on_a_pause(opens: Open, version: str, insi
     conversation = ask(engine, QUESTIONS[0])
     for sampling in (SEEDED, Sampling(**GREEDY)):  # type: ignore[arg-type]
         conversation += run(engine, conversation, 2, SEEDED)[0] + [70]
-        generation = engine.generate(Prompt(conversation, 2), SEEDED)
+        generation = engine.generate(Prompt(conversation, 40), SEEDED)
         runner = threading.Thread(target=list, args=(generation,))
         aborter = threading.Thread(target=generation.abort)
         if inside:

@@ -16,7 +16,7 @@ from npu.errors import AdapterMissing, ContextTooLong, EngineFailed, ModelRefuse
 from npu.manifest import read_manifest
 from npu.model import LoraAdapter, Model
 from npu.rkllm.abi import FAMILIES
-from npu.simulator import SWITCHES, Adapter, Profile, SimulatedModel, write_adapter, write_model
+from npu.simulator import SWITCHES, Adapter, Language, Profile, SimulatedModel, write_adapter, write_model
 from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS
 
 VERSIONS = tuple(abi.RUNTIMES[-1] for abi in FAMILIES[1:])
@@ -97,11 +97,12 @@ def test_a_message_is_answered(opens: Open, version: str) -> None:
 
 def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, version: str) -> None:
     """What was said is no whole answer, and is not told as one."""
-    engine = opens(version, SimulatedModel(profile=Profile(decode_tps=50)))
-    pieces = iter(generation := engine.generate(Prompt((), 40, turn=Turn("Hello")), Sampling(**GREEDY)))  # type: ignore[arg-type]
+    long = {**SimulatedModel().answers, "Hello": "Hello there, and good evening to you all. " * 50}
+    engine = opens(version, SimulatedModel(answers=long, profile=Profile(decode_tps=50)))
+    pieces = iter(generation := engine.generate(Prompt((), 500, turn=Turn("Hello")), Sampling(**GREEDY)))  # type: ignore[arg-type]
     next(pieces)
     engine.close()
-    assert 1 + len(list(pieces)) < len(LANGUAGE.expected_answer(asked("Hello"), 40))
+    assert 1 + len(list(pieces)) < len(Language(answers=long).expected_answer(asked("Hello"), 500))
     assert generation.end is End.ABORTED
 
 

@@ -17,7 +17,7 @@ from npu.manifest import read_manifest
 from npu.model import LoraAdapter
 from npu.self_test import Verdict
 from npu.simulator import Adapter, Language, Profile, SimulatedModel, write_adapter, write_model
-from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, QUESTIONS, Open, ask, expected, run
+from tests.npu.engines.test_rkllm import GREEDY, LANGUAGE, LONG, QUESTIONS, Open, ask, expected, run
 from tests.npu.engines.test_rkllm import opens as opens
 
 ABLE = ("1.2.3", "1.3.0")
@@ -73,9 +73,8 @@ def test_a_common_beginning_is_prefilled_once_for_each_slot(opens: Open, able: s
 
 def test_an_abort_ends_one_slot_and_not_the_others(opens: Open, able: str) -> None:
     """Before, between and inside; when all have ended the engine is free at once."""
-    long = {**SimulatedModel().answers, "sea": "The sea is deep and blue and wide, " * 60}
-    says = Language(answers=long).expected_answer
-    engine = opens(able, SimulatedModel(answers=long, profile=Profile(decode_tps=200)), engine_options=FOUR)
+    says = Language(answers=LONG).expected_answer
+    engine = opens(able, SimulatedModel(answers=LONG, profile=Profile(decode_tps=200)), engine_options=FOUR)
     asked = [ask(engine, question) for question in QUESTIONS[:4]]
     prompts = [Prompt(tokens, 40) for tokens in asked]
     before, inside, whole, dropped = engine.generate_together(prompts, PLAIN)
@@ -103,8 +102,8 @@ def test_an_abort_ends_one_slot_and_not_the_others(opens: Open, able: str) -> No
 
 def test_an_engine_closed_in_mid_answer_has_not_answered(opens: Open, able: str) -> None:
     """In no slot: what was said is no whole answer, and is not told as one."""
-    engine = opens(able, SimulatedModel(profile=Profile(decode_tps=50)), engine_options=FOUR)
-    one, other = engine.generate_together([Prompt(ask(engine, question), 40) for question in QUESTIONS[:2]], PLAIN)
+    engine = opens(able, SimulatedModel(answers=LONG, profile=Profile(decode_tps=50)), engine_options=FOUR)
+    one, other = engine.generate_together([Prompt(ask(engine, QUESTIONS[1]), 1000)] * 2, PLAIN)
     pieces = iter(one)
     next(pieces)
     engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def test_it_does_not_outlive_whoever_asked(tmp_path: Path, setup: Setup) -> None
     def trial() -> int | None:
         """Its process, once it has the library."""
         for child in map(int, children.read_text().split()):
-            if str(library) in Path(f"/proc/{child}/maps").read_text():
-                return child
+            with suppress(FileNotFoundError):  # it was another, and is gone
+                if str(library) in Path(f"/proc/{child}/maps").read_text():
+                    return child
         return None
 
     process = eventually(trial, what="a trial")

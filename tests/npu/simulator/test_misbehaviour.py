@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,22 @@ def test_an_abort_nobody_hears(start: Open, version: str) -> None:
 
 def test_an_abort_that_is_heard_late(start: Open) -> None:
     """More tokens come until its time is over."""
-    runtime = start(SimulatedModel(abort_latency=40, profile=Profile(decode_tps=100)), max_tokens=500)
-
-    def answer(heard: Heard) -> Answer:
-        runtime.lib.rkllm_abort(runtime.loaded.handle)
-        return Answer.CONTINUE
-
-    runtime.answer = answer
+    paced = SimulatedModel(abort_latency=40, profile=Profile(decode_tps=100))
+    runtime, later = start(paced, max_tokens=500), start(replace(paced, abort_latency=10**6), max_tokens=3)
     prompt = next(p for p in range(200) if len(runtime.expect([p], 500)) > 60)
-    began = time.monotonic()
-    runtime.run([prompt])
-    assert time.monotonic() - began >= 0.04
-    assert 1 < len(runtime.tokens()) < len(runtime.expect([prompt], 500))
+    for one in (runtime, later):
+
+        def answer(heard: Heard, one: Runtime = one) -> Answer:
+            one.lib.rkllm_abort(one.loaded.handle)
+            return Answer.CONTINUE
+
+        one.answer = answer
+        began = time.monotonic()
+        one.run([prompt])
+        if one is runtime:
+            assert time.monotonic() - began >= 0.04
+            assert 1 <= len(runtime.tokens()) < len(runtime.expect([prompt], 500))
+    assert len(later.tokens()) == 3  # its time is not over yet
 
 
 def test_texts_that_are_null(start: Open, version: str) -> None:
