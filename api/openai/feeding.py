@@ -75,6 +75,7 @@ class Feeding:
         loop = asyncio.get_running_loop()
         tidied = -TIDY
         while True:
+            self._wanted.clear()  # what is told from here on, this look may miss
             try:
                 await self._look()
                 await self._forget()
@@ -86,7 +87,6 @@ class Feeding:
                 self._redis.lost(error)
             except Exception:
                 log.exception("a look after the batches broke off; the next one comes in %.0f s", LOOK)
-            self._wanted.clear()
             try:
                 async with asyncio.timeout(LOOK):
                     await self._wanted.wait()

@@ -32,7 +32,7 @@ from tasks.limits import Allowance, Bucket, Limits
 from tasks.requests import Request
 from tasks.roster import ModelStatus
 from tasks.store import Attended
-from tests.stack import LIMIT
+from tests.stack import LIMIT, eventually
 
 JOB = "abcdefghijklmnopqrstuv"
 USAGE = Usage(prompt_tokens=12, completion_tokens=3, cached_tokens=4)
@@ -203,6 +203,15 @@ class ScriptedRelay(Relay):
         """The next answer that was begun, waited for."""
         assert self.answered.acquire(timeout=LIMIT), "no request reached the relay"
         return self.answers[-1]
+
+    def begun(self, ask: Callable[[], object]) -> ScriptedAnswer:
+        """The answer that `ask` begins, whose client soon gives up: again where a slow machine had not read it by then."""
+
+        def answers() -> list[ScriptedAnswer]:
+            ask()
+            return self.answers
+
+        return eventually(answers, what="a request that is read")[-1]
 
     async def start(
         self,

@@ -80,11 +80,19 @@ async def test_a_board_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch
     """At once when Redis has been there for a while, else after a breath's time."""
     with pytest.raises(ModelDown, match="'one'"):
         await Place(time.monotonic() - 60).load()
-    monkeypatch.setattr(module, "BREATH_PATIENCE", 0.3)
+    monkeypatch.setattr(module, "BREATH_PATIENCE", LIMIT)
     place = Place(time.monotonic())
+    feed: Any = place.relay._feed
+    find = feed.find
+
+    async def later(model: str) -> ModelStatus:
+        feed.connected -= LIMIT
+        return await find(model)
+
+    monkeypatch.setattr(place.relay._roster, "find", later)
     with pytest.raises(ModelDown, match="'one'"):
         await place.load()
-    assert place.looks > 0
+    assert place.looks == 1
 
 
 async def test_a_load_alone_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

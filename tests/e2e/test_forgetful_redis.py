@@ -67,7 +67,10 @@ def test_who_comes_back_to_an_answer_that_was_made_anew_is_told_so(stack: Stack)
         moment = stack.moment()
         read(texts(lines), 20)
         last = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
-        stack.child("steady").kill()
+        child = stack.child("steady")
+        stack.process("valkey").kill()  # first, for it would hear of another worker that goes on
+        child.kill()
+        child.wait(LIMIT)
     stack.forget_since(moment)
     events = f"{stack.url}/v1/jobs/{job}/events"
     with httpx.stream("GET", events, headers={"last-event-id": last}, timeout=LIMIT) as reply:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -181,12 +182,20 @@ def test_one_that_writes_again_is_waited_for(archive: Path, tmp_path: Path, monk
         client.mset({f"k{index}": 1 for index in range(100)})
         client.config_set("appendonly", "no")
         client.set("later", 1)
-        client.config_set("rdb-key-save-delay", 20_000)  # microseconds
+        client.config_set("rdb-key-save-delay", 10_000_000)  # microseconds
         client.config_set("appendonly", "yes")
         with monkeypatch.context() as patched:
             patched.setattr("ops.backup.REWRITE_PATIENCE", 0.1)
             with pytest.raises(BackupRefused, match="earlier time until that is done"):
                 backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
+
+        def goes_on(_: float) -> None:
+            monkeypatch.undo()
+            client.config_set("rdb-key-save-delay", 0)
+            [writer] = psutil.Process(client.info("server")["process_id"]).children()
+            writer.kill()  # Valkey begins anew, at once and without that delay
+
+        monkeypatch.setattr("ops.backup.time.sleep", goes_on)
         backup(tmp_path / "from", None, tmp_path / "b.tar.gz")
     restore(tmp_path / "b.tar.gz", tmp_path / "to")
     with valkey(tmp_path / "to") as client:

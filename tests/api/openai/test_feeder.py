@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis.asyncio
 
+from api.openai import feeding as feeding_module
 from api.openai.feeder import LEAST_AHEAD, Feeder
 from api.openai.feeding import Feeding
 from api.settings import ApiSettings
@@ -25,6 +26,7 @@ from tasks.events import Event, Finished, FinishReason, Queued, Started, TextDel
 from tasks.files import FileBook, StoredFile, new_file_id
 from tasks.jobs import new_job_id
 from tasks.roster import ModelStatus
+from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -172,15 +174,6 @@ def names(count: int) -> list[str]:
     return [f"r{n}" for n in range(count)]
 
 
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Wait for it."""
-    for _ in range(3000):
-        if await holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to that")
-
-
 class FreezesBefore(LocalStorage):
     """A process that stands still when it is about to write."""
 
@@ -281,21 +274,23 @@ async def test_a_step_that_is_sent_twice_is_written_once(world: World) -> None:
 async def test_a_redis_that_came_back_without_its_last_moment_is_noticed(world: World) -> None:
     """Whoever feeds the batch begins again from what is there, and no line is lost or repeated."""
     await world.begin(200)
-    world.queue.answers.clear()
-    feeding = asyncio.create_task(world.feeder(await world.hold()).run())
-    await until(lambda: world.client.exists(keys.batch_items(world.order.id)))
-    held = [keys.batch(world.order.id), keys.batch_items(world.order.id)]
-    before = {name: await world.client.dump(name) for name in held}
-    world.queue.answers.set()
+    hold = await world.hold()
+    step = hold.step
 
-    async def counted() -> bool:
-        return (await world.progress()).completed > 0
+    async def forgotten(each: Step) -> tuple[bool, float]:
+        held = [keys.batch(world.order.id), keys.batch_items(world.order.id)]
+        before = {name: await world.client.dump(name) for name in held}
+        said = await step(each)
+        if each.done:
+            for name, value in before.items():
+                await world.client.restore(name, 0, cast(bytes, value), replace=True)
+        return said
 
-    await until(counted)
-    for name, value in before.items():
-        await world.client.restore(name, 0, cast(bytes, value), replace=True)
+    hold.step = forgotten  # type: ignore[method-assign, assignment]
     with pytest.raises(FeederReplaced):
-        await feeding
+        await world.feeder(hold).run()
+    assert (await world.progress()).completed == 0
+    assert world.lines(world.order.output_file)
     await world.feeder(await world.hold()).run()
     progress = await world.progress()
     assert (progress.completed, progress.failed) == (200, 0)
@@ -362,6 +357,25 @@ async def test_an_input_whose_time_is_over_stays_for_its_batch(world: World) -> 
     await world.feeder(await world.hold()).run()
     await feeding._forget()
     assert not (world.folder / source.id).exists()
+
+
+async def test_what_is_told_during_a_look_is_looked_for_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that comes when all have been read already does not wait for the next look."""
+    monkeypatch.setattr(feeding_module, "LOOK", 10 * LIMIT)
+    feeding = Feeding(
+        *(world.batches, world.files, world.storage, cast(Any, world.queue), cast(Any, Models()), ApiSettings(), LEASE)
+    )
+    look, looks, again = feeding._look, 0, asyncio.Event()
+
+    async def comes_behind() -> None:
+        nonlocal looks
+        await look()
+        looks += 1
+        feeding.look() if looks == 1 else again.set()
+
+    monkeypatch.setattr(feeding, "_look", comes_behind)
+    async with asyncio.timeout(LIMIT), feeding.running():
+        await again.wait()
 
 
 async def test_what_cannot_be_written_lets_no_more_lines_in(world: World) -> None:

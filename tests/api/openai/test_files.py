@@ -22,7 +22,7 @@ from tasks.api_keys import Scope
 from tasks.files import new_file_id
 from tasks.settings import TaskSettings
 from tests.api.site import RealWorld, Site, site
-from tests.stack import LIMIT
+from tests.stack import LIMIT, eventually
 
 MOST = 2_000_000
 
@@ -146,14 +146,9 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(place: Site, folder: 
         b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + b"x" * 100_000
     )
     connection.sendall(head)
-    deadline = time.monotonic() + 30
-    while kept(folder) == before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert kept(folder) != before
+    eventually(lambda: kept(folder) != before, what="its draft")
     connection.close()
-    while kept(folder) != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert kept(folder) == before
+    eventually(lambda: kept(folder) == before, what="the draft's end")
 
 
 def test_a_storage_that_fails_is_no_missing_file(client: openai.OpenAI, folder: Path) -> None:

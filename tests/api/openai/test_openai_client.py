@@ -218,10 +218,14 @@ def test_a_client_that_times_out_ends_its_job(place: Site, stream: bool) -> None
     """Its timeout closes the connection, and that closes the answer."""
     place.relay.play(Hold())
     client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0, timeout=0.3)
-    # In the middle of a stream the client lets its HTTP library's own error through.
-    with client, pytest.raises((openai.APITimeoutError, httpx2.TimeoutException)):
-        list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream))
-    assert place.relay.answer().closed.wait(LIMIT)
+
+    def ask() -> None:
+        # In the middle of a stream the client lets its HTTP library's own error through.
+        with pytest.raises((openai.APITimeoutError, httpx2.TimeoutException)):
+            list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream))
+
+    with client:
+        assert place.relay.begun(ask).closed.wait(LIMIT)
 
 
 def test_a_wrong_key_is_an_authentication_error() -> None:

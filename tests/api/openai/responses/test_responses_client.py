@@ -300,7 +300,11 @@ def test_a_client_that_leaves_ends_what_it_waited_for(place: Site) -> None:
     """Its response is a job that somebody waits for."""
     place.relay.play(Hold())
     client = openai.OpenAI(base_url=place.url + "/v1", api_key="x", max_retries=0, timeout=0.3)
-    with client, pytest.raises(openai.APITimeoutError):
-        client.responses.create(model="tiny", input="Hi")
-    assert place.relay.answer().closed.wait(LIMIT)
+
+    def ask() -> None:
+        with pytest.raises(openai.APITimeoutError):
+            client.responses.create(model="tiny", input="Hi")
+
+    with client:
+        assert place.relay.begun(ask).closed.wait(LIMIT)
     assert place.relay.calls[-1].attended
