@@ -55,6 +55,8 @@ class Answer:
         self.timings: dict[str, Any] | None = None
         self.first: float | None = None
         """Seconds until the first piece."""
+        self.broke = ""
+        """What broke its connection, where something did."""
         self.sent: float | None = None
         """When the request began to go out, by `time.perf_counter`."""
 
@@ -72,6 +74,7 @@ class Answer:
             except ServiceAway as error:
                 if self.job is None or time.monotonic() - heard > PATIENCE:
                     raise
+                self.broke = str(error)
                 if not away:
                     self._tell(f"{error} Waiting for it to come back.")
                 away = True

@@ -272,3 +272,30 @@ def test_an_interrupted_measurement_ends_its_job() -> None:
     with pytest.raises(KeyboardInterrupt):
         Asker(service, "m").ask(Place("performance", "p", 1), [{"role": "user", "content": "Why?"}], 5)
     assert service.cancelled == ["j"]
+
+
+class Patient(Service):
+    """A service whose answers wait for their model."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def stream(self, method: str, path: str, **more: Any) -> Iterator[Any]:
+        """One of them."""
+        more["extensions"]["trace"]("http11.send_request_headers.started", {})
+        names = ("prompt_ms", "predicted_ms", "prompt_per_second", "predicted_per_second", "queued_ms", "load_ms")
+        times = {"predicted_n": 1, "prompt_n": 1, "cache_n": 0, **dict.fromkeys(names, 1.0)}
+        chunk = {"model": "m", "choices": [{"delta": {"content": "so"}, "finish_reason": "stop"}], "timings": times}
+        lines = [": position 1, its model is being loaded", f"data: {json.dumps(chunk)}", "data: [DONE]"]
+        yield SimpleNamespace(headers={"x-job-id": "j"}, status_code=200, iter_lines=lambda: iter(lines))
+
+    def job(self, job: str) -> dict[str, Any]:
+        """Where it ran."""
+        return {"board": "b"}
+
+
+def test_an_answer_that_waits_is_not_broken_off() -> None:
+    """It is told so in its stream, as a connection that breaks is."""
+    asked = Asker(Patient(), "m").ask(Place("performance", "p", 1), [{"role": "user", "content": "Why?"}], 5)
+    assert (asked.error, asked.answer) == (None, "so")

@@ -105,8 +105,7 @@ class Asker:
         Otherwise nothing is said of sampling: some engines can only do it the fast way where nobody asks for another.
         """
         asked = self._chat(messages, max_tokens=max_tokens, **({"temperature": 0} if greedy else {}))
-        broken: list[str] = []
-        answer = Answer(self._service, asked, broken.append)
+        answer = Answer(self._service, asked, lambda _: None)
         seen: list[float] = []
         error: str | None = None
         try:
@@ -122,8 +121,8 @@ class Asker:
             answer.cancel()  # Ctrl-C; the service would go on for a while, since connections may come back
             raise
         ended = time.perf_counter()
-        if error is None and broken:
-            error = f"its connection broke meanwhile: {broken[0]}"
+        if error is None and answer.broke:
+            error = f"its connection broke meanwhile: {answer.broke}"
         if error is None and answer.timings is None:
             error = "the service told no timings; is it another one?"
         if error is not None:
