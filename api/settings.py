@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from tasks.settings import LIVE, CommaList, Settings, split_commas
+from tasks.settings import LIVE, LIVE_SECONDS, CommaList, Settings, split_commas
 
 STORES = ("s3", "gs", "az", "https", "file")
 """Beginnings of the URLs of object stores."""
@@ -53,33 +53,33 @@ class ApiSettings(Settings):
         2.0,
         gt=0,
         description="Seconds a stream waits for its first event before it answers 200 and goes on waiting inside it.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     keep_alive_comment: float = Field(
         10.0,
         ge=0.01,
         description="Seconds between the comment lines that keep a silent stream's connection open.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     stream_grace: float = Field(
         0.0,
         ge=0,
         description="Seconds a streamed answer goes on after its client has left, unless that asks for more "
         "(`x-stream-grace`); 0 ends it at once.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     stream_grace_limit: float = Field(
         300.0,
         ge=0,
         description="Seconds of that which a client may ask for; who asks for more gets so many.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     response_ttl: float = Field(
         86_400.0,
         ge=0.01,
         le=1e8,
         description="Seconds a stored response (`/v1/responses`) is kept after its end.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     stalled_client: float = Field(
         60.0, gt=0, description="Seconds a client may leave a stream unread before it counts as gone."

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tasks import keys, logs
 from tasks.connection import unavailable_as_refusal
-from tasks.settings import Settings, TaskSettings, live_names
+from tasks.settings import Settings, TaskSettings, live_names, unit_of
 
 log = logging.getLogger("rockchipllama.settings")
 
@@ -56,6 +56,8 @@ class SettingView(msgspec.Struct, frozen=True):
     own: Any
     changed_by: str | None = None
     changed_at: float | None = None
+    unit: str | None = None
+    """Of its values: `s` for seconds; None where they are no amounts of anything."""
 
 
 _decoder = msgspec.json.Decoder(KeptSetting)
@@ -189,7 +191,8 @@ class SettingsBook:
 
 
 def _view(part: LiveSettings[Any], name: str) -> SettingView:
-    description = " ".join((type(part.own).model_fields[name].description or "").split())
+    field = type(part.own).model_fields[name]
+    description = " ".join((field.description or "").split())
     kept = part.kept(name)
     return SettingView(
         name,
@@ -198,4 +201,5 @@ def _view(part: LiveSettings[Any], name: str) -> SettingView:
         getattr(part.own, name),
         kept.by if kept else None,
         kept.at if kept else None,
+        unit_of(field),
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, JsonValue, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LIVE: dict[str, JsonValue] = {"live": True}
 """Marks a field that may be changed while the service runs (`tasks/live_settings.py`)."""
+LIVE_SECONDS: dict[str, JsonValue] = LIVE | {"unit": "s"}
+LIVE_JOBS: dict[str, JsonValue] = LIVE | {"unit": "jobs"}
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 """Several words; in the environment separated by commas."""
@@ -85,6 +88,12 @@ def live_names(owner: type[Settings]) -> tuple[str, ...]:
         for name, field in owner.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("live")
     )
+
+
+def unit_of(field: FieldInfo) -> str | None:
+    """What a setting's value counts; None where it counts nothing, or its description tells."""
+    told = field.json_schema_extra
+    return cast("str | None", told.get("unit")) if isinstance(told, dict) else None
 
 
 class TaskSettings(Settings):
@@ -146,14 +155,14 @@ class TaskSettings(Settings):
         64,
         ge=1,
         description="Jobs that may wait for one model; one more is refused with 429.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_JOBS,
     )
     deadline: float = Field(
         3600.0,
         gt=0,
         le=1e8,
         description="Seconds after which an unfinished job is given up, waiting or running.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     record_limit: int = Field(
         32_000_000,
@@ -165,27 +174,27 @@ class TaskSettings(Settings):
         ge=0.01,
         le=1e8,
         description="Seconds a job's record and events are kept after its end.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     keep_alive: float = Field(
         -1.0,
         le=1e9,
         description="Seconds a loaded model stays that nobody asks for; below 0 it stays for ever. A request may say "
         "otherwise (`keep_alive` of Ollama's API).",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     background_wait: float = Field(
         Ageing().background,
         gt=0,
         description="Seconds after which a background job goes before interactive ones, if none of its kind has ended for as "
         "long; it is then not paused.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     batch_wait: float = Field(
         Ageing().batch,
         gt=0,
         description="The same for jobs of a batch, which then go before those in the background, too.",
-        json_schema_extra=LIVE,
+        json_schema_extra=LIVE_SECONDS,
     )
     durability: Literal["disk", "ram"] = Field(
         "disk",

@@ -123,16 +123,21 @@ def _print_live(shown: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(shown, indent=2))
         return
     name_width = max(len(item["name"]) for item in shown)
-    value_width = max(len(_shown(item["value"])) for item in shown)
-    for item in shown:
+    values = [_shown(item["value"], item.get("unit")) for item in shown]
+    value_width = max(map(len, values))
+    for item, value in zip(shown, values, strict=True):
         source = ""
         if item["changed_by"] is not None:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["changed_at"]))
-            source = f"  by {item['changed_by']}, {when}; was {_shown(item['own'])}"
-        print(f"{item['name']:<{name_width}}  {_shown(item['value']):<{value_width}}{source}".rstrip())
+            source = f"  by {item['changed_by']}, {when}; was {_shown(item['own'], item.get('unit'))}"
+        print(f"{item['name']:<{name_width}}  {value:<{value_width}}{source}".rstrip())
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, unit: str | None = None) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if unit is not None and value is not None:
+        return f"{value} {unit}"
     if value in (None, ""):
         return "-"
     if isinstance(value, bool):

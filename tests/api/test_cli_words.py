@@ -178,6 +178,15 @@ def test_boards_are_listed_and_drained_over_http(place: Site, command: Command) 
     assert code == 0 and out.splitlines()[1].startswith("No other board that serves has tiny")
 
 
+def test_settings_are_told_with_their_units(command: Command) -> None:
+    """As they are, and as they were."""
+    assert "queue_limit  100 jobs  by " in command("settings", "set", "queue_limit", "100")[1]
+    shown = command("settings", "live")[1]
+    assert "was 64 jobs" in shown and "\ndeadline            3600 s\n" in shown and "true s" not in shown
+    units = {item["name"]: item["unit"] for item in json.loads(command("settings", "live", "--json")[1])}
+    assert (units["queue_limit"], units["patience"], units["log_level"]) == ("jobs", "s", None)
+
+
 def test_a_name_that_is_empty_is_asked_for(place: Site, command: Command) -> None:
     """Where it would be a part of a path, another one would be asked."""
     code, _, err = command("models", "info", "")
