@@ -52,7 +52,7 @@ def check_bind(settings: ApiSettings, *, keys: bool = False) -> None:
         f"Listening on {settings.host} would let everybody who reaches this machine use it. Set one of these first:\n"
         "  ROCKCHIPLLAMA_API_KEYS=a-long-random-word            clients send it as their API key\n"
         "  ROCKCHIPLLAMA_TRUSTED_NETWORKS=192.168.1.0/24        clients in this network need no key\n"
-        "or make a key while the service runs on this machine alone: .venv/bin/rockchipllama keys create NAME"
+        "or make a key while the service runs on this machine alone: `rockchipllama keys create NAME`"
     )
 
 
@@ -160,7 +160,7 @@ class Auth:
             else "This server needs an API key. Send `Authorization: Bearer KEY` with one of its keys."
             if keys
             else "This server listens beyond its machine and has no API key left, so it lets nobody in. Make one there: "
-            ".venv/bin/rockchipllama keys create NAME"
+            "`rockchipllama keys create NAME`."
             if not self._networks
             else f"Your address {scope[OWNER] or '(unknown)'} is in none of this server's trusted networks, "
             "and it has no API keys.",
@@ -177,7 +177,7 @@ def _missing(needed: KeyScope, owner: str) -> Problem:
         403,
         "insufficient_permissions",
         f"{who} may not do this: it needs a key with the scope '{needed}' "
-        f"(`.venv/bin/rockchipllama keys create NAME --scope {needed}`).",
+        f"(`rockchipllama keys create NAME --scope {needed}`).",
         retry=False,
     )
 

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from ops import environment
+from ops.program import program
 from tasks.settings import Settings, TaskSettings, config_file, live_names
 
 CLASSES = (
@@ -262,7 +263,7 @@ def _source(name: str, path: Path | None, content: dict[str, Any]) -> str:
 
 def _hint(word: str, known: set[str]) -> str:
     nearest = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else " `.venv/bin/rockchipllama settings` lists those there are."
+    return f" Did you mean '{nearest[0]}'?" if nearest else f" `{program()} settings` lists those there are."
 
 
 def _quoted(value: Any) -> str:

@@ -190,7 +190,9 @@ def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:
 def _command(path: str, command: Any) -> Iterator[str]:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
-    words = [path, *(_metavar(param) for param in arguments), "[OPTIONS]" if options else ""]
+    names = [_metavar(param) if param.required else f"[{_metavar(param)}]" for param in arguments]
+    words = [path, *(f"{name}..." if param.nargs != 1 else name for name, param in zip(names, arguments, strict=True))]
+    words += ["[OPTIONS]"] if options else []
     yield f"## {path}\n"
     yield f"{inspect.cleandoc(command.help or '')}\n"
     yield f"    {' '.join(word for word in words if word)}\n"
@@ -198,7 +200,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
         yield f"- `{_metavar(param)}`: {param.help}"
     for param in options:
         value = "" if param.is_flag else f" {param.metavar or 'VALUE'}"
-        yield f"- `{', '.join(param.opts)}{value}`: {param.help}"
+        yield f"- `{', '.join((*param.opts, *param.secondary_opts))}{value}`: {param.help}"
     if arguments or options:
         yield ""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from npu.errors import ModelRefused
 from npu.simulator.profile import profile_of
 from ops.index_contexts import reckon
+from ops.program import program
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.index import IndexFile, IndexModel
 from tasks.board.pull.machine import Machine
@@ -105,6 +106,6 @@ def table(machine: Machine, found: Sequence[Advice]) -> str:
         "8,192 tokens at most on the CPU, and on the NPU what the index knows, else 4,096.",
         "`?` is not known before the file is there, or was not measured.",
     ]
-    lines += ["Fetch one with `rockchipllama models pull NAME`.", ""]
+    lines += [f"Fetch one with `{program()} models pull NAME`.", ""]
     lines += [each.why_not for each in found if each.why_not is not None]
     return "\n".join(lines).rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -268,10 +269,13 @@ class Service:
             raise ServiceError(f"What answers at {self._shown} is not this service: it sent no JSON.") from error
 
     def _away(self, error: Exception) -> ServiceAway:
-        said = str(error) or type(error).__name__
+        said = _ERRNO.sub("", str(error)) or type(error).__name__
         return ServiceAway(
             f"The service does not answer at {self._shown} ({said}). Start it with `ops/run`, or name another with --url."
         )
+
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
 def _said(asked: dict[str, Any]) -> dict[str, Any]:

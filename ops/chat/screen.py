@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ops.chat.answer import Piece
+from ops.program import as_typed
 
 _HARMLESS = str.maketrans({code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"})
 """Without what terminals obey: an answer may be anything."""
@@ -56,4 +57,4 @@ class Screen:
 
 def note(sentence: str) -> None:
     """Something that is no part of an answer."""
-    print(sentence, file=sys.stderr, flush=True)
+    print(as_typed(sentence), file=sys.stderr, flush=True)

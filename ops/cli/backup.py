@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ops.cli import options
+from ops.program import program
 
 
 def backup(
@@ -44,5 +45,5 @@ def restore(
     given = [("--data-dir", data_dir), ("--config", config)]
     words = shlex.join(str(word) for option, value in given if value is not None for word in (option, value))
     print(
-        f"Restored into {folder}. `rockchipllama up{words and f' {words}'}` goes on with what was waiting and running then."
+        f"Restored into {folder}. `{program()} up{words and f' {words}'}` goes on with what was waiting and running then."
     )

@@ -9,6 +9,7 @@ import typer
 
 from ops.cli import options
 from ops.cli.service_address import service_of
+from ops.program import program
 
 if TYPE_CHECKING:
     from ops.service import Service
@@ -155,7 +156,7 @@ def run(
     _check_plot(plot)
     made = _submit(service, file, form, model, template, system, max_tokens, window)
     print(
-        f"Batch {made['id']}. It goes on without this command; then: .venv/bin/rockchipllama batch results {made['id']} -o {out}",
+        f"Batch {made['id']}. It goes on without this command; then: {program()} batch results {made['id']} -o {out}",
         file=sys.stderr,
         flush=True,
     )
@@ -210,7 +211,7 @@ def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = N
     try:
         over = watch.watch(service, batch, as_json=as_json, seen=seen)
     except KeyboardInterrupt:
-        print(f"{batch} goes on. `rockchipllama batch watch {batch}` shows it again.", file=sys.stderr)
+        print(f"{batch} goes on. `{program()} batch watch {batch}` shows it again.", file=sys.stderr)
         raise
     print(watch.told(over), file=sys.stderr, flush=True)
     if plot is not None:

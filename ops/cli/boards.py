@@ -10,6 +10,7 @@ import typer
 
 from ops.cli import completion, options, queue_of_service
 from ops.cli.service_address import named_service, service_of
+from ops.program import elsewhere, program
 
 app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
 
@@ -54,7 +55,7 @@ def _in_redis(redis_url: str | None, data_dir: Path | None) -> list[dict[str, An
 def lines_of(found: list[dict[str, Any]]) -> Iterator[str]:
     """The list for people: each board with its models below it, and what is wrong with all of them together."""
     if not found:
-        yield "No board is there. `.venv/bin/rockchipllama board` starts one."
+        yield f"No board is there. `{program()} board` starts one."
     for board in found:
         load, heat, memory = board["npu_load"], board["temperature"], board["memory"]
         facts = [
@@ -85,7 +86,7 @@ def drain(name: Board, url: options.ServiceUrl = None, config: options.Config = 
     key with the scope admin, where keys are made."""
     service = service_of(config, url)
     board = service.drain_board(name)["id"]
-    print(f"'{board}' hands over what it is at, and serves nothing until `rockchipllama boards resume {board}`.")
+    print(f"'{board}' hands over what it is at, and serves nothing until `{program()} boards resume {board}`.")
     if alone := nobody_else_has(service.living_boards(), board):
         print(
             f"No other board that serves has {', '.join(alone)}: jobs wait until then, and new questions are refused."
@@ -133,7 +134,7 @@ def invite(
     client = queue_of_service.connect()
     host, port = known.listens_on(client)
     token = known.create(client, name)
-    print(f"rockchipllama join {token.url(listen.network_address(host), port)}\n\nThis is shown once.")
+    print(f"{elsewhere()} join {token.url(listen.network_address(host), port)}\n\nThis is shown once.")
 
 
 @app.command()

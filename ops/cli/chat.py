@@ -8,6 +8,7 @@ import typer
 
 from ops.cli import completion, hangup, options
 from ops.cli.service_address import service_of
+from ops.program import program
 
 Model = Annotated[str, typer.Argument(help="The model's name.", autocompletion=completion.models)]
 System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
@@ -99,7 +100,7 @@ def _asked(model: str, prompt: str | None) -> str:
     if sys.stdin.isatty():
         if prompt is None:
             raise typer.BadParameter(
-                f"say what to ask, or pipe it in. For a conversation, type `rockchipllama chat {model}`.",
+                f"say what to ask, or pipe it in. For a conversation, type `{program()} chat {model}`.",
                 param_hint="PROMPT",
             )
         return prompt

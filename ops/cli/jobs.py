@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from ops.cli import completion, options
 from ops.cli.service_address import service_of
+from ops.program import as_typed, program
 
 HELD = {
     "load": "It goes on by itself. `rockchipllama models loaded` tells how far that is, or why it cannot be loaded.",
@@ -30,7 +31,7 @@ class _Jobs(TyperGroup):
             args = ["show", *args]
         elif args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(
-                f"'{args[0]}' is neither a command nor the id of a job. `rockchipllama jobs` lists jobs with their ids."
+                f"'{args[0]}' is neither a command nor the id of a job. `{program()} jobs` lists jobs with their ids."
             )
         return super().resolve_command(ctx, args)
 
@@ -90,7 +91,7 @@ def show(
     held = service.why(job)["why"] if found["waits_for"] not in (None, "turn") else None
     for name, value in _facts(found, held, time.time()):
         if value:
-            print(fold(f"{name:<9}  {value}", 11))
+            print(fold(f"{name:<9}  {as_typed(value)}", 11))
 
 
 @app.command()

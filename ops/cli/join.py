@@ -18,7 +18,7 @@ def join(
     url: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URL]",
+            metavar="URL",
             envvar=VARIABLE,
             help="What `up --share` printed there; of it NAME.SECRET alone, and the service is looked for in the local "
             "network. Unset: what was joined before.",

@@ -12,6 +12,7 @@ import typer
 
 from ops.cli import options
 from ops.cli.service_address import named_service
+from ops.program import program
 
 if TYPE_CHECKING:
     from ops.cli.key_book import KeyBook
@@ -93,7 +94,7 @@ def list_keys(
         print(json.dumps(found))
         return
     if not found:
-        print("There are no keys. `.venv/bin/rockchipllama keys create NAME` makes one.")
+        print(f"There are no keys. `{program()} keys create NAME` makes one.")
         return
     width = max(len(key["name"]) for key in found)
     for key in found:

@@ -31,6 +31,8 @@ from ops.cli import (
     up,
     worker,
 )
+from ops.cli.metavars import name_values
+from ops.program import as_typed, program
 
 _ELSEWHERE = {
     "serve": "up",
@@ -48,10 +50,14 @@ _ELSEWHERE = {
 class _Commands(TyperGroup):
     """Names ours to who types Ollama's."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        name_values(self)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in _ELSEWHERE and not ctx.resilient_parsing:
             ctx.fail(
-                f"There is no command '{args[0]}'. What it does elsewhere, `rockchipllama {_ELSEWHERE[args[0]]}` does."
+                f"There is no command '{args[0]}'. What it does elsewhere, `{program()} {_ELSEWHERE[args[0]]}` does."
             )
         return super().resolve_command(ctx, args)
 
@@ -156,7 +162,7 @@ def run(command: Callable[[], object]) -> None:
         if not kinds & _FOR_THE_USER:
             raise
         # A traceback would only hide a message that was written to be read.
-        print(f"rockchipllama: {error}", file=sys.stderr)
+        print(f"rockchipllama: {as_typed(str(error))}", file=sys.stderr)
         sys.exit(2 if kinds & _USAGE or getattr(error, "usage", False) else 1)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ops.cli import completion, options
 from ops.cli.service_address import service_of
+from ops.program import as_typed
 
 if TYPE_CHECKING:
     from tasks.board.pull.neighbours import Neighbours
@@ -201,7 +202,7 @@ def list_models(
             about = [f"made from {model.base}"] if model.base else []
             print(f"{model.id:<{width}}  {runs_in:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
     for sentence in (*catalog.problems, *catalog.clashes, *dict.fromkeys(wrong)):
-        print(sentence, file=sys.stderr)
+        print(as_typed(sentence), file=sys.stderr)
 
 
 def _there(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ops.cli import options
+from ops.program import program
 
 if TYPE_CHECKING:
     from ops.systemd.unit import Unit
@@ -72,7 +73,7 @@ def install(
     installation.install(unit)
     print(
         f"{unit.name} runs as {unit.user}, and will after a reboot. What it says: journalctl -u {unit.name} -f\n"
-        "Models are loaded meanwhile; `.venv/bin/rockchipllama service status` says how it does."
+        f"Models are loaded meanwhile; `{program()} service status` says how it does."
     )
 
 
@@ -100,7 +101,7 @@ def status(part: Part = Kind.up) -> None:
 def sentence(name: str, found: dict[str, str]) -> str:
     """What people read of the properties that systemd tells of a unit."""
     if found.get("LoadState") == "not-found":
-        return f"{name} is not installed. `sudo .venv/bin/rockchipllama service install` does that."
+        return f"{name} is not installed. `sudo {program(by_name=False)} service install` does that."
     state = f"{found.get('ActiveState')} ({found.get('SubState')})"
     lines = [f"{name}: {state} since {found.get('StateChangeTimestamp') or 'ever'}"]
     if found.get("StatusText"):

@@ -9,6 +9,7 @@ from npu.rkllm.pairs import DRIVER_NEEDED
 from ops.doctor.facts import Facts, LibraryFacts
 from ops.doctor.finding import Finding, Level
 from ops.doctor.machine import CONTAINER_FLAGS
+from ops.program import program
 
 DRIVER_ACCEPTED = (0, 9, 7)
 """Below this one the runtime itself complains."""
@@ -115,7 +116,7 @@ def check_library(facts: Facts) -> Iterator[Finding]:
             "library_setting",
             f"ROCKCHIPLLAMA_RKLLM_LIBRARY is '{facts.library.set_to}', which cannot be used.",
             facts.library.why,
-            ".venv/bin/rockchipllama settings",
+            f"{program()} settings",
         )
         return
     if found is None and facts.board.soc is None:

@@ -8,6 +8,7 @@ from npu.hardware import soc_named
 from npu.rkllm.pairs import find_trap
 from ops.doctor.facts import Facts, ModelFacts
 from ops.doctor.finding import Finding, Level
+from ops.program import program
 
 
 def check_files(facts: Facts) -> Iterator[Finding]:
@@ -23,7 +24,7 @@ def check_files(facts: Facts) -> Iterator[Finding]:
             "no_models",
             f"There is no model in {facts.models_dir}.",
             "Put a .gguf or .rkllm file there, or fetch the demo model.",
-            ".venv/bin/rockchipllama models fetch-demo",
+            f"{program()} models fetch-demo",
         )
 
 
@@ -44,7 +45,7 @@ def check_use_of_npu(facts: Facts) -> Iterator[Finding]:
             "npu_unused",
             "The NPU is ready, and no model here is made for it.",
             "GGUF models run on the CPU. The command lists the models for this chip that `models pull` knows.",
-            ".venv/bin/rockchipllama models recommend",
+            f"{program()} models recommend",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ops.doctor.facts import Facts
 from ops.doctor.finding import Finding, Level
+from ops.program import program
 
 LITTLE_DISK = 1_000_000_000
 """Bytes: the queue's file and the logs fit, and not much more."""
@@ -39,7 +40,7 @@ def check_python(facts: Facts) -> Iterator[Finding]:
             "python_shared",
             f"Python {version} is the system's own, and not that of a virtual environment.",
             "Its packages may be of other versions than those this service was tested with.",
-            "ops/setup && .venv/bin/rockchipllama doctor",
+            f"ops/setup && {program()} doctor",
         )
     else:
         yield Finding(Level.OK, "python", f"Python {version}, in a virtual environment of its own.")
@@ -80,7 +81,7 @@ def check_redis(facts: Facts) -> Iterator[Finding]:
             f"Redis does not answer at {facts.redis.url}: {facts.redis.error}.",
             "Every job goes through it. Start it, mend `redis_url`, or leave that setting out: `up` then runs a queue of "
             "its own.",
-            ".venv/bin/rockchipllama settings",
+            f"{program()} settings",
         )
     else:
         yield Finding(Level.OK, "redis", f"Redis answers at {facts.redis.url}.")
@@ -96,5 +97,5 @@ def check_settings(facts: Facts) -> Iterator[Finding]:
             "name_dangling",
             sentence,
             "It has no effect, unless another board on the same Redis has such a model.",
-            ".venv/bin/rockchipllama settings",
+            f"{program()} settings",
         )

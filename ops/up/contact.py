@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 from npu.hardware.device import read_npu
 from npu.hardware.kernel import ROOT
 from npu.hardware.soc import SOCS, read_soc
+from ops.program import program
 from tasks.settings import TaskSettings
-
-_DOCTOR = "`.venv/bin/rockchipllama doctor` says what mends it"
 
 
 def is_board(settings: TaskSettings, root: Path = ROOT) -> bool:
@@ -29,15 +28,19 @@ def computes(settings: TaskSettings, root: Path = ROOT) -> str:
     npu = read_npu(root, SOCS[name].npu_cores)
     if not npu.driver.present:
         why = "its kernel drives it with `rocket`" if npu.driver.mainline else "its kernel has no driver for it"
-        return f"the CPU: the NPU of this {name} cannot be used, {why}; {_DOCTOR}"
+        return f"the CPU: the NPU of this {name} cannot be used, {why}; {_doctor()}"
     if npu.node is None or not npu.node.usable:
         file = npu.node.path if npu.node is not None else "its device file"
-        return f"the CPU: the NPU of this {name} cannot be used, since this user may not open {file}; {_DOCTOR}"
+        return f"the CPU: the NPU of this {name} cannot be used, since this user may not open {file}; {_doctor()}"
     driver = f"driver {npu.driver.version or 'of an unknown version'}"
     runtime = _runtime(settings)
     if runtime is None:
-        return f"the CPU: the NPU of this {name} has its {driver} and no runtime (librkllmrt.so) that can be used; {_DOCTOR}"
+        return f"the CPU: the NPU of this {name} has its {driver} and no runtime (librkllmrt.so) that can be used; {_doctor()}"
     return f"the NPU of this {name}, {driver}, runtime {runtime}; the CPU for GGUF models"
+
+
+def _doctor() -> str:
+    return f"`{program()} doctor` says what mends it"
 
 
 def _runtime(settings: TaskSettings) -> str | None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from api.try_it import try_it
 from ops import configuration, environment
+from ops.program import elsewhere, program
 from ops.up import discovery, listen, sharing, store
 from ops.up.advice import Advice
 from ops.up.disk import DiskWatch
@@ -330,7 +331,7 @@ class _Service:
         advice, self._advice = self._advice, None
         lines = list(advice.lines(self._supervisor.until)) if advice is not None else []
         if lines:
-            say("\n".join(["What would be better (`.venv/bin/rockchipllama doctor` says why):", *lines]))
+            say("\n".join([f"What would be better (`{program()} doctor` says why):", *lines]))
 
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         self._tell_advice()
@@ -355,7 +356,7 @@ def trial(url: str, networks: Sequence[str], *, needs_key: bool) -> str:
         return "Try it:"
     return (
         f"This machine ({address}) is in none of the trusted networks ({', '.join(networks)}). Try it from one that is, or "
-        "make a key (.venv/bin/rockchipllama keys create NAME) and add -H 'Authorization: Bearer YOUR-KEY':"
+        f"make a key ({program()} keys create NAME) and add -H 'Authorization: Bearer YOUR-KEY':"
     )
 
 
@@ -363,9 +364,9 @@ def tell_how_to_join(access: sharing.Access, listens_on: str, port: int) -> None
     """The line to type on another board, with the token in it only where a person reads it, and no log keeps it."""
     token, host = access.shown(), listen.network_address(listens_on)
     if token is None or _is_kept():
-        say(f"  boards  join at {host}:{port}; `rockchipllama boards invite NAME` makes a token")
+        say(f"  boards  join at {host}:{port}; `{program()} boards invite NAME` makes a token")
     else:
-        say(f"  boards  rockchipllama join {token.url(host, port)}")
+        say(f"  boards  {elsewhere()} join {token.url(host, port)}")
 
 
 def say(text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 import typer
+from typer.main import get_command
 
 from ops import environment
 from ops.cli.main import app, main
@@ -52,6 +53,20 @@ def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_values_are_named_as_the_documentation_names_them() -> None:
+    """In capitals, in the usage and in what is said of a value that is missing."""
+    done = run("run")
+    assert " run [OPTIONS] {MODEL} [PROMPT]" in done.stderr and "Missing argument 'MODEL'" in done.stderr
+    waiting = [get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for param in command.params:
+            name = param.metavar if not getattr(param, "is_flag", False) else None
+            assert name is None or name == name.upper(), f"{command.name} {param.name}: {name}"
+            assert name is not None or param.param_type_name == "option", f"{command.name} {param.name}"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_log_keeps_no_token(
         said.append(capsys.readouterr().out)
     assert token.url("10.9.0.1", 6380) in said[0]
     for kept in said[1:]:
-        assert token.secret not in kept and "join at 10.9.0.1:6380; `rockchipllama boards invite" in kept
+        assert token.secret not in kept and "join at 10.9.0.1:6380; `" in kept and "boards invite NAME" in kept
 
 
 def test_whether_a_service_answers_is_asked_where_it_listens(
