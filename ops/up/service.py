@@ -181,6 +181,7 @@ class _Service:
                 why = " ".join(state.reasons) or f"{self._logs / 'board.log'} may say why."
                 say(f"No model is ready after {waited:.0f} s. {why} Waiting on.")
                 self._tell_advice()
+                continue  # a model that became ready meanwhile wakes nobody again
             self._vitals.look(self._parts)
             limits = [self._vitals.pause] if self._vitals.pause is not None else []
             if not ready and not late:

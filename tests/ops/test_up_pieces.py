@@ -13,6 +13,7 @@ from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,11 +21,12 @@ import pytest
 
 from npu.hardware import kernel
 from ops.up import health, listen, lock, sharing, store
+from ops.up import service as service_module
 from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
 from ops.up.ready import Readiness, _read, listens, place
-from ops.up.service import Plan, run, tell_how_to_join, trial
+from ops.up.service import Plan, _Service, run, tell_how_to_join, trial
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
@@ -341,6 +343,32 @@ def test_when_a_service_counts_as_ready(status: int, body: bytes, preload: bool,
     state = _read(status, body)
     assert isinstance(state, Readiness)
     assert state.ready(preload) is ready
+
+
+def test_a_model_that_is_ready_while_advice_is_waited_for_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody asks for it any more then, so nothing would wake who waits for that."""
+    monkeypatch.setattr(service_module, "PATIENCE", 0.0)
+    plan = Plan(tasks=TaskSettings(data_dir=tmp_path, models_dir=tmp_path), up=UpSettings(), host="127.0.0.1", port=0)
+
+    def stop(limit: float | None) -> None:
+        raise StopAsked
+
+    parts: Any = SimpleNamespace(wake=None, until=None, turn=stop)
+    service = _Service(plan, parts, parts, parts, "http://127.0.0.1:1", "http://127.0.0.1:1")
+    probe: Any = SimpleNamespace(state=Readiness(), absent=None, start=lambda: None)
+
+    def becomes_ready(until: object) -> list[str]:
+        probe.state = Readiness(served=True, models=[{"id": "tiny", "loaded": True}])
+        return []
+
+    advice: Any = SimpleNamespace(lines=becomes_ready)
+    service._probe, service._advice = probe, advice
+    with pytest.raises(StopAsked):
+        service.serve()
+    said = capsys.readouterr().out
+    assert said.index("No model is ready") < said.index("Ready after")
 
 
 @pytest.mark.parametrize(("name", "why"), [("missing", "is not there"), ("file", "is a file")])
