@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -62,9 +62,9 @@ async def change_settings(http: Request) -> Response:
 
 
 @asynccontextmanager
-async def following(book: SettingsBook, then: Callable[[], None]) -> AsyncIterator[None]:
-    """Obey what is kept of settings while the block lasts; `then` is called after each change."""
-    task = asyncio.create_task(_follow(book, then), name="settings")
+async def following(book: SettingsBook) -> AsyncIterator[None]:
+    """Obey what is kept of settings while the block lasts."""
+    task = asyncio.create_task(_follow(book), name="settings")
     try:
         yield
     finally:
@@ -72,11 +72,10 @@ async def following(book: SettingsBook, then: Callable[[], None]) -> AsyncIterat
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _follow(book: SettingsBook, then: Callable[[], None]) -> None:
+async def _follow(book: SettingsBook) -> None:
     while True:
         try:
-            if await book.refresh():
-                then()
+            await book.refresh()
         except QueueUnavailable as error:
             log.debug("settings could not be read: %s", error)  # the feed has told of the outage
         except Exception:

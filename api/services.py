@@ -90,7 +90,6 @@ async def open_services(
             trace=current_span if tracing is not None else lambda: None,
         )
         stack.push_async_callback(relay.finish)
-        book = SettingsBook(client, (live_tasks, live))
 
         def obey() -> None:
             now = live_tasks.now
@@ -98,7 +97,8 @@ async def open_services(
             relay.set_waits(patience=live.now.patience, keep_alive=live.now.keep_alive_comment)
             logs.set_level(now.log_level)
 
-        await stack.enter_async_context(following(book, obey))
+        book = SettingsBook(client, (live_tasks, live), obey)
+        await stack.enter_async_context(following(book))
 
         files, batches = FileBook(client), BatchBook(client, waits_for)
         storage = storage_of(settings, tasks_settings.data_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgspec
@@ -127,16 +127,24 @@ def follow(client: redis.Redis, settings: LiveSettings[TaskSettings]) -> None:
 class SettingsBook:
     """What is kept, for an API process: read every `FRESH` seconds, and changed."""
 
-    def __init__(self, client: redis.asyncio.Redis, parts: Sequence[LiveSettings[Any]]) -> None:
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        parts: Sequence[LiveSettings[Any]],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`then` is called after each change of `parts`, whoever made this process read of it."""
         self._client = client
         self._parts = parts
+        self._then = then
         self._owners = {name: type(part.own) for part in parts for name in live_names(type(part.own))}
 
-    async def refresh(self) -> bool:
-        """Obey what is kept now; whether that was news. Raises `QueueUnavailable`."""
+    async def refresh(self) -> None:
+        """Obey what is kept now. Raises `QueueUnavailable`."""
         kept = await self._read()
         news = [part.obey(kept) for part in self._parts]
-        return any(news)
+        if any(news):
+            self._then()
 
     async def view(self) -> list[SettingView]:
         """Every setting that may be changed. Raises `QueueUnavailable`."""

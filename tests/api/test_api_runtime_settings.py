@@ -6,8 +6,12 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from tasks.api_keys import Scope
+from tasks.card import Card
+from tasks.presence import Presence, breathe
+from tasks.roster import announce
 from tasks.settings import TaskSettings
 from tests.api.site import RealWorld, Site, site
 from tests.stack import eventually
@@ -62,12 +66,24 @@ def test_what_is_refused_names_the_setting(place: Site, body: dict[str, object],
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
-@pytest.mark.usefixtures("client")
-def test_every_process_obeys(valkey_url: str) -> None:
-    """What one API process was told, another of the same service has heard about by itself."""
-    queue = TaskSettings(redis_url=valkey_url)
+def accepted_by(place: Site, client: redis.Redis) -> str:
+    """How many jobs may wait, as it says that accepts one."""
+    breathe(client, Presence(name="m@b", board="b", model="m", state="loaded"))
+    body = {"endpoint": "/v1/completions", "body": {"model": "m", "prompt": "x"}}
+    reply = place.http.post("/v1/jobs", json=body)
+    assert reply.status_code == 202, reply.text
+    return str(reply.headers["x-ratelimit-limit-requests"])
+
+
+def test_every_process_obeys(client: redis.Redis, valkey_url: str) -> None:
+    """The one that is told at once, and another of the same service has heard about it by itself."""
+    announce(client, Card(id="m", board="b", engine="echo", context_length=8192))
+    queue = TaskSettings(redis_url=valkey_url, durability="ram", queue_limit=20)
     with site(RealWorld(queue), drain=0) as one, site(RealWorld(queue), drain=0) as other:
-        assert one.http.patch("/v1/settings", json={"stream_grace": 33, "queue_limit": 3}).status_code == 200
+        assert accepted_by(one, client) == "20"
+        assert one.http.patch("/v1/settings", json={"stream_grace": 33, "queue_limit": 30}).status_code == 200
+        assert accepted_by(one, client) == "30"
         eventually(lambda: other.app.state.settings.now.stream_grace == 33)
+        assert accepted_by(other, client) == "30"
         assert one.http.patch("/v1/settings", json={"stream_grace": None, "queue_limit": None}).status_code == 200
         eventually(lambda: other.app.state.settings.now.stream_grace == 0)
