@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 
 from npu.engines import ENGINES, Setup, open_engine
+from npu.engines.rkllm import engine as rkllm_engine
 from npu.manifest import read_manifest
 from npu.model import Model
 from npu.simulator import Profile, SimulatedModel, write_model
 from tests.npu.demo import Opened, demo_model
 from tests.simulators import share_simulators
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is left half tried because this machine is busy."""
+    monkeypatch.setattr(rkllm_engine, "SECONDS", 60.0)
 
 
 def with_marks(name: str) -> object:

@@ -302,7 +302,8 @@ def test_what_a_slow_model_needs_most_is_tried_first(
 ) -> None:
     """That a long prompt can be left; and what there was no time for is tried by the load that follows."""
     monkeypatch.setattr(rkllm_engine, "SECONDS", 1.2)
-    model = bench.model(SimulatedModel(profile=Profile(prefill_tps=300, decode_tps=15)))
+    talks = {"France": "It is Paris, which lies on the Seine, and has done so for longer than anybody can say."}
+    model = bench.model(SimulatedModel(answers=talks, profile=Profile(prefill_tps=500, decode_tps=25)))
     engine = bench.load(model, version)
     test = bench.test(model)
     assert (test.reuse, test.logits, test.in_time) == (True, Verdict.UNKNOWN, False)
