@@ -7,9 +7,11 @@ shows its token to no other machine that answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from ops.up import listen
 from ops.up.sharing import Token, TokenRefused, digest_of
 
 if TYPE_CHECKING:
-    from zeroconf import ServiceInfo, Zeroconf
+    from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
 log = logging.getLogger("rockchipllama.up")
 # It has a traceback for each network that is away for a moment; what comes of that is said here.
@@ -161,26 +163,36 @@ async def _told(enough: Callable[[Told], bool]) -> set[Told]:
     from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
     found: set[Told] = set()
+    known = asyncio.Event()
     names: asyncio.Queue[str] = asyncio.Queue()
 
     def hear(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is not ServiceStateChange.Removed:
             names.put_nowait(name)
 
-    network = AsyncZeroconf()
+    async def ask(name: str) -> None:
+        info = AsyncServiceInfo(KIND, name)
+        if await info.async_request(network.zeroconf, ANSWER):
+            told = {Told(host, info.port or 0, _proofs(info.properties)) for host in info.parsed_addresses()}
+            found.update(told)
+            if any(map(enough, told)):
+                known.set()
+
+    async def ask_all() -> None:
+        async with asyncio.TaskGroup() as asking:  # all at once: one that does not answer holds up no other
+            while True:
+                asking.create_task(ask(await names.get()))
+
+    network = AsyncZeroconf(ip_version=_versions())
+    asking = asyncio.create_task(ask_all())
     try:
         AsyncServiceBrowser(network.zeroconf, KIND, handlers=[hear])
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                info = AsyncServiceInfo(KIND, await names.get())
-                if await info.async_request(network.zeroconf, ANSWER):
-                    told = {Told(host, info.port or 0, _proofs(info.properties)) for host in info.parsed_addresses()}
-                    found |= told
-                    if any(map(enough, told)):
-                        return found
-    except TimeoutError:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(known.wait(), PATIENCE)
         return found
     finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
         await network.async_close()
 
 
@@ -193,4 +205,17 @@ def _proofs(fields: Mapping[bytes, bytes | None]) -> frozenset[str]:
 def _network(host: str) -> Zeroconf:
     from zeroconf import InterfaceChoice, Zeroconf
 
-    return Zeroconf(interfaces=InterfaceChoice.All if host in _EVERYWHERE else [host])
+    if host in _EVERYWHERE:
+        return Zeroconf(interfaces=InterfaceChoice.All, ip_version=_versions())
+    return Zeroconf(interfaces=[host])
+
+
+def _versions() -> IPVersion:
+    """Those of the protocol that this machine speaks."""
+    from zeroconf import IPVersion
+
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return IPVersion.V4Only
+    return IPVersion.All

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ BACKLOG = 2048
 """Connections that may wait while the API is busy or being restarted."""
 
 
-ANYWHERE = "192.0.2.1"
-"""An address of nobody, reserved for documentation: which of ours would be used to reach it is asked of the kernel."""
+ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses of nobody, reserved for documentation: which of ours would be used to reach them is asked of the kernel."""
 
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
@@ -66,21 +67,31 @@ def network_address(host: str) -> str:
     """The address under which other machines find what listens on `host`; `host` itself when that is one, or in no network."""
     if host not in ("0.0.0.0", "::"):
         return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((ANYWHERE, 9))  # of a datagram socket this sends nothing
-        except OSError:
-            return next(_own_addresses(), host)
-        return str(probe.getsockname()[0])
+    families = [socket.AF_INET, socket.AF_INET6] if host == "::" else [socket.AF_INET]
+    for found in (*map(_towards_others, families), *(next(_own_addresses(family), None) for family in families)):
+        if found is not None:
+            return found
+    return host
 
 
-def _own_addresses() -> Iterator[str]:
-    """Those of this machine in networks that lead nowhere else; what is no device, such as Docker's bridge, comes last."""
+def _towards_others(family: socket.AddressFamily) -> str | None:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((ANYWHERE[family], 9))  # of a datagram socket this sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _own_addresses(family: socket.AddressFamily) -> Iterator[str]:
+    """Those of this machine in networks that lead nowhere else; what is no device, such as Docker's bridge, comes last. Those of
+    one interface alone (`fe80::`) are none: another machine would have to know by which of its own it reaches them."""
     up = [name for name, state in psutil.net_if_stats().items() if state.isup]
     addresses = psutil.net_if_addrs()
     for name in sorted(up, key=lambda name: (not Path("/sys/class/net", name, "device").exists(), name)):
         for each in addresses.get(name, ()):
-            if each.family == socket.AF_INET and not each.address.startswith("127."):
+            address = ipaddress.ip_address(each.address) if each.family == family else None
+            if address is not None and not address.is_loopback and not (address.version == 6 and address.is_link_local):
                 yield each.address
 
 

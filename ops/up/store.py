@@ -159,7 +159,9 @@ def valkey(
         "always-show-logo": "no",
     }
     if network is not None:
-        options |= {"port": str(network.port), "bind": network.host, "aclfile": str(network.users.resolve())}
+        # Of `::` alone it would listen over IPv6 only, and all addresses means IPv4 too.
+        bind = "0.0.0.0 ::" if network.host == "::" else network.host
+        options |= {"port": str(network.port), "bind": bind, "aclfile": str(network.users.resolve())}
     words = [word for option, value in options.items() for word in (f"--{option}", value)]
     return Part(
         "valkey",

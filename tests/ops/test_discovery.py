@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zeroconf.asyncio
+from zeroconf import ServiceStateChange
 
 from ops.up import discovery, joining, listen, settings
 from ops.up.discovery import Announcement, Told, find, proof
@@ -46,6 +50,33 @@ def test_a_damaged_token_is_refused() -> None:
     with pytest.raises(TokenRefused, match="cut off") as refused:
         joining.found(f"{TOKEN.name}.{TOKEN.secret[:8]}")
     assert TOKEN.secret[:8] not in str(refused.value)
+
+
+def test_who_answers_nothing_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody in the network may tell that there are services, as many as they like."""
+    told = proof(digest_of(TOKEN.secret), "192.168.1.5", 6380)
+
+    class Info:
+        port, properties = 6380, {b"proofs00": told.encode()}
+
+        def __init__(self, _: str, name: str) -> None:
+            self.name = name
+
+        async def async_request(self, *_: object) -> bool:
+            if self.name != "ours":
+                await asyncio.Event().wait()
+            return True
+
+        def parsed_addresses(self) -> list[str]:
+            return ["192.168.1.5"]
+
+    def browse(network: object, kind: str, handlers: list[Callable[..., None]]) -> None:
+        for name in (*map(str, range(20)), "ours"):
+            handlers[0](network, kind, name, ServiceStateChange.Added)
+
+    monkeypatch.setattr(zeroconf.asyncio, "AsyncServiceInfo", Info)
+    monkeypatch.setattr(zeroconf.asyncio, "AsyncServiceBrowser", browse)
+    assert find(TOKEN) == ("192.168.1.5", 6380)
 
 
 def test_a_network_that_is_away_shows_nobody_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -92,17 +123,17 @@ unshare --net sleep 100 & there=$!
 until [ "$(readlink /proc/$there/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
 ip link add here type veth peer name there netns $there
 on() { nsenter --target $there --net "$@"; }
-ip addr add 10.9.0.1/24 dev here
-on ip addr add 10.9.0.2/24 dev there
+ip addr add $4 dev here ${6:-}
+on ip addr add $5 dev there ${6:-}
 ip link set here up
 on ip link set there up
 on ip link set lo up
 "$1" -c "
 import sys
 from ops.up.discovery import Announcement
-told = Announcement('first', '0.0.0.0', 6380, lambda: [sys.argv[1]])
+told = Announcement('first', sys.argv[2], 6380, lambda: [sys.argv[1]])
 import time; time.sleep(100)
-" "$2" & told=$!
+" "$2" "$7" & told=$!
 until on "$1" -c "
 import sys
 from ops.up import discovery, sharing
@@ -116,13 +147,21 @@ print(*discovery.find(sharing.parse_token(sys.argv[1])))
     subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0 if shutil.which("unshare") else True,
     reason="this machine makes no network namespaces for its users",
 )
-def test_it_is_found_from_another_machine() -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "option", "listens_on", "found"),
+    [
+        ("10.9.0.1/24", "10.9.0.2/24", "", "0.0.0.0", "10.9.0.1"),
+        ("fd00:9::1/64", "fd00:9::2/64", "nodad", "::", "fd00:9::1"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_it_is_found_from_another_machine(first: str, second: str, option: str, listens_on: str, found: str) -> None:
     """Two networks that a cable connects, and nothing beyond: it is told on every one of its own, under the address that others
     reach."""
     asked = subprocess.run(
         [
             *("unshare", "--map-root-user", "--net", "/bin/sh", "-c", NETWORK, "sh", sys.executable),
-            *(digest_of(TOKEN.secret), f"{TOKEN.name}.{TOKEN.secret}"),
+            *(digest_of(TOKEN.secret), f"{TOKEN.name}.{TOKEN.secret}", first, second, option, listens_on),
         ],
         capture_output=True,
         text=True,
@@ -130,4 +169,4 @@ def test_it_is_found_from_another_machine() -> None:
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    assert asked.stdout.split() == ["10.9.0.1", "6380"], asked.stderr
+    assert asked.stdout.split() == [found, "6380"], asked.stderr

@@ -93,7 +93,8 @@ def test_the_network_finds_it_too() -> None:
 
 def test_a_network_that_leads_nowhere_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a route to the rest of the world, others in it find this machine under its address there."""
-    monkeypatch.setattr(listen, "ANYWHERE", "255.255.255.255")  # nor may a plain socket reach that
+    nowhere = {socket.AF_INET: "255.255.255.255", socket.AF_INET6: "ff02::1"}  # nor may a plain socket reach those
+    monkeypatch.setattr(listen, "ANYWHERE", nowhere)
     up, down = SimpleNamespace(isup=True), SimpleNamespace(isup=False)
     of = {"lo": "127.0.0.1", "eth0": "10.9.0.1", "eth1": "10.9.1.1"}
     addresses = {name: [SimpleNamespace(family=socket.AF_INET, address=address)] for name, address in of.items()}
@@ -102,6 +103,10 @@ def test_a_network_that_leads_nowhere_is_one_too(monkeypatch: pytest.MonkeyPatch
     assert listen.network_address("0.0.0.0") == "10.9.1.1"
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": up})
     assert listen.network_address("0.0.0.0") == "0.0.0.0"
+    sixth = [SimpleNamespace(family=socket.AF_INET6, address=each) for each in ("fe80::1%eth1", "::1", "fd00:9::1")]
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth1": sixth})
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {"eth1": up})
+    assert (listen.network_address("0.0.0.0"), listen.network_address("::")) == ("0.0.0.0", "fd00:9::1")
 
 
 def test_a_log_keeps_no_token(
