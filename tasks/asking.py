@@ -24,6 +24,10 @@ from tasks.jobs import new_job_id
 
 log = logging.getLogger("rockchipllama.commands")
 
+HEARD = 3.0
+"""Seconds for which a command is held back while its reply would be heard by nobody: as long as a feed takes to come back to a
+Redis that others have reached already, and some more. Where there is no Redis it is refused then."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -76,6 +80,7 @@ class Commander:
 
     async def ask(self, board: str, command: Command, seconds: float) -> msgspec.Raw:
         """The board's result as JSON. Raises `CommandFailed`, `QueueUnavailable`."""
+        await self._until_heard()
         envelope = Envelope(new_job_id(), self._process, command)
         future: asyncio.Future[CommandReply] = asyncio.get_running_loop().create_future()
         self._pending[envelope.id] = future
@@ -93,6 +98,13 @@ class Commander:
         if answer.error:
             raise CommandFailed(answer.code, answer.error)
         return answer.result
+
+    async def _until_heard(self) -> None:
+        """Wait until replies are heard, for a while."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + HEARD
+        while not self._feed.hears(keys.replies(self._process)) and loop.time() < give_up:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.02)
 
     async def _listen(self, subscription: Subscription) -> None:
         while True:

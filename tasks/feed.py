@@ -108,6 +108,10 @@ class LiveFeed:
                 self._live.discard(name)
                 self._say("UNSUBSCRIBE", name)
 
+    def hears(self, channel: str) -> bool:
+        """Whether what is published on that channel from now on arrives: it is subscribed to on the connection there is."""
+        return channel.encode() in self._live
+
     def _say(self, verb: str, name: bytes) -> None:
         # While there is no connection there is nothing to say: a new one begins with everything that is wanted.
         if self._wire is not None:

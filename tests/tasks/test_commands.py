@@ -18,7 +18,7 @@ import redis.asyncio
 from npu.catalog import Catalog
 from npu.errors import OutOfMemory
 from npu.model import SAMPLING_DEFAULTS, Model
-from tasks import keys
+from tasks import asking, keys
 from tasks.asking import Commander
 from tasks.board.desk import Desk
 from tasks.board.room import NoRoomYet
@@ -303,6 +303,19 @@ async def test_commands_go_on_after_the_connection_was_cut(
                 reply = await ask(commander, Tokenize("echo", "a", add_special=False), seconds=1.0)
             await asyncio.sleep(0.02)
     assert reply == [97]
+
+
+async def test_nothing_is_asked_before_a_reply_would_be_heard(
+    office: Office, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed comes back to a Redis a moment later than the rest of a process, and a lost reply is waited for for minutes."""
+    monkeypatch.setattr(asking, "HEARD", LIMIT)
+    feed = LiveFeed(aclient)
+    async with Commander(aclient, feed) as commander:
+        asked = asyncio.create_task(ask(commander, Tokenize("echo", "a", add_special=False)))
+        await asyncio.wait({asked}, timeout=0.2)
+        async with feed:
+            assert await asked == [97]
 
 
 async def test_prepare_fails_only_a_job_that_can_never_run(
