@@ -43,7 +43,8 @@ class LoadBody(UnloadBody):
 
     board: str = Field(ANY, max_length=512, description="The board's name; `any` is the one where it suits best.")
     keep_alive: KeepAlive = Field(
-        None, description="Seconds it stays after its last job, or a duration such as 5m; below 0 it stays for ever."
+        None,
+        description="Seconds it stays after this and after its last job, or a duration such as 5m; below 0 it stays for ever.",
     )
     wait: bool = Field(False, description="Answer once it is loaded, not once that has begun.")
 

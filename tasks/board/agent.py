@@ -44,7 +44,7 @@ from tasks.connection import UNREACHABLE, Outages, connect, text
 from tasks.errors import CommandFailed
 from tasks.instances import model_of
 from tasks.live_settings import LiveSettings
-from tasks.model_events import ModelEvents, Unload
+from tasks.model_events import ModelEvents
 from tasks.prompting.setup import setup_of
 from tasks.settings import TaskSettings, redis_url
 from tasks.sweep import SWEEP, Sweeper
@@ -150,7 +150,7 @@ class Agent:
             lambda: self._announced.catalog,
             self._loading.load_after_others,
             self._loading.unload,
-            self._keeping.ask,
+            self._loading.keep,
             self._change,
         )
         pauses = {
@@ -219,8 +219,6 @@ class Agent:
     def _rest(self) -> None:
         """Unload what nobody has asked for in its time."""
         for model_id in self._keeping.over(set(map(model_of, self._workers.living()))):
-            log.info("nobody asks for %s any more: it is unloaded", model_id)
-            self._events.unloaded(model_id, Unload.IDLE)
             threading.Thread(target=self._loading.put_away, args=(model_id,), daemon=True).start()
 
     def _tidy(self) -> None:

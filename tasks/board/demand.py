@@ -90,7 +90,7 @@ class Demand:
             if model is not None and status.served:
                 self._help(model)
             elif model is not None:
-                self._serve(model, last=status.boards[-1] == self._board)
+                self._serve(model, status.boards)
 
     def _help(self, model: Model) -> None:
         """Load it beside others that serve it; where that cannot be, they go on alone."""
@@ -102,7 +102,8 @@ class Demand:
                 log.info("many jobs wait for %s, but this board cannot load it beside what it has: %s", model.id, error)
             self._no_room.add(model.id)
 
-    def _serve(self, model: Model, *, last: bool) -> None:
+    def _serve(self, model: Model, boards: tuple[str, ...]) -> None:
+        last = boards[-1] == self._board
         leaving = self._leaving()  # before the try: what goes during it has left room for the next
         try:
             since = self._waits.get(model.id, self._clock())
@@ -116,19 +117,20 @@ class Demand:
             since = self._waits.setdefault(model.id, self._clock())
             self.no_room[model.id] = str(wait)
             if last and self._clock() - since > self._room_wait:
-                self._refuse(
-                    model.id,
-                    OutOfMemory(f"{wait} They had something to do for {self._room_wait:.0f} s, or were just loaded."),
-                )
+                waited = f"{wait} They had something to do for {self._room_wait:.0f} s, or were just loaded."
+                self._refuse(model.id, boards, OutOfMemory(waited))
         except OSError as error:
             self.no_room.pop(model.id, None)  # it keeps nobody else from the room
             log.error("jobs wait for %s, whose files cannot be read: %s", model.id, error)
         except ModelRefused as error:
             log.error("jobs wait for %s, and it cannot be loaded: %s", model.id, error)
             if last and not leaving:  # there may be room once they are gone
-                self._refuse(model.id, error)
+                self._refuse(model.id, boards, error)
 
-    def _refuse(self, model: str, error: ModelRefused) -> None:
+    def _refuse(self, model: str, boards: tuple[str, ...], error: ModelRefused) -> None:
+        now = next((each for each in read_roster(self._client).models if each.card.id == model), None)
+        if now is None or now.served or now.boards != boards:
+            return  # the try took its time: who has come meanwhile has its chance until the next look
         failed = encode_events([failure(error)])
         for raw in cast("list[bytes]", self._client.zrange(keys.waiting(model), 0, -1)):
             job = raw.decode()

@@ -18,7 +18,8 @@ from tasks.standing import Gate
 
 @dataclass
 class _Rest:
-    """Since when a model has had nothing to do, in seconds of the clock, and how many calls had been answered by then."""
+    """Since when a model has had nothing to do and nobody has asked for it, in seconds of the clock, and how many calls had been
+    answered by then."""
 
     since: float
     answered: int | None
@@ -51,9 +52,21 @@ class Keeping:
         self._lock = threading.Lock()
 
     def ask(self, model: str, seconds: float) -> None:
-        """From now on the model stays so long after its last job."""
+        """From now on the model stays so long after its last job, or after this."""
         with self._lock:
             self._asked[model] = seconds
+            self._begin_anew(model)
+
+    def wanted(self, model: str) -> None:
+        """Somebody wants it loaded: it has its time from now on."""
+        with self._lock:
+            self._begin_anew(model)
+
+    def is_over(self, model: str) -> bool:
+        """Whether the time of a model is over, by what `over` has seen of it and what was asked since."""
+        with self._lock:
+            rest = self._rests.get(model)
+            return rest is not None and self._spent(model, rest)
 
     def forget(self, model: str) -> None:
         """It is unloaded: what was asked of it was asked until then."""
@@ -90,7 +103,7 @@ class Keeping:
                 if rest is None or busy or rest.answered != answered:
                     self._rests[model] = _Rest(self._clock(), answered)
                     busy = busy or self._limit(model) > 0
-                if not busy and 0 <= self._limit(model) <= self._clock() - self._rests[model].since:
+                if not busy and self._spent(model, self._rests[model]):
                     found.append(model)
         with self._lock:
             for model in self._rests.keys() - set(models):
@@ -135,6 +148,13 @@ class Keeping:
             or model in waited_for
             or bool(self._client.zcard(keys.running(model)))
         )
+
+    def _begin_anew(self, model: str) -> None:
+        if (rest := self._rests.get(model)) is not None:
+            rest.since = self._clock()
+
+    def _spent(self, model: str, rest: _Rest) -> bool:
+        return 0 <= self._limit(model) <= self._clock() - rest.since
 
     def _limit(self, model: str) -> float:
         return -1.0 if model in self._always() else self._asked.get(model, self._default())

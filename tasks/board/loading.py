@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -17,6 +17,7 @@ from npu.model import LoadWhen, Model
 from tasks import keys, worker_lock
 from tasks.board.announced import Announced
 from tasks.board.keeping import Keeping
+from tasks.board.process import WorkerProcess
 from tasks.board.room import MakingRoom, NoRoomYet, Room
 from tasks.board.runtimes import ENGINE
 from tasks.board.settings import BoardSettings
@@ -72,7 +73,7 @@ class Loading:
         self._changing = changing
         self._unparking = Unparking(client, self._board, leaving)
         self.fitting = threading.Lock()
-        """Held by whoever looks for room and takes it."""
+        """Held by whoever looks for room and takes it, or gives it back: what was seen holds until it is acted upon."""
         self.unloaded = threading.Event()
         """A model was unloaded: jobs may wait for it, and need not wait for the next look as well."""
         self.fewer: dict[str, str] = {}
@@ -87,30 +88,19 @@ class Loading:
 
     def load_to_help(self, model: Model) -> None:
         """The same for jobs that wait. Raises `ModelRefused` also for a model that they do not load."""
-        self._refuse_manual(model)
-        self._load(model, in_place=False)
+        self._load(model, in_place=False, for_jobs=True)
 
     def load_in_place(self, model: Model, by_hand: bool = False) -> None:
         """The same, but others that nobody uses are unloaded where it takes their memory. `by_hand` it is not for jobs.
 
         Raises `MakingRoom` while they are, and `NoRoomYet` when there is something to do for them first.
         """
-        if not by_hand:
-            self._refuse_manual(model)
-        self._load(model, in_place=True)
+        self._load(model, in_place=True, for_jobs=not by_hand)
 
     def load_for_jobs(self, model: Model, waited: float | None) -> None:
         """The same for jobs that have waited so many seconds for room: then those that always have something to do give way.
         None where others may still have room."""
-        self._refuse_manual(model)
-        self._load(model, in_place=True, waited=waited)
-
-    def _refuse_manual(self, model: Model) -> None:
-        if model.load is LoadWhen.MANUAL and not self._workers.has(model.id):
-            raise ModelRefused(
-                f"'{model.id}' is not loaded, and requests do not load it (`load = \"manual\"` in its manifest). "
-                f"`rockchipllama models load {model.id}` does."
-            )
+        self._load(model, in_place=True, for_jobs=True, waited=waited)
 
     def load_after_others(self, model: Model, by_hand: bool = False) -> None:
         """The same, once those models are gone that are being unloaded. Where others are busy it returns at once: jobs wait for
@@ -126,7 +116,7 @@ class Loading:
                     raise
                 return log.info("%s", wait)
 
-    def _load(self, model: Model, *, in_place: bool, waited: float | None = None) -> None:
+    def _load(self, model: Model, *, in_place: bool, for_jobs: bool = False, waited: float | None = None) -> None:
         if self._drained():
             raise ModelRefused(
                 f"The board '{self._board}' is drained and serves nothing; `rockchipllama boards resume {self._board}` ends that."
@@ -134,6 +124,11 @@ class Loading:
         facts = describe(model, self._setup)
         needed, domains = facts.memory_bytes, facts.memory_domains
         with self.fitting:  # two at once would both find the same room
+            if for_jobs and model.load is LoadWhen.MANUAL and not self._workers.has(model.id):
+                raise ModelRefused(
+                    f"'{model.id}' is not loaded, and requests do not load it (`load = \"manual\"` in its manifest). "
+                    f"`rockchipllama models load {model.id}` does."
+                )
             if self._changing() and model.engine == ENGINE:
                 raise NoRoomYet(f"The runtime of this board is being changed, and '{model.id}' is loaded after that.")
             # Where the same model is being unloaded, it is that one's memory that its successor gets.
@@ -167,7 +162,8 @@ class Loading:
             if self._turns.next == model.id:
                 self._turns.next = None
             self._start_further(model, facts)
-        self._to_load.add(model.id)
+            self._to_load.add(model.id)
+            self._keeping.wanted(model.id)
 
     def _in_the_way(self, model: Model, needed: int, domains: Sequence[int], giving_way: Collection[str]) -> list[str]:
         here = self._workers.sizes(), self._workers.leaving()
@@ -231,31 +227,46 @@ class Loading:
         except (ModelRefused, OSError):
             return  # what is wrong with its files was told
         with self.fitting:
-            if self._workers.has(model.id):
+            if self._workers.has(model.id) and not (self._changing() and model.engine == ENGINE):
                 self._start_further(model, facts)
 
     def unload(self, model: Model) -> None:
         """Stop the workers of `model`; a job in hand gets the worker's grace."""
-        self._load_no_more(model.id)
-        if self._workers.has(model.id):
-            self._events.unloaded(model.id, Unload.ASKED)
-        self._workers.stop(model.id, GRACE)
-        self._keeping.forget(model.id)
+        with self.fitting:
+            if self._workers.has(model.id):
+                self._events.unloaded(model.id, Unload.ASKED)
+            released = self._release(model.id)
+        self._workers.end(released, GRACE)
         self.unloaded.set()
 
+    def keep(self, model_id: str, seconds: float) -> None:
+        """Have it stay so long after its last job, or after this; below 0 for ever."""
+        with self.fitting:  # else it may be unloaded by who has seen that it need not stay
+            self._keeping.ask(model_id, seconds)
+
     def put_away(self, model_id: str) -> None:
-        """Unload a model, and load it again at once when somebody has asked for it meanwhile, its queue is not paused, and jobs
-        may load it: others would wait for that to be noticed."""
+        """Unload a model whose time is over, unless somebody has asked for it meanwhile; who asks while it goes has it loaded
+        again at once, where its queue is not paused and jobs may load it: others would wait for that to be noticed."""
         model = self._here.catalog.find(model_id)
-        self._keeping.forget(model_id)
-        self._load_no_more(model_id)
-        self._workers.stop(model_id, GRACE)
+        with self.fitting:
+            if not self._keeping.is_over(model_id):
+                return
+            log.info("nobody asks for %s any more: it is unloaded", model_id)
+            self._events.unloaded(model_id, Unload.IDLE)
+            released = self._release(model_id)
+        self._workers.end(released, GRACE)
         try:
             paused = read_gate(cast("bytes | None", self._client.hget(keys.GATES, model_id))) is Gate.PAUSED
             if model is not None and not paused and self._client.zcard(keys.waiting(model_id)):
                 self.load_to_help(model)
         except (*UNREACHABLE, ModelRefused, OSError) as error:
             log.warning("%s is wanted again, and was not loaded: %s", model_id, error)
+
+    def _release(self, model_id: str) -> Mapping[str, WorkerProcess]:
+        """Know nothing more of the model, `fitting` held; its workers, which are still to be ended."""
+        self._keeping.forget(model_id)
+        self._load_no_more(model_id)
+        return self._workers.release(model_id)
 
     def tell_to_load(self) -> None:
         leaving = self._workers.leaving()
@@ -294,12 +305,13 @@ class Loading:
         return facts.memory_bytes, facts.memory_domains[0] if facts.memory_domains else None
 
     def dismiss(self, model_id: str) -> None:
-        self._keeping.forget(model_id)
-        self._load_no_more(model_id)
-        if self._workers.has(model_id):
-            self._events.unloaded(model_id, Unload.GONE)
-        # Its last job gets the worker's grace, for which this loop must not wait.
-        self._workers.stop_behind(model_id, GRACE, self.unloaded.set)
+        with self.fitting:
+            self._keeping.forget(model_id)
+            self._load_no_more(model_id)
+            if self._workers.has(model_id):
+                self._events.unloaded(model_id, Unload.GONE)
+            # Its last job gets the worker's grace, for which this loop must not wait.
+            self._workers.stop_behind(model_id, GRACE, self.unloaded.set)
 
     def preload(self) -> None:
         """Load the models that are to be there from the start, and the default model; where there are none, the first that can

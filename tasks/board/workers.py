@@ -112,15 +112,19 @@ class Workers:
         Waits at most `grace` seconds, then kills.
         """
         processes, known = self._release(model_id)
-        self._end(processes, grace)
+        self.end(processes, grace)
         return known or bool(processes)
+
+    def release(self, model_id: str) -> Mapping[str, WorkerProcess]:
+        """Have no worker of a model from now on; those that are left, for `end`."""
+        return self._release(model_id)[0]
 
     def stop_behind(self, model_id: str, grace: float, then: Callable[[], None]) -> None:
         """The same without waiting: the model is among the leaving ones at once, and `then` is called when it is gone."""
 
         def end() -> None:
             try:
-                self._end(processes, grace)
+                self.end(processes, grace)
             finally:
                 then()
 
@@ -147,7 +151,8 @@ class Workers:
         found = {name: adopt(self.data_dir, name) for name in names}
         return {name: process for name, process in found.items() if process is not None}
 
-    def _end(self, processes: Mapping[str, WorkerProcess], grace: float) -> None:
+    def end(self, processes: Mapping[str, WorkerProcess], grace: float) -> None:
+        """Stop those that were released. Waits at most `grace` seconds, then kills."""
         try:
             for process in processes.values():
                 process.terminate()

@@ -33,7 +33,7 @@ class Board:
         settings = TaskSettings(redis_url=url, data_dir=folder, models_dir=folder, board_name="one", memory_total=8192)
         self.agent = Agent(settings, BoardSettings(**chosen))
         self.agent._workers.command = lambda _: ["/bin/sh", "-c", "exec sleep 1000", "worker"]
-        self.agent._demand._clock = clock.monotonic
+        self.agent._demand._clock = self.agent._keeping._clock = clock.monotonic
         self.agent._announced.catalog = Catalog(tuple(self.models.values()))
         self.answered = 0
         for name in self.models:
@@ -51,6 +51,12 @@ class Board:
             self.agent._loading.load(self.models[name])
             self.breathe(name)
             self.agent._keeping.over(self.agent._workers.living())
+
+    def put_away(self, name: str) -> None:
+        """The time of a model is over, and it is unloaded."""
+        self.agent._keeping.ask(name, 0.0)
+        self.agent._keeping.over(self.loaded())
+        self.agent._loading.put_away(name)
 
     def job(self, model: str, state: str, lane: str = "interactive") -> None:
         """One more job of a model: `running` or `waiting`."""

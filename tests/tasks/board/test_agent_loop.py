@@ -536,11 +536,17 @@ def test_a_model_that_is_wanted_while_it_goes_is_back_at_once(
     board.start()
     before = eventually(board.agent._workers.living, what="a worker")
     client.zadd(keys.waiting("first"), {"j": 1})
-    board.agent._loading.put_away("first")
+
+    def time_is_over() -> None:
+        board.agent._keeping.ask("first", 0.0)
+        board.agent._keeping.over(["first"])
+        board.agent._loading.put_away("first")
+
+    time_is_over()
     after = board.agent._workers.living()
     assert before.keys() == after.keys() == {"first"} and before != after
     client.delete(keys.waiting("first"))
-    board.agent._loading.put_away("first")
+    time_is_over()
     assert not board.agent._workers.living()
 
 

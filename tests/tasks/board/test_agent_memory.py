@@ -135,13 +135,15 @@ def test_unloads_are_counted_by_their_reasons(
 ) -> None:
     """Of models that were there."""
     has_memory(monkeypatch, total=100, available=50)
-    for name in ("asked", "gone", "room"):
+    for name in ("asked", "gone", "idle", "room"):
         agent._loading.load(echo(name))
     agent._loading.unload(echo("asked"))
     agent._loading.unload(echo("asked"))
     agent._loading.dismiss("gone")
     monkeypatch.setattr(agent._keeping, "over", lambda models: ["idle"])
+    monkeypatch.setattr(agent._keeping, "is_over", lambda model: True)
     agent._rest()
+    eventually(lambda: not agent._workers.has("idle"), what="a model that is put away")
     monkeypatch.setattr(agent._room, "fits", lambda *_, **__: False)
     monkeypatch.setattr(agent._room, "in_the_way", lambda *_: ["room"])
     with pytest.raises(MakingRoom):

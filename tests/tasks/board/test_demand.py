@@ -162,6 +162,23 @@ def test_what_leaves_during_a_try_leaves_room_for_the_next(client: redis.Redis, 
     assert rack.view(job).state is JobState.FAILED
 
 
+def test_who_comes_during_a_try_has_its_chance(client: redis.Redis, valkey_url: str) -> None:
+    """Jobs are not failed that another board serves by now, or could load."""
+    rack = Rack(client, valkey_url, "b")
+    rack.trouble["b"] = OutOfMemory("no room")
+    job = rack.accept()
+    rack.meanwhile = lambda: presence.breathe(client, Presence(name="echo@a", board="a", model="echo", state="loading"))
+    assert rack.look() == ["b"] and rack.view(job).state is JobState.QUEUED
+    presence.leave(client, "echo@a")
+
+    def joins() -> None:
+        roster.announce(client, Card(id="echo", board="a"))
+        presence.breathe(client, Presence(name="board:a", board="a"))
+
+    rack.meanwhile = joins
+    assert rack.look() == ["b"] and rack.view(job).state is JobState.QUEUED
+
+
 def test_a_paused_queue_has_nothing_loaded(client: redis.Redis, valkey_url: str) -> None:
     """Its jobs could not begin; an administrator may have freed the memory on purpose."""
     rack = Rack(client, valkey_url, "a")

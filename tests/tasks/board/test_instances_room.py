@@ -23,7 +23,7 @@ def test_a_model_has_as_many_workers_as_fit(board: Board, client: redis.Redis) -
     assert board.agent._workers.reserved() == 4.5 * GIB
     note = board.agent._loading.fewer["middle"]
     assert note.startswith("It has 2 of the 3 workers") and "needs about 2048 MiB" in note
-    board.agent._loading.put_away("middle")
+    board.put_away("middle")
     assert board.loaded() == {"tiny"} and not board.agent._loading.fewer
     board.agent._loading.load(model)
     board.agent._loading.unload(board.models["tiny"])

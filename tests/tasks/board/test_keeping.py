@@ -49,6 +49,16 @@ def test_a_model_stays_as_long_as_the_setting_says(shelf: Shelf) -> None:
     assert shelf.over(2)
 
 
+def test_who_wants_it_loaded_gives_it_its_time(shelf: Shelf) -> None:
+    """Though it has rested for longer than that; and what was found over before is so no more."""
+    assert not shelf.over() and shelf.over(100) and shelf.keeping.is_over("echo")
+    shelf.keeping.wanted("echo")
+    assert not shelf.keeping.is_over("echo")
+    assert not shelf.over(59) and shelf.over(2)
+    shelf.keeping.ask("echo", 30.0)
+    assert not shelf.over(29) and shelf.over(2)
+
+
 def test_below_zero_is_for_ever(client: redis.Redis) -> None:
     """Nothing is said of such a model's end."""
     shelf = Shelf(client, -1.0)

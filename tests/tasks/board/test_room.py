@@ -113,7 +113,7 @@ def test_what_is_unloaded_during_a_look_for_room_gets_nobody_refused(
     def look_and_unload(looking: object, at: object) -> object:
         found = looked(looking, at)
         if not next(left):
-            board.agent._loading.unload(board.models["large"])
+            board.agent._workers.stop("large", LIMIT)  # as for the trial of a runtime
             presence.leave(board.client, "large@one")
             return found if name == "_free" else looked(looking, at)
         return found
@@ -175,7 +175,7 @@ def test_requests_do_not_load_what_is_loaded_by_hand(
 ) -> None:
     """They are refused with the way to load it, jobs that wait for it fail, and once it is there it answers as any other."""
     refused: list[str] = []
-    monkeypatch.setattr(board.agent._demand, "_refuse", lambda model, why: refused.append(model))
+    monkeypatch.setattr(board.agent._demand, "_refuse", lambda model, *_: refused.append(model))
     board.models["small"] = manual = replace(board.models["small"], load=LoadWhen.MANUAL)
     board.agent._announced.catalog = Catalog(tuple(board.models.values()))
     for load in (board.agent._loading.load_after_others, board.agent._loading.load_to_help):
@@ -187,7 +187,7 @@ def test_requests_do_not_load_what_is_loaded_by_hand(
     board.agent._loading.load_after_others(manual, by_hand=True)
     board.agent._loading.load_after_others(manual)
     assert board.loaded() == {"small"}
-    board.agent._loading.put_away("small")  # its time is over, and the job still waits
+    board.put_away("small")  # its time is over, and the job still waits
     assert board.loaded() == set()
 
 
@@ -200,7 +200,7 @@ def test_what_is_unloaded_with_jobs_waiting_comes_back_unless_its_queue_is_pause
     client.zadd(keys.waiting("small"), {"j": 1})
     if gate == "paused":
         client.hset(keys.GATES, "small", gate)
-    board.agent._loading.put_away("small")
+    board.put_away("small")
     assert board.loaded() == ({"small"} if gate == "open" else set())
 
 
