@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 
+from api.interruption import Interrupted, unless
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.errors import JobCancelled, JobFailed, JobNotFound, QueueUnavailable
 from tasks.events import (
@@ -30,6 +31,7 @@ from tasks.feed import Subscription
 from tasks.jobs import Rendering, Room
 from tasks.limits import Allowance
 from tasks.reader import BELL, Forgotten, Reader
+from tasks.store import ACCEPTED
 
 if TYPE_CHECKING:
     from api.relay import Relay
@@ -111,11 +113,16 @@ class Answer:
         self._stopping = False
         self._closed = False
 
-    async def first(self, patience: float) -> None:
-        """Wait, at most `patience` seconds, for the event that decides a status. Raises `JobFailed` or `JobCancelled` if that
-        is the job's end as one or the other."""
+    def is_heard(self) -> None:
+        """It was accepted a moment ago, and nothing of what follows that can have been missed."""
+        self._ahead.append(ACCEPTED)
+        self._reader.knows(ACCEPTED)
+
+    async def first(self) -> None:
+        """Wait, for as long as a stream may, for the event that decides a status. Raises `JobFailed` or `JobCancelled` if that
+        is the job's end as one or the other, and what iterating raises."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(self._relay.patience):
                 await self._decide()
         except TimeoutError:
             # The generator was cut off in mid-step and cannot be resumed: read on from what was seen.
@@ -152,17 +159,11 @@ class Answer:
     async def events(self, http: HttpRequest) -> list[Event]:
         """All of them, once the last has come. Raises `ClientGone` when the client leaves first, and `Stopped`."""
         self.known = True
-        collecting = asyncio.create_task(self._collect())
-        leaving = asyncio.create_task(_disconnected(http))
         try:
-            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                raise ClientGone
-            return collecting.result()
+            return await unless(disconnected(http), self._collect())
+        except Interrupted:
+            raise ClientGone from None
         finally:
-            collecting.cancel()
-            leaving.cancel()
-            await asyncio.gather(collecting, leaving, return_exceptions=True)
             await self.close()
 
     async def _collect(self) -> list[Event]:
@@ -238,6 +239,7 @@ class Answer:
                 await asyncio.sleep(0.5)
 
 
-async def _disconnected(http: HttpRequest) -> None:
+async def disconnected(http: HttpRequest) -> None:
+    """Wait until its client has gone. The body must have been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

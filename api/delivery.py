@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from api.answer import Answer, ClientGone, Stopped
+from api.answer import Answer, ClientGone, Stopped, disconnected
 from api.auth import limits_of, owner_of, require
 from api.drain import close
 from api.durations import read_duration
 from api.errors import INTERNAL, STOPPING, HttpProblem, allowance_headers, room_headers, unsupported
 from api.framing import GRACE, waiting_headers
+from api.interruption import Interrupted, first_of, unless
 from api.known_clients import clock_last, is_side_request, without_own_tools
 from api.needs import drain_of, services_of, settings_of
 from tasks.api_keys import Scope
@@ -32,42 +33,11 @@ async def while_connected(http: HttpRequest, work: Coroutine[object, object, Res
 
     Raises `ClientGone`, and `HttpProblem` when the server stops.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(http))
-    stopping = asyncio.ensure_future(drain_of(http).ended.wait())
-    taken = False
+    stopping = drain_of(http).ended
     try:
-        await asyncio.wait({task, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone if gone.done() else HttpProblem(STOPPING)
-        taken = True
-        return task.result()
-    finally:
-        gone.cancel()
-        stopping.cancel()
-        if not taken:
-            task.cancel()
-            task.add_done_callback(_discard)
-
-
-async def _disconnected(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-_late: set[asyncio.Future[None]] = set()
-"""Closings of answers that came too late; the event loop alone would not keep them alive."""
-
-
-def _discard(task: asyncio.Future[Result]) -> None:
-    # It may have ended well before it saw the cancellation: then its answer belongs to nobody, and must not run on.
-    if task.cancelled() or task.exception() is not None:
-        return
-    result = task.result()
-    if isinstance(result, Answer):
-        closing = asyncio.ensure_future(close(result))
-        _late.add(closing)
-        closing.add_done_callback(_late.discard)
+        return await unless(first_of(partial(disconnected, http), stopping.wait), work)
+    except Interrupted:
+        raise HttpProblem(STOPPING) if stopping.is_set() else ClientGone from None
 
 
 async def begin(
@@ -103,7 +73,6 @@ async def begin(
     start = services_of(http)["relay"].start(
         model,
         request,
-        commit_early=stream,
         owner=owner_of(http),
         lane=lane,
         grace=_grace(http, stream),
@@ -115,7 +84,7 @@ async def begin(
         limits=limits_of(http),
         for_model=spared if settings_of(http).spare_tools else None,
     )
-    # It may take long: until the first event of a stream, or until a board has begun to load the model.
+    # It may take long: until a board has begun to load the model.
     answer = await while_connected(http, start)
     answer.tools_left_out = left_out
     return answer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Protocol
 
@@ -14,9 +15,10 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from api.answer import Answer, Stopped, Waiting
+from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.drain import Drain, close
-from api.errors import CANCELLED, INTERNAL, STOPPING, Problem, of_error, of_failed
+from api.errors import CANCELLED, INTERNAL, STOPPING, HttpProblem, Problem, of_error, of_failed
+from api.interruption import Interrupted, first_of, unless
 from tasks.errors import QueueUnavailable, TasksError
 from tasks.events import TERMINAL, Event, Failed, Finished, FinishReason
 
@@ -168,7 +170,11 @@ async def frames(
 
 class AnswerStream(EventSourceResponse):
     """An answer streamed to one client, and closed in every case: at its end, when the client leaves, stalls or
-    was gone before the first byte, and when the server stops. From its first header on the client knows its job."""
+    was gone before the first byte, and when the server stops. From its first header on the client knows its job.
+
+    Calling it waits for the event that decides the status of a client who does not know the job yet, and raises `ClientGone`,
+    `HttpProblem` and as `Answer.first` does while nothing was sent. All else that can be done by then is done.
+    """
 
     def __init__(
         self,
@@ -189,7 +195,6 @@ class AnswerStream(EventSourceResponse):
         """
         self.answer = answer
         self.drain = drain
-        answer.known = True
         grace = {GRACE: f"{answer.grace:g}"} if answer.grace else {}
         super().__init__(
             frames(answer, writer, after, skip=skip, numbered=not lines),
@@ -204,13 +209,26 @@ class AnswerStream(EventSourceResponse):
         del self.headers["connection"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The library's own would have a group of tasks begin before a byte goes out.
+        over = first_of(partial(self._listen_for_disconnect, receive), self._listen_for_exit_signal)
         try:
             with self.drain.holding(self.answer):
-                await super().__call__(scope, receive, send)
+                await unless(over, self._say(send))
+        except Interrupted:
+            if not self.answer.known:
+                raise ClientGone from None
+        except Stopped:
+            raise HttpProblem(replace(STOPPING, job=self.answer.job)) from None
         except SendTimeoutError:
             log.warning("a client stopped reading its stream", extra={"job": self.answer.job})
         finally:
             await close(self.answer)
+
+    async def _say(self, send: Send) -> None:
+        if not self.answer.known:
+            await self.answer.first()
+            self.answer.known = True
+        await self._stream_response(send)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         # The library's own goes through a cancel scope of anyio, which is a tenth of a token's way through this process.

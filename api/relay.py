@@ -90,7 +90,8 @@ class Relay:
         self._feed = feed
         self._roster = roster
         self._commander = commander
-        self._patience = patience
+        self.patience = patience
+        """Seconds a stream waits for the event that decides its status."""
         self._record_limit = record_limit
         self._trace = trace
         self._streams = itertools.count(1)
@@ -98,7 +99,7 @@ class Relay:
 
     def set_waits(self, *, patience: float, keep_alive: float) -> None:
         """How long streams wait from now on, in seconds, as the settings say."""
-        self._patience = patience
+        self.patience = patience
         self.keep_alive = keep_alive
 
     async def start(
@@ -106,7 +107,6 @@ class Relay:
         model: str | None,
         request: Request,
         *,
-        commit_early: bool,
         owner: str = "",
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
@@ -126,9 +126,7 @@ class Relay:
         later. For `grace` seconds the job goes on while nobody reads it; one that is not `attended` goes on anyway, once its
         client may know of it, or at once where it may ask for it again (`once`). `webhook` is the address that is told of its
         end.
-        With `commit_early` (streams) it then waits for the first event that decides a status, at most the patience
-        setting; without, the caller takes `whole`. Raises `Refused`, `QueueUnavailable`, and `JobFailed` or `JobCancelled` when
-        the job ended so before anything was sent. If the caller is cancelled meanwhile, so is the job.
+        Raises `Refused`, `QueueUnavailable`. If the caller is cancelled meanwhile, so is the job.
         """
         status = await self._roster.find(model)
         request = _adapted(status, request)
@@ -164,6 +162,8 @@ class Relay:
                 limits=limits,
                 trace=self._trace(),
             )
+            if accepted.heard and subscription.confirmed.done():
+                answer.is_heard()
             answer.room = accepted.room
             answer.allowance = accepted.allowance
             standing = accepted.standing
@@ -171,8 +171,6 @@ class Relay:
                 answer.waiting = self.waiting(name, (accepted.place, standing))
                 if status.boards:
                     self.in_background(self._prepare(status.boards[0], name, job))
-            if commit_early:
-                await answer.first(self._patience)
         except BaseException:
             # Also when the caller was cancelled: what was accepted must not run for nobody.
             await answer.close()

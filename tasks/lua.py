@@ -15,15 +15,20 @@ from tasks.policy import RULES
 _COMMON = (
     RULES
     + """
--- Redis' clock, what the service's lies behind it, and when that was last looked at.
+-- Redis' clock, what the service's lies behind it, and when that was last looked at. A step is one moment, and asks once.
+local raw_clock, clock_shift, clock_seen
 local function clocks()
-  local t = redis.call('TIME')
-  local raw = t[1] * 1000 + math.floor(t[2] / 1000)
-  local shift, seen = string.match(redis.call('GET', 'rl:clock') or '', '^(-?%d+):(-?%d+)$')
-  return raw, tonumber(shift or 0), tonumber(seen or raw)
+  if not raw_clock then
+    local t = redis.call('TIME')
+    raw_clock = t[1] * 1000 + math.floor(t[2] / 1000)
+    local shift, seen = string.match(redis.call('GET', 'rl:clock') or '', '^(-?%d+):(-?%d+)$')
+    clock_shift, clock_seen = tonumber(shift or 0), tonumber(seen or raw_clock)
+  end
+  return raw_clock, clock_shift, clock_seen
 end
 local function set_clock(shift, seen)
   redis.call('SET', 'rl:clock', string.format('%.0f:%.0f', shift, seen))
+  clock_shift, clock_seen = shift, seen
 end
 -- It stands still where it cannot be right, until somebody has looked.
 local function stands()

@@ -48,20 +48,26 @@ class Reader:
         whoever finds it in the record knows all of it."""
         self._said = read is not None
         """More was handed on than that the job waits or was begun."""
+        self._missed = True
+        """There may be more in the record than was handed on and will be heard."""
+
+    def knows(self, item: Numbered) -> None:
+        """That is all there was in the record when the subscription was there: the record need not be read to begin with."""
+        self._seen, self._mark, self._missed = item.seq, Mark(item.seq, item.attempt), False
 
     async def follow(self, patience: float = CATCH_UP) -> AsyncIterator[Numbered | None]:
         """The events from where it is, each once and in order, up to the last; None after `patience` seconds of silence, and
         when the job changed without an event.
 
-        Pub/sub may lose a message; a gap is filled from the record, which is also read at the start, in each silence and
-        after each loss of the connection. Then it is compared with what was read, for a Redis that died may have forgotten
-        its last moment. If it forgot nothing but that the job waited or was begun, that is told anew; if the claim that was
-        read is still held, its worker writes again what is missing; else it raises `Forgotten`.
+        Pub/sub may lose a message; a gap is filled from the record, which is also read in each silence, after each loss of the
+        connection and, unless all of it is known, at the start. Then it is compared with what was read, for a Redis that died
+        may have forgotten its last moment. If it forgot nothing but that the job waited or was begun, that is told anew; if
+        the claim that was read is still held, its worker writes again what is missing; else it raises `Forgotten`.
         Raises what the client raises when the record cannot be read, and `Unreadable`.
         """
         async with asyncio.timeout(CONFIRM):
             await asyncio.shield(self._subscription.confirmed)
-        ask_record = True
+        ask_record, self._missed, in_doubt = self._missed, True, False
         while True:
             if ask_record:
                 ask_record = False

@@ -52,24 +52,24 @@ ACCEPT = Script(
     """
 -- KEYS job events waiting running order calls turns lanes refusal gates kept
 -- ARGV id limit rank first-event deadline-ms call model owner what-is-kept owner's-limits field value ...
--- -> {1 accepted or 0 full, waiting, place, standing, allowance}, {-1, why none is accepted}, {-2}: this queue is draining, or
--- {-3, limit that the owner has reached, its size, ms until it may try again, allowance}
+-- -> {1 accepted or 0 full, waiting, place, standing, how many heard its channel then, allowance}, {-1, why none is accepted},
+-- {-2}: this queue is draining, or {-3, limit that the owner has reached, its size, ms until it may try again, allowance}
 -- Sent twice with one id it accepts once.
 -- What waits behind it takes no place from it: a queue full of batch items has room for a chat.
 local function ahead()
   return redis.call('ZCOUNT', KEYS[3], '-inf', string.format('(%.0f', (ARGV[3] + 1) * LANE))
 end
-local function answer(accepted)
+local function answer(accepted, heard)
   return {accepted, ahead(), redis.call('ZRANK', KEYS[3], ARGV[1]) or -1, standing(ARGV[7], ARGV[3] == '2'),
-    allowance(ARGV[8], ARGV[10])}
+    heard, allowance(ARGV[8], ARGV[10])}
 end
-if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1) end
+if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1, 0) end
 local refusal = redis.call('GET', KEYS[9])
 if refusal then return {-1, refusal} end
 if redis.call('HGET', KEYS[10], ARGV[7]) == 'draining' then return {-2} end
 local which, size, wait = reached(ARGV[8], ARGV[10])
 if which then return {-3, which, size, wait, allowance(ARGV[8], ARGV[10])} end
-if ahead() >= tonumber(ARGV[2]) then return answer(0) end
+if ahead() >= tonumber(ARGV[2]) then return answer(0, 0) end
 local waiting = redis.call('ZCARD', KEYS[3])
 local order = line_up(KEYS[7], KEYS[8], ARGV[3], ARGV[8], redis.call('INCR', KEYS[5]))
 keep_clock()
@@ -108,7 +108,7 @@ if order < LANE then
 end
 -- As many calls as jobs that wait are enough: one call serves several, so the rest would pile up while a worker is busy.
 if redis.call('LLEN', KEYS[6]) < waiting + 1 then redis.call('LPUSH', KEYS[6], ARGV[6]) end
-return answer(1)
+return answer(1, redis.call('PUBSUB', 'NUMSUB', KEYS[1] .. ':live')[2])
 """,
     flags="",  # what is new waits for room; sent again, what was accepted before it ran out stays accepted
 )

@@ -23,7 +23,7 @@ from tasks.errors import (
     StorageFull,
     TasksError,
 )
-from tasks.events import Finished, FinishReason, Mark, Queued, Timings, Usage, encode_events
+from tasks.events import Finished, FinishReason, Mark, Numbered, Queued, Timings, Usage, encode_events
 from tasks.job_records import JobRecords, fields
 from tasks.job_view import name_of
 from tasks.jobs import JobState, Kept, Lane, Once, Rendering, Room, is_job_id, job_id_of
@@ -34,16 +34,20 @@ from tasks.requests import Request, adapter_of, encode_request, kin_of, kind_of,
 from tasks.scripts import ACCEPT, ATTEND, CANCEL, FORGET, LEAVE
 from tasks.standing import Standing, read_standing
 
-QUEUED = encode_events([Queued()])
+ACCEPTED = Numbered(1, Queued())
+"""What is on record of a job that was accepted a moment ago."""
+QUEUED = encode_events([ACCEPTED.event])
 CANCELLED = encode_events([Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())])
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A job's place when it was accepted: how many wait before it, how its queue stands, and the room that is left."""
+    """A job's place when it was accepted: how many wait before it, how its queue stands, and the room that is left. It was
+    `heard` where somebody had subscribed to its channel by then, who thus misses nothing of what follows its `ACCEPTED`."""
 
     place: int
     standing: Standing
     room: Room
+    heard: bool
     allowance: Allowance | None = None
     """What is left to its owner, where that is limited."""
 
@@ -173,7 +177,7 @@ class JobStore(JobRecords):
                 raise QueueDraining(model)
             case [-3, which, size, ms, left] if limits is not None:
                 raise LimitReached(text(which), size, ms / 1000, _allowance(limits, left))
-        accepted, waiting, place, stands, *left = reply
+        accepted, waiting, place, stands, heard, *left = reply
         standing = read_standing(stands)
         if not accepted:
             raise QueueFull(model, waiting, retry_after=standing.pace)
@@ -182,7 +186,7 @@ class JobStore(JobRecords):
         if reader is None and on_disk:
             await self._wait_for(job, cancel=once is None)
         room = Room(self._queue_limit, max(0, self._queue_limit - waiting), waiting * standing.pace)
-        return Accepted(place, standing, room, _allowance(limits, *left) if limits is not None else None)
+        return Accepted(place, standing, room, heard > 0, _allowance(limits, *left) if limits is not None else None)
 
     async def id_of(self, owner: str, key: str) -> str:
         """The id of the job that this owner makes under a key of its own; always the same one, and only known to who asks."""

@@ -20,7 +20,7 @@ from tasks.prompting import overflow
 from tasks.prompting.conversation import Conversation, calls_tools
 from tasks.prompting.filling import gap_of
 from tasks.prompting.holding import constraint_of
-from tasks.prompting.reading import Reading, control_markers, offered, reading_of
+from tasks.prompting.reading import Reading, closing_of, control_markers, offered, reading_of
 from tasks.requests import (
     ChatRequest,
     CompletionRequest,
@@ -142,7 +142,9 @@ class Preparer:
                 tokens, left_out = self._chat_tokens(request, known)
                 prompts = (self._prompt(tokens, request),)
                 if self._thinking is not None or self._calls is not None:
-                    reading = reading_of(request, tokens, self._tokenizer, self._markers, self._calls, self._thinking)
+                    reading = reading_of(
+                        *(request, tokens, self._tokenizer, self._markers, self._closing, self._calls, self._thinking)
+                    )
             case CompletionRequest():
                 texts = [self._text_tokens(prompt, request) for prompt in request.prompts]
                 left_out = sum(count for _, count in texts)
@@ -169,6 +171,10 @@ class Preparer:
     @cached_property
     def _markers(self) -> dict[int, bytes]:
         return control_markers(self._tokenizer, self._calls, self._thinking)
+
+    @cached_property
+    def _closing(self) -> tuple[tuple[int, bytes], ...]:
+        return closing_of(self._tokenizer, self._thinking)
 
     def text_of(self, request: ChatRequest) -> str:
         """What the model reads of a chat, up to where its answer begins. Raises `PromptRefused`."""

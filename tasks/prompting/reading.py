@@ -41,10 +41,12 @@ def reading_of(
     tokens: Sequence[int],
     tokenizer: Tokenizer,
     markers: Mapping[int, bytes],
+    closing: tuple[tuple[int, bytes], ...],
     calls: ToolFormat | None,
     thinking: ThinkingFormat | None,
 ) -> Reading | None:
-    """How the answer to a prompt of these `tokens` is to be read; None where there is nothing in it but text.
+    """How the answer to a prompt of these `tokens` is to be read; None where there is nothing in it but text. `markers` and
+    `closing` are those of the formats, as `control_markers` and `closing_of` tell them.
 
     Raises `PromptRefused`.
     """
@@ -53,9 +55,6 @@ def reading_of(
         calls = None
     if calls is None and thinking is None:
         return None
-    closing: list[int] = []
-    if thinking is not None and request.thinking_budget is not None:
-        closing = tokenizer.encode(f"\n{thinking.closing}")
     return Reading(
         thinking=thinking,
         thought_begun=thinking is not None and _begun(request, tokens, tokenizer, markers, thinking),
@@ -65,7 +64,7 @@ def reading_of(
         alone=request.output is not None,
         markers=markers,
         budget=request.thinking_budget if thinking is not None else None,
-        closing=tuple((token, tokenizer.decode((token,))) for token in closing),
+        closing=closing if request.thinking_budget is not None else (),
     )
 
 
@@ -96,6 +95,12 @@ def control_markers(
     return found
 
 
+def closing_of(tokenizer: Tokenizer, thinking: ThinkingFormat | None) -> tuple[tuple[int, bytes], ...]:
+    """The tokens that end a thought, with their bytes."""
+    tokens = tokenizer.encode(f"\n{thinking.closing}") if thinking is not None else ()
+    return tuple((token, tokenizer.decode((token,))) for token in tokens)
+
+
 def _begun(
     request: ChatRequest,
     tokens: Sequence[int],
@@ -106,5 +111,9 @@ def _begun(
     if request.continue_last:
         begun = request.messages[-1].content
         return begun.lstrip().startswith(thinking.opening) and thinking.closing not in begun
-    tail = b"".join(markers.get(token) or tokenizer.decode((token,)) for token in tokens[-_TAIL:])
-    return tail.rstrip().endswith(thinking.opening.encode())
+    opening, tail = thinking.opening.encode(), b""
+    for token in reversed(tokens[-_TAIL:]):
+        tail = ((markers.get(token) or tokenizer.decode((token,))) + tail).rstrip()
+        if len(tail) >= len(opening):
+            break
+    return tail.endswith(opening)

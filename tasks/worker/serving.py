@@ -271,8 +271,8 @@ class Serving:
             if run.cancelled:
                 return run.last_event()
             run.enter(Phase.PREFILL)
-            if run.seat is None and isinstance(engine, LockStepEngine) and engine.slots > 1:
-                self._share(run, engine, call)
+            if run.seat is None and self._slot.lock_step is not None:
+                self._share(run, self._slot.lock_step, call)
             return run.last_event(execute(self._client, self._slot.preparer, run.seat or engine, run))
         except ClaimLost:
             raise

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from npu.engine import ParkingEngine, TextEngine
+from npu.engine import LockStepEngine, ParkingEngine, TextEngine
 from npu.engines import Setup, chat_template, open_engine
 from npu.model import Model
 from tasks.model_events import ModelEvents
@@ -34,6 +34,9 @@ class Slot:
         self.preparer: Preparer
         """Prepares requests for the engine; there once the engine is."""
         self._setup = setup
+        self.lock_step: LockStepEngine | None = None
+        """The engine, where it answers several prompts by one run. That and the next are looked for once: it takes long."""
+        self._parking: ParkingEngine | None = None
         self._engine: TextEngine | None = None
         self._lock = threading.Lock()
 
@@ -45,31 +48,31 @@ class Slot:
     @property
     def parks(self) -> bool:
         """Whether the engine keeps what others displace from its cache."""
-        engine = self._engine
-        return isinstance(engine, ParkingEngine) and engine.parks
+        engine = self._parking
+        return engine is not None and engine.parks
 
     @property
     def parked(self) -> int:
         """Bytes of memory in which the engine keeps what was displaced from its cache."""
-        engine = self._engine
-        return engine.parked_bytes if isinstance(engine, ParkingEngine) else 0
+        engine = self._parking
+        return engine.parked_bytes if engine is not None else 0
 
     def park(self) -> float:
         """Have the engine keep what is in its cache, while nobody else uses it. In how many seconds to try again; 0 where that
         would do nothing. Raises `EngineFailed`."""
-        engine = self._engine
-        return engine.park() if isinstance(engine, ParkingEngine) else 0.0
+        engine = self._parking
+        return engine.park() if engine is not None else 0.0
 
     def unpark(self) -> None:
         """Have the engine give that memory back. From any thread."""
-        engine = self._engine
-        if isinstance(engine, ParkingEngine):
+        engine = self._parking
+        if engine is not None:
             engine.unpark()
 
     def pause_parking(self, seconds: float) -> None:
         """Have the engine keep nothing more of it for so long. From any thread."""
-        engine = self._engine
-        if isinstance(engine, ParkingEngine):
+        engine = self._parking
+        if engine is not None:
             engine.pause_parking(seconds)
 
     def engine(self, on_load: Callable[[], None]) -> TextEngine:
@@ -78,20 +81,27 @@ class Slot:
         Raises `ModelRefused` (`OutOfMemory` among it), `EngineFailed`.
         """
         with self._lock:
-            if self._engine is None:
+            engine = self._engine
+            if engine is None:
                 self.loading, self.problem = True, ""
                 self.tries += 1
                 on_load()
                 try:
-                    self._engine = self._open()
+                    engine = self._open()
                 except Exception as error:
                     self.problem = failure(error).message
                     raise
                 finally:
                     self.loading = False
+                self._hold(engine)
                 self.loaded_at = time.monotonic()
                 self.events.loaded(self.model.id)
-            return self._engine
+            return engine
+
+    def _hold(self, engine: TextEngine | None) -> None:
+        self._engine = engine
+        self._parking = engine if isinstance(engine, ParkingEngine) else None
+        self.lock_step = engine if isinstance(engine, LockStepEngine) and engine.slots > 1 else None
 
     def _open(self) -> TextEngine:
         begun = time.monotonic()
@@ -112,6 +122,7 @@ class Slot:
         with self._lock:
             if only is not None and only is not self._engine:
                 return
-            engine, self._engine = self._engine, None
+            engine = self._engine
+            self._hold(None)
             if engine is not None:
                 engine.close()

@@ -13,10 +13,11 @@ from starlette.requests import Request as HttpRequest
 from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.relay import Relay
 from tasks.card import Card
-from tasks.errors import JobNotFound
+from tasks.errors import JobCancelled, JobFailed, JobNotFound
 from tasks.events import (
     ChoiceEnded,
     Event,
+    Failed,
     Finished,
     FinishReason,
     Mark,
@@ -59,11 +60,15 @@ class Hold:
     """A step of a script: silence until the answer is stopped or closed."""
 
 
+class FirstHolds:
+    """A first step: no event decides a status, until the answer is stopped or closed."""
+
+
 class StartHolds:
     """A first step: `Relay.start` itself does not return."""
 
 
-Step: TypeAlias = Event | Waiting | Exception | Hold | StartHolds
+Step: TypeAlias = Event | Waiting | Exception | Hold | FirstHolds | StartHolds
 
 
 def hello(choice: int = 0, reason: FinishReason = FinishReason.STOP) -> list[Step]:
@@ -105,12 +110,24 @@ class ScriptedAnswer(Answer):
                 self.reached.set()
                 await self._closing.wait()
                 raise Stopped
-            assert not isinstance(step, StartHolds)
+            assert not isinstance(step, FirstHolds | StartHolds)
             if isinstance(step, Waiting):
                 yield step
             else:
                 seq += 1
                 yield Numbered(seq, step)
+
+    async def first(self) -> None:
+        if self.script and isinstance(self.script[0], FirstHolds):
+            self.reached.set()
+            await self._closing.wait()
+            raise Stopped
+        decides = (step for step in self.script if not isinstance(step, Queued | Started | Waiting))
+        match next(decides, None):
+            case Failed() as failed:
+                raise JobFailed(self.job, failed)
+            case Finished(reason=FinishReason.CANCELLED):
+                raise JobCancelled(self.job)
 
     async def events(self, http: HttpRequest) -> list[Event]:
         collecting = asyncio.ensure_future(self._collect())
@@ -147,7 +164,6 @@ class Asked:
 
     model: str | None
     request: Request
-    commit_early: bool
     owner: str
     lane: Lane
     grace: float
@@ -218,7 +234,6 @@ class ScriptedRelay(Relay):
         model: str | None,
         request: Request,
         *,
-        commit_early: bool,
         owner: str = "",
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
@@ -233,9 +248,7 @@ class ScriptedRelay(Relay):
     ) -> Answer:
         if for_model is not None:
             request = for_model(TINY, request)
-        self.calls.append(
-            Asked(model, request, commit_early, owner, lane, grace, kept, attended, webhook, once, limits)
-        )
+        self.calls.append(Asked(model, request, owner, lane, grace, kept, attended, webhook, once, limits))
         if self.refusal is not None:
             raise self.refusal
         if self.script and isinstance(self.script[0], StartHolds):

@@ -36,8 +36,8 @@ CANCELLED = Finished(FinishReason.CANCELLED, Usage(0, 0), Timings())
 FAILED = Failed(FailureCode.DEADLINE, "Too late.")
 
 
-def answer(*events: Event) -> Answer:
-    parts: Any = SimpleNamespace(client=None, put=lambda _: None)
+def answer(*events: Event, patience: float = 60) -> Answer:
+    parts: Any = SimpleNamespace(client=None, put=lambda _: None, patience=patience)
     made = Answer(parts, "j", "m", "m", "r", AsyncExitStack(), parts)
 
     async def said() -> AsyncIterator[Numbered | Waiting]:
@@ -56,14 +56,14 @@ async def test_an_end_before_anything_was_sent_is_a_status(
 ) -> None:
     """Also one that somebody else brought about."""
     with pytest.raises(error) as raised:
-        await answer(*before, end).first(patience=60)
+        await answer(*before, end).first()
     assert raised.value.job == "j"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("events", [(*BEFORE, TextDelta("x"), CANCELLED), BEFORE], ids=["text", "patience is over"])
 async def test_what_comes_later_is_a_line_of_the_stream(events: tuple[Event, ...]) -> None:
     """The first text decides, and so does time."""
-    await answer(*events).first(patience=60 if len(events) > 2 else 0.01)
+    await answer(*events, patience=60 if len(events) > 2 else 0.01).first()
 
 
 async def test_who_waits_longer_than_the_patience_is_told_at_once_for_what() -> None:
@@ -82,6 +82,7 @@ async def test_who_waits_longer_than_the_patience_is_told_at_once_for_what() -> 
     parts: Any = SimpleNamespace(
         client=None,
         put=rung.put_nowait,
+        patience=0.01,
         keep_alive=60.0,
         store=SimpleNamespace(place=place),
         waiting=lambda queue, found: Waiting(1, None, "no board is there"),
@@ -89,7 +90,7 @@ async def test_who_waits_longer_than_the_patience_is_told_at_once_for_what() -> 
     made = Answer(parts, "j", "m", "m", "r", AsyncExitStack(), parts)
     made._reader = SimpleNamespace(follow=follow)  # type: ignore[assignment]
     made._source = made._follow()
-    await made.first(patience=0.01)
+    await made.first()
     async with asyncio.timeout(LIMIT):
         told = [item async for item in made if isinstance(item, Waiting)]
     assert told == [Waiting(1, None, "no board is there")]

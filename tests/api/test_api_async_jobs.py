@@ -75,7 +75,7 @@ def test_the_result_is_what_the_endpoint_would_have_answered(place: Site, case: 
     made = place.http.post("/v1/jobs", json={"endpoint": endpoint, "body": body})
     assert made.status_code == 202
     asked = place.relay.calls[0]
-    assert (asked.request, asked.lane, asked.attended, asked.commit_early) == (wanted, Lane.BACKGROUND, False, False)
+    assert (asked.request, asked.lane, asked.attended) == (wanted, Lane.BACKGROUND, False)
     assert place.relay.answer().closed.is_set()
     ended(place, JobState.FINISHED, *said)
     result = place.http.get(made.json()["links"]["result"])

@@ -13,7 +13,7 @@ import pytest
 from api.answer import Waiting
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
-from tests.api.scripted import CANCELLED, END, Hold, StartHolds, Step
+from tests.api.scripted import CANCELLED, END, FirstHolds, Hold, StartHolds, Step
 from tests.api.site import RequestLines, Site, site
 from tests.stack import LIMIT
 
@@ -170,6 +170,30 @@ def test_a_client_that_leaves_while_its_job_is_being_accepted_ends_that(place: S
         sock.sendall(request(CHAT | {"stream": streamed}))
         assert place.relay.holding.wait(LIMIT)
     assert place.relay.start_cancelled.wait(LIMIT)
+
+
+def test_a_client_that_leaves_before_anything_was_said_ends_its_job(place: Site) -> None:
+    """Its stream waits for what decides the status."""
+    place.relay.play(FirstHolds())
+    with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
+        sock.sendall(request(CHAT | {"stream": True}))
+        answer = place.relay.answer()
+        assert answer.reached.wait(LIMIT)
+    assert answer.closed.wait(LIMIT)
+    assert not answer.known
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT), ("/api/chat", CHAT | {"model": "tiny"}), ("/v1/responses", {"input": "Hi"})],
+)
+def test_a_stream_that_fails_before_anything_was_said_is_a_status(place: Site, path: str, body: dict[str, Any]) -> None:
+    """Its client reads an error as of any other request, and no stream."""
+    place.relay.play(Queued(), Started("w", "b"), Failed(FailureCode.CONTEXT_TOO_LONG, "It is too long.", "messages"))
+    reply = place.http.post(path, json=body | {"stream": True})
+    assert (reply.status_code, reply.headers["content-type"]) == (400, "application/json")
+    assert "It is too long." in reply.text
+    assert place.relay.answer().closed.wait(LIMIT)
 
 
 def test_a_client_that_leaves_in_mid_body_starts_nothing(place: Site) -> None:

@@ -20,7 +20,7 @@ from api import server
 from api.answer import Stopped
 from api.drain import Drain
 from tasks.events import Queued, Started, TextDelta
-from tests.api.scripted import Hold, ScriptedAnswer, StartHolds, Step
+from tests.api.scripted import FirstHolds, Hold, ScriptedAnswer, StartHolds, Step
 from tests.api.site import Site, site
 from tests.fakes.notified import Notified
 from tests.stack import LIMIT, eventually
@@ -61,6 +61,19 @@ def test_a_whole_answer_is_refused_with_a_time() -> None:
         place.server.should_exit = True
         thread.join(LIMIT)
     assert (replies[0].status_code, replies[0].headers["retry-after"]) == (503, "5")
+
+
+def test_a_stream_of_which_nothing_was_sent_is_refused() -> None:
+    """Its client gets a status as well, and its job does not run on."""
+    with site(drain=0.2) as place:
+        place.relay.play(FirstHolds())
+        thread, replies = in_background(place, CHAT | {"stream": True})
+        answer = place.relay.answer()
+        assert answer.reached.wait(LIMIT)
+        place.server.should_exit = True
+        thread.join(LIMIT)
+    assert (replies[0].status_code, replies[0].json()["error"]["code"]) == (503, "server_stopping")
+    assert answer.closed.is_set()
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

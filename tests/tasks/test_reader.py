@@ -14,7 +14,7 @@ from tasks.events import ChoiceEnded, FinishReason, Started, TextDelta, fold
 from tasks.feed import LiveFeed, _Wire
 from tasks.jobs import Lane, new_job_id
 from tasks.reader import Reader
-from tasks.store import JobStore
+from tasks.store import ACCEPTED, JobStore
 from tasks.stream import RecordedPiece
 from tests.stack import LIMIT
 from tests.tasks.jobs import DONE, HELLO, accept, claim, write
@@ -68,6 +68,36 @@ async def test_a_reader_sees_every_event_once_though_the_bell_loses_messages(
             await thread
     assert [item.seq for item in seen] == list(range(1, len(seen) + 1))
     assert fold([item.event for item in seen]).choices[0].text == "".join(f"{index}," for index in range(200))
+
+
+async def test_what_was_heard_from_the_start_is_not_looked_up(
+    store: JobStore, client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had subscribed when the job was accepted knows all that is on record. Nobody else may think so, nor who asks for
+    the same job a second time."""
+    job = new_job_id()
+    asked = {"lane": Lane.INTERACTIVE, "owner": ""}
+    async with LiveFeed(aclient) as feed, feed.subscribe(keys.live(job)) as subscription, asyncio.timeout(LIMIT):
+        await subscription.confirmed
+        assert (await store.accept(job, "echo", HELLO, **asked)).heard  # type: ignore[arg-type]
+        assert not (await store.accept(job, "echo", HELLO, **asked)).heard  # type: ignore[arg-type]
+        assert not (await store.accept(new_job_id(), "other", HELLO, **asked)).heard  # type: ignore[arg-type]
+        reader = Reader(aclient, subscription, job)
+        reader.knows(ACCEPTED)
+        look = reader._read
+        monkeypatch.setattr(reader, "_read", None)
+        held = claim(client)
+        assert held is not None
+        with write(client, held) as writer:
+            writer.write((TextDelta("one"),))
+            writer.end(DONE)
+        seen = [item async for item in reader.follow(LIMIT) if item is not None]
+        assert [item.seq for item in seen] == [2, 3, 4]
+        monkeypatch.setattr(reader, "_read", look)
+        again = Reader(aclient, subscription, job)
+        again.knows(ACCEPTED)
+        subscription.put(None)  # some may be missing by now
+        assert [item async for item in again.follow(LIMIT) if item is not None] == seen
 
 
 async def test_a_feed_lives_through_silence(aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_a_response_in_the_background(client: openai.OpenAI, place: Site) -> Non
     reply = client.responses.create(model="tiny", input="Hi", background=True)
     assert (reply.status, reply.output, reply.background) == ("queued", [], True)
     call = place.relay.calls[-1]
-    assert (call.attended, call.commit_early, call.lane) == (False, False, Lane.BACKGROUND)
+    assert (call.attended, call.lane) == (False, Lane.BACKGROUND)
     assert call.kept is not None
     assert call.kept.ttl == 86_400
     assert place.relay.answer().closed.wait(LIMIT)
