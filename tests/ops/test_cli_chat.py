@@ -188,13 +188,17 @@ def test_an_answer_goes_on_when_the_service_comes_back(stack: Stack) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # what follows stays in the pipe, where `communicate` looks
     ) as running:
         assert running.stdin is not None and running.stdout is not None and running.stderr is not None
         running.stdin.write(f"{text}\n".encode())
-        running.stdin.flush()
-        assert running.stdout.read(8) == text[:8].encode()
+        begun = b""
+        while len(begun) < 8 and (more := running.stdout.read(8 - len(begun))):
+            begun += more
+        assert begun == text[:8].encode()
         stack.kill("api")
-        assert b"Waiting for it" in running.stderr.readline()
+        while b"Waiting for it" not in (line := running.stderr.readline()):
+            assert line, "it does not wait"
         stack.start("api")
         said, _ = running.communicate(b"/model echo\nand on\n", timeout=LIMIT)
     assert said.decode() == f"{text[8:]}\nand on\n"
