@@ -25,6 +25,7 @@ from tasks.connection import UNREACHABLE, connect, text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
 from tasks.lua import Script
+from tasks.readings import Readings
 
 log = logging.getLogger("rockchipllama.keys")
 
@@ -170,6 +171,7 @@ class ApiKeys:
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
         self._known: dict[str, ApiKey] | None = None
+        self._readings = Readings()
         self._read_at = 0.0
 
     async def known(self) -> dict[str, ApiKey]:
@@ -214,10 +216,12 @@ class ApiKeys:
         await self._look()
 
     async def _look(self) -> dict[str, ApiKey]:
+        reading = self._readings.begin()
         with unavailable_as_refusal():
             raw = await cast("Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.API_KEYS))
-        self._known = _read(raw)
-        self._read_at = time.monotonic()
+        if self._readings.keeps(reading) or self._known is None:
+            self._known = _read(raw)
+            self._read_at = time.monotonic()
         return self._known
 
 

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tasks import keys, logs
 from tasks.connection import unavailable_as_refusal
+from tasks.readings import Readings
 from tasks.settings import Settings, TaskSettings, live_names, unit_of
 
 log = logging.getLogger("rockchipllama.settings")
@@ -137,11 +138,15 @@ class SettingsBook:
         self._client = client
         self._parts = parts
         self._then = then
+        self._readings = Readings()
         self._owners = {name: type(part.own) for part in parts for name in live_names(type(part.own))}
 
     async def refresh(self) -> None:
         """Obey what is kept now. Raises `QueueUnavailable`."""
+        reading = self._readings.begin()
         kept = await self._read()
+        if not self._readings.keeps(reading):
+            return
         news = [part.obey(kept) for part in self._parts]
         if any(news):
             self._then()

@@ -20,6 +20,7 @@ from tasks.connection import text, unavailable_as_refusal
 from tasks.errors import QueueUnavailable, UnknownModel
 from tasks.lua import Script
 from tasks.presence import ALIVE, Presence, read_breath
+from tasks.readings import Readings
 from tasks.standing import Gate, read_gate
 from tasks.version import differences
 
@@ -232,6 +233,7 @@ class Roster:
         self._aliases = {name.lower(): target for name, target in aliases.items()}
         self._default = default_model
         self._snapshot = Snapshot(0.0, (), (), ())
+        self._readings = Readings()
         self._names: dict[str, ModelStatus] = {}
         self._clashes: set[str] = set()
         self._dangling: set[str] = set()
@@ -264,8 +266,12 @@ class Roster:
 
     async def refresh(self) -> None:
         """Read it anew. Raises `QueueUnavailable`."""
+        reading = self._readings.begin()
         with unavailable_as_refusal():
-            self._snapshot = await read_roster_async(self._client)
+            snapshot = await read_roster_async(self._client)
+        if not self._readings.keeps(reading):
+            return
+        self._snapshot = snapshot
         for problem in self._snapshot.problems:
             if problem not in self._problems:
                 log.warning("%s", problem)

@@ -13,6 +13,7 @@ from tasks.api_keys import ApiKey, ApiKeys, KeyRefused, Scope, digest_of
 from tasks.connection import connect_async
 from tasks.errors import QueueUnavailable
 from tasks.limits import Limits
+from tests.fakes.late import Late
 from tests.stack import LIMIT
 
 BOTH = (Scope.INFERENCE, Scope.BATCH)
@@ -71,6 +72,23 @@ async def test_a_process_knows_new_and_revoked_keys(
     key, plain = api_keys.create(client, "one", BOTH)
     assert await known.known() == {digest_of(plain.encode()): key}
     api_keys.revoke(client, "one")
+    assert await known.known() == {}
+
+
+async def test_a_key_that_was_revoked_opens_nothing_again(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a request had asked for before that may arrive after it."""
+    monkeypatch.setattr(api_keys, "FRESH", -1.0)
+    api_keys.create(client, "one", BOTH)
+    known, first = ApiKeys(aclient), Late()
+    monkeypatch.setattr(aclient, "hgetall", first.read(aclient.hgetall))
+    late = asyncio.create_task(known.known())
+    await first.arrived.wait()
+    await known.revoke("one")
+    first.passed_on.set()
+    assert await late == {}
+    monkeypatch.setattr(api_keys, "FRESH", 10.0**6)
     assert await known.known() == {}
 
 

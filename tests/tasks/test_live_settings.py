@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -13,6 +14,7 @@ from api.settings import ApiSettings
 from tasks import keys
 from tasks.live_settings import LiveSettings, SettingRefused, SettingsBook, follow
 from tasks.settings import TaskSettings, live_names
+from tests.fakes.late import Late
 
 
 @pytest.fixture
@@ -41,6 +43,23 @@ async def test_a_change_is_obeyed_and_taken_back(
     follow(client, other)
     assert (task.now.queue_limit, other.now.queue_limit, other.now.deadline) == (7, 9, 90.0)
     assert [shown.changed_by for shown in await book.view() if shown.name == "queue_limit"] == [None]
+
+
+async def test_a_change_is_not_undone_by_what_was_read_before_it(
+    aclient: redis.asyncio.Redis,
+    book: SettingsBook,
+    task: LiveSettings[TaskSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The look that is due every other second may arrive after it."""
+    first = Late()
+    monkeypatch.setattr(aclient, "hgetall", first.read(aclient.hgetall))
+    late = asyncio.create_task(book.refresh())
+    await first.arrived.wait()
+    await book.change({"queue_limit": 128}, "somebody")
+    first.passed_on.set()
+    await late
+    assert task.now.queue_limit == 128
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from tasks import keys
+from tasks import keys, roster
 from tasks.card import CARD_VERSION, Card
 from tasks.claims import Renewal, claim_next, renew
 from tasks.errors import UnknownModel
@@ -23,6 +23,7 @@ from tasks.roster import Roster, announce, withdraw
 from tasks.store import JobStore
 from tasks.stream import EventWriter
 from tasks.version import VERSION
+from tests.fakes.late import Late
 from tests.stack import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("standing")]
@@ -293,6 +294,22 @@ async def test_find_looks_again_before_it_says_no(client: redis.Redis, aclient: 
     assert (await made.find("echo")).served is True
     with pytest.raises(UnknownModel):
         await made.find("ohce")
+
+
+async def test_a_reading_that_is_late_hides_nothing_newer(
+    client: redis.Redis, aclient: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roster is read each second and by who has changed something, who must not be shown what was before."""
+    first, last = Late(), Roster(aclient, {}, None)
+    monkeypatch.setattr(roster, "read_roster_async", first.read(roster.read_roster_async))
+    announce(client, card("old"))
+    late = asyncio.create_task(last.refresh())
+    await first.arrived.wait()
+    announce(client, card("new"))
+    await last.refresh()
+    first.passed_on.set()
+    await late
+    assert [status.card.id for status in last.models()] == ["new", "old"]
 
 
 async def test_withdrawn_models_are_forgotten(client: redis.Redis, aclient: redis.asyncio.Redis) -> None:
