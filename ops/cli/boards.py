@@ -36,7 +36,7 @@ def boards(
     service = named_service(config, url, redis_url=redis_url, data_dir=data_dir)
     found = service.living_boards() if service is not None else _in_redis(redis_url, data_dir)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found, indent=2))
         return
     from ops.fold import fold
 
@@ -153,7 +153,7 @@ def tokens(
     if as_json:
         import json
 
-        print(json.dumps([{"name": name} for name in names]))
+        print(json.dumps([{"name": name} for name in names], indent=2))
         return
     for name in names:
         print(name)

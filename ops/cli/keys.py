@@ -91,7 +91,7 @@ def list_keys(
 
     found = sorted(_book(config, url, redis_url, data_dir).keys(), key=lambda key: key["name"])
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found, indent=2))
         return
     if not found:
         print(f"There are no keys. `{program()} keys create NAME` makes one.")
@@ -144,7 +144,10 @@ def _book(config: Path | None, url: str | None, redis_url: str | None, data_dir:
 def _no_admin(scopes: list[str]) -> str:
     if "admin" in scopes:
         return ""
-    return " This one lets them change nothing: `keys create NAME --scope admin` on the service's machine makes one that does."
+    return (
+        f" This one lets them change nothing: `{program()} keys create NAME --scope admin` on the service's machine makes one "
+        "that does."
+    )
 
 
 def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> dict[str, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,12 +18,14 @@ from api.answer import Waiting
 from ops.chat import attached
 from ops.cli.main import main
 from ops.service import Service
+from tasks.api_keys import Scope
 from tasks.card import Card
 from tasks.commands import Delete, PullProgress, PullStep
 from tasks.errors import CommandFailed
-from tasks.events import Failed, FailureCode, TextDelta
-from tasks.jobs import JobState
+from tasks.events import Failed, FailureCode, TextDelta, Timings, Usage
+from tasks.jobs import EndedClaim, JobState
 from tasks.presence import Presence
+from tasks.settings import ROOT
 from tests.api.scripted import CARD, END, JOB, TINY
 from tests.api.scripted_services import view
 from tests.api.site import Site
@@ -249,3 +253,54 @@ def test_a_job_that_is_followed_says_what_it_waits_for(
     monkeypatch.setattr(attached, "SILENCE", 0.0)
     assert not list(attached.follow(Waits(), JOB))
     assert capsys.readouterr().err == f"Waiting: position 1, {HELD}.\n"
+
+
+LISTINGS = [
+    (("jobs",), "jobs"),
+    (("jobs", JOB), "jobs"),
+    (("why", JOB), "jobs"),
+    (("top",), "jobs"),
+    (("boards",), "boards"),
+    (("keys", "list"), "command-line"),
+    (("settings", "live"), "operations"),
+    (("models", "info", "tiny"), "openai"),
+    (("models", "available"), "models"),
+    (("models", "list"), "command-line"),
+    (("models", "recommend"), "command-line"),
+    (("models", "du"), "command-line"),
+    (("models", "prune"), "command-line"),
+    (("runtime", "list"), "command-line"),
+]
+OPENAIS = {"owned_by", "created"}
+"""Of models, as their API documents them."""
+
+
+def test_what_programs_read_is_documented(place: Site, command: Command, tmp_path: Path) -> None:
+    """Every listing is JSON, and its fields are named on the page that the command line's sends to."""
+    place.world.roster.alive = [Presence(name="board:b1", board="b1", version="1.0")]
+    place.world.roster.cards = [CARD]
+    ended = EndedClaim(1.0, 2.0, "b1", "it stopped")
+    place.world.jobs.job = view(usage=Usage(1, 1), timings=Timings(), claims=(ended,))
+    for plain, scope in (("admin-key", Scope.ADMIN), ("user-key", Scope.INFERENCE)):
+        place.world.api_keys.make(plain, scope)
+    (tmp_path / "echo").mkdir()
+    (tmp_path / "echo/manifest.toml").write_text('engine = "echo"\n')
+    environ = {"ROCKCHIPLLAMA_MODELS_DIR": str(tmp_path), "ROCKCHIPLLAMA_SERVICE_KEY": "admin-key"}
+    for words, page in LISTINGS:
+        code, out, err = command(*words, "--json", **environ)
+        assert (code, err) == (0, ""), words
+        pages = ((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in {page, "command-line", "boards"})
+        named = re.findall(r"`([^`\n]+)`", " ".join(pages))
+        told = set(_fields(json.loads(out))) - OPENAIS
+        undocumented = told - set(re.findall(r"[a-z_]+", " ".join(named))) - {"echo", "b1"}
+        assert told and not undocumented, (words, undocumented)
+
+
+def _fields(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _fields(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield name
+            yield from _fields(each)
