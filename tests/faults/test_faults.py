@@ -67,8 +67,9 @@ def test_kill_9(service: Service, part: str) -> None:
 def test_frozen_past_its_lease(service: Service, part: str) -> None:
     """It wakes into a world that went on without it, and changes nothing there."""
 
+    process = service.part(part)  # looked for now, for that takes a part of a second, and so does the answer
+
     def freeze(answer: Answer) -> None:
-        process: psutil.Process = service.part(part)
         process.suspend()
         if part == "child":
             # Its job is given to its successor, or waits for it, before it wakes in the middle of its words.

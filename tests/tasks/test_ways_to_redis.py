@@ -264,8 +264,8 @@ def test_a_failover_loses_no_answer(tmp_path: Path) -> None:
                         if len(got) > 100 and master.poll() is None:
                             master.kill()
                             master.wait()
-                            # Until now it was not to be missed, however slow it was.
-                            watch.sentinel_set("mine", "down-after-milliseconds", 500)
+                            # It is not to miss one that is slow, nor to find out by and by that this one is gone.
+                            watch.sentinel_failover("mine")
             assert got == text
             view = httpx.get(f"{stack.url}/v1/jobs/{reply.headers['x-job-id']}", timeout=LIMIT).json()
             assert (view["state"], view["attempts"]) == ("finished", 1)
