@@ -10,6 +10,9 @@ from tasks.job_records import JobAnswer, KeptJob, Page
 from tasks.jobs import ENDED, JobState, JobView, Once
 from tasks.store import JobStore
 
+ENDING = 2.0
+"""Seconds for which the end of a job that was cancelled is waited for."""
+
 
 class JobBook:
     """What is asked of the store for a client that knows an id. Raises `QueueUnavailable` as that does."""
@@ -50,8 +53,11 @@ class JobBook:
         """Ask for the job's end, and wait a moment for it. An ended job stays as it is. Raises `JobNotFound`."""
         await self._store.cancel(job, "cancelled by request")
         view = await self._store.view(job)
-        if view.state is JobState.RUNNING:
-            view = await self.wait(job, view, 2.0)
+        now = asyncio.get_running_loop().time
+        end = now() + ENDING
+        # It may go on to another phase, or back into its queue, before it hears of this.
+        while view.state not in ENDED and (left := end - now()) > 0:
+            view = await self.wait(job, view, left)
         return view
 
     async def wait(self, job: str, known: JobView, seconds: float) -> JobView:
