@@ -76,6 +76,13 @@ async def _readiness(http: Request) -> dict[str, Any]:
     models = services["roster"].models()
     if not models:
         reasons.append(f"No model is known: no board is running, or {PREFIX}MODELS_DIR holds no model.")
+    elif not any(status.served or status.boards for status in models) and (
+        drained := sorted(each.board for each in services["roster"].snapshot.breaths if each.drained)
+    ):
+        reasons.append(
+            f"No model is served: {', '.join(drained)} {'is' if len(drained) == 1 else 'are'} drained; "
+            f"`rockchipllama boards resume {drained[0]}` ends that."
+        )
     elif not any(status.served or status.boards for status in models):
         reasons.append("No model is served: the boards that announced models are not running.")
     return {"status": "unavailable", "reasons": reasons} if reasons else {"status": "ok"}

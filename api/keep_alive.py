@@ -30,6 +30,10 @@ def seconds(value: Any) -> float:
     raise ValueError('it should be a number of seconds, or a duration such as "5m" or "1h30m"')
 
 
+def _wanted(value: Any) -> float | None:
+    return None if value is None else seconds(value)
+
+
 KeepAlive = Annotated[
-    float | None, PlainValidator(seconds), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+    float | None, PlainValidator(_wanted), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 ]

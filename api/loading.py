@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 
+import msgspec
+
 from api.errors import HttpProblem, Problem, of_error, of_failed
 from api.needs import RosterView
 from tasks.asking import Commander
@@ -77,18 +79,27 @@ class Loading:
         if board is not None:
             self._check(status, board)
         snapshot = self._roster.snapshot
-        boards = [
-            breath.board
-            for breath in snapshot.breaths
-            if board in (None, breath.board) and state_on(snapshot, name, breath.board) is not None
-        ]
+        seen = {each.board for each in snapshot.breaths if state_on(snapshot, name, each.board) is not None}
+        having = {card.board for card in snapshot.cards if card.id == name}
+        # Also those where nothing of it is seen: a worker that was just started has not breathed.
+        asked = [each.board for each in snapshot.breaths if board in (None, each.board) and each.board in seen | having]
+
+        async def stopped(where: str) -> bool:
+            try:
+                told = await self._commander.ask(where, Unload(name), UNLOAD_PATIENCE)
+            except CommandFailed:
+                if where in seen:
+                    raise
+                return False
+            return msgspec.json.decode(told, type=bool)
+
         try:
-            await asyncio.gather(*(self._commander.ask(each, Unload(name), UNLOAD_PATIENCE) for each in boards))
+            had = await asyncio.gather(*map(stopped, asked))
         except CommandFailed as error:
             raise _problem(error, name) from error
         # Who asks for it next must not be taken for served.
         await self._roster.refresh()
-        return name, sorted(boards)
+        return name, sorted(where for where, any_there in zip(asked, had, strict=True) if any_there)
 
     def _check(self, status: ModelStatus, board: str) -> None:
         """Refuse a board that is not there, or has no such model."""

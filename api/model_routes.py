@@ -34,7 +34,8 @@ class UnloadBody(BaseModel):
     # A board that is misspelt, or left out by mistake, would be all of them.
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str = Field(max_length=512, description="Its id, or another of its names.")
+    # An empty one would be the default model.
+    model: str = Field(min_length=1, max_length=512, description="Its id, or another of its names.")
     board: str = Field(ANY, max_length=512, description="The board's name; `any` is every one that has it loaded.")
 
 

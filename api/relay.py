@@ -253,6 +253,7 @@ class Relay:
 
     async def unload(self, model: str) -> None:
         """Have every board that has a worker of the model stop it. Raises `CommandFailed`, `QueueUnavailable`."""
+        await self._roster.refresh()
         boards = {worker.board for worker in self._roster.workers(model)}
         await asyncio.gather(*(self._commander.ask(board, Unload(model), UNLOAD_PATIENCE) for board in boards))
         # Who asks for it next must not be taken for served.

@@ -30,7 +30,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
-    """Stop the model's worker after its running job."""
+    """Stop the model's workers after their running jobs. The reply says whether there were any."""
 
     model: str
 

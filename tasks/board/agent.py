@@ -89,7 +89,7 @@ class Agent:
         self._loading = Loading(
             *(self._client, settings, board_settings, self._setup, self._announced, self._workers, self._keeping),
             *(self._room, self._turns, self._events, self._leaving),
-            drained=lambda: self._drain.on,
+            drained=lambda: self._drain.is_asked(),
             changing=lambda: self._runtimes.changing,
         )
         self._sweeper = Sweeper(self._client, settings.lease)

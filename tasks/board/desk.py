@@ -52,7 +52,7 @@ class Desk:
         settings: TaskSettings,
         catalog: Callable[[], Catalog],
         load: Callable[[Model, bool], None],
-        unload: Callable[[Model], None],
+        unload: Callable[[Model], bool],
         keep: Callable[[str, float], None],
         change: Callable[[commands.Changing], object],
     ) -> None:
@@ -157,8 +157,7 @@ class Desk:
                     raise CommandFailed(code, str(error)) from error
                 return None
             case commands.Unload():
-                self._unload(model)
-                return None
+                return self._unload(model)
             case commands.Keep(seconds=seconds):
                 self._keep(model.id, seconds)
                 return None

@@ -35,9 +35,13 @@ class Drain:
         self.on = False
         self._before: set[str] = set()
 
+    def is_asked(self) -> bool:
+        """Whether the board is to serve nothing, which `look` may not have seen yet. Raises what the client raises."""
+        return bool(self._client.hexists(keys.DRAINED, self._board))
+
     def look(self) -> None:
         """See what was asked for, and do it; a worker that has come meanwhile, as one that is taken over, goes as well."""
-        was, self.on = self.on, bool(self._client.hexists(keys.DRAINED, self._board))
+        was, self.on = self.on, self.is_asked()
         if self.on != was:
             log.info("board %s %s", self._board, "is drained, and serves nothing" if self.on else "serves again")
         if not self.on:

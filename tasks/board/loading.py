@@ -230,14 +230,16 @@ class Loading:
             if self._workers.has(model.id) and not (self._changing() and model.engine == ENGINE):
                 self._start_further(model, facts)
 
-    def unload(self, model: Model) -> None:
-        """Stop the workers of `model`; a job in hand gets the worker's grace."""
+    def unload(self, model: Model) -> bool:
+        """Stop the workers of `model`, whether it had any; a job in hand gets the worker's grace."""
         with self.fitting:
-            if self._workers.has(model.id):
+            known = self._workers.has(model.id)
+            if known:
                 self._events.unloaded(model.id, Unload.ASKED)
             released = self._release(model.id)
         self._workers.end(released, GRACE)
         self.unloaded.set()
+        return known or bool(released)
 
     def keep(self, model_id: str, seconds: float) -> None:
         """Have it stay so long after its last job, or after this; below 0 for ever."""

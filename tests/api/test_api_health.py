@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.presence import Presence
 from tasks.roster import ModelStatus
 from tests.api.scripted import CARD
 from tests.api.site import Site
@@ -33,6 +34,14 @@ def test_a_model_nobody_has_is_not_served(place: Site, served: bool, boards: tup
         ModelStatus(card=CARD, served=served, loaded=False, loading=False, waiting=0, boards=boards)
     ]
     assert place.http.get("/readyz").status_code == status
+
+
+def test_who_is_drained_is_named(place: Site) -> None:
+    """With the word that ends it: they run, and nothing is wrong with them."""
+    place.world.roster.known = [ModelStatus(card=CARD, served=False, loaded=False, loading=False, waiting=0)]
+    place.world.roster.alive = [Presence(name=f"board:{each}", board=each, drained=True) for each in ("b2", "b1")]
+    [reason] = place.http.get("/readyz").json()["reasons"]
+    assert "b1, b2 are drained" in reason and "`rockchipllama boards resume b1`" in reason
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])

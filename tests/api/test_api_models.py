@@ -114,7 +114,7 @@ def test_a_model_is_loaded_where_there_is_most_room(rack: Site) -> None:
     assert (done.json()["board"], done.json()["state"]) == ("b2", "starting")
     assert rack.world.commander.told == [("b2", Load("tiny", by_hand=True)), ("b2", Keep("tiny", 300.0))]
     rack.world.commander.told.clear()
-    rack.http.post("/v1/models/load", json={"model": "tiny", "board": "b1"})
+    rack.http.post("/v1/models/load", json={"model": "tiny", "board": "b1", "keep_alive": None})
     assert rack.world.commander.told == [("b1", Load("tiny", by_hand=True))]
     rack.world.commander.told.clear()
     rack.world.roster.alive.append(worker("b1", "loaded"))
@@ -170,6 +170,7 @@ def test_why_a_board_does_not_load(rack: Site, code: str, status: int, word: str
         ({"model": "tiny", "keep_alive": 0}, 400, "invalid_value", "keep_alive"),
         ({"model": "tiny", "keep_alive": "soon"}, 400, "invalid_value", "keep_alive"),
         ({}, 400, "missing_required_parameter", "model"),
+        ({"model": ""}, 400, "invalid_value", "model"),
     ],
 )
 def test_what_is_asked_wrongly_loads_nothing(
@@ -217,10 +218,18 @@ def test_a_load_that_fails_says_why(rack: Site) -> None:
 
 
 def test_a_model_is_unloaded_from_all_boards_or_one(rack: Site) -> None:
-    """One that is loaded nowhere is unloaded already."""
-    unload = "/v1/models/unload"
+    """One that is loaded nowhere is unloaded already. Boards are asked where nothing of it is seen: its worker may have just
+    been started. One that does not answer then is not waited for."""
+    unload, commander = "/v1/models/unload", rack.world.commander
+    commander.said = False
     assert rack.http.post(unload, json={"model": "tiny"}).json()["boards"] == []
+    assert commander.told == [("b1", Unload("tiny")), ("b2", Unload("tiny"))]
+    commander.said, commander.refusals["b2"] = True, CommandFailed(AWAY, "It does not answer.")
+    assert rack.http.post(unload, json={"model": "tiny"}).json()["boards"] == ["b1"]
     rack.world.roster.alive += [worker("b1", "loaded"), worker("b2", "busy")]
+    assert rack.http.post(unload, json={"model": "tiny"}).status_code == 503
+    commander.refusals.clear()
+    commander.told.clear()
     assert rack.http.post(unload, json={"model": "tiny", "board": "b2"}).json()["boards"] == ["b2"]
     assert rack.http.post(unload, json={"model": "tiny"}).json()["boards"] == ["b1", "b2"]
     assert rack.world.commander.told == [(name, Unload("tiny")) for name in ("b2", "b1", "b2")]

@@ -7,9 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
+import redis
 
 from npu.errors import ModelRefused
 from npu.model import LoadWhen
+from tasks import keys
 from tasks.board import loading
 from tests.stack import LIMIT
 from tests.tasks.board.small_board import Board
@@ -62,6 +64,20 @@ def test_a_request_does_not_load_what_is_unloaded_by_hand(board: Board, meanwhil
         board.agent._loading.load_after_others(manual)
     is_done()
     assert board.loaded() == set()
+
+
+def test_a_board_that_is_to_be_drained_loads_nothing(board: Board, client: redis.Redis) -> None:
+    """Also before it has looked: who asked for the model would be told that it is there."""
+    client.hset(keys.DRAINED, "one", "0")
+    with pytest.raises(ModelRefused, match="drained"):
+        board.agent._loading.load_after_others(board.models["small"], by_hand=True)
+    assert not board.agent._drain.on and board.loaded() == set()
+
+
+def test_who_unloads_hears_whether_it_was_there(board: Board) -> None:
+    """Also of a worker that has not breathed yet, which nobody else can see."""
+    board.agent._loading.load(board.models["small"])
+    assert [board.agent._loading.unload(board.models["small"]) for _ in range(2)] == [True, False]
 
 
 def test_what_is_pinned_while_it_makes_room_stays_pinned(board: Board, meanwhile: Meanwhile) -> None:

@@ -73,10 +73,11 @@ class Office:
     def _shelve(self, command: Shelving) -> object:
         raise CommandFailed("played", f"{command.model} is in /srv/models/x.")
 
-    def _unload(self, model: Model) -> None:
+    def _unload(self, model: Model) -> bool:
         self.unloading.set()
         assert self.may_unload.wait(LIMIT)
         self.done.append(f"unload {model.id}")
+        return True
 
     def send(self, name: str, command: Command) -> None:
         """Under an id that the reply will have."""
