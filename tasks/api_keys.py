@@ -76,6 +76,19 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 _decoder = msgspec.json.Decoder(ApiKey)
 
+_ADD = Script(
+    """
+-- KEYS api_keys   ARGV digest key name -> 1, also when it is sent twice, or 0: there is another of that name by now
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
+for _, kept in ipairs(redis.call('HVALS', KEYS[1])) do
+  local read, other = pcall(cjson.decode, kept)
+  if read and type(other) == 'table' and other.name == ARGV[3] then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+""",
+    flags="",
+)
 _REPLACE = Script("""
 -- KEYS api_keys   ARGV digest key -> 1 replaced, 0 there is none of that digest any more: who was revoked stays so
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -95,7 +108,8 @@ def create(client: redis.Redis, name: str, scopes: Iterable[Scope], limits: Limi
     Raises `KeyRefused` when the name cannot be used or is another key's.
     """
     digest, key, plain = _new(name, scopes, limits, listing(client))
-    client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+    if not _ADD.run(client, [keys.API_KEYS], digest, msgspec.json.encode(key), name):
+        raise _taken(name)
     return key, plain
 
 
@@ -110,7 +124,7 @@ def _new(name: str, scopes: Iterable[Scope], limits: Limits | None, kept: Iterab
             f"'{name}' looks like the id of a key, by which it is found too. Choose another name.", usage=True
         )
     if any(other.name == name for other in kept):
-        raise KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
+        raise _taken(name)
     plain = "rl-" + secrets.token_urlsafe(32)
     digest = digest_of(plain.encode())
     return (
@@ -118,6 +132,10 @@ def _new(name: str, scopes: Iterable[Scope], limits: Limits | None, kept: Iterab
         ApiKey(id=digest[:ID_DIGITS], name=name, scopes=allowed, created=time.time(), limits=limits),
         plain,
     )
+
+
+def _taken(name: str) -> KeyRefused:
+    return KeyRefused(f"There is a key named '{name}' already. Revoke it first, or choose another name.")
 
 
 def listing(client: redis.Redis) -> list[ApiKey]:
@@ -187,7 +205,11 @@ class ApiKeys:
     async def create(self, name: str, scopes: Iterable[Scope], limits: Limits | None = None) -> tuple[ApiKey, str]:
         """Make a key; what is kept of it, and the key itself. Raises `KeyRefused` and `QueueUnavailable`."""
         digest, key, plain = _new(name, scopes, limits, (await self._look()).values())
-        await self._keep(digest, key)
+        with unavailable_as_refusal():
+            added = await _ADD.arun(self._client, [keys.API_KEYS], digest, msgspec.json.encode(key), name)
+        await self._look()
+        if not added:
+            raise _taken(name)
         return key, plain
 
     async def limit(self, name: str, limits: Limits | None) -> ApiKey:
@@ -204,16 +226,10 @@ class ApiKeys:
     async def revoke(self, name: str) -> ApiKey:
         """Make a key useless; by its id or its name. Raises likewise."""
         digest, key = _find(await self._look(), name)
-        await self._keep(digest, None)
-        return key
-
-    async def _keep(self, digest: str, key: ApiKey | None) -> None:
         with unavailable_as_refusal():
-            if key is None:
-                await self._client.hdel(keys.API_KEYS, digest)
-            else:
-                await self._client.hset(keys.API_KEYS, digest, msgspec.json.encode(key))
+            await self._client.hdel(keys.API_KEYS, digest)
         await self._look()
+        return key
 
     async def _look(self) -> dict[str, ApiKey]:
         reading = self._readings.begin()

@@ -19,6 +19,12 @@ from tests.stack import LIMIT
 BOTH = (Scope.INFERENCE, Scope.BATCH)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is waited for, however slow this machine is."""
+    monkeypatch.setattr(api_keys, "PATIENCE", LIMIT)
+
+
 def test_only_a_digest_is_kept(client: redis.Redis) -> None:
     """Whoever reads Redis or an append-only file finds no key in it."""
     key, plain = api_keys.create(client, "open-webui", BOTH)
@@ -166,6 +172,28 @@ async def test_keys_are_made_limited_and_revoked_by_the_api(aclient: redis.async
     assert await book.known() == {} == client.hgetall(keys.API_KEYS)
     with pytest.raises(KeyRefused, match="no API key"):
         await book.revoke("tablet")
+
+
+async def test_a_name_that_was_taken_meanwhile_stays_one_keys(
+    aclient: redis.asyncio.Redis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revoked by its name, the other one would go on opening everything. What cannot be read has no name."""
+    client.hset(keys.API_KEYS, "aa" * 32, b"{")
+    client.hset(keys.API_KEYS, "bb" * 32, b"5")
+    key, _ = api_keys.create(client, "tablet", BOTH)
+    book = ApiKeys(aclient)
+
+    async def stale() -> dict[str, ApiKey]:
+        return {}
+
+    monkeypatch.setattr(book, "_look", stale)
+    with pytest.raises(KeyRefused, match="named 'tablet' already"):
+        await book.create("tablet", BOTH)
+    with monkeypatch.context() as patched:
+        patched.setattr(api_keys, "_all", lambda client: {})
+        with pytest.raises(KeyRefused, match="named 'tablet' already"):
+            api_keys.create(client, "tablet", BOTH)
+    assert api_keys.listing(client) == [key]
 
 
 async def test_a_key_that_was_revoked_meanwhile_does_not_come_back(
