@@ -40,10 +40,12 @@ async def _closed(answer: Answer) -> None:
 
 
 class Drain:
-    """Every answer on its way to a client. `ended` is set once those that are left are being ended."""
+    """Every answer on its way to a client. `ended` is set once those that are left are being ended, `cut` once those go without
+    a word that are still open after that."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.cut = asyncio.Event()
         self._open: set[Answer] = set()
 
     def __len__(self) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from api.answer import Answer, ClientGone, Stopped, Waiting
 from api.drain import Drain, close
@@ -23,8 +24,6 @@ from tasks.errors import QueueUnavailable, TasksError
 from tasks.events import TERMINAL, Event, Failed, Finished, FinishReason
 
 log = logging.getLogger("rockchipllama.api")
-# At level debug the library logs each chunk it sends, which is the answer itself.
-logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
 
 GRACE = "x-stream-grace"
 """Header of a request: for how long its client wants to be able to come back to its stream; of the answer: how long it may."""
@@ -119,7 +118,7 @@ def identified(seq: int, attempt: int, data: bytes, after: Place = BEGINNING) ->
 
 async def frames(
     answer: Answer, writer: Writer, after: Place = BEGINNING, *, skip: int = 0, numbered: bool = True
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The answer as frames, from behind `after` and without the first `skip`, with ids where they are `numbered`.
 
     Past the first byte a failure is a frame, too: the status has been sent.
@@ -196,21 +195,22 @@ class AnswerStream(EventSourceResponse):
         self.answer = answer
         self.drain = drain
         grace = {GRACE: f"{answer.grace:g}"} if answer.grace else {}
+        self._frames = frames(answer, writer, after, skip=skip, numbered=not lines)
         super().__init__(
-            frames(answer, writer, after, skip=skip, numbered=not lines),
+            self._frames,
             media_type=LINES if lines else EVENT_STREAM,
             headers={"cache-control": "no-cache", **grace, **headers},
             # The relay says when the line has been silent for long, and where the job stands.
             ping=0,
-            send_timeout=stalled,
         )
         self._stalled = stalled
         # The library's own `keep-alive` would contradict the server's `close` while it shuts down.
         del self.headers["connection"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The library's own would have a group of tasks begin before a byte goes out.
-        over = first_of(partial(self._listen_for_disconnect, receive), self._listen_for_exit_signal)
+        # The library's own would have a group of tasks begin before a byte goes out, and from then on for ever look at a flag
+        # twice a second.
+        over = first_of(partial(self._listen_for_disconnect, receive), self.drain.cut.wait)
         try:
             with self.drain.holding(self.answer):
                 await unless(over, self._say(send))
@@ -228,12 +228,46 @@ class AnswerStream(EventSourceResponse):
         if not self.answer.known:
             await self.answer.first()
             self.answer.known = True
-        await self._stream_response(send)
+        # The library's own has a timer, a word for a log and a look at the kind of frame for each token.
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._frames), Sending(self._stalled) as sending:
+            async for frame in self._frames:
+                sending.since = sending.now()
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                sending.since = None
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        # The library's own goes through a cancel scope of anyio, which is a tenth of a token's way through this process.
+
+class Sending:
+    """Ends its block with `SendTimeoutError` when one thing that is sent there takes longer than so many seconds. It has one
+    timer for all of them: one for each token would be a tenth of its way through this process."""
+
+    def __init__(self, seconds: float) -> None:
+        self.since: float | None = None
+        """When what is being sent was begun, as `now` tells; None in between."""
+        self.now = asyncio.get_running_loop().time
+        self._seconds = seconds
+        self._limit = asyncio.timeout(None)
+
+    async def __aenter__(self) -> Sending:
+        await self._limit.__aenter__()
+        self._look_at(self.now() + self._seconds)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._timer.cancel()
         try:
-            async with asyncio.timeout(self._stalled):
-                await send(message)
-        except TimeoutError as error:
-            raise SendTimeoutError from error
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise SendTimeoutError from late
+
+    def _look_at(self, when: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+
+    def _look(self) -> None:
+        now = self.now()
+        due = (now if self.since is None else self.since) + self._seconds
+        if due > now:
+            self._look_at(due)
+        else:
+            self._limit.reschedule(now)

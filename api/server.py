@@ -15,7 +15,6 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
 
 from api.app import FRONTS, create_app
 from api.auth import check_bind
@@ -122,9 +121,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
         self._grace = grace
-        # The library would cut every stream at the first signal. Its flag is the whole process's, so it is set back here.
-        AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-        AppStatus.should_exit = False
         self._told = asyncio.Event()
         self._pulse = systemd.Pulse()
 
@@ -163,7 +159,7 @@ class Server(uvicorn.Server):
         await asyncio.sleep(self._grace)
         self._drain.end()
         await asyncio.sleep(FAREWELL)
-        AppStatus.should_exit = True
+        self._drain.cut.set()
 
 
 @contextmanager

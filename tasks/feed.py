@@ -34,7 +34,8 @@ class Subscription:
     """The messages of one channel, in order. A `None` among them says that some may have been missed before it."""
 
     def __init__(self) -> None:
-        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()  # to ask for it asks the kernel, and `wait` is called for every token
+        self.confirmed: asyncio.Future[None] = self._loop.create_future()
         """Done once Redis confirmed the subscription: what is published from then on arrives here."""
         self._messages: deque[bytes | None] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -54,9 +55,8 @@ class Subscription:
         """Wait until a message is there; False when none came in time. One waiter at a time."""
         if self._messages:
             return True
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(seconds, _wake, waiter)
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _wake, waiter)
         try:
             await waiter
         finally:

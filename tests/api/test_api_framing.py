@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -9,8 +10,10 @@ from typing import Any
 
 import openai
 import pytest
+from sse_starlette.sse import SendTimeoutError
 
 from api.answer import Waiting
+from api.framing import Sending
 from tasks.errors import QueueUnavailable
 from tasks.events import Failed, FailureCode, Queued, Started, TextDelta
 from tests.api.scripted import CANCELLED, END, FirstHolds, Hold, StartHolds, Step
@@ -211,6 +214,23 @@ def test_a_client_that_stops_reading_is_gone_in_the_end() -> None:
         with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
             sock.sendall(request(CHAT | {"stream": True}))
             assert place.relay.answer().closed.wait(LIMIT)
+
+
+@pytest.mark.anyio
+async def test_only_one_thing_that_is_sent_may_take_too_long() -> None:
+    """Silence between two may last, and each is counted from when it was begun."""
+
+    async def look(since: float | None) -> None:
+        async with Sending(10.0) as sending:
+            sending.since = None if since is None else sending.now() - since
+            sending._look()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    await look(None)
+    await look(9.0)
+    with pytest.raises(SendTimeoutError):
+        await look(10.0)
 
 
 def test_a_job_cancelled_by_somebody_else_is_a_conflict(place: Site) -> None:

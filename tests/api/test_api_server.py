@@ -52,6 +52,24 @@ def test_an_open_stream_is_ended_with_a_word() -> None:
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "server_stopping"
 
 
+def test_a_stream_whose_client_does_not_read_is_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot be told anything; the server does not wait for that until its own patience is over."""
+    monkeypatch.setattr(server, "FAREWELL", 0.1)
+    with site(drain=0, stalled_client=600) as place:
+        place.relay.play(*TALKING, *[TextDelta("x" * 60_000)] * 400, Hold())
+        with socket.create_connection(("127.0.0.1", place.port), timeout=LIMIT) as sock:
+            data = json.dumps(CHAT).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+            sock.sendall(head + b"content-length: %d\r\n\r\n" % len(data) + data)
+            answer = place.relay.answer()
+            assert sock.recv(1)
+            place.server.should_exit = True
+            assert answer.closed.wait(LIMIT)
+    assert not any("graceful" in record.getMessage() for record in caplog.records)
+
+
 def test_a_whole_answer_is_refused_with_a_time() -> None:
     """Nothing has been sent to its client yet, who gets a 503 and when to come again."""
     with site(drain=0.2) as place:
