@@ -77,6 +77,20 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """What it was started as; nothing once it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
+def variables_of(process: psutil.Process) -> dict[str, str]:
+    """Its environment; nothing once it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.environ()
+    return {}
+
+
 class Stack:
     """The service on echo models. `models` maps a name to the engine options of its echo.
 
@@ -267,7 +281,7 @@ class Stack:
 
     def child(self, model: str) -> psutil.Process:
         """The child of a model's worker, which holds the engine."""
-        for process in self.worker(model).children():
+        for process in _family(self.worker(model).pid)[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if _serves(process, model):
                     return process

@@ -25,7 +25,7 @@ from tasks.connection import connect
 from tasks.events import EVENTS_VERSION
 from tasks.version import VERSION
 from tests.npu.tiny_model import NORMAL, tiny_model
-from tests.stack import LIMIT, eventually, free_port, kill_all
+from tests.stack import LIMIT, command_of, eventually, free_port, kill_all
 
 MANIFEST = 'engine = "echo"\nid = "{}"\ncontext_length = 8192\n[engine_options]\ntokens_per_second = 100.0\n'
 
@@ -197,7 +197,7 @@ def test_a_board_joins_with_one_line_comes_back_and_is_cut_off(shared: Shared, t
         answer = shared.ask("echo-of-second")
         assert answer.status_code == 200 and "hello" in answer.json()["choices"][0]["message"]["content"]
         token = sharing.parse(url)[0]
-        lines = [psutil.Process(board.process.pid).cmdline(), *(each.cmdline() for each in board.family())]
+        lines = [psutil.Process(board.process.pid).cmdline(), *map(command_of, board.family())]
         assert token.secret not in str(lines), "every user of the machine reads those"
     finally:
         board.stop()
