@@ -281,6 +281,13 @@ class BatchBook:
         order, now, *flat = cast("list[Any]", found)
         return Batch(_orders.decode(order), _progress(_fields(flat), now))
 
+    async def is_over(self, batch: str) -> bool:
+        """Whether it has ended, as one has that is not known any more."""
+        try:
+            return (await self.get(batch)).progress.over
+        except BatchUnknown:
+            return True
+
     async def every(self) -> list[BatchOrder]:
         """What was asked for in each, the oldest first."""
         with unavailable_as_refusal():

@@ -115,11 +115,8 @@ class Feeding:
                     lease=self._lease,
                 )
                 self._fed[order.id] = asyncio.create_task(self._feed(order, feeder), name=f"feeding {order.id}")
-            elif await self._has_ended(order):
+            elif await self._batches.is_over(order.id):
                 self._over.add(order.id)
-
-    async def _has_ended(self, order: BatchOrder) -> bool:
-        return (await self._batches.get(order.id)).progress.over
 
     async def _feed(self, order: BatchOrder, feeder: Feeder) -> None:
         try:
@@ -155,7 +152,7 @@ class Feeding:
     async def _being_read(self) -> set[str]:
         """The inputs of batches that go on."""
         orders = [order for order in await self._batches.every() if order.id not in self._over]
-        return {order.input_file for order in orders if not await self._has_ended(order)}
+        return {order.input_file for order in orders if not await self._batches.is_over(order.id)}
 
     async def _tidy(self) -> None:
         known = {file.id for file in await self._files.every()}

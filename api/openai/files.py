@@ -218,7 +218,7 @@ async def delete_file(http: Request, file_id: str) -> Response:
     file = await find(http, file_id)
     services = services_of(http)
     for order in await services["batches"].every():
-        if order.input_file == file.id and not (await services["batches"].get(order.id)).progress.over:
+        if order.input_file == file.id and not await services["batches"].is_over(order.id):
             raise HttpProblem(
                 Problem(409, "file_in_use", f"The batch '{order.id}' reads this file; cancel it first.", retry=False)
             )

@@ -26,6 +26,8 @@ from tasks.events import Event, Finished, FinishReason, Queued, Started, TextDel
 from tasks.files import FileBook, StoredFile, new_file_id
 from tasks.jobs import new_job_id
 from tasks.roster import ModelStatus
+from tasks.settings import TaskSettings
+from tests.api.site import RealWorld, site
 from tests.stack import LIMIT
 
 pytestmark = pytest.mark.anyio
@@ -376,6 +378,28 @@ async def test_what_is_told_during_a_look_is_looked_for_at_once(world: World, mo
     monkeypatch.setattr(feeding, "_look", comes_behind)
     async with asyncio.timeout(LIMIT), feeding.running():
         await again.wait()
+
+
+async def test_a_batch_that_is_forgotten_during_a_look_breaks_nothing(
+    world: World, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, whose clock was first: neither the look, nor the list of those who ask for it then."""
+    await world.begin(1)
+    every = await world.batches.every()
+
+    async def read_before() -> list[BatchOrder]:
+        return every
+
+    monkeypatch.setattr(BatchBook, "every", lambda self: read_before())
+    await world.batches.remove(world.order.id)
+    feeding = Feeding(
+        *(world.batches, world.files, world.storage, cast(Any, world.queue), cast(Any, Models()), ApiSettings(), LEASE)
+    )
+    await feeding._look()
+    assert await feeding._being_read() == set()
+    with site(RealWorld(TaskSettings(redis_url=valkey_url, data_dir=world.folder)), drain=0) as place:
+        listed = place.http.get("/v1/batches")
+    assert (listed.status_code, listed.json()["data"]) == (200, [])
 
 
 async def test_what_cannot_be_written_lets_no_more_lines_in(world: World) -> None:
