@@ -28,12 +28,11 @@ class Lanes:
                 waiting.append(work)
                 return True
             self._waiting[lane] = deque([work])
-        try:
-            threading.Thread(target=self._drain, args=(lane,), name=f"lane {lane}", daemon=True).start()
-        except RuntimeError:  # no more threads here
-            with self._lock:
+            try:
+                threading.Thread(target=self._drain, args=(lane,), name=f"lane {lane}", daemon=True).start()
+            except RuntimeError:  # no more threads here, and nobody has put anything behind this meanwhile
                 del self._waiting[lane]
-            return False
+                return False
         return True
 
     def close(self) -> None:

@@ -53,6 +53,22 @@ def test_a_full_lane_takes_no_more(lanes: Lanes) -> None:
     eventually(lambda: lanes.submit("a", lambda: done.append(1), 2), what="room")
 
 
+def test_what_comes_while_no_thread_is_to_be_had_is_not_lost(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is refused; whoever came behind it is done, or refused as well."""
+    start, done = threading.Thread.start, threading.Event()
+    second = threading.Thread(target=lambda: lanes.submit("a", done.set, 10))
+
+    def fails(_: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        second.start()
+        second.join(0.2)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    assert not lanes.submit("a", lambda: None, 10)
+    assert done.wait(LIMIT)
+
+
 def test_a_defect_ends_no_lane_and_no_thread_stays(lanes: Lanes, caplog: pytest.LogCaptureFixture) -> None:
     """It is told; the next is done; an idle lane costs nothing."""
     done = threading.Event()

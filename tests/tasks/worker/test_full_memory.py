@@ -60,10 +60,14 @@ def test_a_service_whose_memory_is_full(stack: Stack, ask: Callable[[str], Futur
     """A running answer ends whole and is followed by what waits; both can be cancelled; the worker keeps its model."""
     assert answer(ask("warm")) == "warm"
     child = stack.child("steady").pid
+    stack.redis.hset(keys.GATES, "steady", "paused")  # the first is not at its end before the second has come
     first = ask(LONG)
-    running(stack)
-    second = ask("cancel me " * 400)
     eventually(lambda: stack.redis.zcard(keys.waiting("steady")) == 1, what="a job that waits")
+    second = ask("cancel me " * 400)
+    eventually(lambda: stack.redis.zcard(keys.waiting("steady")) == 2, what="another one")
+    stack.redis.hdel(keys.GATES, "steady")
+    send(stack.redis, "steady")
+    running(stack)
     stack.redis.config_set("maxmemory", 1)
     refused = ask("new").result(LIMIT)
     assert refused.status_code == 503
