@@ -98,7 +98,8 @@ class Shared(Command):
         )
         eventually(lambda: "Ctrl-C stops everything." in self.said or self.process.poll() is not None, what="readiness")
         assert self.process.poll() is None, self.said
-        assert f"boards  join at 127.0.0.1:{self.share_port}; `rockchipllama boards invite NAME`" in self.said
+        told = rf"boards  join at 127\.0\.0\.1:{self.share_port}; `\S*rockchipllama boards invite NAME`"
+        assert re.search(told, self.said), self.said
         token = sharing.Access(folder / "data").shown()
         assert token is not None
         self.join_url = token.url("127.0.0.1", self.share_port)
