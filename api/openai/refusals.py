@@ -27,6 +27,15 @@ REFUSED: Mapping[str, Refusal] = {
     "stop_token_ids": (([],), "Answers do not stop at token ids; use 'stop' with text."),
     "bad_words": (([],), "Words cannot be forbidden; use 'logit_bias'."),
     "include_stop_str_in_output": ((False,), "A stop sequence is never part of the answer here."),
+    "samplers": (([], ""), "The order of the samplers is fixed; leave {field} out."),
+    "allowed_token_ids": (([],), "Send 'logit_bias', or what an answer is held to as 'response_format'."),
+    "lora": (([],), "An adapter is a name behind the model's, with a colon between."),
+    "t_max_predict_ms": ((0, -1), "An answer has no longest time; cancel its job instead, or set the most tokens."),
+    "cache_prompt": (
+        (True,),
+        "What was read of a prompt is always used again where the engine can; leave {field} out.",
+    ),
+    "id_slot": ((-1, 0), "Which cache a prompt is read into is chosen by the service; leave {field} out."),
     "options": (({},), "Send sampling fields at the top level of the body, not inside 'options'."),
 }
 """Fields that would change the answer and cannot be honoured; true in every body of this front."""
@@ -56,6 +65,8 @@ REFUSED_IN_CHAT: Mapping[str, Refusal] = {
     "best_of": ((1,), _SAMPLER),
     "thinking": ((), _THINKING),
     "enable_thinking": ((), _THINKING),
+    "chat_template": (("",), "A model's chat template is set in its manifest, or with POST /api/create."),
+    "documents": (([],), "Put their text into the 'messages'."),
     **of_other_dialects(
         "Send the most tokens of an answer as 'max_completion_tokens'.",
         "Send what an answer is held to as 'response_format'.",
