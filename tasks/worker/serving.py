@@ -44,7 +44,9 @@ from tasks.worker.together import Table
 log = logging.getLogger("rockchipllama.jobs")
 
 JOBS_PER_CALL = 8
-"""Jobs served in a row on one call. Bounded, so that Celery's parent gets its acknowledgement and watchers their news."""
+SECONDS_PER_CALL = 10.0
+"""Jobs served in a row on one call: so many, and more while they are so short that they all take less than that. Bounded, so
+that Celery's parent gets its acknowledgement and watchers their news."""
 
 NEXT = 1.0
 """Seconds that it takes further calls by itself behind a job, past Celery's parent."""
@@ -141,7 +143,7 @@ class Serving:
             self._tracing.close()
 
     def serve(self, call: str) -> str:
-        """Claim and run what waits, and what comes within `NEXT` seconds behind it, a few jobs at most. What became of each, for
+        """Claim and run what waits, and what comes within `NEXT` seconds behind it, for a while at most. What became of each, for
         people who watch.
 
         Going back to Celery between two jobs would leave the engine idle for twice as long. Calls that are left over by
@@ -150,8 +152,8 @@ class Serving:
         self._call_in_hand = True
         try:
             outcomes: list[str] = []
-            until = 0.0
-            while len(outcomes) < JOBS_PER_CALL:
+            until, over = 0.0, time.monotonic() + SECONDS_PER_CALL
+            while len(outcomes) < JOBS_PER_CALL or time.monotonic() < over:
                 outcome = self._serve_one(call)
                 if outcome is not None:
                     outcomes.append(outcome)

@@ -18,7 +18,7 @@ from tasks.claims import HandedBack, claim_next, hand_back
 from tasks.events import EVENTS_VERSION, FailureCode
 from tasks.jobs import JobState, Lane, new_job_id
 from tasks.record_size import ENTRY
-from tasks.worker import pacing
+from tasks.worker import pacing, serving
 from tests.fakes import engines
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.place import WORKER, Make, Place, talking
@@ -55,6 +55,19 @@ def test_a_late_message_cancels_nothing_else(make: Make) -> None:
     place.client.publish(keys.control(WORKER), f"cancel {job} {token}")
     place.until(job, JobState.CANCELLED)
     assert place.text(job) == "abc"
+
+
+@pytest.mark.parametrize(("seconds", "served"), [(LIMIT, 10), (0.0, serving.JOBS_PER_CALL)], ids=["short", "long"])
+def test_a_call_serves_some_jobs_and_more_while_they_are_short(
+    make: Make, monkeypatch: pytest.MonkeyPatch, seconds: float, served: int
+) -> None:
+    """The way back through Celery would keep the engine idle; but its parent is not left without news for long."""
+    monkeypatch.setattr(serving, "SECONDS_PER_CALL", seconds)
+    place = make()
+    for _ in range(10):
+        place.accept()
+    place.call().join(LIMIT)
+    assert place.outcomes[0].count("; ") + 1 == served
 
 
 def test_a_worker_says_how_many_calls_it_has_answered(make: Make) -> None:
