@@ -26,7 +26,7 @@ CLIENTS = 32
 @pytest.fixture(scope="module")
 def busy_stack() -> Iterator[Stack]:
     """A fast echo that hesitates at random, and one slow enough to count its tokens."""
-    models = {"echo": {"tokens_per_second": 20000, "jitter": 0.9}, "steady": {"tokens_per_second": 40}}
+    models = {"echo": {"tokens_per_second": 20000, "jitter": 0.9}, "steady": {"tokens_per_second": 20}}
     with Stack(models, default_model="echo", queue_limit=64) as stack:
         yield stack
 
@@ -104,7 +104,7 @@ def test_a_cancelled_engine_stops_within_two_tokens(busy_stack: Stack) -> None:
     chance = random.Random(seed)
     for _ in range(12):
         held, job = begin(busy_stack, "steady", "x" * 4000, stream=True)
-        wanted = chance.randrange(1, 20)
+        wanted = chance.randrange(1, 10)
         eventually(lambda job=job, wanted=wanted: len(read_pieces(busy_stack.redis, job)) >= wanted, what="tokens")
         with busy_stack.redis.pipeline(transaction=True) as pipe:
             pipe.eval(CANCEL.source, 3, keys.job(job), keys.events(job), keys.waiting("steady"), job, "test", CANCELLED)
@@ -113,7 +113,7 @@ def test_a_cancelled_engine_stops_within_two_tokens(busy_stack: Stack) -> None:
         before = sum(len(_decode(fields[b"p"])) for _, fields in entries if b"p" in fields)
         until_state(busy_stack, job, "cancelled")
         generated = view(busy_stack, job)["usage"]["completion_tokens"]
-        # At this pace each token is recorded by itself, so none is hidden in a buffer at that moment.
+        # Even behind a delay, which an echo makes up for, tokens come too far apart at this pace for two to wait in a buffer.
         assert before <= generated <= before + 2
         leave(held)
 
