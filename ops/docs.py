@@ -143,7 +143,7 @@ def _metrics() -> Iterator[str]:
     yield "Jobs are counted in Redis where they end, each once, whichever processes had to do with it."
     yield "So one API process tells of the whole service; where several are scraped, take `max`, not `sum`, of all but"
     yield f"`{PREFIX}{REQUESTS.name}_total` and `{PREFIX}{REDIS.name}`, which each has of its own."
-    yield "These counters begin anew when Redis has forgotten them: started again, the embedded one has, since SD cards wear.\n"
+    yield "These counters outlive a stop of the embedded Redis in order; after any other end they begin anew: SD cards wear.\n"
     yield f"A model that no board has any more is counted as `{OTHER}`, and so is a path that nothing answers."
     yield "What has not happened yet to a model that has a worker is counted as 0, so that Prometheus sees the first failure.\n"
     yield "| metric | kind | labels | meaning |\n|---|---|---|---|"

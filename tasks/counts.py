@@ -1,6 +1,7 @@
 """What became of jobs, counted for the whole service where each of them ends, and so once, whichever processes had to do with it.
 
-Kept in one hash, past the append-only file: SD cards wear, and who reads counters knows that they may begin anew.
+Kept in one hash, past the append-only file: SD cards wear, and who reads counters knows that they may begin anew. They are
+carried over a stop in order (`tasks/carried.py`).
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ What expires by itself:
 rl:limits:OWNER        hash     what the owner of a limited API key may still ask for (`tasks/limits.py`)
 rl:limits:OWNER:jobs   set      its jobs
 rl:refusal             string   why no job is accepted at the moment, while `up` says it again and again
+rl:carried:counts      hash     and :ended, :failed: what is written of those below when the service stops (`tasks/carried.py`)
 rl:disk                string   nothing: written last, it is on the disk when all before it is (`tasks/disk.py`)
 
 The same, and is written past the append-only file:
@@ -108,6 +109,11 @@ PERMANENT = (
     *(WEBHOOKS, WEBHOOKS_DUE, FILES, FILES_DUE, BATCHES, BATCHES_DUE, "rl:batch:*"),
 )
 """Patterns of the keys that may stand without an expiry when no job is left."""
+
+
+def carried(key: str) -> str:
+    """Where a key lies that is written past the append-only file, while the service is stopped."""
+    return f"{PREFIX}carried:{key.removeprefix(PREFIX)}"
 
 
 JOBS = "rl:{*}"

@@ -28,7 +28,7 @@ from ops.up.ready import Probe
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from ops.up.vitals import Vitals
-from tasks import lifeline, systemd
+from tasks import carried, lifeline, systemd
 from tasks.settings import TaskSettings
 from tasks.version import VERSION
 
@@ -200,7 +200,10 @@ class _Service:
             self._announcement.close()
         if self._disk is not None:
             self._disk.stop()
-        self._supervisor.stop(order)
+        self._supervisor.stop([each for each in order if each[0] is not self._store])
+        if self._store_socket is not None and self._plan.tasks.durability == "disk":
+            store.carry(self._store_socket, carried.WRITE)
+        self._supervisor.stop([each for each in order if each[0] is self._store])
         # A worker whose agent was killed notices now, and holds its output open until it is gone.
         self._supervisor.let_go()
         if not self._supervisor.drain(lifeline.GRACE + 2.0):
@@ -255,6 +258,7 @@ class _Service:
                 self._supervisor.start(part)
                 deadline = now() + STORE_PATIENCE
         self._supervisor.keep(part)
+        store.carry(sock, carried.TAKE)
         kept = f"files in {folder}" if durable else "in memory alone: jobs and API keys are forgotten when it stops"
         say(f"  queue   embedded Valkey, {kept}, at most {memory // 1024**2} MB")
         if durable:

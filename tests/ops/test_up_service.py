@@ -125,8 +125,11 @@ def test_ctrl_c_stops_everything_in_order(up: Callable[..., Up]) -> None:
     assert (
         _redis(one, b"CONFIG GET maxmemory-policy\r\n").split()[-1] == b"volatile-ttl"
     )  # and keeps what has not ended
+    _redis(one, b"SET rl:counts any PX 100000\r\n")
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 0
+    files = list((one.folder / "data/valkey/appendonlydir").glob("*.incr.aof"))
+    assert any(b"rl:carried:counts" in file.read_bytes() for file in files)  # what else is not in them
     words = [line.rsplit(" ", 1)[0] for line in one.journal.read_text().splitlines()]
     assert words.index("api stopped") < words.index("board stopped")
     assert "bye bye" in (one.folder / "data/logs/valkey.log").read_text()
@@ -138,12 +141,14 @@ def test_a_hard_kill_leaves_no_process_and_the_next_up_recovers(up: Callable[...
     one = up()
     one.is_up()
     _redis(one, b"SET kept 1\r\n")
+    _redis(one, b"SET rl:counts any\r\n")
     one.process.kill()
     two = up()
     two.is_up()
     one.ended()
     one.nothing_is_left()
     assert _redis(two, b"GET kept\r\n") == b"$1\r\n1\r\n"
+    assert _redis(two, b"EXISTS rl:counts\r\n") == b":0\r\n"  # older than what watchers have seen
 
 
 def test_a_second_up_names_the_first(up: Callable[..., Up]) -> None:
