@@ -119,28 +119,32 @@ def claim_next(
     beside: Claim | None = None,
     rest: float = 0.0,
     parks: bool = False,
+    call_within: float = 0.0,
 ) -> Claim | Later | None:
     """Claim the job of `model` that is next; None when none waits. `lease` is in seconds, `prefix` that of the job that the
     worker served last. With `beside` it is one that may share a run with that claim's; None when there is none. For `rest`
-    seconds the worker takes no item of a batch. `parks`: its engine keeps chats that others displace.
+    seconds the worker takes no item of a batch. `parks`: its engine keeps chats that others displace. With `call_within` it
+    first waits for so many seconds for a call and takes that, and looks without one then.
 
     A claim whose reply was lost is asked for again under the same `attempt`, which nobody else may use, and is then the
     same claim; the client's own retries do so by themselves.
     """
-    reply = cast(
-        "list[Any] | int | None",
-        CLAIM.run(
-            client,
-            [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model), keys.calls(model)],
-            *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
-            attempt or new_attempt(),
-            *(int(seconds * 1000) for seconds in ageing),
-            *(prefix, model, call(model, "", "")),
-            *((beside.kin, beside.job, beside.token) if beside is not None else ("", "", "")),
-            math.ceil(rest * 1000),
-            int(parks),
-        ),
+    names = [keys.waiting(model), keys.running(model), keys.turns(model), keys.lanes(model), keys.calls(model)]
+    values: tuple[str | bytes | int, ...] = (
+        *(worker, board, child, call_id, int(lease * 1000), encode_events([Started(worker, board)]), _DEADLINE),
+        attempt or new_attempt(),
+        *(int(seconds * 1000) for seconds in ageing),
+        *(prefix, model, call(model, "", "")),
+        *((beside.kin, beside.job, beside.token) if beside is not None else ("", "", "")),
+        math.ceil(rest * 1000),
+        int(parks),
     )
+    found = (
+        CLAIM.run_behind(client, ("BRPOP", keys.calls(model), call_within), names, *values)
+        if call_within
+        else CLAIM.run(client, names, *values)
+    )
+    reply = cast("list[Any] | int | None", found)
     if reply is None:
         return None
     if isinstance(reply, int):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, cast
 
 import redis
 import redis.asyncio
@@ -196,6 +197,18 @@ class Script:
         """Run it from a thread."""
         try:
             return client.evalsha(self.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(self.source, len(keys), *keys, *args)
+
+    def run_behind(
+        self, client: redis.Redis, first: Sequence[str | float], keys: list[str], *args: str | bytes | int | float
+    ) -> object:
+        """Run it as soon as another command has its reply, for which Redis may have to wait: both are sent at once."""
+        try:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command(*first)  # type: ignore[no-untyped-call]
+                pipe.evalsha(self.digest, len(keys), *keys, *args)
+                return cast("list[object]", pipe.execute())[1]
         except NoScriptError:
             return client.eval(self.source, len(keys), *keys, *args)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import redis
 
-from tasks import keys
 from tasks.claims import Claim, Later, claim_next, hand_back, new_attempt
 from tasks.connection import UNREACHABLE, Outages
 from tasks.events import FailureCode
@@ -72,6 +71,17 @@ class Claiming:
 
         Where only jobs wait that it may not take yet, there is a call when it may take the first of them.
         """
+        return self._next(call, 0.0)
+
+    def awaited(self, call: str, until: float) -> Claim | None:
+        """The same, but wait for one until that time, by the monotonic clock. The calls to serve are taken here, past Celery."""
+        while not self.stopping and (left := until - time.monotonic()) > 0:
+            claim = self._next(call, min(left, SLICE))
+            if claim is not None:
+                return claim
+        return None
+
+    def _next(self, call: str, call_within: float) -> Claim | None:
         attempt = new_attempt()
         while not self.stopping:
             try:
@@ -88,6 +98,7 @@ class Claiming:
                     prefix=self._prefix,
                     rest=self._pacing.rest,
                     parks=self._parks(),
+                    call_within=call_within,
                 )
             except UNREACHABLE as error:
                 self.redis.lost(error)
@@ -100,19 +111,6 @@ class Claiming:
                 self._prefix = found.prefix if found is not None else self._prefix
                 return found
         return None
-
-    def is_called(self, until: float) -> bool:
-        """Wait for a call to serve until that time, by the monotonic clock: whether one came. It is taken here, past Celery."""
-        try:
-            while not self.stopping and (left := until - time.monotonic()) > 0:
-                if self._client.brpop([keys.calls(self._model)], min(left, SLICE)) is None:
-                    continue
-                if not self.stopping:
-                    return True
-                self._call()
-        except UNREACHABLE as error:
-            self.redis.lost(error)
-        return False
 
     def _call_in(self, seconds: float) -> None:
         if self._look_again is not None:

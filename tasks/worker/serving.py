@@ -14,6 +14,7 @@ from npu.errors import EngineFailed, ModelRefused
 from npu.model import Model
 from tasks import keys
 from tasks.at_work import at_work
+from tasks.claims import Claim
 from tasks.connection import OUTAGE_PATIENCE, UNREACHABLE
 from tasks.events import Failed, FailureCode, Finished
 from tasks.jobs import Phase
@@ -152,19 +153,16 @@ class Serving:
         self._call_in_hand = True
         try:
             outcomes: list[str] = []
-            until, over = 0.0, time.monotonic() + SECONDS_PER_CALL
-            while len(outcomes) < JOBS_PER_CALL or time.monotonic() < over:
-                outcome = self._serve_one(call)
-                if outcome is not None:
-                    outcomes.append(outcome)
-                    until = time.monotonic() + NEXT
-                    continue
-                if outcomes:
+            over = time.monotonic() + SECONDS_PER_CALL
+            claim = self._claiming.next(call)
+            while claim is not None:
+                outcomes.append(self._serve_one(claim, call))
+                now = time.monotonic()
+                goes_on = len(outcomes) < JOBS_PER_CALL or now < over
+                claim = self._claiming.next(call) if goes_on else None
+                if claim is None:
                     self._rest()
-                if not outcomes or not self._claiming.is_called(until):
-                    break
-            else:
-                self._rest()
+                    claim = self._claiming.awaited(call, now + NEXT) if goes_on else None
             return "; ".join(outcomes) or "nothing waits"
         finally:
             self._answered += 1
@@ -175,11 +173,8 @@ class Serving:
             if not self._claiming.stopping and (self._ahead is None or self._ahead.over):
                 self._leisure.begin()
 
-    def _serve_one(self, call: str) -> str | None:
-        """Claim and run the next job, and those that share its run; None when there is none for this worker."""
-        claim = self._claiming.next(call)
-        if claim is None:
-            return None
+    def _serve_one(self, claim: Claim, call: str) -> str:
+        """Run a job, and those that share its run."""
         self._beside = []
         begun = time.monotonic()
         with at_work(self._data_dir):
@@ -222,8 +217,8 @@ class Serving:
         with self._hands:
             self._runs = (*self._runs, run)
             self._heartbeat.hold(self._runs)
-        if self._departure.over.is_set():
-            run.cancel("stop")  # it was claimed while the others were told
+        if self._claiming.stopping:
+            run.cancel("stop")  # it was claimed in this very moment, and is for somebody who stays
 
     def _let_go(self, run: JobRun) -> None:
         with self._hands:

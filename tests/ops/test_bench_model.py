@@ -178,14 +178,26 @@ def test_the_vendors_row_is_found_by_name_chip_and_type() -> None:
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     """With its statistics, by set and concurrency, and the vendor's figures; what is no report is refused."""
     speeds = [sample(run=run, decode_tokens_per_s=float(run)) for run in range(1, 21)]
-    found = report([*speeds, sample(concurrency=2), sample("reference", first_token_ms=220.0), sample(error="gone")])
+    found = report(
+        [
+            *speeds,
+            sample(concurrency=2),
+            sample("reference", first_token_ms=220.0, prefill_ms=200.0),
+            sample(error="gone"),
+        ]
+    )
     files = write(found, tmp_path / "new")
     assert [path.name for path in files] == [f"m-2026-11-28T010203{ending}" for ending in (".json", ".md", ".svg")]
     assert read_report(files[0]) == found
     [row] = [row for row in found.summary if row.measure == "decode_tokens_per_s" and row.set == "performance"][:1]
     assert (row.samples, row.median, row.min, row.max, row.p95) == (20, 10.5, 1.0, 20.0, 19.0)
     assert found.vendor is not None
-    assert {each.measure: each.ratio for each in found.vendor.compared}["first_token_ms"] == round(220 / 199.09, 4)
+    ratios = {each.measure: each.ratio for each in found.vendor.compared}
+    # The vendor's first token is the runtime's, to which the service adds.
+    assert (ratios["prefill_ms"], ratios["first_token_ms"]) == (round(200 / 199.09, 4), round(220 / 199.09, 4))
+    assert "| first token, by the runtime | 200 ms | 199 ms | 1.005 |\n| first token | 220 ms" in (
+        files[1].read_text(encoding="utf-8")
+    )
     assert exit_code([found]) == 1
     (tmp_path / "other.json").write_bytes(dumped(msgspec.structs.replace(found, schema=SCHEMA + 1)))
     (tmp_path / "overhead.json").write_text('{"schema": 1, "command": "bench overhead"}')

@@ -24,9 +24,24 @@ async def accept(store: JobStore, *, lane: Lane = Lane.INTERACTIVE, deadline: fl
 
 
 def claim(
-    client: redis.Redis, *, worker: str = "w", call_id: str = "c", lease: float = 10, attempt: int | None = None
+    client: redis.Redis,
+    *,
+    worker: str = "w",
+    call_id: str = "c",
+    lease: float = 10,
+    attempt: int | None = None,
+    call_within: float = 0.0,
 ) -> Claim | None:
-    return claim_next(client, "echo", worker=worker, board="b", child=1, call_id=call_id, lease=lease, attempt=attempt)
+    return claim_next(
+        *(client, "echo"),
+        worker=worker,
+        board="b",
+        child=1,
+        call_id=call_id,
+        lease=lease,
+        attempt=attempt,
+        call_within=call_within,
+    )
 
 
 def clock(client: redis.Redis) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tasks import keys
 from tasks.claims import HandedBack, Renewal, claim_next, hand_back, prompt_fields, renew
 from tasks.events import FailureCode, TextDelta, fold
 from tasks.jobs import JobState
+from tasks.queue import send
 from tasks.store import JobStore
 from tasks.stream import ClaimLost, RecordedPiece
 from tests.record import read_events, read_pieces
@@ -129,6 +131,29 @@ async def test_a_claim_whose_reply_was_lost_is_made_once(
     assert (held.job, held.seq, (await store.view(first)).attempts) == (first, 2, 1)
     assert client.zrange(keys.running("echo"), 0, -1) == [first.encode()]
     assert (await store.view(second)).state is JobState.QUEUED
+
+
+async def test_a_call_is_waited_for_and_answered_in_one_go(
+    store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Redis has forgotten the script, and where the reply is lost: then it is the same claim."""
+    assert claim(client, call_within=0.01) is None
+    client.script_flush()
+    for lost in (False, True):
+        if lost:
+            connection = client.connection_pool.get_connection()
+            client.connection_pool.release(connection)
+            sent_twice(monkeypatch, connection)
+        call = asyncio.get_running_loop().run_in_executor(None, lambda: claim(client, call_within=4.0))
+        await asyncio.to_thread(
+            eventually, lambda: client.info("clients")["blocked_clients"] == 1, what="one who waits for a call"
+        )
+        job = await accept(store)
+        if lost:
+            await asyncio.to_thread(send, client, "echo")  # it asks for both again
+        held = await call
+        assert held is not None
+        assert (held.job, (await store.view(job)).attempts, client.llen(keys.calls("echo"))) == (job, 1, 0)
 
 
 async def test_an_attempt_asked_for_again_is_the_same_claim(store: JobStore, client: redis.Redis) -> None:

@@ -15,7 +15,7 @@ from npu.errors import EngineFailed
 from npu.model import Model
 from tasks import keys, presence
 from tasks.jobs import JobState, Lane
-from tasks.worker import heartbeat, leisure, serving
+from tasks.worker import claiming, heartbeat, leisure, serving
 from tasks.worker.leisure import Leisure
 from tests.stack import LIMIT, eventually
 from tests.tasks.worker.place import WORKER, Make, Place
@@ -212,6 +212,22 @@ def test_a_job_is_in_hand_while_the_engine_is_waited_for(make: Make, monkeypatch
         let.set()
     call.join(LIMIT)
     assert place.loaded == 2 and run.load_ms > 0
+
+
+def test_a_job_that_a_stopped_worker_waited_for_is_for_another_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is claimed with its call, and waits again with a new one."""
+    place = make()
+    monkeypatch.setattr(serving, "NEXT", 10 * LIMIT)
+    monkeypatch.setattr(claiming, "SLICE", 4.0)
+    place.accept()
+    waiting = place.call()
+    eventually(lambda: place.client.info("clients")["blocked_clients"] == 1, what="one who waits for a call")
+    place.serving._claiming.stopping = True
+    two = place.accept()
+    waiting.join(LIMIT)
+    assert f"{two} handed back" in place.outcomes[0]
+    assert place.view(two).state is JobState.QUEUED
+    assert place.client.llen(keys.calls("echo")) == 1
 
 
 def test_who_comes_soon_is_served_on_the_same_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
