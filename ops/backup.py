@@ -87,7 +87,9 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
             raise BackupRefused(f"{archive} is no archive that `backup` wrote, or a damaged one.") from error
         except (OSError, EOFError, tarfile.TarError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise BackupRefused(f"{archive} cannot be read as a backup: {error}.") from error
+            raise BackupRefused(
+                f"{archive} cannot be read as a backup: {getattr(error, 'strerror', None) or error}."
+            ) from error
         listed = read_manifest(staging / MANIFEST)
         if listed is None or {MANIFEST, *(file.name for file in listed)} != names - {SETTINGS}:
             shutil.rmtree(staging)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from ops.configuration import without_password
+from tasks.jobs import is_job_id
 
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 """The states in which nothing more happens to a batch."""
@@ -236,25 +237,25 @@ class Service:
 
     def job(self, job: str) -> dict[str, Any]:
         """How it stands."""
-        return self._ask("GET", f"/v1/jobs/{_part(job)}")
+        return self._ask("GET", f"/v1/jobs/{_job(job)}")
 
     def why(self, job: str) -> dict[str, Any]:
         """Where its time went."""
-        return self._ask("GET", f"/v1/jobs/{_part(job)}/why")
+        return self._ask("GET", f"/v1/jobs/{_job(job)}/why")
 
     def cancel_job(self, job: str) -> dict[str, Any]:
         """End it; the job then."""
-        return self._ask("POST", f"/v1/jobs/{_part(job)}/cancel")
+        return self._ask("POST", f"/v1/jobs/{_job(job)}/cancel")
 
     def events_page(self, job: str, after: int) -> dict[str, Any]:
         """Some of its events behind number `after`, in no dialect."""
         headers = {"accept": "application/json"}
-        return self._ask("GET", f"/v1/jobs/{_part(job)}/events", params={"after": str(after)}, headers=headers)
+        return self._ask("GET", f"/v1/jobs/{_job(job)}/events", params={"after": str(after)}, headers=headers)
 
     def job_events(self, job: str, after: str = "") -> AbstractContextManager[httpx.Response]:
         """The stream of its answer, from behind the frame `after` on."""
         headers = {"last-event-id": after} if after else {}
-        return self.stream("GET", f"/v1/jobs/{_part(job)}/events", headers=headers)
+        return self.stream("GET", f"/v1/jobs/{_job(job)}/events", headers=headers)
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
@@ -290,6 +291,15 @@ def _part(name: str) -> str:
         refused.usage = True
         raise refused
     return quote(name, safe="")
+
+
+def _job(job: str) -> str:
+    """The same of a job's. Raises `ServiceError` for what can be none."""
+    if job and not is_job_id(job):
+        raise ServiceError(
+            f"There is no job '{job}', nor can there be one: `rockchipllama jobs` lists those there are."
+        )
+    return _part(job)
 
 
 _COMMANDS = {

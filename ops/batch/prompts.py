@@ -25,7 +25,12 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 
 class InputError(Exception):
-    """Raised for an input of which no batch can be made; the message is for the user."""
+    """Raised for an input of which no batch can be made; the message is for the user. `usage` tells whether it was asked
+    wrongly."""
+
+    def __init__(self, message: str, *, usage: bool = False) -> None:
+        self.usage = usage
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,10 @@ def format_of(name: str, said: str | None) -> str:
     found = said or ("jsonl" if name == "-" else FORMATS.get(Path(name).suffix.lower()))
     if os.path.isdir(name):
         raise InputError(f"{name} is a folder. Name the file with the prompts.")
-    if found is None or found not in FORMATS.values():
-        raise InputError(f"What is in {name}? Say --format jsonl, csv or text.")
+    if said is not None and said not in FORMATS.values():
+        raise InputError(f"'{said}' is no format. Say --format jsonl, csv or text.", usage=True)
+    if found is None:
+        raise InputError(f"What is in {name}? Say --format jsonl, csv or text.", usage=True)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import typer
 
@@ -38,7 +39,7 @@ def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
     protocol."""
     options.apply(config, service_url=url)
     from ops.client_settings import ClientSettings
-    from ops.configuration import load
+    from ops.configuration import load, without_password
 
     settings = load(ClientSettings)
     where = settings.service_url or _local()
@@ -49,8 +50,24 @@ def address_of(config: Path | None, url: str | None) -> tuple[str, str | None]:
         raise typer.BadParameter(
             f"the service speaks http or https, and not {scheme}.", param_hint="--url or ROCKCHIPLLAMA_SERVICE_URL"
         )
+    if not _is_address(where):
+        raise typer.BadParameter(
+            f"'{without_password(where)}' is no address of a service, such as http://192.168.1.5:8080.",
+            param_hint="--url or ROCKCHIPLLAMA_SERVICE_URL",
+        )
     key = settings.service_key.get_secret_value() if settings.service_key is not None else None
     return where, key
+
+
+def _is_address(url: str) -> bool:
+    import httpx
+
+    try:
+        parts = httpx.URL(url)
+        urlsplit(url)  # which httpx does not ask, and what shows addresses does
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return bool(parts.host) and (parts.port is None or parts.port < 65536)
 
 
 def _local() -> str:

@@ -81,7 +81,7 @@ def show_live(
     _print_live(service_of(config, url).settings(), as_json)
 
 
-@app.command("set")
+@app.command("set", context_settings={"ignore_unknown_options": True})  # a value may be below zero
 def set_live(
     name: Annotated[str, typer.Argument(help="The setting, as `settings live` names it.")],
     value: Annotated[str, typer.Argument(help="Its value from now on, in every process of the service.")],
@@ -92,7 +92,7 @@ def set_live(
     import json
 
     try:
-        given = json.loads(value)
+        given = json.loads(value, parse_constant=_no_number)
     except ValueError:
         given = value
     _change(name, given, url, config)
@@ -106,6 +106,11 @@ def unset_live(
 ) -> None:
     """Take a change back: each process goes by what it was started with."""
     _change(name, None, url, config)
+
+
+def _no_number(word: str) -> None:
+    """Python takes NaN for JSON, which nobody else does."""
+    raise ValueError(word)
 
 
 def _change(name: str, value: object, url: str | None, config: Path | None) -> None:

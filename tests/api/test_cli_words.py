@@ -255,6 +255,26 @@ def test_a_job_that_is_followed_says_what_it_waits_for(
     assert capsys.readouterr().err == f"Waiting: position 1, {HELD}.\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("run", "tiny", "Hi.", "--url", "http://me:secret@[::1"), 2, "is no address of a service"),
+        (("run", "tiny", "Hi.", "--url", "http://127.0.0.1:99999"), 2, "is no address of a service"),
+        (("settings", "set", "deadline", "NaN"), 2, "Invalid 'deadline'"),
+        (("settings", "set", "queue_limit", "-5"), 2, "greater than or equal to 1"),
+        (("settings", "set", "keep_alive", "-1"), 0, ""),
+        (("why", "../boards"), 1, "There is no job '../boards'"),
+        (("batch", "submit", "README.md", "--format", "bogus"), 2, "'bogus' is no format"),
+        (("bench", "model", "tiny", "--prompts", "/nowhere"), 2, "/nowhere cannot be read"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_what_is_typed_wrongly_is_told(words: tuple[str, ...], code: int, told: str, command: Command) -> None:
+    """With a sentence, the right code, and nothing of a password."""
+    ended, _, err = command(*words)
+    assert ended == code and told in err and "Traceback" not in err and "secret" not in err
+
+
 LISTINGS = [
     (("jobs",), "jobs"),
     (("jobs", JOB), "jobs"),

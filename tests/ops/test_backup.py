@@ -19,6 +19,7 @@ import redis
 from ops import environment
 from ops.backup import BackupRefused, backup, restore
 from ops.cli import backup as cli
+from ops.program import program
 from ops.up.append_only import File, read_manifest
 from ops.up.errors import AlreadyRunning
 from ops.up.lock import DataDirLock
@@ -268,6 +269,6 @@ def test_what_is_typed_next_names_the_same_folder(
     monkeypatch.setenv("ROCKCHIPLLAMA_DATA_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setattr("ops.backup.restore", lambda *_: [])
     cli.restore(tmp_path / "a.tar.gz")
-    assert "`rockchipllama up` goes on" in capsys.readouterr().out
+    assert f"`{program()} up` goes on" in capsys.readouterr().out
     cli.restore(tmp_path / "a.tar.gz", data_dir=tmp_path / "my data")
-    assert f"`rockchipllama up --data-dir '{tmp_path}/my data'` goes on" in capsys.readouterr().out
+    assert f"`{program()} up --data-dir '{tmp_path}/my data'` goes on" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ops.cli.boards import lines_of, nobody_else_has
 from ops.fold import fold
+from ops.program import program
 from ops.top import view
 from tasks.boards import overview
 from tasks.presence import Machine, Presence, breathe
@@ -36,7 +37,7 @@ def test_versions_that_differ_are_told(client: redis.Redis) -> None:
     told = list(lines_of(boards(client)))
     assert "two: rk3588, 86 °C, slowed down by heat, 3072 of 8192 MiB free, version 1.1" in told
     assert "different versions (1.0, 1.1)" in told[-1]
-    assert list(lines_of([])) == ["No board is there. `.venv/bin/rockchipllama board` starts one."]
+    assert list(lines_of([])) == [f"No board is there. `{program()} board` starts one."]
 
 
 def test_files_that_cannot_be_used_are_told(client: redis.Redis) -> None:

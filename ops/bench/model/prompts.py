@@ -18,6 +18,9 @@ MOST_BYTES = 4_000_000
 class PromptsRefused(NpuError):
     """Raised for a file of prompts that cannot be used; the message is for the user."""
 
+    usage = True
+    """It was asked wrongly: exit code 2."""
+
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One prompt."""

@@ -15,6 +15,7 @@ from ops import environment
 from ops.doctor import report
 from ops.doctor.facts import Disk, Redis
 from ops.doctor.finding import Finding, Level, worst
+from ops.program import program
 from tasks.settings import ROOT
 from tests.ops.doctor.cases import QWEN, on_pc, sound
 from tests.stack import free_port
@@ -50,7 +51,7 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
     lines = list(report.to_text(facts, report.examine(facts)))
     assert lines[0] == "Radxa ROCK 5B: rk3588, 8 CPU cores, 16.4 GB of memory"
     assert [line.split()[0] for line in lines if line[:1].islower()][:3] == ["problem", "warning", "ok"]
-    assert "         $ .venv/bin/rockchipllama settings" in lines
+    assert f"         $ {program()} settings" in lines
     assert lines[-1] == "1 problem, 1 warning."
     assert all(len(line) <= 110 for line in lines if "$" not in line)
     assert list(report.to_text(facts, ()))[-1] == "Everything is as it should be."
