@@ -12,7 +12,7 @@ from ops.bench.model.sample import Sample, passed_checks
 NAMES = {
     "first_token_ms": "first token",
     "total_ms": "whole answer",
-    "prefill_ms": "first token, by the runtime",
+    "runtime_first_token_ms": "first token, by the runtime",
     "prefill_tokens_per_s": "prefill, by the runtime",
     "decode_tokens_per_s": "generation, by the runtime",
     "client_tokens_per_s": "generation, by the client",

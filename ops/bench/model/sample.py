@@ -54,6 +54,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     prefill_ms: float | None = None
     """By the runtime's own clock, and so the next."""
     decode_ms: float | None = None
+    runtime_first_token_ms: float | None = None
+    """Likewise, for reading the prompt and saying one token, which takes as long as each did on the mean."""
     queued_ms: float | None = None
     load_ms: float | None = None
     memory_mb: float | None = None
@@ -159,6 +161,7 @@ class Asker:
             decode_tokens_per_s=times["predicted_per_second"] or None,
             prefill_ms=times["prompt_ms"],
             decode_ms=times["predicted_ms"],
+            runtime_first_token_ms=round(times["prompt_ms"] + times["predicted_ms"] / said, 3) if said else None,
             queued_ms=times["queued_ms"],
             load_ms=times["load_ms"],
             memory_mb=times.get("memory_mb"),

@@ -13,7 +13,7 @@ from ops.bench.model.report import Compared, Vendor, measured
 from ops.bench.model.sample import Sample
 
 MEASURES = (
-    ("prefill_ms", "ms", "ttft_ms"),
+    ("runtime_first_token_ms", "ms", "ttft_ms"),
     ("first_token_ms", "ms", "ttft_ms"),
     ("decode_tokens_per_s", "tokens/s", "tokens_per_s"),
     ("client_tokens_per_s", "tokens/s", "tokens_per_s"),
