@@ -42,6 +42,7 @@ class Loading:
         Raises `UnknownModel`, `BoardUnknown`, `ModelDown`, `QueueUnavailable`, and `HttpProblem` where no board can.
         """
         status = await self._roster.find(model)
+        await self._roster.refresh()  # a try that has just failed is none of this one
         name = status.card.id
         boards = [board] if board is not None else self._by_room(status)
         if board is not None:

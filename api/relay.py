@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,7 +33,7 @@ from tasks.presence import BREATH
 from tasks.reader import Reader
 from tasks.record_size import bound
 from tasks.requests import ChatRequest, CompletionRequest, Request, ability_of
-from tasks.residence import why_unserved
+from tasks.residence import LOADED, why_unserved
 from tasks.roster import ModelStatus, Roster
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobStore
@@ -229,8 +229,13 @@ class Relay:
         return answer, attended
 
     async def load(self, status: ModelStatus) -> None:
-        """Have a board load the model once there is room, and wait until it is loaded. Raises `ModelDown`, `QueueUnavailable`."""
+        """Have a board load the model once there is room, and wait until it is loaded; where it is, it has its time from now on.
+        Raises `ModelDown`, `QueueUnavailable`."""
         if status.loaded:
+            model = status.card.id
+            for board in {worker.board for worker in self._roster.workers(model) if worker.state in LOADED}:
+                with suppress(CommandFailed):  # its agent may be away; the model is there
+                    await self._commander.ask(board, Load(model, by_hand=True), LOAD_PATIENCE)
             return
         now = asyncio.get_running_loop().time
         give_up = now() + LOADED_PATIENCE

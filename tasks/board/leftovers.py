@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tasks.blobs import FOLDER as BLOBS
 from tasks.board.staging import LOCK as STAGES
-from tasks.board.staging import PARTIAL, is_stage
+from tasks.board.staging import PARTIAL, is_last, is_stage
 
 _LOCK = ".lock"
 
@@ -56,7 +56,11 @@ def _entries(models_dir: Path) -> Iterator[Path]:
     for folder in (models_dir / PARTIAL, models_dir / BLOBS):
         if folder.is_dir():
             # A lock stays: whoever waits for it holds that very file.
-            yield from (path for path in folder.iterdir() if path.suffix != _LOCK and path != models_dir / BLOBS)
+            yield from (
+                path
+                for path in folder.iterdir()
+                if path.suffix != _LOCK and path != models_dir / BLOBS and not is_last(path)
+            )
 
 
 def _looked_at(path: Path) -> Leftover:

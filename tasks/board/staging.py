@@ -43,6 +43,15 @@ def is_stage(path: Path) -> bool:
     return path.name.endswith((_STAGE, _OLD))
 
 
+def is_last(path: Path) -> bool:
+    """Whether something in `PARTIAL` is all there is of a model whose place another was to take; `clear` puts it back."""
+    return path.name.endswith(_OLD) and not _home(path).exists()
+
+
+def _home(path: Path) -> Path:
+    return path.parent.parent / path.name.removeprefix(".").removesuffix(_OLD)
+
+
 def clear(models_dir: Path) -> None:
     """Remove the stages of processes that were killed, and put back a model that one of them was to take the place of. Nothing
     is done while anybody has a stage. Raises `OSError`."""
@@ -55,10 +64,9 @@ def clear(models_dir: Path) -> None:
         except BlockingIOError:
             return
         for left in filter(is_stage, sorted(folder.iterdir())):
-            home = models_dir / left.name.removeprefix(".").removesuffix(_OLD)
-            if left.name.endswith(_OLD) and not home.exists():
-                log.warning("the model %s is put back: what was to take its place came to nothing", home.name)
-                left.rename(home)
+            if is_last(left):
+                log.warning("the model %s is put back: what was to take its place came to nothing", _home(left).name)
+                left.rename(_home(left))
             else:
                 log.warning("what is left of a model that was being made or removed is cleared: %s", left)
                 shutil.rmtree(left)

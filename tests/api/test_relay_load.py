@@ -14,8 +14,9 @@ from api import relay as module
 from api.answer import Waiting
 from api.relay import Relay
 from tasks.card import Card
-from tasks.commands import CommandCode, Load
+from tasks.commands import AWAY, CommandCode, Load
 from tasks.errors import CommandFailed, ModelDown
+from tasks.presence import Presence
 from tasks.roster import ModelStatus
 from tasks.standing import Gate, Standing
 from tests.stack import LIMIT
@@ -39,6 +40,10 @@ class Place:
         self.refusals: list[CommandFailed] = []
         parts: Any = SimpleNamespace(connected=connected, find=self._find, ask=self._ask, refresh=self._refresh)
         parts.resolve = lambda model: self.heard[0]
+        parts.workers = lambda model: [
+            Presence(name=f"m@{board}", board=board, model=model, state=state)
+            for board, state in (("one", "idle"), ("two", "busy"))
+        ]
         parts.snapshot = SimpleNamespace(cards=(), breaths=())
         self.relay = Relay(
             parts, parts, parts, parts, parts, name="api:x", patience=1, keep_alive=1, record_limit=10**9
@@ -110,6 +115,15 @@ async def test_a_load_alone_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> N
     place.refusals = [CommandFailed(CommandCode.DOES_NOT_FIT, "It never fits.")]
     with pytest.raises(ModelDown, match="It never fits"):
         await place.relay.load(status("one"))
+
+
+async def test_a_load_of_what_is_loaded_gives_it_its_time() -> None:
+    """On the board that has it, which may have been about to unload it; one whose agent is away has it still."""
+    place = Place(time.monotonic())
+    place.refusals = [CommandFailed(AWAY, "It does not answer.")]
+    for _ in range(2):
+        await place.relay.load(status("one", "two", served=True, loaded=True))
+    assert place.asked == ["two", "two"]
 
 
 async def test_nobody_foretells_a_wait_for_a_board() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ops.cli.models import prune as command
 from tasks.board.leftovers import leftovers, prune
+from tasks.board.staging import clear
 
 HOUR = 3600.0
 
@@ -53,6 +54,16 @@ def test_only_what_nobody_comes_back_for_is_removed(folder: Path) -> None:
         *("kept/weights.gguf", ".partial/broken.lock", ".partial/going.lock", ".partial/.stages.lock"),
         *(".partial/going/weights.gguf", ".partial/.blobs/new"),
     }
+
+
+def test_a_model_whose_place_nothing_took_is_no_leftover(folder: Path) -> None:
+    """A board was killed over it, and puts it back when it starts; what another has taken the place of is one."""
+    for name in ("gone", "kept"):
+        (folder / f".partial/.{name}~.old").mkdir()
+    assert {each.path.name for each in prune(folder, 0)} >= {".kept~.old"}
+    assert (folder / ".partial/.gone~.old").is_dir()
+    clear(folder)
+    assert (folder / "gone").is_dir() and not (folder / ".partial/.gone~.old").exists()
 
 
 def test_a_pull_that_still_writes_is_no_leftover(folder: Path) -> None:
