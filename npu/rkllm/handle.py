@@ -138,6 +138,10 @@ class Call:
 _OVER = object()
 
 
+def _not_loaded() -> EngineFailed:
+    return EngineFailed("This model is not loaded. Open the engine anew.")
+
+
 class Handle:
     """A loaded model. One run at a time; whoever owns it sees to that. In a forked child it does nothing."""
 
@@ -148,6 +152,10 @@ class Handle:
         self._call: Call | None = None
         self._ending = threading.Lock()
         """Held while an abort is under way from outside a run, so that it cannot fall upon the next one."""
+        self._closing = False
+        """No further run begins."""
+        self._beginning = threading.Lock()
+        """Held while a run is put in line, and while that changes."""
         self._numbers = itertools.count(1)
         self._work: SimpleQueue[Call | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -161,7 +169,7 @@ class Handle:
     def loaded(self) -> Loaded:
         """For calls of the family beside a run. Raises `EngineFailed` once closed."""
         if self._loaded is None or self.status != 0:
-            raise EngineFailed("This model is not loaded. Open the engine anew.")
+            raise _not_loaded()
         return self._loaded
 
     def start(self, run: Run, *, limit: int | None = None, take: Take = _as_they_are, pause: bool = False) -> Call:
@@ -173,7 +181,10 @@ class Handle:
         fill = [FILL] * (self.loaded.slots - len(run.inputs))
         run = replace(run, inputs=[*run.inputs, *fill], number=next(self._numbers) % _NUMBERS + 1)
         call = Call(self, run, limit, take, pause)
-        self._work.put(call)
+        with self._beginning:
+            if self._closing:  # since it was looked at above: nobody would ever come to this run
+                raise _not_loaded()
+            self._work.put(call)
         return call
 
     def abort(self, call: Call) -> None:
@@ -221,6 +232,8 @@ class Handle:
         freeing under its feet would crash, so the process is to be given up."""
         if os.getpid() != self._owner or self._loaded is None:
             return
+        with self._beginning:
+            self._closing = True
         if self._thread is not None:
             call = self._call
             if call is not None:
@@ -236,7 +249,7 @@ class Handle:
     def _serve(self) -> None:
         while (call := self._work.get()) is not None:
             with self._ending:
-                self._call = None if call.stopped else call
+                self._call = None if call.stopped or self._closing else call
             status, broken = 0, None
             if self._call is not None:
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +57,31 @@ def test_an_abort_from_outside_touches_its_own_run_only(handle: Handle) -> None:
     waiting.stop()
     assert 1 + len(list(heard)) == 12
     handle.close()
+    handle.close()
+
+
+@pytest.mark.parametrize("moment", ["while it begins", "before its turn"])
+def test_a_run_that_a_close_comes_before_is_no_answer(handle: Handle, moment: str) -> None:
+    """Nobody waits for it for ever, nor does the close wait for it."""
+    failed: list[EngineFailed] = []
+
+    def begin() -> None:
+        try:
+            call = handle.start(Run(inputs=[Tokens([70])]), limit=1000)
+            if moment == "before its turn":
+                before, call = call, handle.start(Run(inputs=[Tokens([70])]), limit=1000)
+                next(iter(before))
+                handle.close()
+            list(call)
+        except EngineFailed as error:
+            failed.append(error)
+
+    if moment == "while it begins":
+        handle._numbers = (handle.close() or number for number in count(1))  # type: ignore[assignment, func-returns-value]
+    runner = threading.Thread(target=begin, daemon=True)
+    runner.start()
+    runner.join(30)
+    assert failed
     handle.close()
 
 
