@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Final, cast
 
@@ -181,6 +182,34 @@ end
 )
 
 
+_NO_NAMES = re.compile(r"--.*|'[^']*'")
+_WORD = re.compile(r"\w+")
+
+
+def _words(code: str) -> set[str]:
+    return set(_WORD.findall(_NO_NAMES.sub("", code)))
+
+
+def _part(code: str) -> tuple[set[str], set[str], str]:
+    """The names that it makes, all words in it, and itself."""
+    made = code.removeprefix("local ").removeprefix("function ").partition("(")[0].partition("=")[0]
+    return set(_WORD.findall(made)), _words(code), code
+
+
+_PARTS = [_part(code) for code in re.split(r"^(?=local )", _COMMON, flags=re.MULTILINE) if code.strip()]
+
+
+def _called_by(source: str) -> str:
+    """What of the common part is named in `source`, or in what that names. Redis makes all of a step's functions anew each
+    time it runs, so those that it does not call would cost each token."""
+    words, needed = _words(source), list[str]()
+    for made, its_words, code in reversed(_PARTS):
+        if made & words:
+            needed.insert(0, code)
+            words |= its_words
+    return "".join(needed)
+
+
 class Script:
     """One Lua step, sent by its digest; the source follows only when Redis has forgotten it.
 
@@ -190,7 +219,7 @@ class Script:
 
     def __init__(self, source: str, *, flags: str = "allow-oom") -> None:
         head = f"#!lua flags={flags}\n" if flags else ""
-        self.source: Final = head + _COMMON + source
+        self.source: Final = head + _called_by(source) + source
         self.digest: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, client: redis.Redis, keys: list[str], *args: str | bytes | int | float) -> object:

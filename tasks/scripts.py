@@ -185,18 +185,10 @@ end
 """
 )
 
-APPEND = Script(
-    """
--- KEYS job events running   ARGV claim after seq events pieces [state end | -] [field value ...]
--- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more, -2-N not written: the record
--- ends at N, before the number `after` that is to stand before this append, and may have no hole.
--- Sent twice it writes once: what the record has is not written again.
+_APPEND = """
 local kept = redis.call('HMGET', KEYS[1], 'claim', 'state', 'cancel')
 if kept[1] ~= ARGV[1] then return -1 end
-if kept[2] ~= 'running' then
-  if ARGV[6] and kept[2] == ARGV[6] then return 0 end
-  return -1
-end
+if kept[2] ~= 'running' then return kept[2] == ARGV[6] and 0 or -1 end
 local last = last_seq(KEYS[2])
 if last < tonumber(ARGV[2]) then return -2 - last end
 if last < tonumber(ARGV[3]) then
@@ -208,13 +200,32 @@ if last < tonumber(ARGV[3]) then
   end
   redis.call('PUBLISH', KEYS[1] .. ':live', id .. ':' .. ARGV[4])
 end
-if ARGV[6] == '-' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 7))
-elseif ARGV[6] then
-  redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
-  if ARGV[8] then redis.call('HSET', KEYS[1], unpack(ARGV, 8)) end
-  finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
-end
+"""
+
+APPEND = Script(
+    """
+-- KEYS job events running   ARGV claim after seq events pieces [- field value ...]
+-- -> 0 written, 1 written and the job is to be cancelled, -1 the claim is not ours any more, -2-N not written: the record
+-- ends at N, before the number `after` that is to stand before this append, and may have no hole.
+-- Sent twice it writes once: what the record has is not written again. It runs for every token, and so has nothing of an end.
+"""
+    + _APPEND
+    + """
+if ARGV[6] then redis.call('HSET', KEYS[1], unpack(ARGV, 7)) end
+return kept[3] and 1 or 0
+"""
+)
+
+END = Script(
+    """
+-- KEYS job events running   ARGV claim after seq events pieces state end [field value ...]
+-- -> as an append. The last one of a job.
+"""
+    + _APPEND
+    + """
+redis.call('ZREM', KEYS[3], string.match(KEYS[1], '{(.*)}'))
+if ARGV[8] then redis.call('HSET', KEYS[1], unpack(ARGV, 8)) end
+finish(KEYS[1], KEYS[2], ARGV[6], ARGV[7])
 return kept[3] and 1 or 0
 """
 )

@@ -31,8 +31,9 @@ from tasks.events import (
     number,
 )
 from tasks.jobs import JobState
+from tasks.lua import Script
 from tasks.record_size import ENTRY
-from tasks.scripts import APPEND
+from tasks.scripts import APPEND, END
 
 log = logging.getLogger("rockchipllama.stream")
 
@@ -235,8 +236,9 @@ class EventWriter:
             if self._fields:
                 args += ["-", *self._fields]
         begun = time.monotonic()
+        script = APPEND if terminal is None else END
         try:
-            while (status := self._send(args)) <= _SHORTER:
+            while (status := self._send(script, args)) <= _SHORTER:
                 self._send_again(_SHORTER - status)
         except Exception as error:
             self.failure = error
@@ -270,15 +272,15 @@ class EventWriter:
             )
         log.warning("Redis forgot %d events, which are written again", self.seq - last, extra={"job": self._job})
         for append in forgotten:
-            if self._send(append.args) < 0:
+            if self._send(APPEND, append.args) < 0:
                 return  # forgotten or lost once more: the append that found out finds that out as well
         # Redis has them since now, and may forget them as it may what is new.
         now = time.monotonic()
         self._kept = deque(append._replace(at=now) if append.seq > last else append for append in self._kept)
 
-    def _send(self, args: list[Any]) -> int:
-        """One call of the script past the client's general path: this runs for every token."""
-        command = hiredis.pack_command(("EVALSHA", APPEND.digest, 3, *self._keys, *args))
+    def _send(self, script: Script, args: list[Any]) -> int:
+        """One call of a script past the client's general path: this runs for every token."""
+        command = hiredis.pack_command(("EVALSHA", script.digest, 3, *self._keys, *args))
         deadline = time.monotonic() + self._patience
         try:
             while True:
@@ -288,7 +290,7 @@ class EventWriter:
                     self._connection.send_packed_command([command], check_health=False)  # type: ignore[no-untyped-call]
                     return int(self._connection.read_response())
                 except NoScriptError:
-                    command = hiredis.pack_command(("EVAL", APPEND.source, 3, *self._keys, *args))
+                    command = hiredis.pack_command(("EVAL", script.source, 3, *self._keys, *args))
                 except UNREACHABLE as error:
                     # Sending again is safe: the record refuses a number it has passed.
                     if time.monotonic() > deadline or self._hurried.is_set():

@@ -30,7 +30,7 @@ from tasks.jobs import JobState, Lane, new_job_id
 from tasks.policy import Ageing
 from tasks.queue import send
 from tasks.requests import ChatRequest, Message
-from tasks.scripts import APPEND, FAIL_QUEUED
+from tasks.scripts import END, FAIL_QUEUED
 from tasks.settings import TaskSettings
 from tasks.store import JobStore
 
@@ -280,7 +280,7 @@ class Fleet:
         board.resident = held.cached + read + said
 
     def _end(self, claim: Claim, last: bytes, state: JobState) -> None:
-        APPEND.run(
+        END.run(
             self._queue.client,
             [keys.job(claim.job), keys.events(claim.job), keys.running(MODEL)],
             *(claim.token, claim.seq, claim.seq + 1, last, b"", state.value, last),

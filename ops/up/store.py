@@ -157,6 +157,7 @@ def valkey(
         "maxmemory-policy": "volatile-ttl",
         "hz": "1",  # an idle board should sleep; what is due at a moment (expired keys that are read, replies) is exact
         "dynamic-hz": "no",
+        "latency-tracking": "no",  # nobody reads it, and it would note each command of each token
         "daemonize": "no",
         "logfile": "",
         "always-show-logo": "no",
