@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tasks.settings import ROOT
+from tests.releases.make import ARCHIVE, NOTE, RELEASES
 from tests.stack import eventually, free_port
 
 MODEL = "smollm2-135m-instruct"
@@ -225,3 +226,35 @@ def test_an_image_is_small(compose: Compose, target: str) -> None:
     adds = (int(sizes[1]) - int(sizes[0])) / 1e6
     print(f"{target}: {adds:.0f} MB more than {base}, which has {int(sizes[0]) / 1e6:.0f} MB here")
     assert OFFICIAL_BASE + adds <= LIMITS[target]
+
+
+def test_one_container_goes_on_with_what_an_earlier_release_left(compose: Compose) -> None:
+    """As it is told to on its command line, where no setting of its image says so: it is healthy, and its jobs end."""
+    [*_, oldest] = sorted((found.parent for found in RELEASES.glob(f"*/{ARCHIVE}")), reverse=True)
+    note = json.loads((oldest / NOTE).read_text())
+    port, name, image = free_port(), "rockchipllama-test-one", "rockchipllama-all-in-one"
+    confined = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--volume", f"{name}:/app/data"]
+    elsewhere = ["--data-dir", "/app/data/elsewhere"]
+    compose.docker("build", "--target", "all-in-one", "--tag", image, ".")
+    try:
+        archive = ["--volume", f"{oldest}:/left:ro", image, "restore", f"/left/{ARCHIVE}"]
+        compose.docker("run", "--rm", *confined, *archive, *elsewhere)
+        published = ["--init", "--name", name, "--publish", f"127.0.0.1:{port}:8080", "--env", "ROCKCHIPLLAMA_LEASE=3"]
+        compose.docker("run", "--detach", *confined, *published, image, "up", *elsewhere)
+
+        def health() -> str:
+            return compose.docker("inspect", "--format", "{{.State.Health.Status}}", name).strip()
+
+        eventually(lambda: health() == "healthy", limit=LIMIT, what="it counts as healthy")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT) as http:
+            http.headers["authorization"] = f"Bearer {note['keys']['kept']}"
+            for state in ("running", "paused", "waiting"):
+                job = f"/v1/jobs/{note['jobs'][state]['id']}"
+                eventually(lambda job=job: http.get(job).json()["state"] == "finished", limit=LIMIT, what=state)  # type: ignore[misc]
+                page = http.get(f"{job}/events", headers={"accept": "application/json"}).json()
+                assert "".join(event.get("text", "") for event in page["data"]) == note["jobs"][state]["text"]
+        compose.docker("stop", "--time", "60", name)
+        assert compose.docker("inspect", "--format", "{{.State.ExitCode}}", name).strip() == "0"
+    finally:
+        for words in (["rm", "--force", "--volumes", name], ["volume", "rm", "--force", name]):
+            compose.docker(*words)
