@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from npu.simulator import build
+from ops.up import advice as advice_module
 from ops.up.advice import Advice
 from ops.up.contact import clients, computes, is_board
 from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
 from tests.npu.boards import as_nobody, make_board
 from tests.simulators import SIMULATORS
+from tests.stack import LIMIT
 
 
 def settings(library: str = "/nowhere/librkllmrt.so") -> TaskSettings:
@@ -45,8 +47,9 @@ def test_a_machine_without_one_has_its_cpu(tmp_path: Path) -> None:
     assert not is_board(settings(), tmp_path)
 
 
-def test_a_board_is_told_what_would_be_better() -> None:
+def test_a_board_is_told_what_would_be_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to type, as the doctor says; one that says nothing of use is passed over."""
+    monkeypatch.setattr(advice_module, "PATIENCE", LIMIT)
     doctor = [sys.executable, "-m", "ops.cli.main", "doctor", "--json", "--soc", "rk3588"]
     with Supervisor() as supervisor:
         lines = list(Advice(doctor).lines(supervisor.until))
