@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from npu.errors import ModelRefused
 from npu.simulator.profile import profile_of
+from ops.fold import columns, fold
 from ops.index_contexts import reckon
 from ops.program import program
 from tasks.board.pull.errors import PullFailed
@@ -78,8 +79,13 @@ def _measured(name: str, file: IndexFile, machine: Machine) -> float | None:
         return None
 
 
+WIDE, MIDDLING, NARROW = 80, 60, 45
+"""Columns of a terminal below which the table is without what is to be fetched, without kind and speed, and without what it
+runs on."""
+
+
 def table(machine: Machine, found: Sequence[Advice]) -> str:
-    """The same for people."""
+    """The same for people, as wide as their terminal."""
     rows = [("model", "runs on", "quantization", "to fetch", "memory", "context", "tokens/s")]
     rows += [
         (
@@ -94,18 +100,31 @@ def table(machine: Machine, found: Sequence[Advice]) -> str:
         for each in found
         if each.runs
     ]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    width = columns() or WIDE
+    kept = (
+        (0, 1, 2, 3, 4, 5, 6)
+        if width >= WIDE
+        else (0, 1, 2, 4, 5, 6)
+        if width >= MIDDLING
+        else (0, 1, 4, 5)
+        if width >= NARROW
+        else (0, 4, 5)
+    )
+    cells = [[row[place] for place in kept] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     chip = f"the {machine.soc}" if machine.soc else "a machine without an NPU we know"
     runtime = f", runtime {machine.runtime}" if machine.runtime else ""
-    lines.insert(0, f"For {chip}{runtime}; models may have {machine.memory >> 20:,} MiB of its memory.\n")
-    lines += [
-        "",
+    lines.insert(0, fold(f"For {chip}{runtime}; models may have {machine.memory >> 20:,} MiB of its memory.", 0) + "\n")
+    told = (
         "Memory is the least that a model takes; tokens/s are the vendor's, on this chip.",
-        'Context is what a model gets here by `context_length = "auto"`; unset, it is',
-        "8,192 tokens at most on the CPU, and on the NPU what the index knows, else 4,096.",
+        (
+            'Context is what a model gets here by `context_length = "auto"`; unset, it is 8,192 tokens at most on the CPU, and '
+            "on the NPU what the index knows, else 4,096."
+        ),
         "`?` is not known before the file is there, or was not measured.",
-    ]
-    lines += [f"Fetch one with `{program()} models pull NAME`.", ""]
-    lines += [each.why_not for each in found if each.why_not is not None]
+        f"Fetch one with `{program()} models pull NAME`.",
+    )
+    refused = [each.why_not for each in found if each.why_not is not None]
+    lines += ["", *(fold(line, 0) for line in told), "", *(fold(line, 2) for line in refused)]
     return "\n".join(lines).rstrip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ops.chat.answer import Piece
+from ops.fold import fold
 from ops.program import as_typed
 
 _HARMLESS = str.maketrans({code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"})
@@ -55,6 +56,7 @@ class Screen:
         note(sentence)
 
 
-def note(sentence: str) -> None:
-    """Something that is no part of an answer."""
-    print(as_typed(sentence), file=sys.stderr, flush=True)
+def note(text: str, indent: int = 0) -> None:
+    """Something that is no part of an answer; what does not fit into a line goes on `indent` columns from the left."""
+    for line in as_typed(text).split("\n"):
+        print(fold(line, indent), file=sys.stderr, flush=True)

@@ -116,7 +116,7 @@ class Session:
             case "/save":
                 note(self._save(rest))
             case "/help":
-                note(HELP.format(settings=", ".join(_SETTINGS)))
+                note(HELP.format(settings=", ".join(_SETTINGS)), 20)
             case other:
                 note(f"There is no {other}. /help shows what there is.")
 

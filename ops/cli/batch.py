@@ -93,6 +93,8 @@ def list_batches(
     import json
     import time
 
+    from ops.fold import fold
+
     found = service.batches()
     if as_json:
         print(json.dumps(list(found), indent=2))
@@ -101,7 +103,7 @@ def list_batches(
         counts = each["request_counts"]
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["created_at"]))
         done = f"{counts['completed']}/{counts['total']}" + (f", {counts['failed']} failed" if counts["failed"] else "")
-        print(f"{each['id']}  {made}  {each['status']:<11}  {done}")
+        print(fold(f"{each['id']}  {made}  {each['status']:<11}  {done}", 4))
 
 
 @app.command()

@@ -89,6 +89,8 @@ def list_keys(
     import json
     import time
 
+    from ops.fold import fold
+
     found = sorted(_book(config, url, redis_url, data_dir).keys(), key=lambda key: key["name"])
     if as_json:
         print(json.dumps(found, indent=2))
@@ -99,7 +101,8 @@ def list_keys(
     width = max(len(key["name"]) for key in found)
     for key in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key["created"]))
-        print(f"{key['id']}  {key['name']:<{width}}  {made}  {','.join(key['scopes'])}{_in_words(key['limits'])}")
+        line = f"{key['id']}  {key['name']:<{width}}  {made}  {','.join(key['scopes'])}{_in_words(key['limits'])}"
+        print(fold(line, 14))
 
 
 @app.command()

@@ -195,12 +195,15 @@ def list_models(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
+        from ops.fold import fold
+
         width = max((len(model.id) for model in catalog.models), default=0)
         for model, row in zip(catalog.models, rows, strict=True):
             runs_in = "unusable" if row["problem"] else model.engine
             size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes and not model.base else ""
             about = [f"made from {model.base}"] if model.base else []
-            print(f"{model.id:<{width}}  {runs_in:<8}  {size:>10}  {', '.join([*about, *model.names])}".rstrip())
+            line = f"{model.id:<{width}}  {runs_in:<8}  {size:>10}  {', '.join([*about, *model.names])}"
+            print(fold(line.rstrip(), width + 24))
     for sentence in (*catalog.problems, *catalog.clashes, *dict.fromkeys(wrong)):
         print(as_typed(sentence), file=sys.stderr)
 

@@ -65,7 +65,13 @@ def loaded(as_json: options.AsJson = False, url: options.ServiceUrl = None, conf
     import json
 
     found = service_of(config, url).loaded()
-    print(json.dumps(found, indent=2) if as_json else "\n".join(map(_resident, found)) or "No model is loaded.")
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from ops.fold import fold
+
+    for line in map(_resident, found) if found else ["No model is loaded."]:
+        print(fold(line, 4))
 
 
 def available(as_json: options.AsJson = False, url: options.ServiceUrl = None, config: options.Config = None) -> None:

@@ -124,6 +124,8 @@ def _print_live(shown: list[dict[str, Any]], as_json: bool) -> None:
     import json
     import time
 
+    from ops.fold import fold
+
     if as_json:
         print(json.dumps(shown, indent=2))
         return
@@ -135,7 +137,7 @@ def _print_live(shown: list[dict[str, Any]], as_json: bool) -> None:
         if item["changed_by"] is not None:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["changed_at"]))
             source = f"  by {item['changed_by']}, {when}; was {_shown(item['own'], item.get('unit'))}"
-        print(f"{item['name']:<{name_width}}  {value:<{value_width}}{source}".rstrip())
+        print(fold(f"{item['name']:<{name_width}}  {value:<{value_width}}{source}".rstrip(), name_width + 2))
 
 
 def _shown(value: object, unit: str | None = None) -> str:

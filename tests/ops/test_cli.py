@@ -13,6 +13,8 @@ import typer
 from typer.main import get_command
 
 from ops import environment
+from ops.chat.screen import note
+from ops.chat.session import HELP
 from ops.cli.main import app, main
 from ops.cli.service_address import address_of
 from ops.up import tokens
@@ -86,6 +88,19 @@ def test_what_is_meant_is_told_in_place_of_what_was_typed(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert told in capsys.readouterr().err
+
+
+def test_a_conversations_notes_are_broken_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As wide as the terminal; in a pipe they are whole."""
+    monkeypatch.setenv("COLUMNS", "40")
+    note("a sentence that is longer than a line\nand another one that is as long as that")
+    assert capsys.readouterr().err.count("\n") == 2
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    note(HELP, 20)
+    told = capsys.readouterr().err.splitlines()
+    assert max(map(len, told)) <= 40 and "          system message" in told
 
 
 def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from npu.simulator.profile import profile_of
 from ops.recommend import advise, table
 from tasks.board.pull.index import read_index
@@ -51,6 +53,16 @@ def test_the_context_is_the_one_that_the_board_would_choose() -> None:
     tight = {each.name: each for each in advise(Machine(None, None, 2200 << 20), INDEX)}
     assert not tight["llama3.2:3b"].runs and "with a context of 2048 tokens" in str(tight["llama3.2:3b"].why_not)
     assert "?" not in table(BOARD, [found["gemma3:4b"]]).splitlines()[3][:-1]
+
+
+@pytest.mark.parametrize("width", [40, 50, 70, 80])
+def test_the_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the figures that matter, however narrow it is."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = table(BOARD, advise(BOARD, INDEX)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("qwen3:0.6b") and "16,384" in line for line in lines)
 
 
 def test_where_no_size_is_told_the_weights_are_counted() -> None:
