@@ -117,7 +117,7 @@ class Watchdog:
             "the worker of %s pid=%d %s for %.0f s: it is stuck and was killed", model, pulse.process, what, seconds
         )
         pulse.since, pulse.ignoring = time.monotonic(), None
-        self._workers.kill(model)
+        self._workers.kill(model, pulse.process)
 
     def _read(self, models: list[str]) -> dict[str, bytes | None]:
         if not models:

@@ -175,11 +175,12 @@ class Workers:
             process.terminate()
         wait_or_kill([*living, *leaving], grace)
 
-    def kill(self, name: str) -> None:
-        """End the worker that is called so at once. `tick` then starts it again, as after any death."""
+    def kill(self, name: str, pid: int) -> None:
+        """End that process of the worker that is called so at once, if it is the one still. `tick` then starts it again, as after
+        any death."""
         with self._lock:
             child = self._children.get(name)
-            if child is not None and child.process is not None:
+            if child is not None and child.process is not None and child.process.pid == pid:
                 kill(child.process)
 
     def living(self) -> dict[str, int]:

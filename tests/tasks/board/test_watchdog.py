@@ -47,9 +47,9 @@ class Kennel:
         self._kill = self.workers.kill
         self.workers.kill = self._note_and_kill  # type: ignore[method-assign]
 
-    def _note_and_kill(self, name: str) -> None:
+    def _note_and_kill(self, name: str, pid: int) -> None:
         self.killed.append(name)
-        self._kill(name)
+        self._kill(name, pid)
 
     def start(self, name: str) -> int:
         self.workers.start(Model(id=name, engine="echo", folder=self.folder), 0)
@@ -111,6 +111,25 @@ def test_silence_is_the_end(kennel: Kennel, caplog: pytest.LogCaptureFixture) ->
     eventually(lambda: gone(silent), what="the end of the silent one")
     assert kennel.killed == ["silent"]
     assert f"the worker of silent pid={silent} lives but has not breathed for 65 s" in caplog.text
+
+
+def test_a_successor_is_not_taken_for_who_was_stuck(kennel: Kennel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came while Redis was asked."""
+    kennel.start("m")
+    kennel.passes(125)
+    assert kennel.killed == []
+    read, new = kennel.watchdog._read, 0
+
+    def replaced_meanwhile(workers: list[str]) -> dict[str, bytes | None]:
+        nonlocal new
+        found = read(workers)
+        kennel.workers.stop("m", 0.0)
+        new = kennel.start("m")
+        return found
+
+    monkeypatch.setattr(kennel.watchdog, "_read", replaced_meanwhile)
+    kennel.passes(5)
+    assert kennel.killed == ["m"] and kennel.workers.living() == {"m": new} and not gone(new)
 
 
 def test_a_new_worker_gets_longer(kennel: Kennel) -> None:

@@ -445,13 +445,15 @@ def test_a_kill_takes_the_whole_family(board: Board) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     assert board.workers.living() == {"m": board.pid()}
-    board.workers.kill("m")
+    board.workers.kill("m", board.pid() + 1)  # the one before it, which somebody thinks is there
+    assert board.workers.living() == {"m": board.pid()} and not any(map(gone, pids))
+    board.workers.kill("m", board.pid())
     eventually(lambda: all(gone(pid) for pid in pids), what="the end of all")
     board.dead()
     board.workers.tick()
     assert board.workers.note("m") == "its worker died 1 times in a row (last exit code -9)"
     assert board.workers.living() == {}
-    board.workers.kill("m")  # there is none to kill
+    board.workers.kill("m", pids[0])  # there is none to kill
     board.start()
     board.workers.tick()
     assert board.begun(6)
