@@ -52,6 +52,10 @@ from tasks.version import VERSION
 
 log = logging.getLogger("rockchipllama.board")
 
+ROUND = 0.5
+"""Seconds between two rounds of the loop, each of which looks whether a worker has died."""
+SOON = 0.2
+"""The same while a worker is to be told to load its model, and where it raises governors, without which jobs are slow."""
 REST = 2.0
 """Seconds between two looks for models that nobody asks for any more."""
 WATCH = 5.0
@@ -165,7 +169,7 @@ class Agent:
             self._tidy: TIDY,
         }
         due = {task: time.monotonic() + pause for task, pause in pauses.items()} | {self._breathe: 0.0}
-        while not self._leaving.wait(0.2):
+        while not self._leaving.wait(SOON if self._governors.able or self._loading.to_tell else ROUND):
             self._survive(self._workers.tick)
             self._survive(lambda: self._governors.look(partial(anybody_at_work, self._settings.data_dir)))
             self._losses.note(self._workers.ended())

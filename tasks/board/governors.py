@@ -43,7 +43,8 @@ class Governors:
         self._before: Mapping[str, str] = {}
         """Files of governors with what they held before; also after that was given back."""
         self._raised = False
-        self._able = when != "never" and read_soc(root) is not None
+        self.able = when != "never" and read_soc(root) is not None
+        """There may be something to raise."""
 
     def give_back_an_earlier_agents(self) -> None:
         """Where it was killed, and the machine was not started anew since. Raises `OSError` when its file cannot be removed."""
@@ -64,7 +65,7 @@ class Governors:
     def look(self, anybody_at_work: Callable[[], bool]) -> None:
         """Raise them, or give them back, as it is time for. Raises what `anybody_at_work` does, and `OSError` when what is
         there cannot be remembered; nothing is raised then."""
-        if not self._able:
+        if not self.able:
             return
         if self._when == "always" or anybody_at_work():
             self._last_work = self._clock()
@@ -98,7 +99,7 @@ class Governors:
                     path,
                     why,
                 )
-                self._able = False
+                self.able = False
                 self.give_back()
                 return
 

@@ -277,6 +277,11 @@ class Loading:
             if model_of(name) not in leaving and self._client.publish(keys.control(f"{name}@{self._board}"), "load"):
                 self._to_load.discard(name)
 
+    @property
+    def to_tell(self) -> bool:
+        """Whether a worker is still to be told to load its model."""
+        return bool(self._to_load)
+
     def pause_parking(self) -> None:
         """Have no worker park anything while a model is loaded or tried here. Raises what the client raises."""
         self._unparking.pause(promised=bool(self._to_load) or self._workers.aside() > 0)

@@ -11,10 +11,16 @@ import pytest
 import redis
 
 from npu.hardware import Memory
-from tasks.board import loading, room, workers
+from tasks.board import agent, loading, room, workers
 from tasks.prompting import setup
 from tests.fakes.clock import Clock
 from tests.tasks.board.small_board import GIB, SIZES, Board
+
+
+@pytest.fixture(autouse=True)
+def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for the next round of an agent's loop for long."""
+    monkeypatch.setattr(agent, "ROUND", 0.1)
 
 
 @pytest.fixture

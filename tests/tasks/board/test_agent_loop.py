@@ -135,6 +135,17 @@ def test_a_defect_ends_no_loop(
     assert len(told) == 1
 
 
+def test_a_worker_that_is_to_load_is_told_soon(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However seldom the loop comes round: somebody waits for the model, and a worker listens a moment after its start."""
+    monkeypatch.setattr(module, "ROUND", 10 * LIMIT)
+    board.start()
+    eventually(lambda: board.agent._workers.living(), what="the worker of the only model")
+    assert board.agent._loading.to_tell
+    with board.client.pubsub() as worker:
+        worker.subscribe(keys.control("first@one"))
+        eventually(lambda: not board.agent._loading.to_tell, what="its word")
+
+
 @pytest.mark.parametrize(("name", "times"), [("tick", 3), ("start", 1)], ids=["in the loop", "at the start"])
 def test_workers_that_cannot_be_looked_after_are_no_outage(
     board: Board, name: str, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
