@@ -88,10 +88,17 @@ def chat(
     session = Session(service, model, _options(temperature, max_tokens, seed, thinking), system)
     with hangup.unwinding():
         if not sys.stdin.isatty():
-            session.talk(lambda _: input())
+            session.talk(lambda _: _piped_line())
             return
         with History(load(ClientSettings).chat_history.expanduser()):
             session.talk(input)
+
+
+def _piped_line() -> str:
+    try:
+        return input()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter("what is piped in is no text in UTF-8.") from error
 
 
 def _asked(model: str, prompt: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from ops.cli import (
     served_models,
     service,
     settings,
+    streams,
     top,
     up,
     worker,
@@ -139,6 +141,9 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 
 
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
 def main() -> None:
     """Run one command. Exit codes: 0 as asked, 1 it failed, 2 it was asked wrongly, 130 Ctrl-C."""
     run(app)
@@ -146,11 +151,25 @@ def main() -> None:
 
 def run(command: Callable[[], object]) -> None:
     """Run a command line, and tell its failures in its user's words, with those exit codes."""
+    streams.settle()
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # who reads has enough
+        streams.let_go()
+        sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+            streams.let_go()
+            print(f"rockchipllama: what comes out cannot be written: {error.strerror}.", file=sys.stderr)
+            sys.exit(1)
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            print("rockchipllama: what was typed is no text in UTF-8.", file=sys.stderr)
+            sys.exit(2)
         if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OURS:
             print(
                 f"rockchipllama: this needs the package '{error.name}', which is not installed here. A container of one part "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -88,6 +89,32 @@ def test_what_is_meant_is_told_in_place_of_what_was_typed(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert told in capsys.readouterr().err
+
+
+def test_streams_as_they_are_found_bring_no_traceback() -> None:
+    """A disk that is full, streams that are closed, a terminal that knows no more than ASCII."""
+    started = f"{sys.executable} -m ops.cli.main"
+    script = f"{started} settings > /dev/full; echo $?; {started} settings <&- >&- 2>&-; echo $?; {started} up --help; echo $?"
+    environ = environment.for_child({"PYTHONIOENCODING": "ascii"})
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == "rockchipllama: what comes out cannot be written: No space left on device.\n"
+    lines = done.stdout.splitlines()
+    assert (lines[:2], lines[-1]) == (["1", "0"], "0")
+
+
+@pytest.mark.parametrize("words", [("run", "tiny", "\udcff"), ("models", "info", "\udcff")])
+def test_what_is_no_text_is_a_sentence(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell hands on any bytes."""
+    monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("sys.argv", ["rockchipllama", *words])
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == "rockchipllama: what was typed is no text in UTF-8.\n"
 
 
 def test_a_conversations_notes_are_broken_between_words(
