@@ -118,9 +118,10 @@ class LocalStorage:
     def _tidy(self, known: Collection[str]) -> None:
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             ours = is_file_id(path.name.removeprefix("."))
-            if ours and path.name not in known and path.is_file() and time.time() - path.stat().st_mtime > NEW:
-                log.warning("a file that nobody knows is dropped: %s", path.name)
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # a draft gets its name, or another process was first
+                if ours and path.name not in known and path.is_file() and time.time() - path.stat().st_mtime > NEW:
+                    log.warning("a file that nobody knows is dropped: %s", path.name)
+                    path.unlink()
 
     def _open_new(self, draft: Path, opened: ExitStack) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -330,6 +330,27 @@ async def test_a_file_of_many_parts_stays_whose_it_is_while_it_is_put_together(
 
 
 @pytest.mark.anyio
+async def test_a_file_that_goes_meanwhile_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft that gets its name is looked at when it is there no more; what is to be dropped behind it is dropped."""
+    storage, old = LocalStorage(tmp_path), [new_file_id() for _ in range(3)]
+    for name in old:
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (0, time.time() - NEW - 60))
+    is_file, seen = Path.is_file, list[Path]()
+
+    def goes(path: Path) -> bool:
+        found = is_file(path)
+        if not seen:
+            path.unlink()
+        seen.append(path)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", goes)
+    await storage.tidy(())
+    assert len(seen) == 3 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["local", "objects"])
 async def test_what_nobody_knows_is_dropped_once_it_is_old(tmp_path: Path, kind: str) -> None:
     """Drafts of killed processes and parts as well; what is new may be on its way, and what is not named as files are here
