@@ -109,7 +109,8 @@ class Agent:
         self._began = False
         """It has taken over what an earlier agent left, and loaded the default model."""
         self._drain = Drain(
-            *(self._client, self._board, self._workers, self._loading.dismiss, self._loading.load_again),
+            *(self._client, self._board, self._workers, self._keeping.asked),
+            *(self._loading.dismiss, self._loading.load_again),
         )
         self._started = time.time()
         self._pulse = systemd.Pulse()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import redis
 
@@ -23,17 +23,20 @@ class Drain:
         client: redis.Redis,
         board: str,
         workers: Workers,
+        asked: Callable[[], Mapping[str, float]],
         dismiss: Callable[[str], None],
-        load_again: Callable[[set[str]], None],
+        load_again: Callable[[Mapping[str, float | None]], None],
     ) -> None:
-        """`dismiss` has the worker of a model stopped, without waiting for that; `load_again` is told what was loaded before."""
+        """`asked` tells how many seconds models were asked to stay; `dismiss` has the worker of a model stopped, without waiting
+        for that; `load_again` is told what was loaded before, and what was asked of it."""
         self._client = client
         self._board = board
         self._workers = workers
+        self._asked = asked
         self._dismiss = dismiss
         self._load_again = load_again
         self.on = False
-        self._before: set[str] = set()
+        self._before: dict[str, float | None] = {}
 
     def is_asked(self) -> bool:
         """Whether the board is to serve nothing, which `look` may not have seen yet. Raises what the client raises."""
@@ -45,11 +48,12 @@ class Drain:
         if self.on != was:
             log.info("board %s %s", self._board, "is drained, and serves nothing" if self.on else "serves again")
         if not self.on:
-            before, self._before = self._before, set()
+            before, self._before = self._before, {}
             if was:
                 self._load_again(before)
         elif living := set(map(model_of, self._workers.living())):
-            self._before |= living
+            asked = self._asked()
+            self._before = {model_id: asked.get(model_id) for model_id in living} | self._before
             self.hand_over(at_once=False)
             for model_id in living:
                 self._dismiss(model_id)

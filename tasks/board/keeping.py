@@ -57,6 +57,11 @@ class Keeping:
             self._asked[model] = seconds
             self._begin_anew(model)
 
+    def asked(self) -> dict[str, float]:
+        """What was asked of models that are loaded, in seconds."""
+        with self._lock:
+            return dict(self._asked)
+
     def wanted(self, model: str) -> None:
         """Somebody wants it loaded: it has its time from now on."""
         with self._lock:

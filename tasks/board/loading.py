@@ -365,11 +365,13 @@ class Loading:
             return False
         return True
 
-    def load_again(self, before: set[str]) -> None:
-        """Load what was loaded before a drain, or what is loaded at a start."""
+    def load_again(self, before: Mapping[str, float | None]) -> None:
+        """Load what was loaded before a drain, to stay for as long as was asked then; or what is loaded at a start."""
         for model in [model for model in self._here.catalog.models if model.id in before]:
             try:
                 self.load(model)
+                if (seconds := before[model.id]) is not None:
+                    self.keep(model.id, seconds)
             except (ModelRefused, OSError) as error:
                 log.warning("%s was loaded before the drain, and was not loaded again: %s", model.id, error)
         if not before:

@@ -591,6 +591,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     for model in board.agent._announced.catalog.models:
         board.agent._loading.load(model)
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded")
+    board.agent._loading.keep("alone", -1.0)
     roster.announce(client, Card(id="first", board="two", engine="echo"))
     with client.pubsub() as told:
         told.psubscribe(keys.control("*@one"))
@@ -613,6 +614,7 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
         board.agent._loading.load(board.agent._announced.catalog.models[0])
     client.hdel(keys.DRAINED, "one")
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
+    eventually(lambda: board.agent._keeping.pinned() == {"alone"}, what="and the one that was pinned is so again")
 
 
 def test_a_setting_of_the_service_is_obeyed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
