@@ -27,5 +27,6 @@ REFUSED: Mapping[str, Refusal] = {
     "reasoning_effort": ((), "Send it as 'think'."),
     "enable_thinking": ((), "Send it as 'think'."),
     "logit_bias": (({},), "This dialect has no such field; /v1/chat/completions has it."),
+    "shift": ((False,), "An answer ends where the context does, with the reason 'length'; leave {field} out."),
     "n": ((1,), "There is one answer to a request here."),
 }
