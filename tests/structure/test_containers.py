@@ -15,6 +15,7 @@ import yaml
 
 from ops import environment
 from ops.configuration import declared
+from ops.doctor.machine import FILES_WANTED
 from tasks.settings import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -217,6 +218,7 @@ def test_the_npu_is_given_by_a_list() -> None:
     board = NPU["board"]
     assert board["devices"] == ["${NPU_DEVICE:-/dev/dri}", "/dev/dma_heap"]
     assert board["security_opt"] == ["systempaths=unconfined", "apparmor=unconfined"]
+    assert board["ulimits"] == {"nofile": FILES_WANTED}
     assert not board.keys() & {"privileged", "cap_add", "user"}
     assert [(volume["target"], volume["read_only"]) for volume in board["volumes"]] == [
         ("/usr/lib/librkllmrt.so", True)
