@@ -11,6 +11,9 @@ import msgspec
 
 from tasks.commands import PullProgress, PullStep
 
+NARROW = 70
+"""Columns of a terminal below which there is a count instead of a bar, for the name to be read."""
+
 
 class _Bar(Protocol):
     def __call__(self, progress: PullProgress) -> None: ...
@@ -76,17 +79,24 @@ def _bar() -> Iterator[_Bar]:
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         TaskID,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description}"),
-        *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    if console.width < NARROW:
+        name = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        columns: tuple[ProgressColumn, ...] = (name, DownloadColumn(table_column=Column(no_wrap=True)))
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
+        )
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(progress: PullProgress) -> None:

@@ -33,7 +33,7 @@ def connect() -> Redis:
         client.ping()
     except tasks.connection.UNREACHABLE as error:
         raise QueueAway(
-            f"The service's queue does not answer at {without_password(where)} ({error}). Start the "
+            f"The service's queue does not answer at {without_password(where)} ({str(error).rstrip('.')}). Start the "
             "service first, or name its Redis with --redis-url or its files with --data-dir."
         ) from error
     return client

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> str:
+def seen(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], columns: int = 120) -> str:
     """All that reaches the terminal while `work` has one for its standard error; at most 4 KB, which nobody reads meanwhile."""
     main, terminal = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         work()

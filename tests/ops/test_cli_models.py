@@ -79,6 +79,8 @@ def test_a_terminal_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [told(number=1, completed=0), told(number=2, completed=5_000_000)]
     shown = seen(monkeypatch, lambda: show(steps, as_json=False))
     assert "\x1b[" in shown and "weights.gguf" in shown and "5.0/10.0 MB" in shown
+    narrow = seen(monkeypatch, lambda: show(steps, as_json=False), columns=40)
+    assert "weights.gguf" in narrow and "5.0/10.0 MB" in narrow and "━" not in narrow
 
 
 def test_a_program_reads_each_step(hub: Hub, tmp_path: Path) -> None:
