@@ -59,4 +59,4 @@ class Screen:
 def note(text: str, indent: int = 0) -> None:
     """Something that is no part of an answer; what does not fit into a line goes on `indent` columns from the left."""
     for line in as_typed(text).split("\n"):
-        print(fold(line, indent), file=sys.stderr, flush=True)
+        print(fold(line, indent, sys.stderr), file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from ops.cli import (
     worker,
 )
 from ops.cli.metavars import name_values
+from ops.fold import fold
 from ops.program import as_typed, program
 
 _ELSEWHERE = {
@@ -181,7 +182,8 @@ def run(command: Callable[[], object]) -> None:
         if not kinds & _FOR_THE_USER:
             raise
         # A traceback would only hide a message that was written to be read.
-        print(f"rockchipllama: {as_typed(str(error))}", file=sys.stderr)
+        for line in f"rockchipllama: {as_typed(str(error))}".split("\n"):
+            print(fold(line, 0, sys.stderr), file=sys.stderr)
         sys.exit(2 if kinds & _USAGE or getattr(error, "usage", False) else 1)
 
 

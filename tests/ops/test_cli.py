@@ -124,10 +124,12 @@ def test_a_conversations_notes_are_broken_between_words(
     monkeypatch.setenv("COLUMNS", "40")
     note("a sentence that is longer than a line\nand another one that is as long as that")
     assert capsys.readouterr().err.count("\n") == 2
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     note(HELP, 20)
     told = capsys.readouterr().err.splitlines()
     assert max(map(len, told)) <= 40 and "          system message" in told
+    note("There is none; to have one made, type `rockchipllama keys create NAME --scope admin` there.")
+    assert "keys create NAME --scope admin`\n" in capsys.readouterr().err  # whole, to be copied
 
 
 def test_a_wide_bind_without_keys_is_refused_before_anything_starts() -> None:
