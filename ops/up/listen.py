@@ -22,7 +22,8 @@ ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """The family and the address that `host` and `port` mean. Raises `PortInUse`."""
+    """The family and the address that `host` and `port` mean; of a name that has both kinds, such as localhost, the one of IPv4,
+    which all clients reach. Raises `PortInUse`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -30,7 +31,8 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]
             f"'{host}' is neither an address nor a name that is known here. Choose another with --host or "
             "ROCKCHIPLLAMA_HOST: 127.0.0.1 is this machine alone, 0.0.0.0 is every network it is in."
         ) from error
-    return found[0][0], found[0][4]
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    return family, address
 
 
 def listen(host: str, port: int, setting: str = "") -> socket.socket:

@@ -75,6 +75,16 @@ def test_the_url_reaches_the_socket(host: str) -> None:
         socket.create_connection(("127.0.0.1", port)).close()
 
 
+def test_a_name_of_both_kinds_is_listened_on_where_all_clients_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever stands first in /etc/hosts."""
+    found = socket.getaddrinfo
+    newer = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 80, 0, 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **named: [newer, *found(*words, **named)])
+    assert listen.resolve("127.0.0.1", 80) == (socket.AF_INET, ("127.0.0.1", 80))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [newer])
+    assert listen.resolve("::1", 80)[0] == socket.AF_INET6
+
+
 def test_the_network_finds_it_too() -> None:
     """Listening everywhere, people are shown an address that another machine can use; listening on one, that one."""
     with listen.listen("0.0.0.0", 0) as sock:
