@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import sys
@@ -12,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from api.try_it import try_it
 from ops import configuration, environment
-from ops.program import elsewhere, program
+from ops.program import program
 from ops.up import discovery, listen, sharing, store
 from ops.up.advice import Advice
 from ops.up.disk import DiskWatch
@@ -25,6 +23,7 @@ from ops.up.lock import DataDirLock
 from ops.up.output import Terminal
 from ops.up.part import Part, now
 from ops.up.ready import Probe
+from ops.up.saying import capabilities, say, shown, tell_how_to_join, trial
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from ops.up.vitals import Vitals
@@ -340,68 +339,15 @@ class _Service:
 
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         self._tell_advice()
-        shown = ", ".join(_shown(model) for model in models[:5])
+        shown = ", ".join(shown(model) for model in models[:5])
         systemd.tell(f"STATUS=Listening at {self._shown_url}{', with ' + shown if shown else ''}")
         needs_key = self._probe.state.needs_key
         how = trial(self._shown_url, self._plan.trusted_networks, needs_key=needs_key)
         say(f"Ready after {time.monotonic() - self._began:.1f} s{': ' + shown if shown else ''}. {how}")
         tried = min(
             models,
-            key=lambda model: (model.get("id") != self._plan.tasks.default_model, "chat" not in _capabilities(model)),
+            key=lambda model: (model.get("id") != self._plan.tasks.default_model, "chat" not in capabilities(model)),
             default={},
         )
-        line = try_it(self._shown_url, tried.get("id"), _capabilities(tried), key=needs_key)
+        line = try_it(self._shown_url, tried.get("id"), capabilities(tried), key=needs_key)
         say(f"\n  {line}\n\nCtrl-C stops everything.")
-
-
-def trial(url: str, networks: Sequence[str], *, needs_key: bool) -> str:
-    """What is said before the line to try, which asks `url` and comes from its address when it is pasted on this machine."""
-    address = ipaddress.ip_address(urlsplit(url).hostname or "")
-    if needs_key or not networks or any(address in ipaddress.ip_network(network) for network in networks):
-        return "Try it:"
-    return (
-        f"This machine ({address}) is in none of the trusted networks ({', '.join(networks)}). Try it from one that is, or "
-        f"make a key ({program()} keys create NAME) and add -H 'Authorization: Bearer YOUR-KEY':"
-    )
-
-
-def tell_how_to_join(access: sharing.Access, listens_on: str, port: int) -> None:
-    """The line to type on another board, with the token in it only where a person reads it, and no log keeps it."""
-    token, host = access.shown(), listen.network_address(listens_on)
-    if token is None or _is_kept():
-        say(f"  boards  join at {host}:{port}; `{program()} boards invite NAME` makes a token")
-    else:
-        say(f"  boards  {elsewhere()} join {token.url(host, port)}")
-
-
-def say(text: str) -> None:
-    """One thing the user should know, on stdout; to a collector, an entry like any other."""
-    if _json():
-        log.info(" ".join(text.split()))
-        return
-    with contextlib.suppress(OSError):  # whoever read it is gone
-        print(text, flush=True)
-
-
-def _is_kept() -> bool:
-    """Whether what is said goes to a log that others read as well: systemd's journal, a collector's, or that of a container,
-    which keeps what it shows on a terminal, too."""
-    from npu.hardware.kernel import in_container  # of npu, as in `start`
-
-    return not sys.stdout.isatty() or in_container() or systemd.listens() or _json()
-
-
-def _json() -> bool:
-    from tasks.logs import JsonLines
-
-    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
-
-
-def _capabilities(model: dict[str, Any]) -> list[str]:
-    return list(model.get("capabilities", ()))
-
-
-def _shown(model: dict[str, Any]) -> str:
-    engine = model.get("engine_version") or model.get("engine")
-    context = f", context {length}" if (length := model.get("context_length")) else ""
-    return f"{model.get('id', '?')} on {engine}{context}" if engine else str(model.get("id", "?"))

@@ -26,7 +26,8 @@ from ops.up.errors import AlreadyRunning, PartFailed, PortInUse, UpError
 from ops.up.output import LogFile, Output
 from ops.up.part import FIRST_PAUSE, TOO_OFTEN, WINDOW, Part, describe_end
 from ops.up.ready import Readiness, _read, listens, place
-from ops.up.service import Plan, _Service, run, tell_how_to_join, trial
+from ops.up.saying import tell_how_to_join, trial
+from ops.up.service import Plan, _Service, run
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from tasks.settings import TaskSettings
