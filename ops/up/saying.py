@@ -51,7 +51,7 @@ def capabilities(model: dict[str, Any]) -> list[str]:
     return list(model.get("capabilities", ()))
 
 
-def shown(model: dict[str, Any]) -> str:
+def in_words(model: dict[str, Any]) -> str:
     """Such a model in a few words."""
     engine = model.get("engine_version") or model.get("engine")
     context = f", context {length}" if (length := model.get("context_length")) else ""

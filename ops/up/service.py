@@ -23,7 +23,7 @@ from ops.up.lock import DataDirLock
 from ops.up.output import Terminal
 from ops.up.part import Part, now
 from ops.up.ready import Probe
-from ops.up.saying import capabilities, say, shown, tell_how_to_join, trial
+from ops.up.saying import capabilities, in_words, say, tell_how_to_join, trial
 from ops.up.settings import UpSettings
 from ops.up.supervisor import StopAsked, Supervisor
 from ops.up.vitals import Vitals
@@ -339,7 +339,7 @@ class _Service:
 
     def _tell_ready(self, models: list[dict[str, Any]]) -> None:
         self._tell_advice()
-        shown = ", ".join(shown(model) for model in models[:5])
+        shown = ", ".join(in_words(model) for model in models[:5])
         systemd.tell(f"STATUS=Listening at {self._shown_url}{', with ' + shown if shown else ''}")
         needs_key = self._probe.state.needs_key
         how = trial(self._shown_url, self._plan.trusted_networks, needs_key=needs_key)
