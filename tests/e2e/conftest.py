@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.fakes.standing_echo import StandingEcho
+from tests.fakes.standing import Standing
 from tests.stack import LIMIT, Stack
 
 
 @pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> StandingEcho:
-    """Has the echoes of the module's service stand still."""
-    return StandingEcho(tmp_path_factory.mktemp("echo"))
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Standing:
+    """Has the answers of the module's service stand still."""
+    return Standing(tmp_path_factory.mktemp("standing"))
 
 
 @pytest.fixture(scope="module")
-def stack(echo: StandingEcho) -> Iterator[Stack]:
+def stack(standing: Standing) -> Iterator[Stack]:
     """Echo at three paces: as fast as it can, at a readable pace, and with a prefill one can see; and some for one thing."""
     stack = Stack(
         {
@@ -34,7 +34,7 @@ def stack(echo: StandingEcho) -> Iterator[Stack]:
         worker_grace=1,
         trusted_proxies="127.0.0.1",
     )
-    stack.preload(echo.environment)
+    stack.preload(standing.environment)
     stack.add_model("writer", {}, 'abilities = ["text"]')
     stack.add_model("reader", {}, 'abilities = ["embedding"]')
     with stack:

@@ -12,7 +12,7 @@ import pytest
 
 from tasks import keys
 from tests.e2e.test_cancellation import begin, body, leave, until_state, view
-from tests.fakes.standing_echo import StandingEcho
+from tests.fakes.standing import Standing
 from tests.stack import LIMIT, Stack, eventually, kill_all, lives
 
 
@@ -51,14 +51,14 @@ def streamed(lines: list[str]) -> tuple[str, dict[str, Any]]:
     return said(lines), chunks[-1].get("usage") or {}
 
 
-def test_kill_9_of_the_engine_in_mid_answer(stack: Stack, echo: StandingEcho) -> None:
+def test_kill_9_of_the_engine_in_mid_answer(stack: Stack, standing: Standing) -> None:
     """Its client sees one unbroken answer, whose usage is that of an undisturbed one; the engine is loaded anew meanwhile."""
     asked = json.loads(body("steady", LETTERS)) | {"stream_options": {"include_usage": True}}
     usages = []
     for times in (0, 1, 2):
         with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=asked, timeout=LIMIT) as reply:
             lines, seen = reply.iter_lines(), list[str]()
-            with echo.standing(10) as stand:
+            with standing.at(10) as stand:
                 for time in range(times):
                     while len(said(seen)) < 10 * (time + 1):
                         seen.append(next(lines))
@@ -75,9 +75,9 @@ def test_kill_9_of_the_engine_in_mid_answer(stack: Stack, echo: StandingEcho) ->
     assert usages[0] == usages[1] == usages[2]
 
 
-def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack, echo: StandingEcho) -> None:
+def test_kill_9_of_the_engine_in_mid_answer_not_streamed(stack: Stack, standing: Standing) -> None:
     """The answer is whole."""
-    with echo.standing(10):
+    with standing.at(10):
         held, job = begin(stack, "steady", LETTERS, stream=False)
         eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
         stack.child("steady").kill()
@@ -117,10 +117,10 @@ def test_kill_9_of_the_engine_before_anything_was_sent(stack: Stack) -> None:
     leave(held)
 
 
-def test_kill_9_of_the_whole_worker(stack: Stack, echo: StandingEcho) -> None:
+def test_kill_9_of_the_whole_worker(stack: Stack, standing: Standing) -> None:
     """The board starts another; what waited is answered, and what it was answering goes on."""
     chat(stack, "steady", "warm")
-    with echo.standing(10):
+    with standing.at(10):
         held, job = begin(stack, "steady", LETTERS, stream=True)
         eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
         waiting, second = begin(stack, "steady", "still here", stream=False)
@@ -136,10 +136,10 @@ def test_kill_9_of_the_whole_worker(stack: Stack, echo: StandingEcho) -> None:
     eventually(lambda: not stack.redis.exists("rl:unacked", "rl:unacked_index"), what="no call of the dead worker")
 
 
-def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack, echo: StandingEcho) -> None:
+def test_kill_9_of_a_workers_parent_leaves_no_child(stack: Stack, standing: Standing) -> None:
     """Nothing that holds the model stays behind, not even what was stopped in mid-answer: its successor would wait for it."""
     chat(stack, "steady", "warm")
-    with echo.standing(10):
+    with standing.at(10):
         held, job = begin(stack, "steady", LETTERS, stream=True)
         eventually(lambda: view(stack, job)["phase"] == "decode", what="decode")
         worker = stack.worker("steady")

@@ -22,6 +22,7 @@ from tasks.envelope import CommandReply, Envelope
 from tasks.jobs import new_job_id
 from tasks.requests import ChatRequest, Message
 from tests.e2e.test_cancellation import until_state, view
+from tests.fakes.standing import Standing
 from tests.npu.demo import IDS, demo_model
 from tests.stack import LIMIT, Stack, eventually
 
@@ -33,11 +34,12 @@ QUESTION = "Name three colours of the rainbow, please."
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack(standing: Standing) -> Iterator[Stack]:
     """A service whose only model is the demo's file, dropped into the folder as it is, with a small context."""
     weights = demo_model("llamacpp").path
     assert weights is not None
     made = Stack({}, default_model=MODEL, context_length=CONTEXT)
+    made.preload(standing.environment)
     (made.folder / "models" / weights.name).symlink_to(weights.resolve())
     with made:
         eventually(lambda: made.state(MODEL) == "loaded", what="a loaded model")
@@ -276,7 +278,7 @@ def test_the_best_of_several(client: openai.OpenAI) -> None:
     assert best.usage is not None and best.usage.completion_tokens == 12
 
 
-def test_an_answer_in_a_format_goes_on_after_a_crash(client: openai.OpenAI, stack: Stack) -> None:
+def test_an_answer_in_a_format_goes_on_after_a_crash(client: openai.OpenAI, stack: Stack, standing: Standing) -> None:
     """In the middle of its JSON, and with the log probabilities of every token."""
     schema = Person.model_json_schema()
     asked: dict[str, Any] = {
@@ -288,16 +290,17 @@ def test_an_answer_in_a_format_goes_on_after_a_crash(client: openai.OpenAI, stac
         "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
     }
     before = client.chat.completions.create(**asked)
-    child = stack.child(MODEL)  # to look for it takes a moment
-    raw = client.chat.completions.with_raw_response.create(**asked, stream=True)
     text, tokens = "", b""
-    for chunk in raw.parse():
-        choice = chunk.choices[0]
-        if choice.delta.content and not text:
-            child.kill()
-        text += choice.delta.content or ""
-        if choice.logprobs is not None:
-            tokens += b"".join(bytes(each.bytes or ()) for each in choice.logprobs.content or ())
+    with standing.at(10) as stand:
+        raw = client.chat.completions.with_raw_response.create(**asked, stream=True)
+        for chunk in raw.parse():
+            choice = chunk.choices[0]
+            if choice.delta.content and not text:
+                stack.child(MODEL).kill()
+                stand(CONTEXT)
+            text += choice.delta.content or ""
+            if choice.logprobs is not None:
+                tokens += b"".join(bytes(each.bytes or ()) for each in choice.logprobs.content or ())
     assert text == said(before)
     assert tokens.decode() == text
     assert Person.model_validate_json(text)
@@ -315,29 +318,29 @@ def test_cancelled_in_mid_answer(client: openai.OpenAI, stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("by", ["a crash", "a chat"])
-def test_a_greedy_answer_that_is_interrupted(client: openai.OpenAI, stack: Stack, by: str) -> None:
+def test_a_greedy_answer_that_is_interrupted(client: openai.OpenAI, stack: Stack, standing: Standing, by: str) -> None:
     """It is the one it would have been, token by token, though another process with the model said its end, or the same one
     after it had answered somebody else."""
     asked: dict[str, Any] = {"max_tokens": 60, "extra_body": {"logit_bias": {"2": -100}}}
     before = chat(client, "Count to one thousand.", **asked)
-    child = stack.child(MODEL)  # to look for it takes a moment
-    raw = client.chat.completions.with_raw_response.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "Count to one thousand."}],
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-        service_tier="flex",
-        **asked,
-    )
-    chunks = iter(raw.parse())
-    text = ""
-    while len(text) < 20:
-        text += next(chunks).choices[0].delta.content or ""
-    if by == "a chat":
-        chat(client, QUESTION)
-    else:
-        child.kill()
+    with standing.at(30):
+        raw = client.chat.completions.with_raw_response.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Count to one thousand."}],
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            service_tier="flex",
+            **asked,
+        )
+        chunks = iter(raw.parse())
+        text = ""
+        while len(text) < 20:
+            text += next(chunks).choices[0].delta.content or ""
+        if by == "a chat":
+            chat(client, QUESTION)
+        else:
+            stack.child(MODEL).kill()
     rest = list(chunks)
     text += "".join(chunk.choices[0].delta.content or "" for chunk in rest if chunk.choices)
     assert text == said(before)

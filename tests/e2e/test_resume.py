@@ -16,7 +16,7 @@ import pytest
 
 from tests.api.hooks import called
 from tests.e2e.test_cancellation import until_state, view
-from tests.fakes.standing_echo import StandingEcho
+from tests.fakes.standing import Standing
 from tests.stack import LIMIT, Stack, eventually, free_port
 
 HOOKS: dict[str, str] = {"webhook_secret": "a secret of sixteen", "webhook_networks": "127.0.0.0/8"}
@@ -25,9 +25,9 @@ LETTERS = "".join(f"{place} " for place in range(60))
 
 
 @pytest.fixture(scope="module")
-def stack(echo: StandingEcho) -> Iterator[Stack]:
+def stack(standing: Standing) -> Iterator[Stack]:
     stack = Stack({"steady": {"tokens_per_second": 200}}, default_model="steady", lease=3, drain=0, **HOOKS)
-    stack.preload(echo.environment)
+    stack.preload(standing.environment)
     stack.add_model("caller", {"tokens_per_second": 100}, 'tool_format = "hermes"\nthinking_format = "think"')
     with stack:
         yield stack
@@ -182,9 +182,9 @@ def test_events_can_be_polled(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_stream_outlives_its_process(stack: Stack, echo: StandingEcho, second: str, how: str) -> None:
+def test_a_stream_outlives_its_process(stack: Stack, standing: Standing, second: str, how: str) -> None:
     """An API process that is stopped leaves the job to its grace, and says so without an id; one that dies says nothing."""
-    with echo.standing(20):
+    with standing.at(100):  # several tokens of an append are one frame
         with chat(stack.url) as reading:
             frames = reading.read(8)
             process = stack.process("api")
@@ -261,13 +261,13 @@ IN_THOUGHT, IN_CALL, AT_END = CALLING.index("</think>") - 2, CALLING.index(CITY)
 """Where it stands until its engine has died."""
 
 
-def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
+def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack, standing: Standing) -> None:
     """In mid-thought and in the middle of the call; its result is then told in a response of its own."""
     client = client_of(stack.url)
     for kills in (0, 2):
         stream = client.responses.create(model="caller", input=CALLING, tools=[WEATHER], stream=True)
         events = []
-        with echo.standing(IN_THOUGHT if kills else AT_END) as stand:
+        with standing.at(IN_THOUGHT if kills else AT_END) as stand:
             for event in stream:
                 events.append(event)
                 kinds = [each.type for each in events]
@@ -295,7 +295,7 @@ def test_a_call_of_a_tool_goes_on_where_its_engine_died(stack: Stack, echo: Stan
     assert "Rain." in then.output_text
 
 
-def test_a_chat_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
+def test_a_chat_goes_on_where_its_engine_died(stack: Stack, standing: Standing) -> None:
     """In mid-thought and in the middle of a call: each is read once and whole, and counted as if nothing had been."""
     client = client_of(stack.url)
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
@@ -303,7 +303,7 @@ def test_a_chat_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) 
     whole = client.chat.completions.create(**asked)
     thoughts, arguments = 0, 0
     with (
-        echo.standing(IN_THOUGHT) as stand,
+        standing.at(IN_THOUGHT) as stand,
         client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream,
     ):
         for event in stream:
@@ -325,14 +325,14 @@ def test_a_chat_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) 
     assert view(stack, said.id.removeprefix("chatcmpl-"))["attempts"] == 3
 
 
-def test_a_message_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
+def test_a_message_goes_on_where_its_engine_died(stack: Stack, standing: Standing) -> None:
     """In mid-thought and in the middle of a call, in Anthropic's dialect: each event comes once, and the tool is called."""
     client = anthropic.Anthropic(base_url=stack.url, api_key="unused", max_retries=0, timeout=LIMIT)
     tool: Any = {"name": "weather", "input_schema": WEATHER["parameters"]}
     turns: Any = [{"role": "user", "content": CALLING}]
     deltas: list[str] = []
     with (
-        echo.standing(IN_THOUGHT) as stand,
+        standing.at(IN_THOUGHT) as stand,
         client.messages.stream(
             model="caller", max_tokens=2000, messages=turns, tools=[tool], thinking={"type": "adaptive"}
         ) as stream,
@@ -408,7 +408,7 @@ def stack_forgot(stack: Stack, response: str) -> bool:
     return httpx.get(f"{stack.url}/v1/jobs/{response.removeprefix('resp_')}", timeout=LIMIT).status_code == 404
 
 
-def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
+def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack, standing: Standing) -> None:
     """In mid-thought, in Ollama's dialect: thoughts, text and call come once and whole, and one last line with their count."""
     jobs: list[str] = []
     hooks = {"response": [lambda reply: jobs.append(reply.headers["x-job-id"])]}
@@ -417,7 +417,7 @@ def test_an_answer_in_lines_goes_on_where_its_engine_died(stack: Stack, echo: St
     asked["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     whole = client.chat(**asked)
     parts: list[Any] = []
-    with echo.standing(IN_THOUGHT) as stand:
+    with standing.at(IN_THOUGHT) as stand:
         for part in client.chat(**asked, stream=True):
             parts.append(part)
             if len(parts) == 8:
@@ -466,12 +466,12 @@ def newest(stack: Stack) -> dict[str, Any]:
     return found
 
 
-def test_a_call_that_ollamas_client_waits_for_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho) -> None:
+def test_a_call_that_ollamas_client_waits_for_goes_on_where_its_engine_died(stack: Stack, standing: Standing) -> None:
     """In the middle of the call, of which that client hears nothing before it is whole."""
     client = ollama.Client(host=stack.url, timeout=LIMIT)
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"]}}]
     said, calls, killed = "", [], False
-    with echo.standing(IN_CALL) as stand:
+    with standing.at(IN_CALL) as stand:
         for part in client.chat("caller", [{"role": "user", "content": CALLING}], tools=tools, think=True, stream=True):
             said += part.message.content or ""
             calls += part.message.tool_calls or []
@@ -496,10 +496,10 @@ WORDS = json.dumps({"words": ["sea", "land", "land"] * 20})
 @pytest.mark.parametrize(
     "front", ["anthropic", *(pytest.param(front, marks=pytest.mark.full) for front in ("responses", "ollama"))]
 )
-def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, echo: StandingEcho, front: str) -> None:
+def test_an_answer_held_to_a_schema_goes_on_where_its_engine_died(stack: Stack, standing: Standing, front: str) -> None:
     """In the middle of it, on each front besides the chats of `test_rkllm.py`: it fits, and nothing comes twice."""
     said = ""
-    with echo.standing(150) as stand:
+    with standing.at(150) as stand:
         for piece in held(stack.url, front):
             if len(said) <= 100 < len(said + piece):
                 stack.child("steady").kill()

@@ -13,6 +13,7 @@ import pytest
 
 from npu.simulator import Profile, SimulatedModel
 from tests.e2e.test_cancellation import begin, leave, until_state, view
+from tests.fakes.standing import Standing
 from tests.oracle import Oracle
 from tests.stack import LIMIT, Stack, eventually
 
@@ -36,7 +37,7 @@ def _done_at_its_cancellation(stack: Stack, job: str) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def paced() -> Iterator[Stack]:
+def paced(standing: Standing) -> Iterator[Stack]:
     """The same model at three speeds, and one that takes 10 s to read 8,000 tokens."""
     stack = Stack({}, rkllm_library="simulator", default_model="unpaced", queue_limit=64)
     for name, (profile, _) in PACES.items():
@@ -46,6 +47,7 @@ def paced() -> Iterator[Stack]:
     stack.add_simulated("slow", SimulatedModel(profile=slow, max_context_limit=16384))
     stack.add_simulated("hidden", SimulatedModel(thinking=True))
     (stack.folder / "models" / "hidden" / "tokenizer.json").unlink()
+    stack.preload(standing.environment)
     with stack:
         yield stack
 
@@ -106,14 +108,17 @@ DRAWN = {"seed": 7, "temperature": 1.1, "ignore_eos": True, "max_tokens": 400}
 
 
 @pytest.mark.parametrize("sampling", [{"max_tokens": 40}, DRAWN], ids=["greedy", "seed"])
-def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[str, float]) -> None:
+def test_an_answer_goes_on_after_its_engine_died(paced: Stack, standing: Standing, sampling: dict[str, float]) -> None:
     """In the very words it would have had: the runtime's own choice is greedy, and what we draw depends on the place alone."""
     asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], **sampling}
     before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
     text, child = "", loaded_child(paced, "board")
-    with httpx.stream(
-        "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
-    ) as reply:
+    with (
+        standing.at(10) as stand,
+        httpx.stream(
+            "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
+        ) as reply,
+    ):
         for line in reply.iter_lines():
             if line.startswith("data: {"):
                 chunk = json.loads(line[6:])
@@ -121,21 +126,25 @@ def test_an_answer_goes_on_after_its_engine_died(paced: Stack, sampling: dict[st
                 fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
                 if fresh and not text:
                     child.kill()
+                    stand(1000)
                 text += fresh
     assert text == before["choices"][0]["message"]["content"]
     assert view(paced, reply.headers["x-job-id"])["attempts"] == 2
 
 
-def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> None:
+def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack, standing: Standing) -> None:
     """In the middle of it, drawn as it would have been."""
     schema = {"type": "array", "items": {"enum": ["sea", "land", 1]}, "minItems": 60, "maxItems": 70}
     asked = {"messages": [{"role": "user", "content": "Tell me of the sea"}], "seed": 7, "temperature": 1.1}
     asked |= {"max_tokens": 600, "guided_json": schema}
     before = httpx.post(f"{paced.url}/v1/chat/completions", json=asked | {"model": "unpaced"}, timeout=LIMIT).json()
     text, child = "", loaded_child(paced, "board")
-    with httpx.stream(
-        "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
-    ) as reply:
+    with (
+        standing.at(10) as stand,
+        httpx.stream(
+            "POST", f"{paced.url}/v1/chat/completions", json=asked | {"model": "board", "stream": True}, timeout=LIMIT
+        ) as reply,
+    ):
         for line in reply.iter_lines():
             if line.startswith("data: {"):
                 chunk = json.loads(line[6:])
@@ -143,6 +152,7 @@ def test_an_answer_in_a_format_goes_on_after_its_engine_died(paced: Stack) -> No
                 fresh = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
                 if fresh and not text:
                     child.kill()
+                    stand(1000)
                 text += fresh
     assert text == before["choices"][0]["message"]["content"]
     assert set(json.loads(text)) <= {"sea", "land", 1}

@@ -16,22 +16,22 @@ import pytest
 
 from api.openai import feeder
 from tasks import keys
-from tests.fakes.standing_echo import StandingEcho
+from tests.fakes.standing import Standing
 from tests.stack import LIMIT, Stack, eventually
 
 
 @pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> StandingEcho:
-    """Has the models stand still."""
-    return StandingEcho(tmp_path_factory.mktemp("echo"))
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Standing:
+    """Has answers stand still."""
+    return Standing(tmp_path_factory.mktemp("standing"))
 
 
 @pytest.fixture(scope="module")
-def stack(echo: StandingEcho) -> Iterator[Stack]:
+def stack(standing: Standing) -> Iterator[Stack]:
     """Two models on one board, fast ones; who feeds a batch and dies holds it for four seconds."""
     models = {name: {"tokens_per_second": 5000.0} for name in ("echo", "other")}
     running = Stack(models, lease=4.0)
-    running.preload(echo.environment)
+    running.preload(standing.environment)
     with running:
         yield running
 
@@ -300,10 +300,10 @@ def test_a_cancelled_batch_runs_no_more_and_tells_what_it_did_not(client: openai
 
 
 def test_a_feeder_that_is_killed_loses_and_repeats_nothing(
-    client: openai.OpenAI, stack: Stack, echo: StandingEcho
+    client: openai.OpenAI, stack: Stack, standing: Standing
 ) -> None:
     """The API process dies in the middle, twice, with answers written that it had not counted yet."""
-    with echo.standing(32):  # so that the second half of them waits, whose answers are longer
+    with standing.at(32):  # so that the second half of them waits, whose answers are longer
         batch = submit(client, jsonl(*(chat(f"r{n}", f"{n} " * (5 if n < 200 else 20)) for n in range(400))))
         for share in (50, 150):
             eventually(lambda share=share: client.batches.retrieve(batch.id).request_counts.completed > share)
