@@ -9,6 +9,7 @@ from pathlib import Path
 
 from npu.engines import ENGINES
 from npu.errors import ModelRefused
+from npu.file_name import as_text, is_text
 from npu.manifest import FILE_NAME, has_base, read_manifest
 from npu.model import RESERVED, Model
 from npu.model_name import SUFFIXES, is_adapter, is_weights, parse_model_name
@@ -57,10 +58,11 @@ def find_models(models_dir: Path) -> Catalog:
     derived: list[Path] = []
     found = list(_walk(models_dir, 0, problems, derived, frozenset()))
     found += _derive(found, derived, problems)
+    problems = [(path, as_text(sentence)) for path, sentence in problems]
     models, clashes = _settle(found)
     return Catalog(
         tuple(sorted(models, key=lambda model: model.id)),
-        tuple(clashes),
+        tuple(map(as_text, clashes)),
         tuple(sentence for _, sentence in problems),
         *_refused(problems),
     )
@@ -92,7 +94,7 @@ def _names_of(path: Path) -> Iterator[str]:
         return  # nobody would ask for it
     name = parse_model_name(called)
     yield name.id
-    if path.name != FILE_NAME:
+    if path.name != FILE_NAME and is_text(called):
         yield called.lower()
     yield from map(str.lower, name.tags)
 
@@ -142,6 +144,10 @@ def _walk(
             problems.append((manifest, f"{manifest} cannot be read: {error.strerror or error}."))
     for entry in entries:
         if entry.name.startswith("."):
+            continue
+        if not is_text(entry.name) and (entry.is_dir() or entry.suffix.lower() in SUFFIXES):
+            why = "no model in it is found" if entry.is_dir() else "it is left alone"
+            problems.append((entry, f"{entry} has a name that is not UTF-8, so {why}. Rename it."))
             continue
         if entry.is_symlink() and not entry.exists():
             why = f"{entry} is a link to something that is not there. Remove it, or put the file back."

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from npu.file_name import is_text
+
 SUFFIXES: dict[str, str] = {".gguf": "llamacpp", ".rkllm": "rkllm"}
 """The engine that runs a bare file, by its suffix."""
 
@@ -44,12 +46,14 @@ class ModelName:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a file is one a model may be loaded from: by its suffix, not hidden, and not a part of one.
+    """Whether a file is one a model may be loaded from: by its suffix, named in UTF-8, not hidden, and not a part of one.
 
     A file still being fetched (`*.partial`) has another suffix; the second and further shards of a split GGUF, vision
     projectors (`mmproj…`) and adapters are no models of their own.
     """
     if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or is_adapter(path) or not path.is_file():
+        return False
+    if not is_text(path.name):
         return False
     shard = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
     return not path.name.lower().startswith("mmproj") and (shard is None or int(shard[1]) == 1)

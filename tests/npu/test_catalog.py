@@ -157,6 +157,32 @@ def test_depth_is_bounded(models: Path) -> None:
     assert [model.id for model in find_models(models).models] == ["seen"]
 
 
+def test_a_name_that_is_no_text_is_a_sentence_in_text(models: Path) -> None:
+    """In a folder of its own, beside a manifest, and of a folder; what is told of them can be sent and printed."""
+    put(models / "Good-1B-Q4_0.gguf")
+    put(models / os.fsdecode(b"caf\xe9-1B-Q4_0.gguf"))
+    put(models / os.fsdecode(b"caf\xe9_lora.rkllm"))
+    put(models / os.fsdecode(b"th\xe9") / "manifest.toml", 'engine = "nonsense"')
+    put(models / "beside" / os.fsdecode(b"\xe9-1B.gguf"))
+    put(models / "beside" / "manifest.toml", 'engine = "llamacpp"')
+    put(models / os.fsdecode(b"notes\xe9.txt"))
+    os.symlink("nowhere", models / os.fsdecode(b"link\xe9"))
+    catalog = find_models(models)
+    assert [model.id for model in catalog.models] == ["good-1b"]
+    said = "\n".join(catalog.problems)
+    for name, why in (
+        (r"caf\xe9-1B-Q4_0.gguf", "left alone"),
+        (r"th\xe9", "no model in it"),
+        (r"\xe9-1B.gguf", "left"),
+    ):
+        assert f"{name} has a name that is not UTF-8, so " in said
+        assert why in said
+    assert len(catalog.problems) == 6, catalog.problems
+    for told in (said, *catalog.refused.items(), *catalog.unusable):
+        "".join(told).encode()
+    assert "caf-1b" in catalog.refused
+
+
 def test_no_folder_is_a_sentence(models: Path) -> None:
     assert "cannot be read" in find_models(models).problems[0]
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from npu.errors import ModelRefused
+from npu.file_name import as_text, is_text
 from npu.manifest import FILE_NAME, read_manifest
 from npu.model import RESERVED, is_model_id
 from npu.model_name import SUFFIXES, is_weights, parse_model_name
@@ -278,6 +279,7 @@ def _from_place(path: Path, machine: Machine) -> Plan:
 
 def _look(path: Path) -> tuple[Path, list[Path]]:
     """The weights at `path`, and the files of the same folder that belong to them. Raises `OSError`, `PullFailed`."""
+    _check_text(path)
     if not path.is_dir():
         if not is_weights(path):
             path.stat()  # the system's own words when there is none
@@ -287,6 +289,9 @@ def _look(path: Path) -> tuple[Path, list[Path]]:
     inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     weights = [entry for entry in inside if is_weights(entry)]
     manifest = path / FILE_NAME
+    for entry in inside:
+        if manifest in inside or entry.suffix.lower() in SUFFIXES:
+            _check_text(entry)
     if manifest in inside:
         try:
             named = read_manifest(manifest).path
@@ -309,6 +314,14 @@ def _look(path: Path) -> tuple[Path, list[Path]]:
     return weights[0], [
         entry for entry in inside if entry.name in (*BESIDE, *LICENCES) and entry.stat().st_size <= MOST_BESIDE
     ]
+
+
+def _check_text(path: Path) -> None:
+    if not is_text(str(path)):
+        raise PullFailed(
+            CommandCode.SOURCE_MISSING,
+            f"{as_text(str(path))} has a name that is not UTF-8, so it is not copied. Rename it.",
+        )
 
 
 def _check(chosen: Candidate, machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,24 @@ def test_an_index_with_a_mistake_is_refused(index: Path, old: str, new: str) -> 
     index.write_text(INDEX.replace(old, new))
     with pytest.raises(IndexFault, match=r"index\.toml"):
         read_index(index)
+
+
+def test_a_name_that_is_no_text_is_not_copied(hub: Hub, tmp_path: Path) -> None:
+    """Neither that of the weights, nor of a folder, nor of what lies beside a manifest: a record and a manifest name them."""
+    odd = os.fsdecode(b"caf\xe9-1B-Q4_0.gguf")
+    folders = tmp_path / "bare", tmp_path / "whole", tmp_path / os.fsdecode(b"th\xe9")
+    files = folders[0] / odd, folders[1] / "Fine-1B.gguf", folders[2] / "Fine-1B.gguf"
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"GGUF")
+    (folders[1] / "manifest.toml").write_text('engine = "llamacpp"')
+    (folders[1] / os.fsdecode(b"notes\xe9.txt")).touch()
+    for place in (*folders, files[0], files[2]):
+        with pytest.raises(
+            PullFailed, match=r"\\xe9\S* has a name that is not UTF-8, so it is not copied\. Rename it"
+        ) as no:
+            plan(hub, str(place), LAPTOP)
+        str(no.value).encode()
 
 
 def test_releases_compare_as_numbers() -> None:
