@@ -153,14 +153,15 @@ class _Handler(BaseHTTPRequestHandler):
         asked = None if fault.no_ranges else self.headers.get("Range")
         if asked and self.headers.get("If-Range", tag) != tag:
             asked = None
-        begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        first, _, end = (asked or "").removeprefix("bytes=").partition("-")
+        begin, past = int(first or 0), int(end) + 1 if end else len(data)
         if begin >= len(data):
             self._refuse(416, {})
             return
-        rest = data[begin:]
+        rest = data[begin:past]
         self.send_response(206 if asked else 200)
         if asked:
-            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {begin}-{past - 1}/{len(data)}")
         self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(rest) + fault.lie))
         self.end_headers()

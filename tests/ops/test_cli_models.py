@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.fakes.hub import Fault, Hub, Repo
 from tests.ops.terminal import seen
 
 REPO = "people/Tiny-1B-GGUF"
-WEIGHTS = b"GGUF" + bytes(100_000)
+WEIGHTS = b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(100_000)
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_a_model_comes_and_goes(hub: Hub, tmp_path: Path) -> None:
     assert (pulled.returncode, pulled.stderr.splitlines()[-1]) == (0, "  Tiny-1B-Q4_K_M.gguf: 0 of 0 MB"), pulled.stderr
     assert pulled.stdout.splitlines()[-1] == "Ready: tiny-1b"
     assert "Tiny-1B-Q4_K_M.gguf (0 MB) of people/Tiny-1B-GGUF, for the CPU." in pulled.stdout
+    (tmp_path / "tiny-1b" / "Tiny-1B-Q4_K_M.gguf").write_bytes(WEIGHTS[:20])
     listed = run(hub, tmp_path, "list")
     assert listed.stdout.startswith("tiny-1b  unusable") and f"hf.co/{REPO}" in listed.stdout
     (row,) = json.loads(run(hub, tmp_path, "list", "--json").stdout)

@@ -62,6 +62,8 @@ class Transfer:
     """None while the server has not told."""
     waiting: str = ""
     """Why nothing comes now, and for how long it is waited, as a sentence."""
+    tag: str = ""
+    """The file's entity tag, where the server tells one."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -171,6 +173,20 @@ def transfers(
     _note(target).unlink(missing_ok=True)
 
 
+def seen(url: str, opener: urllib.request.OpenerDirector) -> tuple[int | None, str] | None:
+    """The size and the entity tag of the file that is at `url` now, without fetching it; None where that cannot be asked."""
+    # Servers that sign addresses sign them for GET alone.
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})
+    try:
+        with closing(opener.open(request, timeout=TIMEOUT)) as answer:
+            told = answer.headers.get("Content-Length")
+            if answer.status == 206:
+                told = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
+            return int(told) if told and told.isdecimal() else None, answer.headers.get("ETag") or ""
+    except (OSError, http.client.HTTPException):
+        return None
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -264,7 +280,7 @@ def _attempt(
             raise Damaged(f"the server has a file of {total} bytes, and it should have {size}")
         with target.open("ab" if resumed else "wb") as file:
             _note(target).write_text(now, encoding="latin-1")
-            yield Transfer(have, total)
+            yield Transfer(have, total, tag=now)
             try:
                 while data := answer.read1(CHUNK) if hasattr(answer, "read1") else answer.read(CHUNK):
                     have += len(data)

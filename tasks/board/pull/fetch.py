@@ -20,11 +20,21 @@ import msgspec
 
 from npu.catalog import Catalog, find_models
 from npu.errors import ModelRefused
+from npu.gguf import read_gguf
 from npu.manifest import FILE_NAME, read_manifest
 from npu.whole_file import put_folder_in_place, sync, write_whole
 from tasks.board.pull.asked import Asked, parse
 from tasks.board.pull.beside import PlannedFile
-from tasks.board.pull.download import Damaged, DownloadFailed, Forbidden, Missing, Transfer, direct_opener, transfers
+from tasks.board.pull.download import (
+    Damaged,
+    DownloadFailed,
+    Forbidden,
+    Missing,
+    Transfer,
+    direct_opener,
+    seen,
+    transfers,
+)
 from tasks.board.pull.errors import PullFailed
 from tasks.board.pull.index import IndexFault, read_index
 from tasks.board.pull.neighbours import names_of
@@ -72,6 +82,8 @@ class _Pull:
         self._pull_id = pull_id
         self._local = local
         self._partial = shelf.models_dir / PARTIAL
+        self._tags: dict[str, str] = {}
+        """Of the files that were fetched, by their names."""
 
     def steps(self) -> Iterator[PullProgress]:
         asked = parse(self._text, local=self._local)
@@ -126,19 +138,32 @@ class _Pull:
                 file.sha256 in (None, its.sha256) and file.size in (None, its.size) and (folder / file.name).is_file()
                 for file, its in zip(plan.files, found, strict=True)
             )
-            return plan.id if same else None
+            return plan.id if same and not self._stale(plan, found) else None
         owner = find_models(self._shelf.models_dir).find(plan.id)
         if owner is None and not folder.exists():
             return None
         if owner is not None and owner.path is not None and owner.path.name == weights.name:
             same = weights.size in (None, owner.size_bytes)
-            if same:
+            if same and _damage(owner.path) is None:
                 return owner.id
         place = owner.path or owner.folder if owner is not None else folder
         raise PullFailed(
             CommandCode.NAME_REFUSED,
             f"The name {plan.id} is taken by {place}, which no pull put there. Remove or rename that first.",
         )
+
+    def _stale(self, plan: Plan, found: list[RecordedFile]) -> bool:
+        """Whether what is there cannot be used, or is another file by now where it came from. Who cannot be asked, or does not
+        tell, has the same."""
+        for file, its in zip(plan.files, found, strict=True):
+            path = self._shelf.models_dir / plan.id / file.name
+            if path.stat().st_size != its.size or _damage(path) is not None:
+                return True
+            if file.size is None and file.sha256 is None and isinstance(file.source, str):
+                size, tag = seen(file.source, self._shelf.hub.network) or (None, "")
+                if size not in (None, its.size) or (tag and its.tag and tag != its.tag):
+                    return True
+        return False
 
     def _gather(self, plan: Plan) -> Iterator[PullProgress]:
         stage = self._partial / plan.id
@@ -152,10 +177,13 @@ class _Pull:
         for file in plan.files:
             yield from self._fetch(file, stage / file.name)
             digests[file.name] = yield from self._verify(file, stage / file.name)
-        _check_form(stage / plan.files[0].name, plan)
+            _check_form(stage / file.name)
         if plan.manifest is not None:
             write_whole(stage / FILE_NAME, _manifest(plan).encode())
-        files = [RecordedFile(name, (stage / name).stat().st_size, sha256) for name, sha256 in digests.items()]
+        files = [
+            RecordedFile(name, (stage / name).stat().st_size, sha256, self._tags.get(name, ""))
+            for name, sha256 in digests.items()
+        ]
         write_record(stage, Record(self._text, dict(plan.source), tuple(files)))
         try:
             read_manifest(stage / FILE_NAME)
@@ -215,6 +243,7 @@ class _Pull:
         """Where only the server knows how large a file is, room is made sure of when it has told."""
         unknown = file.size is None
         for move in moves:
+            self._tags[file.name] = move.tag or self._tags.get(file.name, "")
             if unknown and move.total is not None:
                 unknown = False
                 self._make_sure_of(move.total - move.completed, file.name)
@@ -277,16 +306,27 @@ def _copied(source: Path, target: Path) -> Iterator[Transfer]:
     yield Transfer(have, size)
 
 
-def _check_form(weights: Path, plan: Plan) -> None:
-    """A page of a web server under the name of a model is found here, not when it is loaded."""
-    if weights.suffix.lower() == ".gguf":
-        with weights.open("rb") as file:
-            head = file.read(4)
-        if head != b"GGUF":
-            raise PullFailed(
-                CommandCode.DAMAGED,
-                f"{weights.name} is no GGUF file, whatever its name says (it begins with {head!r}). It is left out.",
-            )
+def _check_form(path: Path) -> None:
+    """A page of a web server under the name of a model, or a part of one, is found here, not when it is loaded."""
+    why = _damage(path)
+    if why is not None:
+        path.unlink()  # a later pull would go on from it
+        raise PullFailed(
+            CommandCode.DAMAGED,
+            f"{path.name} arrived as it is where it came from, and cannot be used: {why}. It was deleted; pull again once the "
+            "file there is whole.",
+        )
+
+
+def _damage(path: Path) -> str | None:
+    """Why a file cannot be what its name says; None for one that is, and for those whose form is not known."""
+    if path.suffix.lower() != ".gguf":
+        return None
+    try:
+        read_gguf(path)
+    except ModelRefused as refused:
+        return str(refused).removeprefix(f"{path}: ").partition(". ")[0]
+    return None
 
 
 def _taken(lock: IO[str]) -> bool:

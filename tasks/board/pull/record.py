@@ -18,6 +18,8 @@ class RecordedFile(msgspec.Struct, frozen=True):
     name: str
     size: int
     sha256: str
+    tag: str = ""
+    """The entity tag that its server told of it; empty where it told none."""
 
 
 NOTHING: Final = RecordedFile("", -1, "")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
@@ -23,8 +24,9 @@ from tasks.board.pull.machine import Machine
 from tasks.board.pull.shelf import Shelf
 from tasks.commands import CommandCode, PullProgress, PullStep
 from tests.fakes.hub import COMMIT, Fault, Hub, Repo
+from tests.npu.test_gguf import gguf
 
-WEIGHTS = b"GGUF" + bytes(range(256)) * 8000
+WEIGHTS = b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(range(256)) * 8000
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 GGUF = "people/Tiny-1B-GGUF"
 FILE = "Tiny-1B-Q4_K_M.gguf"
@@ -195,8 +197,8 @@ def test_a_hub_that_has_another_file_than_the_index_is_not_believed(site: Site) 
 
 def test_a_web_page_is_no_model(site: Site) -> None:
     """A mirror's page of regrets has a digest, too."""
-    site.hub.repos[GGUF].files[FILE] = b"<html>not found</html>"
-    assert "is no GGUF file" in str(site.refusal(GGUF))
+    site.hub.repos[GGUF].files[FILE] = b"<html><body>not found</body></html>"
+    assert "this is not a GGUF file" in str(site.refusal(GGUF))
 
 
 @pytest.mark.parametrize("waited", [7.0, 300.0])
@@ -314,6 +316,47 @@ def test_an_address_is_fetched(site: Site) -> None:
     assert site.weights.read_bytes() == WEIGHTS
     assert all("Authorization" not in headers for _, headers in site.hub.asked)
     assert "does not end in the name" in str_of(site, f"{site.hub.store_url}/x.zip")
+
+
+def test_a_file_that_is_cut_where_it_lies_is_refused(site: Site) -> None:
+    """At the pull, with the reason, and no part of it stays; once it is whole there, it is fetched."""
+    whole = gguf(tensor_bytes=4096)
+    address = f"{site.hub.store_url}/cdn/{GGUF}/{FILE}"
+    site.hub.repos[GGUF].files[FILE] = whole[:-4000]
+    refused = site.refusal(address)
+    assert refused.code == CommandCode.DAMAGED
+    assert f"{FILE} arrived as it is where it came from, and cannot be used: it was cut short: " in str(refused)
+    assert not list(site.shelf.models_dir.rglob(f"{FILE}*"))
+    site.hub.repos[GGUF].files[FILE] = whole
+    site.pull(address)
+    assert site.weights.read_bytes() == whole
+
+
+def test_what_has_changed_at_an_address_is_fetched_anew(site: Site) -> None:
+    """By its size or, where that is the same, by its entity tag; where nobody answers, what is there is kept."""
+    address = f"{site.hub.store_url}/cdn/{GGUF}/{FILE}"
+    files = site.hub.repos[GGUF].files
+    site.pull(address)
+    for changed in (WEIGHTS, WEIGHTS + b"more", WEIGHTS + b"less"):
+        again = changed == site.weights.read_bytes()
+        files[FILE] = changed
+        assert (last(site.pull(address)).message == "tiny-1b is there already.") is again
+        assert site.weights.read_bytes() == changed
+    site.hub.faults = [Fault(status=503)]
+    assert last(site.pull(address)).message == "tiny-1b is there already."
+
+
+def test_what_was_damaged_here_is_fetched_anew(site: Site) -> None:
+    """The disk has less of it than what came, or it is no model any more; but what no pull put there is left alone."""
+    for damaged in (WEIGHTS[:-1], bytes(len(WEIGHTS))):
+        site.pull()
+        site.weights.write_bytes(damaged)
+        assert last(site.pull()).message == ""
+        assert site.weights.read_bytes() == WEIGHTS
+    shutil.rmtree(site.weights.parent)
+    (site.shelf.models_dir / FILE).write_bytes(bytes(len(WEIGHTS)))
+    with pytest.raises(PullFailed, match="which no pull put there"):
+        site.pull()
 
 
 def str_of(site: Site, what: str) -> str:
