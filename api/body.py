@@ -15,32 +15,11 @@ from api.errors import HttpProblem, Problem, invalid
 from api.json_faults import fault
 from api.needs import settings_of
 from api.settings import ApiSettings
+from api.value_faults import fault_of
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 _decoder = msgspec.json.Decoder()
-
-SENTENCES = {
-    "string_type": "it should be a string",
-    "bool_type": "it should be true or false",
-    "int_type": "it should be a whole number",
-    "int_from_float": "it should be a whole number",
-    "float_type": "it should be a number",
-    "list_type": "it should be a list",
-    "tuple_type": "it should be a list",
-    "dict_type": "it should be an object",
-    "model_type": "it should be an object",
-    "literal_error": "it should be one of {expected}",
-    "greater_than_equal": "it should be at least {ge}",
-    "greater_than": "it should be more than {gt}",
-    "less_than_equal": "it should be at most {le}",
-    "less_than": "it should be less than {lt}",
-    "too_short": "it should have {min_length} or more items",
-    "too_long": "it should have at most {max_length} items",
-    "string_too_long": "it should be at most {max_length} characters long",
-}
-"""What is wrong with a value, by the validating library's word for it, in words that mean something to a client. Their
-figures come from the same error. What is not here keeps the library's sentence."""
 
 KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 """What JSON calls a value that is no object."""
@@ -165,18 +144,8 @@ def _problem(data: dict[str, Any], details: Sequence[ErrorDetails]) -> HttpProbl
         return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
     if "code" in context:
         return invalid(first["msg"], param, context["code"])
-    message = _sentence(first["type"], context) or first["msg"].removeprefix("Value error, ")[:300]
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    return invalid(f"Invalid '{param}': {message[:1].lower()}{message[1:]}.", param, code)
-
-
-def _sentence(kind: str, context: dict[str, Any]) -> str:
-    # A bound of a fraction may be a whole number, and reads better as one.
-    figures = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in context.items()
-    }
-    return SENTENCES.get(kind, "").format(**figures)
+    return invalid(f"Invalid '{param}': {fault_of(first)}.", param, code)
 
 
 def _path(data: Any, loc: Sequence[int | str]) -> str:

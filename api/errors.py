@@ -17,6 +17,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from api.answer import ClientGone
+from api.value_faults import fault_of
 from tasks.errors import (
     AbilityMissing,
     AnswerTooLarge,
@@ -310,7 +311,7 @@ def register(app: FastAPI, renderer_of: Callable[[Scope], Renderer]) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        return respond(invalid(f"Invalid '{where}': {first['msg']}.", where).problem, renderer_of(request.scope))
+        return respond(invalid(f"Invalid '{where}': {fault_of(first)}.", where).problem, renderer_of(request.scope))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)

@@ -65,7 +65,7 @@ class WrittenManifest:
                 raise self.refuse(key, f"names a file larger than {MAX_FILE_BYTES >> 20} MB")
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise self.refuse(key, f"cannot be read: {error}") from error
+            raise self.refuse(key, f"cannot be read: {_why(error)}") from error
 
     def refuse(self, key: str, what: str, section: str = "") -> ModelRefused:
         """The error to raise: where the key stands, and `what` is wrong with it."""
@@ -97,6 +97,12 @@ class WrittenManifest:
         return None
 
 
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"its byte {error.start + 1} is no text in UTF-8"
+    return error.strerror or str(error)
+
+
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -104,6 +110,6 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         return text, tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelRefused(f"{path} cannot be read: {error}.") from error
+        raise ModelRefused(f"{path} cannot be read: {_why(error)}.") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ModelRefused(f"{path} is not TOML: {error}.") from error

@@ -20,7 +20,7 @@ from pydantic_settings import SettingsError
 
 from ops import environment
 from ops.program import program
-from tasks.settings import Settings, TaskSettings, config_file, live_names
+from tasks.settings import Settings, TaskSettings, config_file, fault_of, live_names
 
 CLASSES = (
     "tasks.settings:TaskSettings",
@@ -32,22 +32,6 @@ CLASSES = (
     "ops.client_settings:ClientSettings",
 )
 """Where settings are declared, in the order they are shown in. Named, not imported: a process loads what it uses."""
-
-WANTED = {
-    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
-    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
-    "string_type": "a text (in the file, in quotes)",
-    "path_type": "a path (in the file, in quotes)",
-    "dict_type": "a table of names",
-    "literal_error": "{expected}",
-    "tuple_type": "a list, or words with commas between",
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "less than {lt}",
-}
-"""What a value must be, by the validating library's word for what it is not. What is not here keeps its sentence."""
 
 _PASSWORD = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:password|token|secret|key|sig|signature)=)[^&#]*")
 """In the parameters of an address."""
@@ -155,9 +139,7 @@ def _sentence(owner: type[Settings], error: ErrorDetails, path: Path | None, con
         if isinstance(value, str) and "://" not in value:
             value = _MISTYPED.sub(_MASK, value)
         shown = f" is {_quoted(_fit(value))}"
-    why = error["msg"].removeprefix("Value error, ")
-    if error["type"] in WANTED:
-        why = "it must be " + WANTED[error["type"]].format(**error.get("ctx", {}))
+    why = fault_of(error)
     meaning = f" ({field.description})" if field is not None and field.description else ""
     place = ".".join(str(part) for part in error["loc"])
     misplaced = _misplaced(name, str(error["loc"][-1])) if len(error["loc"]) > 1 and where == str(path) else ""

@@ -260,12 +260,13 @@ class Service:
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
             reply = self._http.request(method, path, **more)
-            if reply.status_code >= 400:
-                raise _refusal(reply)
-            found: dict[str, Any] = reply.json()
-            return found
         except httpx.TransportError as error:
             raise self._away(error) from error
+        if reply.status_code >= 400:
+            raise _refusal(reply)
+        try:
+            found: dict[str, Any] = reply.json()
+            return found
         except ValueError as error:
             raise ServiceError(f"What answers at {self._shown} is not this service: it sent no JSON.") from error
 

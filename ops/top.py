@@ -73,7 +73,7 @@ def _boards(boards: list[dict[str, Any]], narrow: bool) -> Table:
         rows.append(
             (
                 board["id"] + (" (drained)" if board["drained"] else ""),
-                board["soc"] or board["machine"] or "",
+                board["soc"] or board["machine"] or "-",
                 " ".join(f"{core}%" for core in load) if load else "-",
                 (f"{heat:.0f}" if heat else "-") + (" (hot)" if board.get("hot") else ""),
                 f"{memory['available'] >> 20} of {memory['total'] >> 20} MiB" if memory else "-",

@@ -6,6 +6,7 @@ What a process reads is always a whole, frozen settings object: `LiveSettings.no
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import time
@@ -20,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tasks import keys, logs
 from tasks.connection import unavailable_as_refusal
 from tasks.readings import Readings
-from tasks.settings import Settings, TaskSettings, live_names, unit_of
+from tasks.settings import Settings, TaskSettings, fault_of, live_names, unit_of
 
 log = logging.getLogger("rockchipllama.settings")
 
@@ -76,9 +77,9 @@ def _checked(owner: type[Settings], name: str, value: Any) -> Any:
         # Strictly, and as JSON: true is no number, and "128" none either.
         return _reader(owner, name).validate_json(msgspec.json.encode(value), strict=True)
     except ValidationError as error:
-        why = error.errors()[0]["msg"].rstrip(".")
+        why = fault_of(error.errors()[0])
         meaning = owner.model_fields[name].description
-        raise SettingRefused(name, f"Invalid '{name}': {why[:1].lower()}{why[1:]}. ({meaning})") from error
+        raise SettingRefused(name, f"Invalid '{name}': {why}. ({meaning})") from error
 
 
 class LiveSettings(Generic[S]):
@@ -177,17 +178,23 @@ class SettingsBook:
     def _checked(self, name: str, value: Any, by: str) -> bytes | None:
         owner = self._owners.get(name)
         if owner is None:
-            raise SettingRefused(
-                name[:60],
-                f"The setting '{name[:60]}' cannot be changed while the service runs. Those that can are "
-                f"{', '.join(sorted(self._owners))}; others are read when it starts (docs/settings.md).",
-            )
+            raise SettingRefused(name[:60], self._no_owner(name[:60]))
         if value is None:
             return None
         checked = _checked(owner, name, value)
         if len(str(checked)) > LONGEST_VALUE:
             raise SettingRefused(name, f"Invalid '{name}': it is longer than {LONGEST_VALUE} characters.")
         return msgspec.json.encode(KeptSetting(checked, by, time.time()))
+
+    def _no_owner(self, name: str) -> str:
+        others = (
+            f"Those that can are {', '.join(sorted(self._owners))}; others are read when it starts (docs/settings.md)."
+        )
+        if any(name in owner.model_fields for owner in Settings.__subclasses__()):
+            return f"The setting '{name}' cannot be changed while the service runs. {others}"
+        nearest = difflib.get_close_matches(name, self._owners, n=1)
+        meant = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        return f"There is no setting '{name}' that can be changed while the service runs.{meant} {others}"
 
     async def _read(self) -> dict[bytes, bytes]:
         with unavailable_as_refusal():

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -79,6 +80,37 @@ class Settings(BaseSettings):
         if path is not None:
             sources += (TomlConfigSettingsSource(settings_cls, toml_file=path),)
         return sources
+
+
+_WANTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "string_type": "a text (in the file, in quotes)",
+    "path_type": "a path (in the file, in quotes)",
+    "dict_type": "a table of names",
+    "literal_error": "{expected}",
+    "tuple_type": "a list, or words with commas between",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+}
+"""What a value must be, by the validating library's word for what it is not. What is not here keeps its sentence."""
+
+
+def fault_of(error: ErrorDetails) -> str:
+    """What is wrong with a value, for the person who wrote it, without a point."""
+    if error["type"] == "extra_forbidden":
+        return "nothing of that name belongs there"
+    if error["type"] not in _WANTED:
+        return error["msg"].removeprefix("Value error, ").rstrip(".")
+    # A bound of a fraction may be a whole number, and reads better as one.
+    figures = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in error.get("ctx", {}).items()
+    }
+    return "it must be " + _WANTED[error["type"]].format(**figures)
 
 
 def live_names(owner: type[Settings]) -> tuple[str, ...]:

@@ -33,9 +33,8 @@ def profile_of(soc: str, model: str, size: str, dtype: str) -> Profile:
     The first token comes after the time the vendor measured for it, with a prompt as long as theirs. Raises `ModelRefused`
     with the rows there are for that chip.
     """
-    rows: list[dict[str, Any]] = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"]
     wanted = [part.lower() for part in (soc, model, size, dtype)]
-    for row in rows:
+    for row in _rows():
         if [str(row[key]).lower() for key in ("soc", "model", "size", "dtype")] == wanted:
             decode_ms = 1000 / row["tokens_per_s"]
             return Profile(
@@ -44,12 +43,18 @@ def profile_of(soc: str, model: str, size: str, dtype: str) -> Profile:
                 logits_ms=decode_ms,
                 memory_mb=row["memory_mb"] or Profile().memory_mb,
             )
-    there = [f"{row['model']} {row['size']} {row['dtype']}" for row in rows if row["soc"].lower() == soc.lower()]
-    raise ModelRefused(
-        f"{model} {size} {dtype} was not measured on {soc}. "
-        + (
-            f"Measured there: {', '.join(there)}."
-            if there
-            else f"Chips: {', '.join(sorted({r['soc'] for r in rows}))}."
-        )
-    )
+    raise ModelRefused(f"{model} {size} {dtype} was not measured on {soc}. {measured(soc)}")
+
+
+def measured(soc: str) -> str:
+    """A sentence on the rows there are for a chip, as `bench fleet` takes them; on the chips where there is none."""
+    rows = _rows()
+    there = [f"{row['model']}-{row['size']}:{row['dtype']}" for row in rows if row["soc"].lower() == soc.lower()]
+    if there:
+        return f"Measured there: {', '.join(there).lower()}."
+    return f"Chips: {', '.join(sorted({row['soc'] for row in rows}))}."
+
+
+def _rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"]
+    return rows

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from npu.errors import ModelRefused
-from npu.simulator.profile import Profile, profile_of
+from npu.simulator.profile import Profile, measured, profile_of
 from ops.bench.fleet_board import Board, Held, prefill_of
 from ops.bench.served import Served, summary
 from ops.bench.trace import Ask, before_each
@@ -368,6 +368,6 @@ def profile_named(name: str) -> Profile:
     if not (soc and family and size):
         raise ModelRefused(
             f"'{name}' is no profile: a chip and a model belong there, such as rk3588:qwen3-0.6b, or with a "
-            "quantization rk3576:qwen3-0.6b:w4a16."
+            f"quantization rk3576:qwen3-0.6b:w4a16. {measured(soc)}"
         )
     return profile_of(soc, family, size, dtype or "w8a8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ops.chat.answer import Piece
@@ -20,8 +21,11 @@ class Screen:
         self._thoughts = sys.stderr.isatty()
         self._thinking = False
         self._open = False
-        self._shared = not self._plain and self._thoughts
-        """Both stand on one screen."""
+        one_file = _one_file()
+        self._shared = one_file or (not self._plain and self._thoughts)
+        """Both stand on one screen, or in one file."""
+        self._kept = one_file and not self._thoughts
+        """Notes are kept with the answer, in which they have no place."""
 
     def show(self, piece: Piece) -> None:
         """One more piece."""
@@ -51,9 +55,18 @@ class Screen:
             self._thinking = self._open = False
 
     def note(self, sentence: str) -> None:
-        """Something that is no part of the answer, in the middle of it."""
+        """Something that is no part of the answer, in the middle of it; left out there where one file gets both."""
+        if self._kept and self._open:
+            return
         self.new_line()
         note(sentence)
+
+
+def _one_file() -> bool:
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # one of them is closed, or no file
+        return False
 
 
 def note(text: str, indent: int = 0) -> None:

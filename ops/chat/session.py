@@ -59,12 +59,15 @@ class Session:
         while True:
             try:
                 text = _turn(read)
+                text.encode()
                 if text.strip() == "/bye":
                     return
                 if text.startswith("/"):
                     self._obey(text)
                 elif text.strip():
                     self._ask(text)
+            except UnicodeEncodeError:
+                note("That is no text in UTF-8, and was not sent. What was said before is kept.")
             except KeyboardInterrupt:
                 note("")
             except EOFError:

@@ -141,7 +141,10 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or not all(1 <= count <= 1000 for count in found):
-        raise typer.BadParameter(f"'{text}' should be a number of boards, or several with commas, each from 1 to 1000.")
+        raise typer.BadParameter(
+            f"'{text}' should be a number of boards, or several with commas, each from 1 to 1000.",
+            param_hint="--boards",
+        )
     return found
 
 

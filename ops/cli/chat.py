@@ -78,6 +78,7 @@ def chat(
     """Talk with a model of a running service. /help shows what else can be typed; Ctrl-C stops an answer, Ctrl-D leaves."""
     service = service_of(config, url)
     service.model(model)  # before anybody has typed a question
+    import io
     import sys
 
     from ops.chat.history import History
@@ -87,18 +88,13 @@ def chat(
 
     session = Session(service, model, _options(temperature, max_tokens, seed, thinking), system)
     with hangup.unwinding():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # the session tells what is no text, and goes on
         if not sys.stdin.isatty():
-            session.talk(lambda _: _piped_line())
+            session.talk(lambda _: input())
             return
         with History(load(ClientSettings).chat_history.expanduser()):
             session.talk(input)
-
-
-def _piped_line() -> str:
-    try:
-        return input()
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter("what is piped in is no text in UTF-8.") from error
 
 
 def _asked(model: str, prompt: str | None) -> str:

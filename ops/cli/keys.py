@@ -69,7 +69,8 @@ def create(
     if as_json:
         print(json.dumps(key))
     else:
-        print(f"{key['key']}\n\nThis is shown once. '{key['name']}' ({key['id']}) may: {', '.join(key['scopes'])}.")
+        may = f"may: {', '.join(key['scopes'])}.{_allowed(key)}"
+        print(f"{key['key']}\n\nThis is shown once. '{key['name']}' ({key['id']}) {may}")
     if not before:
         print(
             f"Clients need a key now; commands take one from ROCKCHIPLLAMA_SERVICE_KEY.{_no_admin(scopes)}",
@@ -130,8 +131,18 @@ def revoke(
     config: options.Config = None,
 ) -> None:
     """Make a key useless, within two seconds. Jobs that it began run on."""
-    key = _book(config, url, redis_url, data_dir).revoke_key(name)
+    import sys
+
+    book = _book(config, url, redis_url, data_dir)
+    before = book.keys()
+    key = book.revoke_key(name)
     print(f"'{key['name']}' ({key['id']}) opens nothing any more.")
+    if [each["id"] for each in before] == [key["id"]]:
+        print(
+            "It was the last one. Unless the settings name keys or trusted networks, whoever is on the service's machine may do "
+            f"everything again without a key, and nobody else anything. `{program()} keys create NAME` makes one.",
+            file=sys.stderr,
+        )
 
 
 def _book(config: Path | None, url: str | None, redis_url: str | None, data_dir: Path | None) -> KeyBook:
@@ -156,6 +167,11 @@ def _no_admin(scopes: list[str]) -> str:
 def _limits(requests: int | None, tokens: int | None, jobs: int | None) -> dict[str, int]:
     given = {"requests": requests, "tokens": tokens, "jobs": jobs}
     return {name: limit for name, limit in given.items() if limit is not None}
+
+
+def _allowed(key: dict[str, Any]) -> str:
+    words = _in_words(key["limits"]).strip()
+    return f" At most {words}." if words else ""
 
 
 def _in_words(limits: dict[str, Any] | None) -> str:

@@ -45,7 +45,7 @@ def pull(
         str,
         typer.Argument(
             help="A name such as qwen3:0.6b, a repository of Hugging Face (OWNER/NAME, with :QUANTIZATION or /FILE behind it), "
-            "an address, a file, or a folder with one."
+            "an address, a file, or a folder with one. With --url or --board, a name or a repository."
         ),
     ],
     soc: Annotated[

@@ -65,9 +65,10 @@ def _is_address(url: str) -> bool:
     try:
         parts = httpx.URL(url)
         urlsplit(url)  # which httpx does not ask, and what shows addresses does
+        parts.raw_host.decode("ascii").encode("idna")  # as Python asks for its address: labels are bounded
+        return bool(parts.host) and (parts.port is None or parts.port < 65536)
     except (httpx.InvalidURL, ValueError):
         return False
-    return bool(parts.host) and (parts.port is None or parts.port < 65536)
 
 
 def _local() -> str:

@@ -40,11 +40,11 @@ def command(place: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Against the scripted service, with a pipe on each side."""
     monkeypatch.setenv("ROCKCHIPLLAMA_SERVICE_URL", place.url)
 
-    def run(*words: str, typed: str = "", **variables: str) -> tuple[int, str, str]:
+    def run(*words: str, typed: bytes = b"", **variables: str) -> tuple[int, str, str]:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["rockchipllama", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()
@@ -70,6 +70,22 @@ class Screen(io.StringIO):
         return True
 
 
+def test_a_notice_has_no_place_in_an_answer_that_shares_its_file(
+    place: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may stand before it."""
+    monkeypatch.setattr(sys, "argv", ["rockchipllama", "run", "tiny", "Say it.", "--url", place.url])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    held = Waiting(1, None, HELD)
+    place.relay.play(Waiting(2), TextDelta("The story goes"), held, TextDelta(" on."), END)
+    with (tmp_path / "both").open("a") as out, (tmp_path / "both").open("a") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit, match="0"):
+            main()
+    assert (tmp_path / "both").read_text() == "Waiting: position 2.\nThe story goes on.\n"
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_notice_begins_a_line(place: Site, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     """Where the answer stands on the same screen; in a file it has no lines but its own."""
@@ -90,9 +106,18 @@ def test_a_model_that_is_not_there_is_refused_before_a_conversation(place: Site,
     """Also one to go on with: the conversation stays with the model it has."""
     code, out, err = command("chat", "nosuch")
     assert (code, out) == (1, "") and "'nosuch' does not exist" in err and err.count("\n") == 1
-    code, out, err = command("chat", "tiny", typed="/model nosuch\n/model\n")
+    code, out, err = command("chat", "tiny", typed=b"/model nosuch\n/model\n")
     assert code == 0 and "'nosuch' does not exist" in err and "It stays with tiny." in err
     assert err.splitlines()[-2] == "tiny"
+
+
+def test_what_is_no_text_ends_no_conversation(place: Site, command: Command) -> None:
+    """One byte of another encoding, typed or piped."""
+    place.relay.play(TextDelta("Hello"), END)
+    code, out, err = command("chat", "tiny", typed=b"caf\xe9\nHi.\n")
+    assert (code, out) == (0, "Hello\n") and err.count("no text in UTF-8") == 1
+    code, _, err = command("run", "tiny", "Translate:", typed=b"caf\xe9")
+    assert code == 2 and err.count("no text in UTF-8") == 1
 
 
 def test_one_job_is_shown_with_what_can_be_done(place: Site, command: Command) -> None:
@@ -167,7 +192,10 @@ def test_keys_are_looked_after_over_http(place: Site, command: Command) -> None:
     assert "20 tokens/min" in command("keys", "limit", "far", "--tokens", "20", **environ)[1]
     code, _, err = command("keys", "revoke", "nosuch", **environ)
     assert (code, err) == (1, "rockchipllama: There is none.\n")
-    assert "opens nothing any more" in command("keys", "revoke", "far", **environ)[1]
+    assert "At most 5 at once." in command("keys", "create", "tab", "--jobs", "5", **environ)[1]
+    code, out, err = command("keys", "revoke", "tab", **environ)
+    assert "opens nothing any more" in out and not err
+    assert "without a key" in command("keys", "revoke", "far", **environ)[2]
     code, _, err = command("keys", "list", "--url", place.url, "--redis-url", "redis://127.0.0.1:1")
     assert code == 2 and "--redis-url" in err
 
@@ -178,6 +206,9 @@ def test_boards_are_listed_and_drained_over_http(place: Site, command: Command) 
     place.world.roster.cards = [Card(id="tiny", board="rack/one", engine="echo")]
     assert command("boards")[1].splitlines() == ["rack/one: version 1.0", "  tiny: unloaded, echo"]
     assert json.loads(command("boards", "--json")[1])[0]["id"] == "rack/one"
+    assert re.search(
+        r"^rack/one +- +- +-", command("top", TERM="dumb")[1], re.MULTILINE
+    )  # nothing is known of its chip
     code, out, _ = command("boards", "drain", "rack/one")
     assert code == 0 and out.splitlines()[1].startswith("No other board that serves has tiny")
 
@@ -261,8 +292,18 @@ def test_a_job_that_is_followed_says_what_it_waits_for(
         (("run", "tiny", "Hi.", "--url", "http://me:secret@[::1"), 2, "is no address of a service"),
         (("run", "tiny", "Hi.", "--url", "http://127.0.0.1:99999"), 2, "is no address of a service"),
         (("settings", "set", "deadline", "NaN"), 2, "Invalid 'deadline'"),
-        (("settings", "set", "queue_limit", "-5"), 2, "greater than or equal to 1"),
+        (("settings", "set", "queue_limit", "-5"), 2, "it must be at least 1"),
         (("settings", "set", "keep_alive", "-1"), 0, ""),
+        (("settings", "set", "bogus", "1"), 2, "There is no setting 'bogus'"),
+        (("settings", "unset", "queue_limt"), 2, "Did you mean 'queue_limit'?"),
+        (("settings", "set", "deadline", "\udce9"), 2, "is no text in UTF-8"),
+        (("run", "tiny", "caf\udce9"), 2, "is no text in UTF-8"),
+        (("models", "load", "\udce9"), 2, "is no text in UTF-8"),
+        (("boards", "--url", "http://a..b"), 2, "is no address of a service"),
+        (("boards", "--url", f"http://{'a' * 300}"), 2, "is no address of a service"),
+        (("boards", "--url", "http://xn--a.com"), 2, "is no address of a service"),
+        (("bench", "fleet", "--profile", "rk3588:nope"), 2, "qwen3-0.6b:w8a8"),
+        (("bench", "fleet", "--boards", "0"), 2, "--boards"),
         (("why", "../boards"), 1, "There is no job '../boards'"),
         (("batch", "submit", "README.md", "--format", "bogus"), 2, "'bogus' is no format"),
         (("bench", "model", "tiny", "--prompts", "/nowhere"), 2, "/nowhere cannot be read"),

@@ -67,6 +67,9 @@ def test_a_broken_manifest_is_a_sentence(models: Path) -> None:
     assert [model.id for model in catalog.models] == ["good"]
     assert len(catalog.problems) == 1
     assert "colour" in catalog.problems[0]
+    (models / "bad" / "manifest.toml").write_bytes(b"id = 'caf\xe9'\n")
+    [problem] = find_models(models).problems
+    assert "its byte 10 is no text in UTF-8" in problem
 
 
 def test_what_is_refused_is_known_by_the_names_it_would_have(models: Path) -> None:

@@ -65,15 +65,15 @@ async def test_a_change_is_not_undone_by_what_was_read_before_it(
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("queue_limit", 0, "greater than or equal to 1"),
-        ("queue_limit", "128", "valid integer"),
-        ("queue_limit", True, "valid integer"),
-        ("deadline", float("inf"), "valid number"),
-        ("job_ttl", 1e300, "less than or equal"),
+        ("queue_limit", 0, "it must be at least 1"),
+        ("queue_limit", "128", "a whole number"),
+        ("queue_limit", True, "a whole number"),
+        ("deadline", float("inf"), "it must be a number"),
+        ("job_ttl", 1e300, "it must be at most"),
         ("log_level", "loud", "'debug', 'info'"),
         ("claude_model", "x" * 300, "longer than 200"),
-        ("port", 80, "cannot be changed while the service runs"),
-        ("queue_limits", 5, "queue_limit, "),
+        ("data_dir", "x", "cannot be changed while the service runs"),
+        ("queue_limits", 5, "no setting 'queue_limits'.*Did you mean 'queue_limit'"),
     ],
 )
 async def test_what_cannot_be_is_refused_and_changes_nothing(

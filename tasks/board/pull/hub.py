@@ -153,7 +153,8 @@ class Hub:
                     break
                 asked = wait_asked(error)
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                why = str(getattr(error, "reason", None) or error)
+                reason = getattr(error, "reason", None) or error
+                why = str(getattr(reason, "strerror", None) or reason)
             if attempt < TRIES - 1:
                 self._wait(asked if asked is not None else self._pause * 2**attempt)
         raise PullFailed(

@@ -38,7 +38,7 @@ def test_every_row_makes_a_profile() -> None:
 
 def test_what_was_not_measured_is_refused_with_what_was() -> None:
     with pytest.raises(
-        ModelRefused, match=r"Qwen3 14B w8a8 was not measured on RK3562. Measured there: Qwen2 0.5B w8a8, "
+        ModelRefused, match=r"Qwen3 14B w8a8 was not measured on RK3562. Measured there: qwen2-0.5b:w8a8, "
     ):
         profile_of("RK3562", "Qwen3", "14B", "w8a8")
     with pytest.raises(ModelRefused, match="Chips: RK3562, RK3576, RK3588, RV1126B"):
