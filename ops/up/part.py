@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -41,9 +42,11 @@ class Part:
         whole_group: bool = False,
         secrets: bool = False,
         mend: Callable[[], object] | None = None,
+        again: Callable[[], object] | None = None,
     ) -> None:
         """`whole_group`: what the process started must not outlive it, so a death takes the rest of its group along.
-        `secrets`: it may know the API's. `mend`: called before it is started again when it does not stay alive."""
+        `secrets`: it may know the API's. `mend`: called before it is started again when it does not stay alive. `again`: called
+        whenever it was started again, in a thread of its own."""
         self.name = name
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.start_again_at: float | None = None
@@ -61,6 +64,7 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=TOO_OFTEN)
         self._mend = mend
+        self._again = again
 
     @property
     def pid(self) -> int | None:
@@ -76,6 +80,7 @@ class Part:
         """Start the process; its output is the caller's to read."""
         if self._mend is not None and self.start_again_at is not None and len(self._recent_deaths(now())) > 1:
             self._mend()
+        again = self._again if self.start_again_at is not None else None
         self.start_again_at = None
         reader, writer = os.pipe()
         try:
@@ -94,6 +99,8 @@ class Part:
         finally:
             os.close(writer)
         self.started = now()
+        if again is not None:
+            threading.Thread(target=again, name=f"{self.name} again", daemon=True).start()
         return Output(reader, self._log, self.tail, self._show)
 
     def ended(self) -> int | None:

@@ -9,13 +9,16 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ops import environment
 from ops.up.errors import PartFailed, UpError
 from ops.up.part import Part
+from tasks import carried
 
 log = logging.getLogger("rockchipllama.up")
 
@@ -27,6 +30,8 @@ MANIFEST = "appendonly.aof.manifest"
 """Where Valkey keeps its append-only files, below its own folder, and which of them lists the others."""
 LONGEST_SOCKET_PATH = 107
 """Bytes the kernel takes for the path of a Unix socket."""
+AGAIN = 120.0
+"""Seconds for which a server that was started again may read its files."""
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 """Paths that need no quoting in a URL, whoever reads it."""
 
@@ -176,6 +181,7 @@ def valkey(
         show=None if show is None else _only_warnings(show),
         whole_group=True,
         mend=mend,
+        again=partial(_begin_anew, sock) if durable else None,
     )
 
 
@@ -223,6 +229,14 @@ def carry(sock: Path, script: str) -> None:
         ask(sock, "EVAL", script, "0")
     except OSError as error:
         log.info("the list of ended jobs and the counters begin anew: %s", error)
+
+
+def _begin_anew(sock: Path) -> None:
+    """A server that died has read counters that are older than what watchers have seen."""
+    deadline = time.monotonic() + AGAIN
+    while not answers(sock) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    carry(sock, carried.TAKE)
 
 
 def _command(*words: str) -> bytes:

@@ -184,9 +184,11 @@ def test_a_part_that_dies_is_started_again(up: Callable[..., Up]) -> None:
     os.kill(one.noted("api started")[0], signal.SIGKILL)
     one.noted("api started", 2)
     one.says("api ended unexpectedly (killed by SIGKILL)")
+    _redis(one, b"SET rl:counts any\r\n")
     server.kill()
     one.says("valkey ended unexpectedly")
     eventually(lambda: _answers(one), what="the store's return")
+    eventually(lambda: _redis(one, b"EXISTS rl:counts\r\n") == b":0\r\n", what="counters that begin anew")
     server = one.server()
     guard = server.parent()
     assert guard is not None
