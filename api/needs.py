@@ -15,7 +15,7 @@ from api.settings import ApiSettings
 from api.storage import Storage
 from tasks.api_keys import ApiKey, Scope
 from tasks.batch import BatchBook
-from tasks.commands import Command, Copy, Create, Delete, PullProgress, RuntimeUsed
+from tasks.commands import Command, Copy, Create, PullProgress, RuntimeUsed
 from tasks.counts import Counts
 from tasks.files import FileBook
 from tasks.job_records import JobAnswer, KeptJob, Page
@@ -131,7 +131,10 @@ class ModelShelf(Protocol):
     async def assemble(self, command: Create) -> None:
         """Have a board make a model of files that were sent, one on whose machine they are."""
 
-    async def change(self, model: str, command: Create | Copy | Delete) -> None:
+    async def remove(self, name: str) -> None:
+        """Have every board remove what it has of that name, also where it cannot be used. Raises `UnknownModel` as well."""
+
+    async def change(self, model: str, command: Create | Copy) -> None:
         """Have every board that has the model `model` do this. Raises `UnknownModel` as well."""
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from tasks.asking import Commander
 from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress
-from tasks.errors import BoardUnknown, CommandFailed, ModelDown
+from tasks.errors import BoardUnknown, CommandFailed, ModelDown, UnknownModel
 from tasks.feed import LiveFeed
 from tasks.pulls import follow_pull
 from tasks.residence import why_unserved
@@ -55,14 +55,36 @@ class Shelf:
                 return
         raise refused
 
-    async def change(self, model: str, command: Create | Copy | Delete) -> None:
+    async def remove(self, name: str) -> None:
+        """Have every board remove what it has of that name, also where it cannot be used. Raises `UnknownModel`, `CommandFailed`,
+        `ModelDown` and `QueueUnavailable`."""
+        await self._roster.refresh()
+        snapshot = self._roster.snapshot
+        model, boards = name.lower(), set[str]()
+        try:
+            status = self._roster.resolve(name)
+            model, boards = status.card.id, set(status.boards)
+            why = why_unserved(status, snapshot)
+        except UnknownModel as error:
+            if error.refused is None:
+                raise
+            why = str(error)
+        boards |= {breath.board for breath in snapshot.refusals if model in breath.refused}
+        if not boards:
+            raise ModelDown(model, why)
+        await self._tell(boards, Delete(model))
+
+    async def change(self, model: str, command: Create | Copy) -> None:
         """Have every board that has the model `model` do this. Raises `UnknownModel`, `CommandFailed`, `ModelDown` and
         `QueueUnavailable`."""
         status = await self._roster.find(model)
         if not status.boards:
             raise ModelDown(status.card.id, why_unserved(status, self._roster.snapshot))
+        await self._tell(status.boards, command)
+
+    async def _tell(self, boards: Iterable[str], command: Create | Copy | Delete) -> None:
         done = await asyncio.gather(
-            *(self._commander.ask(board, command, PATIENCE) for board in status.boards), return_exceptions=True
+            *(self._commander.ask(board, command, PATIENCE) for board in boards), return_exceptions=True
         )
         await self._roster.refresh()
         for outcome in done:

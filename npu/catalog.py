@@ -31,6 +31,8 @@ class Catalog:
     """What such a file would be called as a model, in lower case, and its sentence."""
     unusable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The other names of each such model, by its id."""
+    places: Mapping[str, Path] = field(default_factory=dict)
+    """The manifest or the weights of each such model, by its id."""
 
     def find(self, name: str) -> Model | None:
         """The model with this id or name, also with one of its adapters behind a colon. Case makes no difference."""
@@ -50,6 +52,12 @@ class Catalog:
             if model.id == wanted:
                 return model
         return next((model for model in self.models if wanted in (other.lower() for other in model.names)), None)
+
+    def unusable_named(self, name: str) -> tuple[str, Path] | None:
+        """The id of what would be the model with this name, could it be used, and its manifest or weights."""
+        wanted = name.lower()
+        found = (id for id, names in self.unusable.items() if wanted == id or wanted in names)
+        return next(((id, self.places[id]) for id in found), None)
 
 
 def find_models(models_dir: Path) -> Catalog:
@@ -72,16 +80,19 @@ _Problem = tuple[Path, str]
 """What cannot be used, and why: a sentence."""
 
 
-def _refused(problems: list[_Problem]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Why not, by name, and the names by id. The first of two files keeps a name; the other goes by the next one it has."""
+def _refused(problems: list[_Problem]) -> tuple[dict[str, str], dict[str, tuple[str, ...]], dict[str, Path]]:
+    """Why not, by name, and the names and the places by id. The first of two files keeps a name; the other goes by the next one
+    it has."""
     reasons: dict[str, str] = {}
     models: dict[str, tuple[str, ...]] = {}
+    places: dict[str, Path] = {}
     for path, sentence in problems:
         names = [name for name in dict.fromkeys(_names_of(path)) if name not in reasons]
         if names:
             reasons |= dict.fromkeys(names, sentence)
             models[names[0]] = tuple(names[1:])
-    return reasons, models
+            places[names[0]] = path
+    return reasons, models, places
 
 
 def _names_of(path: Path) -> Iterator[str]:

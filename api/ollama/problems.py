@@ -71,9 +71,14 @@ async def named(http: Request, name: str, quote: str = "'") -> ModelStatus:
     try:
         return await services_of(http)["roster"].find(name)
     except UnknownModel as error:
-        message = f"model {quote}{name[:100]}{quote} not found"
-        if error.refused is not None:
-            message += f": the board '{error.refused[0]}' has its files, but they cannot be used: {error.refused[1]}"
-        elif error.nearest is not None:
-            message += f", did you mean '{error.nearest}'?"
-        raise HttpProblem(Problem(404, "model_not_found", message, "model")) from None
+        raise missing(error, quote) from None
+
+
+def missing(error: UnknownModel, quote: str = "'") -> HttpProblem:
+    """That sentence."""
+    message = f"model {quote}{error.name[:100]}{quote} not found"
+    if error.refused is not None:
+        message += f": the board '{error.refused[0]}' has its files, but they cannot be used: {error.refused[1]}"
+    elif error.nearest is not None:
+        message += f", did you mean '{error.nearest}'?"
+    return HttpProblem(Problem(404, "model_not_found", message, "model"))

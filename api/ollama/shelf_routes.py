@@ -17,15 +17,15 @@ from api.errors import HttpProblem, Problem, invalid, of_error
 from api.framing import LINES
 from api.json_response import json_response
 from api.needs import services_of, settings_of
-from api.ollama.problems import named, of_shelf, render
+from api.ollama.problems import missing, named, of_shelf, render
 from api.ollama.routes import takes
 from api.ollama.shelf_schemas import CopyBody, CreateBody, DeleteBody, PullBody
 from api.ollama.translate.lines import line
 from api.ollama.translate.shelf import create, progress_line
 from tasks.api_keys import Scope
 from tasks.blobs import is_digest
-from tasks.commands import Copy, Delete, PullProgress
-from tasks.errors import CommandFailed, TasksError
+from tasks.commands import Copy, PullProgress
+from tasks.errors import CommandFailed, TasksError, UnknownModel
 
 router = APIRouter(tags=["Ollama"])
 SHAPES = (PullBody, CreateBody, CopyBody, DeleteBody)
@@ -113,11 +113,15 @@ async def copy(http: Request) -> Response:
 
 @router.delete("/api/delete", summary="Remove a model", openapi_extra=takes(DeleteBody))
 async def delete(http: Request) -> Response:
-    """Unload a model and remove its files, on every board that has it."""
+    """Unload a model and remove its files, on every board that has it, also where they cannot be used."""
     require(http, Scope.ADMIN)
     body = await read_body(http, DeleteBody)
-    model = await named(http, body.called)
-    await _change(http, model.card.id, Delete(model.card.id))
+    try:
+        await while_connected(http, services_of(http)["shelf"].remove(body.called))
+    except UnknownModel as error:
+        raise missing(error) from None
+    except CommandFailed as error:
+        raise HttpProblem(of_shelf(error)) from None
     return Response()
 
 

@@ -26,12 +26,12 @@ _SHARD = re.compile(r"-00001-of-(\d{5})$")
 
 
 def remove(models_dir: Path, name: str) -> Model:
-    """Remove the files of a model, which is returned. Raises `CommandFailed` and `OSError`.
+    """Remove the files of a model, which is returned; also of one that cannot be used. Raises `CommandFailed` and `OSError`.
 
     A model with a manifest is its folder; a bare file is that file, with its further parts.
     """
     catalog = find_models(models_dir)
-    model = _present(name, catalog)
+    model = _unusable(name, catalog) or _present(name, catalog)
     made = [other.id for other in catalog.models if other.base == model.id]
     if made:
         raise CommandFailed(
@@ -96,6 +96,17 @@ def _present(name: str, catalog: Catalog) -> Model:
         known = ", ".join(each.id for each in catalog.models[:20]) or "none"
         raise CommandFailed(CommandCode.MODEL_MISSING, f"This board has no model '{name[:100]}'. It has {known}.")
     return model
+
+
+def _unusable(name: str, catalog: Catalog) -> Model | None:
+    """What has such a name and is no model, as far as it has to be known to be removed."""
+    found = catalog.unusable_named(name) if catalog.named(name.removesuffix(":latest")) is None else None
+    if found is None:
+        return None
+    model_id, place = found
+    if place.name == FILE_NAME:
+        return Model(model_id, "", place.parent, manifest=place)
+    return Model(model_id, "", place.parent, path=place, size_bytes=place.lstat().st_size)
 
 
 def named(name: str) -> tuple[str, tuple[str, ...]]:

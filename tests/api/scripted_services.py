@@ -207,6 +207,9 @@ class ScriptedShelf:
         if self.refusal is not None:
             raise self.refusal
 
+    async def remove(self, name: str) -> None:
+        await self.change(name, Delete(name))
+
     async def change(self, model: str, command: Create | Copy | Delete) -> None:
         self.told.append(command)
         if self.refusal is not None:

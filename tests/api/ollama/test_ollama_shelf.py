@@ -16,7 +16,7 @@ import pytest
 from tasks.api_keys import Scope
 from tasks.blobs import FOLDER
 from tasks.commands import CommandCode, Copy, Create, Delete, PullProgress, PullStep
-from tasks.errors import CommandFailed, ModelDown
+from tasks.errors import CommandFailed, ModelDown, UnknownModel
 from tests.api.site import Site, site
 from tests.stack import LIMIT, eventually
 
@@ -160,7 +160,7 @@ def test_models_are_copied_and_removed(client: ollama.Client, place: Site) -> No
     """By whatever name they go."""
     assert client.copy("tiny:latest", "other").status == "success"
     assert client.delete("org/tiny").status == "success"
-    assert place.world.shelf.told == [Copy("tiny", "other"), Delete("tiny")]
+    assert place.world.shelf.told == [Copy("tiny", "other"), Delete("org/tiny")]
 
 
 def test_what_a_board_refuses_is_told(place: Site) -> None:
@@ -168,6 +168,9 @@ def test_what_a_board_refuses_is_told(place: Site) -> None:
     place.world.shelf.refusal = CommandFailed(CommandCode.MODEL_IN_USE, "'brief' is made from it.")
     reply = place.http.request("DELETE", "/api/delete", json={"model": "tiny"})
     assert (reply.status_code, reply.json()) == (409, {"error": "'brief' is made from it."})
+    place.world.shelf.refusal = UnknownModel("tiy", "tiny")
+    reply = place.http.request("DELETE", "/api/delete", json={"model": "tiy"})
+    assert (reply.status_code, reply.json()) == (404, {"error": "model 'tiy' not found, did you mean 'tiny'?"})
     reply = place.http.post("/api/copy", json={"source": "tiy", "destination": "x"})
     assert (reply.status_code, reply.json()["error"][:21]) == (404, 'model "tiy" not found')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_of_a_bare_file_that_file_is_removed(models: Path) -> None:
         path.write_bytes(b"GGUF")
     remove(models, "big:7b")
     assert list(folder.iterdir()) == [other]
+
+
+def test_what_cannot_be_used_is_removed_all_the_same(models: Path) -> None:
+    """A folder with a broken manifest, a file whose name is no text; by any name by which it is told of."""
+    (models / "Bad-1B").mkdir()
+    (models / "Bad-1B" / "manifest.toml").write_text("id = ")
+    odd = models / os.fsdecode(b"caf\xe9-1B-Q4_0.gguf")
+    odd.write_bytes(b"GGUF")
+    assert remove(models, "bad:1b").manifest == models / "Bad-1B" / "manifest.toml"
+    assert remove(models, "caf-1b").path == odd
+    assert sorted(path.name for path in models.iterdir()) == [".partial", "echo"]
+    assert found(models, "echo").id == "echo"
 
 
 def test_a_folder_with_other_models_in_it_stays(models: Path) -> None:
