@@ -21,7 +21,7 @@ from tasks.jobs import ENDED, JobState, JobView, is_job_id
 from tasks.roster import ModelStatus
 from tasks.waits_for import UNTOLD, story, waits_for
 
-SHOWN = tuple(name for name in JobView.__struct_fields__ if name not in ("behind", "home"))
+SHOWN = tuple(name for name in JobView.__struct_fields__ if name not in ("behind", "held", "home"))
 """What clients see of a job: nothing of other jobs."""
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])

@@ -37,7 +37,7 @@ from tasks.residence import LOADED, why_unserved
 from tasks.roster import ModelStatus, Roster
 from tasks.standing import Gate, Standing
 from tasks.store import Attended, JobStore
-from tasks.waits_for import UNTOLD, story, waits_for
+from tasks.waits_for import UNTOLD, WaitsFor, story, waits_for
 
 log = logging.getLogger("rockchipllama.api")
 
@@ -161,6 +161,7 @@ class Relay:
                 once=once,
                 limits=limits,
                 trace=self._trace(),
+                held=_held(status),
             )
             if accepted.heard and subscription.confirmed.done():
                 answer.is_heard()
@@ -197,7 +198,13 @@ class Relay:
         if not status.served and status.gate is not Gate.PAUSED:
             await self._load(status)
         await self.store.accept(
-            *(job, status.card.id, request), lane=lane, owner=owner, deadline=deadline, ttl=ttl, on_disk=on_disk
+            *(job, status.card.id, request),
+            lane=lane,
+            owner=owner,
+            deadline=deadline,
+            ttl=ttl,
+            on_disk=on_disk,
+            held=_held(status),
         )
         return status
 
@@ -363,6 +370,13 @@ class Relay:
             await self._commander.ask(board, Prepare(model, job), PREPARE_PATIENCE)
         except (CommandFailed, QueueUnavailable) as error:
             log.debug("not checked ahead: %s", error, extra={"job": job})
+
+
+def _held(status: ModelStatus) -> str | None:
+    """What a job waits for besides others, for its record; None where it is nothing. Whether its queue is paused is seen in the
+    step that accepts it."""
+    held = waits_for(status)
+    return held.value if held not in (WaitsFor.TURN, WaitsFor.QUEUE) else None
 
 
 def _adapted(status: ModelStatus, request: Request) -> Request:

@@ -9,6 +9,7 @@ import msgspec
 
 from tasks.events import Timings, Usage
 from tasks.jobs import JobView
+from tasks.waits_for import WaitsFor
 
 
 class PartKind(StrEnum):
@@ -42,6 +43,15 @@ _BROKEN = {
 """What broke the prefix, by where its conversation was."""
 
 
+_HELD: dict[str, str] = {
+    WaitsFor.LOAD: "its model was not loaded yet",
+    WaitsFor.ROOM: "its model waited for room",
+    WaitsFor.BOARD: "no board that had its model was there",
+    WaitsFor.QUEUE: "its queue was paused",
+}
+"""What else kept a job, by the word in its record."""
+
+
 class Part(msgspec.Struct, frozen=True):
     """Some milliseconds, on a board unless it waited, and what there is to say of them."""
 
@@ -59,7 +69,7 @@ def account(view: JobView, *, ids: bool = False) -> list[Part]:
 
 def _parts(view: JobView, ids: bool) -> Iterator[Part]:
     now = view.created_at
-    why = "" if view.ahead is None else f"{view.ahead} before it when it was accepted{_behind(view, ids)}"
+    why = _stood(view, ids)
     for claim in view.claims:
         yield _waited(now, claim.started_at, why)
         over = claim.goes_to is not None
@@ -115,6 +125,14 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
 
 def _said(usage: Usage, times: Timings) -> str:
     return f"{usage.completion_tokens} tokens{', with those of earlier attempts' if times.earlier_ms else ''}"
+
+
+def _stood(view: JobView, ids: bool) -> str:
+    """What it waited for when it was accepted. Nobody before it is told only where nothing else is known."""
+    held = _HELD.get(view.held or "")
+    if view.ahead is None or (held and not view.ahead):
+        return f"{held} when it was accepted" if held else ""
+    return f"{view.ahead} before it when it was accepted{_behind(view, ids)}{f'; {held} then' if held else ''}"
 
 
 def _behind(view: JobView, ids: bool) -> str:

@@ -53,6 +53,7 @@ def read_view(
         events=seq,
         ahead=int(record["ahead"]) if "ahead" in record else None,
         behind=tuple(_before(record.get("behind", b"").decode())),
+        held=word("held"),
         home=word("home"),
         waiting_since=seconds("since"),
         claims=tuple(_claims(record.get("claims", b"").decode(errors="replace"), calendar)),

@@ -150,6 +150,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """How many jobs workers had or would take before it, when it was accepted."""
     behind: tuple[Before, ...] = ()
     """Some of those: that ran, and the nearest that waited."""
+    held: str | None = None
+    """What it waited for besides them, when it was accepted: `load`, `room`, `board` or `queue`."""
     home: str | None = None
     """Where its conversation was in a cache when it was first claimed: `new`, `here`, `elsewhere` or `gone`."""
     waiting_since: float | None = None

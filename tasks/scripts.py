@@ -26,6 +26,7 @@ Written down together because they share the record's fields:
   pauses    how often it was paused
   ahead     how many jobs its workers had and would take before it, when it was accepted
   behind    of those STATE:LANE:ID, three at most; not of batch items
+  held      what else it waited for then, in the words of `tasks/waits_for.py`; not of items of batches whose model was not loaded
   home      where its conversation was in a cache when it was first claimed: new | here | elsewhere | gone
   claims    of each claim that ended before the job did a line, SINCE STARTED ENDED BOARD, a tab and WHY: when it began to wait,
             was claimed and handed back; a tab and the board that has read it follow where one has; as many as fit into 8000 bytes
@@ -66,7 +67,8 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(1, 0) end
 local refusal = redis.call('GET', KEYS[9])
 if refusal then return {-1, refusal} end
-if redis.call('HGET', KEYS[10], ARGV[7]) == 'draining' then return {-2} end
+local gate = redis.call('HGET', KEYS[10], ARGV[7])
+if gate == 'draining' then return {-2} end
 local which, size, wait = reached(ARGV[8], ARGV[10])
 if which then return {-3, which, size, wait, allowance(ARGV[8], ARGV[10])} end
 if ahead() >= tonumber(ARGV[2]) then return answer(0, 0) end
@@ -76,6 +78,7 @@ keep_clock()
 local created = now()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'order', string.format('%.0f', order), 'created', created,
   'since', created, 'deadline', created + ARGV[5], 'model', ARGV[7], 'owner', ARGV[8], unpack(ARGV, 11))
+if gate == 'paused' then redis.call('HSET', KEYS[1], 'held', 'queue') end
 local tokens = admit(ARGV[8], ARGV[10], ARGV[1], ARGV[5])
 if tokens > 0 then redis.call('HSET', KEYS[1], 'tokens', tokens) end
 if ARGV[9] ~= '' then redis.call('SET', KEYS[11], ARGV[9]) end

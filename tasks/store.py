@@ -120,6 +120,7 @@ class JobStore(JobRecords):
         once: Once | None = None,
         limits: Limits | None = None,
         trace: str | None = None,
+        held: str | None = None,
     ) -> Accepted:
         """Record the job, its first event and its place in the queue, and call a worker, in one step. Raises `QueueFull`,
         `QueueDraining`, `StorageFull`, and `LimitReached` where its owner has `limits`.
@@ -132,7 +133,8 @@ class JobStore(JobRecords):
         lost. Raises `NotOnDisk`; the job is cancelled then, but for one that its client asks for again: `once`, for which this
         raises `KeyReused` when something else was accepted under its id. `kept` is what its front will ask for,
         `webhook` the address that is told of its end (`tasks/webhooks.py`), `trace` the span of the request, as the header
-        `traceparent` names it.
+        `traceparent` names it, `held` what its model waits for besides other jobs (`tasks/waits_for.py`); whether its queue is
+        paused is seen here.
         """
         ttl = kept.ttl if kept is not None else ttl or self._job_ttl
         limit = deadline or self._deadline
@@ -154,6 +156,7 @@ class JobStore(JobRecords):
             "follows": follows,
             "webhook": webhook,
             "trace": trace,
+            "held": held if lane is not Lane.BATCH else None,
             "asked": once.asked if once is not None else None,
             "adapter": adapter_of(request),
         }

@@ -16,7 +16,9 @@ from api.relay import Relay
 from tasks.card import Card
 from tasks.commands import AWAY, CommandCode, Load
 from tasks.errors import CommandFailed, ModelDown
+from tasks.jobs import Lane
 from tasks.presence import Presence
+from tasks.requests import ChatRequest, Message
 from tasks.roster import ModelStatus
 from tasks.standing import Gate, Standing
 from tests.stack import LIMIT
@@ -134,3 +136,19 @@ async def test_nobody_foretells_a_wait_for_a_board() -> None:
     place.relay._roster.models = lambda: [status()]  # type: ignore[method-assign]
     told = place.relay.waiting("m", (1, standing))
     assert (told.position, told.wait) == (2, None) and "no board" in told.why
+
+
+@pytest.mark.parametrize(("loaded", "held"), [(False, "load"), (True, None)])
+async def test_a_record_says_what_its_model_waited_for(loaded: bool, held: str | None) -> None:
+    """With which `why` tells that time from a wait for other jobs."""
+    place, told = Place(time.monotonic()), []
+
+    async def accept(*_: object, held: str | None, **more: object) -> None:
+        told.append(held)
+
+    parts: Any = place.relay.store
+    parts.accept = accept
+    place.heard = [status("one", served=True, loaded=loaded)]
+    request = ChatRequest((Message("user", "Hi."),))
+    await place.relay.submit("m", request, "j", lane=Lane.BACKGROUND, owner="")
+    assert told == [held]

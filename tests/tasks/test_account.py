@@ -93,6 +93,21 @@ def test_a_wait_tells_behind_whom() -> None:
 
 
 @pytest.mark.parametrize(
+    ("held", "ahead", "why"),
+    [
+        ("load", 0, "its model was not loaded yet when it was accepted"),
+        ("queue", 0, "its queue was paused when it was accepted"),
+        ("queue", 2, "2 before it when it was accepted; its queue was paused then"),
+        ("of another version", 0, "0 before it when it was accepted"),
+        (None, 0, "0 before it when it was accepted"),
+    ],
+)
+def test_a_wait_tells_what_else_it_was_for(held: str | None, ahead: int, why: str) -> None:
+    """A model that was not loaded, or a queue that was paused, keeps the first in line as well."""
+    assert account(view(held=held, ahead=ahead))[0].why == why
+
+
+@pytest.mark.parametrize(
     ("home", "cached", "why"),
     [
         ("here", 5, ": it goes on with what this board served last, but differs from that after token 5"),

@@ -63,6 +63,7 @@ async def test_a_paused_queue_begins_nothing(store: JobStore, book: QueueBook, c
     found = await store.view(waiting)
     assert (found.state, found.position, found.estimated_wait) == (JobState.QUEUED, 1, None)
     assert (await store.view(running)).state is JobState.RUNNING
+    assert (found.held, (await store.view(running)).held) == ("queue", None)
     await book.set_gate("echo", Gate.OPEN)
     assert client.llen(keys.calls("echo")) == 1  # a worker is called at once
     taken = claim(client)
