@@ -81,9 +81,14 @@ class Terminal:
         os.write(self._main, text.encode())
         return before
 
-    def wait(self, text: str, after: int = 0) -> None:
-        """Until this was written, behind the first `after` bytes."""
+    def wait(self, text: str, after: int = 0) -> int:
+        """Until this was written, behind the first `after` bytes; how many bytes there are up to its end."""
         eventually(lambda: text.encode() in self.seen[after:], what=f"{text!r} in {self.seen[after:]!r}")
+        return self.seen.index(text.encode(), after) + len(text.encode())
+
+    def command(self, line: str, said: str) -> None:
+        """Type a line, and wait for what is said to it and for the prompt: what is typed before that is shown twice."""
+        self.wait("\n>>> ", self.wait(said, self.type(f"{line}\n")))
 
     def close(self) -> int:
         """Wait for its end; its exit code."""
@@ -159,11 +164,11 @@ def test_a_conversation_in_a_terminal(stack: Stack, tmp_path: Path) -> None:
     terminal = Terminal("chat", "echo", "--url", stack.url, ROCKCHIPLLAMA_CHAT_HISTORY=str(history))
     terminal.wait(">>> ")
     terminal.wait("\n>>> ", terminal.type('"""first\nsecond"""\n'))
-    terminal.wait("echo", terminal.type("/model\n"))
-    terminal.wait("tokens/s", terminal.type("/stats\n"))
-    terminal.wait("is a number", terminal.type("/set temperature hot\n"))
-    terminal.wait("There is no /nonsense", terminal.type("/nonsense\n"))
-    terminal.wait("slow", terminal.type("/model slow\n"))
+    terminal.command("/model", "echo")
+    terminal.command("/stats", "tokens/s")
+    terminal.command("/set temperature hot", "is a number")
+    terminal.command("/nonsense", "There is no /nonsense")
+    terminal.command("/model slow", "slow")
     before = terminal.type("y" * 900 + "\n")
     terminal.wait("yyy", before + 1000)  # behind what was typed
     before = terminal.type("\x03")
