@@ -22,8 +22,9 @@ from npu.catalog import Catalog, find_models
 from npu.errors import ModelRefused
 from npu.gguf import read_gguf
 from npu.manifest import FILE_NAME, read_manifest
+from npu.model import Model
 from npu.whole_file import put_folder_in_place, sync, write_whole
-from tasks.board.pull.asked import Asked, parse
+from tasks.board.pull.asked import Asked, Name, parse
 from tasks.board.pull.beside import PlannedFile
 from tasks.board.pull.download import (
     Damaged,
@@ -97,15 +98,25 @@ class _Pull:
                 return
             except PullFailed as failed:
                 yield self._say(PullStep.CHOOSING, message=f"It was not copied from the board '{board}': {failed}")
-        yield from self._carry_out(make_plan(asked, machine, self._shelf.hub, index))
+        try:
+            plan = make_plan(asked, machine, self._shelf.hub, index)
+        except PullFailed as failed:
+            here = self._named_here(asked) if isinstance(asked, Name) else None
+            if failed.code != CommandCode.SOURCE_MISSING or here is None or (here.path and _damage(here.path)):
+                raise
+            # Only this board knows it by that name.
+            yield self._already(here.id)
+            return
+        yield from self._carry_out(plan)
 
     def _neighbours(self, asked: Asked) -> Iterator[tuple[str, str]]:
         """The boards that have what this one has not, each with the model's id."""
-        if self._shelf.neighbours is None or not (names := names_of(asked)):
-            return
-        here = find_models(self._shelf.models_dir) if self._shelf.models_dir.is_dir() else Catalog(())
-        if not any(here.named(name) for name in names):
+        if self._shelf.neighbours is not None and names_of(asked) and self._named_here(asked) is None:
             yield from self._shelf.neighbours.having(asked)
+
+    def _named_here(self, asked: Asked) -> Model | None:
+        here = find_models(self._shelf.models_dir) if self._shelf.models_dir.is_dir() else Catalog(())
+        return next((model for name in names_of(asked) if (model := here.named(name)) is not None), None)
 
     def _carry_out(self, plan: Plan) -> Iterator[PullProgress]:
         yield self._say(PullStep.CHOOSING, message=plan.why)
@@ -116,7 +127,7 @@ class _Pull:
                 self._shelf.wait(1.0)
             there = self._there(plan)
             if there is not None:
-                yield self._say(PullStep.DONE, id=there, message=f"{there} is there already.")
+                yield self._already(there)
                 return
             yield from self._gather(plan)
             yield self._say(PullStep.PLACING, id=plan.id)
@@ -125,6 +136,9 @@ class _Pull:
 
     def _say(self, step: PullStep, **known: object) -> PullProgress:
         return PullProgress(pull=self._pull_id, model=self._text, number=0, step=step, **known)  # type: ignore[arg-type]
+
+    def _already(self, model: str) -> PullProgress:
+        return self._say(PullStep.DONE, id=model, message=f"{model} is there already.")
 
     def _there(self, plan: Plan) -> str | None:
         """The id of the very model, when it is there. Raises `PullFailed` when another has its name or its folder."""

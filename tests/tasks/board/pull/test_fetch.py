@@ -116,6 +116,18 @@ def test_what_is_there_is_not_fetched_again(site: Site) -> None:
     assert site.weights.read_bytes() == changed
 
 
+def test_a_name_that_only_this_machine_knows_is_there(site: Site) -> None:
+    """Whatever put it there; one whose file is no model is not."""
+    bare = site.shelf.models_dir / "Mini-135M-Q4_0.gguf"
+    bare.write_bytes(WEIGHTS)
+    for name in ("mini-135m", "mini:135m", "Mini-135M-Q4_0"):
+        assert last(site.pull(name)).message == "mini-135m is there already."
+    bare.write_bytes(b"GGUF")
+    for name in ("mini-135m", "mini:1b"):
+        with pytest.raises(PullFailed, match=f"There is no model '{name}' in the index"):
+            site.pull(name)
+
+
 @pytest.mark.parametrize(
     "faults",
     [
