@@ -177,7 +177,7 @@ def _missing(needed: KeyScope, owner: str) -> Problem:
         403,
         "insufficient_permissions",
         f"{who} may not do this: it needs a key with the scope '{needed}' "
-        f"(`rockchipllama keys create NAME --scope {needed}`).",
+        f"(`rockchipllama keys create NAME --scope {needed}`, typed on the service's machine).",
         retry=False,
     )
 

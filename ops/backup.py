@@ -78,22 +78,12 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
         staging = folder / f"{FOLDER}.restoring"
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            (staging / FILES).mkdir(mode=0o700, parents=True)
-            staging.chmod(0o700)
-            folder.chmod(0o700)
-            names = _unpack(archive, staging)
-        except tarfile.ReadError as error:  # what it says is for programmers
+            names = _unpacked(archive, staging)
+        except BackupRefused:
             shutil.rmtree(staging, ignore_errors=True)
-            raise BackupRefused(f"{archive} is no archive that `backup` wrote, or a damaged one.") from error
-        except (OSError, EOFError, tarfile.TarError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise BackupRefused(
-                f"{archive} cannot be read as a backup: {getattr(error, 'strerror', None) or error}."
-            ) from error
-        listed = read_manifest(staging / MANIFEST)
-        if listed is None or {MANIFEST, *(file.name for file in listed)} != names - {SETTINGS}:
-            shutil.rmtree(staging)
-            raise BackupRefused(f"{archive} is no backup of this service, or not all of one.")
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # an empty one looks like a service that was here
+            raise
         told = []
         if SETTINGS in names:
             (staging / SETTINGS).rename(data_dir / SETTINGS)
@@ -103,6 +93,25 @@ def restore(archive: Path, data_dir: Path) -> list[str]:
         staging.rename(folder / FOLDER)
         sync(folder)
         return [*mend(folder, server_binary()), *told]
+
+
+def _unpacked(archive: Path, staging: Path) -> set[str]:
+    """The names of what is in an archive, which is whole and unpacked into the folder. Raises `BackupRefused`."""
+    try:
+        (staging / FILES).mkdir(mode=0o700, parents=True)
+        staging.chmod(0o700)
+        staging.parent.chmod(0o700)
+        names = _unpack(archive, staging)
+    except tarfile.ReadError as error:  # what it says is for programmers
+        raise BackupRefused(f"{archive} is no archive that `backup` wrote, or a damaged one.") from error
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise BackupRefused(
+            f"{archive} cannot be read as a backup: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    listed = read_manifest(staging / MANIFEST)
+    if listed is None or {MANIFEST, *(file.name for file in listed)} != names - {SETTINGS}:
+        raise BackupRefused(f"{archive} is no backup of this service, or not all of one.")
+    return names
 
 
 def _open_all(files: Path, stack: contextlib.ExitStack) -> list[tuple[File, BinaryIO]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -20,11 +21,24 @@ def program(*, by_name: bool = True) -> str:
     if not path.is_file():
         return NAME
     path = path.absolute()
+    tidy = Path(os.path.normpath(path))
+    if tidy.is_file() and tidy.samefile(path):  # else a link leads elsewhere on the way
+        path = tidy
     found = shutil.which(NAME) if by_name else None
     if found is not None and os.path.samefile(found, path):
         return NAME
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def given(**options: object) -> str:
+    """What to type behind a command for the same service, or folder, as with these options: those that were given."""
+    words = [str(word) for name, value in options.items() if value is not None for word in (_option(name), value)]
+    return f" {shlex.join(words)}" if words else ""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def elsewhere() -> str:

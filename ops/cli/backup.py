@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ops.cli import options
-from ops.program import program
+from ops.program import given, program
 
 
 def backup(
@@ -40,10 +40,5 @@ def restore(
     folder = load(TaskSettings).data_dir
     for sentence in archives.restore(file, folder):
         print(sentence)
-    import shlex
-
-    given = [("--data-dir", data_dir), ("--config", config)]
-    words = shlex.join(str(word) for option, value in given if value is not None for word in (option, value))
-    print(
-        f"Restored into {folder}. `{program()} up{words and f' {words}'}` goes on with what was waiting and running then."
-    )
+    again = f"{program()} up{given(data_dir=data_dir, config=config)}"
+    print(f"Restored into {folder}. `{again}` goes on with what was waiting and running then.")

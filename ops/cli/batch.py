@@ -9,7 +9,7 @@ import typer
 
 from ops.cli import options
 from ops.cli.service_address import service_of
-from ops.program import program
+from ops.program import given, program
 
 if TYPE_CHECKING:
     from ops.service import Service
@@ -60,7 +60,7 @@ def submit(
     made = _submit(service, file, form, model, template, system, max_tokens, window)
     print(made["id"], flush=True)
     if wait:
-        _end(_watch(service, made["id"], as_json=False))
+        _end(_watch(service, made["id"], as_json=False, again=given(url=url, config=config)))
         return
     import sys
 
@@ -81,7 +81,7 @@ def watch(
     config: options.Config = None,
 ) -> None:
     """Show how far a batch is until it is over: done, failed, tokens a second, boards at work, time left."""
-    _end(_watch(service_of(config, url), batch, as_json=as_json, plot=plot))
+    _end(_watch(service_of(config, url), batch, as_json=as_json, plot=plot, again=given(url=url, config=config)))
 
 
 @app.command("list")
@@ -157,12 +157,14 @@ def run(
     check_free(out)
     _check_plot(plot)
     made = _submit(service, file, form, model, template, system, max_tokens, window)
+    again = given(url=url, config=config)
+    results = f"{program()} batch results {made['id']}{given(out=out)}{again}"
     print(
-        f"Batch {made['id']}. It goes on without this command; then: {program()} batch results {made['id']} -o {out}",
+        f"Batch {made['id']}. It goes on without this command; then: {results}",
         file=sys.stderr,
         flush=True,
     )
-    over = _watch(service, made["id"], as_json=False, plot=plot)
+    over = _watch(service, made["id"], as_json=False, plot=plot, again=again)
     _collected(collect(service, over, out))
     _end(over)
 
@@ -201,7 +203,7 @@ def _submit(
         return service.create(service.upload(name, requests), endpoint, window)
 
 
-def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = None) -> dict[str, Any]:
+def _watch(service: Service, batch: str, *, as_json: bool, again: str, plot: Path | None = None) -> dict[str, Any]:
     _check_plot(plot)
     import sys
 
@@ -213,7 +215,7 @@ def _watch(service: Service, batch: str, *, as_json: bool, plot: Path | None = N
     try:
         over = watch.watch(service, batch, as_json=as_json, seen=seen)
     except KeyboardInterrupt:
-        print(f"{batch} goes on. `{program()} batch watch {batch}` shows it again.", file=sys.stderr)
+        print(f"{batch} goes on. `{program()} batch watch {batch}{again}` shows it again.", file=sys.stderr)
         raise
     print(watch.told(over), file=sys.stderr, flush=True)
     if plot is not None:

@@ -10,7 +10,7 @@ import typer
 
 from ops.cli import completion, options, queue_of_service
 from ops.cli.service_address import named_service, service_of
-from ops.program import elsewhere, program
+from ops.program import elsewhere, given, program
 
 app = typer.Typer(help="The boards of a service, and the tokens with which they join.")
 
@@ -86,7 +86,8 @@ def drain(name: Board, url: options.ServiceUrl = None, config: options.Config = 
     key with the scope admin, where keys are made."""
     service = service_of(config, url)
     board = service.drain_board(name)["id"]
-    print(f"'{board}' hands over what it is at, and serves nothing until `{program()} boards resume {board}`.")
+    resume = f"{program()} boards resume {board}{given(url=url, config=config)}"
+    print(f"'{board}' hands over what it is at, and serves nothing until `{resume}`.")
     if alone := nobody_else_has(service.living_boards(), board):
         print(
             f"No other board that serves has {', '.join(alone)}: jobs wait until then, and new questions are refused."

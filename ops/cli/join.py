@@ -51,6 +51,7 @@ def join(
     )
     from ops import configuration, environment
     from ops.up import joined
+    from ops.up.models_dir import check_models_dir
     from ops.up.sharing import TokenRefused
     from tasks.settings import TaskSettings
 
@@ -68,6 +69,7 @@ def join(
                 "goes on until it is stopped."
             )
         return
+    check_models_dir(settings.models_dir)
     if url is not None:
         from ops.up import joining  # only now: `up` asks for the rest alone
 
@@ -95,10 +97,12 @@ def run() -> None:
     from ops.cli.board import board
     from ops.configuration import load
     from ops.up import joined
+    from ops.up.models_dir import check_models_dir
     from tasks.board.board_lock import only_agent
     from tasks.settings import TaskSettings
 
     settings = load(TaskSettings)
+    check_models_dir(settings.models_dir)
     url = joined.redis_url(settings.data_dir)
     assert url is not None
     with only_agent(settings.data_dir, settings.board_name, url):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from ops.program import program
 from ops.up import discovery, listen, sharing, store
 from ops.up.advice import Advice
 from ops.up.disk import DiskWatch
-from ops.up.errors import PortInUse, UpError
+from ops.up.errors import PortInUse
 from ops.up.lock import DataDirLock
+from ops.up.models_dir import check_models_dir
 from ops.up.output import Terminal
 from ops.up.part import Part, now
 from ops.up.ready import Probe
@@ -69,7 +69,7 @@ class Plan:
 
 def run(plan: Plan) -> int:
     """Run everything until it is asked to stop; the exit code. Raises `UpError` when it cannot start or go on."""
-    _check_models_dir(plan.tasks.models_dir)
+    check_models_dir(plan.tasks.models_dir)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(DataDirLock(plan.tasks.data_dir))
         terminal = Terminal()
@@ -89,21 +89,6 @@ def run(plan: Plan) -> int:
             service.stop()
         say("Stopped.")
     return 0
-
-
-def _check_models_dir(folder: Path) -> None:
-    """One that is not there is a mistyped one, most likely; it would look like a service without models."""
-    why = (
-        "is not there"
-        if not folder.exists()
-        else "is a file"
-        if not folder.is_dir()
-        else "may not be read by this user"
-        if not os.access(folder, os.R_OK | os.X_OK)
-        else None
-    )
-    if why is not None:
-        raise UpError(f"The models folder {folder} {why}; name another with --models-dir, or make that one.")
 
 
 class _Service:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from rich.console import Console
 
+from ops.cli import boards as module
 from ops.cli.boards import lines_of, nobody_else_has
 from ops.fold import fold
 from ops.program import program
@@ -91,9 +93,9 @@ def test_a_narrow_terminal_gets_what_matters_most() -> None:
 def test_lines_are_folded_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between words and indented; a pipe gets them whole."""
     line = "model: it is shorter than a header. Fetch the file again."
-    monkeypatch.setattr("ops.fold.columns", lambda: 30)
+    monkeypatch.setattr("ops.fold.columns", lambda *_: 30)
     assert fold(line, 4).splitlines() == ["model: it is shorter than a", "    header. Fetch the file", "    again."]
-    monkeypatch.setattr("ops.fold.columns", lambda: None)
+    monkeypatch.setattr("ops.fold.columns", lambda *_: None)
     assert fold(line, 4) == line
 
 
@@ -106,3 +108,15 @@ def test_models_that_wait_for_a_drained_board_are_named() -> None:
     ]
     assert nobody_else_has(found, "one") == ["b", "c"]
     assert nobody_else_has(found, "two") == []
+
+
+def test_a_drained_board_is_resumed_at_the_same_service(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that is told is for the one that was asked."""
+    service = SimpleNamespace(drain_board=lambda name: {"id": name}, living_boards=list)
+    monkeypatch.setattr(module, "service_of", lambda *_: service)
+    module.drain("second", url="http://kitchen:8080")
+    assert f"until `{program()} boards resume second --url http://kitchen:8080`." in capsys.readouterr().out
+    module.drain("second")
+    assert f"until `{program()} boards resume second`." in capsys.readouterr().out

@@ -10,7 +10,7 @@ import redis
 
 from ops.cli import board, join, options
 from ops.up import joined, joining, sharing
-from ops.up.errors import AlreadyRunning
+from ops.up.errors import AlreadyRunning, UpError
 from ops.up.lock import DataDirLock
 from ops.up.sharing import RIGHTS, Token, TokenRefused, new_secret
 from tasks.board.board_lock import BoardRefused, only_agent
@@ -85,3 +85,14 @@ def test_a_board_that_runs_is_told_that_it_goes_on(data: Path, capsys: pytest.Ca
     (data / joined.FILE).write_text("rl://")
     join.join(forget=True, url=None, name=None)
     assert "nothing any more" in capsys.readouterr().out
+
+
+def test_a_models_folder_that_is_none_is_refused_first(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `up` does: before anybody is asked, anything kept, or a board started without models."""
+    (data / "file").touch()
+    for name, why in (("file", "is a file"), ("nope", "is not there")):
+        monkeypatch.setenv("ROCKCHIPLLAMA_MODELS_DIR", str(data / name))
+        for start in (lambda: join.join(TOKEN.url("127.0.0.1", 1)), join.run):
+            with pytest.raises(UpError, match=f"The models folder {data / name} {why}"):
+                start()
+    assert joined.redis_url(data) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.program import as_typed, elsewhere, program
+from ops.program import as_typed, elsewhere, given, program
 
 
 @pytest.fixture
@@ -28,6 +28,9 @@ def test_it_is_called_by_its_path_from_here(installed: Path, monkeypatch: pytest
     """Where that leads below; and on another machine not by the folders of this one."""
     assert program() == elsewhere() == ".venv/bin/rockchipllama"
     monkeypatch.setattr(sys, "argv", [".venv/bin/rockchipllama"])
+    assert program() == ".venv/bin/rockchipllama"
+    (installed.parents[2] / "ops").mkdir()
+    monkeypatch.setattr(sys, "argv", ["ops/../.venv/bin/rockchipllama"])
     assert program() == ".venv/bin/rockchipllama"
     monkeypatch.chdir("/usr")
     monkeypatch.setattr(sys, "argv", [str(installed)])
@@ -54,3 +57,11 @@ def test_a_part_that_is_started_as_a_module_names_the_program(installed: Path, m
     assert told == "Gone. `.venv/bin/rockchipllama jobs` lists them; rockchipllama 0.1 is new."
     installed.unlink()
     assert program() == "rockchipllama"
+
+
+def test_what_was_given_is_typed_again() -> None:
+    """Quoted where a shell needs that, and nothing where nothing was."""
+    assert given(url=None, data_dir=None) == ""
+    assert (
+        given(url="http://kitchen:8080", data_dir=Path("my data")) == " --url http://kitchen:8080 --data-dir 'my data'"
+    )
