@@ -21,7 +21,7 @@ from ops.service import Service
 from tasks.api_keys import Scope
 from tasks.card import Card
 from tasks.commands import Delete, PullProgress, PullStep
-from tasks.errors import CommandFailed
+from tasks.errors import CommandFailed, UnknownModel
 from tasks.events import Failed, FailureCode, TextDelta, Timings, Usage
 from tasks.jobs import EndedClaim, JobState
 from tasks.presence import Presence
@@ -207,7 +207,7 @@ def test_boards_are_listed_and_drained_over_http(place: Site, command: Command) 
     assert command("boards")[1].splitlines() == ["rack/one: version 1.0", "  tiny: unloaded, echo"]
     assert json.loads(command("boards", "--json")[1])[0]["id"] == "rack/one"
     assert re.search(
-        r"^rack/one +- +- +-", command("top", TERM="dumb")[1], re.MULTILINE
+        r"^rack/one +- +- +- +-", command("top", TERM="dumb")[1], re.MULTILINE
     )  # nothing is known of its chip
     code, out, _ = command("boards", "drain", "rack/one")
     assert code == 0 and out.splitlines()[1].startswith("No other board that serves has tiny")
@@ -253,6 +253,7 @@ def test_a_model_is_pulled_and_removed_elsewhere(place: Site, command: Command) 
     assert code == 2 and "--soc" in err
     assert command("models", "rm", "tiny", "--url", place.url)[:2] == (0, "Removed tiny from all boards.\n")
     assert place.world.shelf.told == [Delete("tiny")]
+    place.world.shelf.refusal = UnknownModel("nosuch", "tiny")
     code, _, err = command("models", "rm", "nosuch", "--url", place.url)
     assert code == 1 and "nosuch" in err and "Traceback" not in err
 
