@@ -235,7 +235,8 @@ class AnswerStream(EventSourceResponse):
                 sending.since = sending.now()
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
                 sending.since = None
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            sending.since = sending.now()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Sending:

@@ -92,7 +92,7 @@ class Loading:
                 if where in seen:
                     raise
                 return False
-            return msgspec.json.decode(told, type=bool)
+            return msgspec.json.decode(told, type=bool | None) is not False  # an older board says nothing
 
         try:
             had = await asyncio.gather(*map(stopped, asked))

@@ -38,8 +38,8 @@ def drop_forgotten(models_dir: Path) -> None:
     """Remove what no model was made of in its time, and what uploads left whose process was killed. Raises `OSError`."""
     folder = models_dir / FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
-        # One that is taken meanwhile is gone, and one that somebody is at is locked.
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        # One that is taken meanwhile is gone, and one that somebody is at is locked; NFS locks only what may be written.
+        with suppress(FileNotFoundError, BlockingIOError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(file.fileno()).st_mtime > KEPT:
                 log.warning("a file that no model was made of is dropped: %s", path.name)

@@ -205,8 +205,12 @@ class Agent:
         self._runtime = self._runtimes.told()
         if not self._began:
             self._began = True
-            self._loading.take_over()
-            self._loading.preload()
+            try:
+                self._loading.take_over()
+                self._loading.preload()
+            except UNREACHABLE:
+                self._began = False  # the next look begins again
+                raise
 
     def _notes(self, model_id: str) -> list[str]:
         said = (self._workers.note(model_id), self._loading.fewer.get(model_id), HOT if self._heat.hot else None)

@@ -9,6 +9,7 @@ import redis
 
 from tasks import keys
 from tasks.board.workers import Workers
+from tasks.connection import UNREACHABLE
 from tasks.instances import model_of
 from tasks.roster import read_roster
 
@@ -37,6 +38,8 @@ class Drain:
         self._load_again = load_again
         self.on = False
         self._before: dict[str, float | None] = {}
+        self._resuming = False
+        """Redis went away while that was loaded again: the next look goes on with it."""
 
     def is_asked(self) -> bool:
         """Whether the board is to serve nothing, which `look` may not have seen yet. Raises what the client raises."""
@@ -48,15 +51,22 @@ class Drain:
         if self.on != was:
             log.info("board %s %s", self._board, "is drained, and serves nothing" if self.on else "serves again")
         if not self.on:
-            before, self._before = self._before, {}
-            if was:
-                self._load_again(before)
+            if was or self._resuming:
+                self._resume()
         elif living := set(map(model_of, self._workers.living())):
             asked = self._asked()
             self._before = {model_id: asked.get(model_id) for model_id in living} | self._before
             self.hand_over(at_once=False)
             for model_id in living:
                 self._dismiss(model_id)
+
+    def _resume(self) -> None:
+        before, self._before, self._resuming = self._before, {}, False
+        try:
+            self._load_again(before)
+        except UNREACHABLE:
+            self._before, self._resuming = before, True
+            raise
 
     def hand_over(self, *, at_once: bool) -> None:
         """Have workers give up their jobs where another board has the model and goes on with them; unless it is to be done at

@@ -259,6 +259,8 @@ class Serving:
             if self._ahead is not None:
                 self._ahead.end()
             self._leisure.end()
+            if run.cancelled:  # claimed in the moment of a stop
+                return run.last_event()
             begun, was_loaded = time.monotonic(), self._slot.loaded  # either may have broken the engine
             # Who shares a run has its engine already, and must not load another where that one has just broken.
             engine = run.seat.engine if run.seat is not None else self._slot.engine(self._heartbeat.changed)

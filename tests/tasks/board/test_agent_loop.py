@@ -135,6 +135,22 @@ def test_a_defect_ends_no_loop(
     assert len(told) == 1
 
 
+def test_an_outage_at_the_start_puts_off_what_is_loaded_then(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look begins again."""
+    gone = fails(monkeypatch, board.agent._loading, "preload", redis.ConnectionError("played"), 1)
+    again = threading.Event()
+    failing = board.agent._loading.preload
+
+    def preload() -> None:
+        if gone.is_set():
+            again.set()
+        failing()
+
+    monkeypatch.setattr(board.agent._loading, "preload", preload)
+    board.start()
+    assert gone.wait(LIMIT) and again.wait(LIMIT)
+
+
 def test_a_worker_that_is_to_load_is_told_soon(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """However seldom the loop comes round: somebody waits for the model, and a worker listens a moment after its start."""
     monkeypatch.setattr(module, "ROUND", 10 * LIMIT)
@@ -612,7 +628,9 @@ def test_a_drained_board_serves_nothing_until_it_is_resumed(
     eventually(lambda: "one" not in read_roster(client).boards, what="others know")
     with pytest.raises(ModelRefused, match=r"drained .*`rockchipllama boards resume one`"):
         board.agent._loading.load(board.agent._announced.catalog.models[0])
+    gone = fails(monkeypatch, board.agent._loading, "load", redis.ConnectionError("played"), 1)
     client.hdel(keys.DRAINED, "one")
+    assert gone.wait(LIMIT)  # Redis, in this very moment
     eventually(lambda: set(board.agent._workers.living()) == {"first", "alone"}, what="both are loaded again")
     eventually(lambda: board.agent._keeping.pinned() == {"alone"}, what="and the one that was pinned is so again")
 
