@@ -252,6 +252,15 @@ class TaskSettings(Settings):
             return value
         raise ValueError("it must be a whole number of at least 128, or auto")
 
+    @field_validator("models_dir")
+    @classmethod
+    def _usable_folder(cls, value: Path) -> Path:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it must be UTF-8, for llama.cpp knows no other names of files") from None
+        return value
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _usable_endpoint(cls, value: str | None) -> str | None:

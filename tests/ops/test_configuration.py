@@ -103,6 +103,7 @@ def test_a_bad_value_is_one_sentence(words: tuple[str, ...], variables: dict[str
         ("redis_url", "redis://:sesame@h:port", "is 'redis://:********@h:port'"),
         ("redis_url", "redis://h:1/jobs", "must have the number of a database"),
         ("redis_url", "redis://:ses/ame@h:1/0", "its port must be a number"),
+        ("models_dir", "/caf\udce9", "it must be UTF-8"),
         ("redis_url", "unix://", "it must name a socket, as in unix:///run/valkey.sock"),
     ],
 )
