@@ -347,11 +347,12 @@ def test_a_file_that_is_cut_where_it_lies_is_refused(site: Site) -> None:
 def test_what_has_changed_at_an_address_is_fetched_anew(site: Site) -> None:
     """By its size or, where that is the same, by its entity tag; where nobody answers, what is there is kept."""
     address = f"{site.hub.store_url}/cdn/{GGUF}/{FILE}"
-    files = site.hub.repos[GGUF].files
+    files, tags = site.hub.repos[GGUF].files, site.hub.tags
+    tags[FILE] = '"one"'
     site.pull(address)
-    for changed in (WEIGHTS, WEIGHTS + b"more", WEIGHTS + b"less"):
+    for changed, tag in ((WEIGHTS, '"one"'), (WEIGHTS + b"more", '"one"'), (WEIGHTS + b"less", '"two"')):
         again = changed == site.weights.read_bytes()
-        files[FILE] = changed
+        files[FILE], tags[FILE] = changed, tag
         assert (last(site.pull(address)).message == "tiny-1b is there already.") is again
         assert site.weights.read_bytes() == changed
     site.hub.faults = [Fault(status=503)]
