@@ -26,6 +26,20 @@ def clean_environment() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """What a test's command line sets, it sets for this process: no test after it may see that."""
+    before = _settings()
+    yield
+    for name in _settings().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.upper().startswith("ROCKCHIPLLAMA_")}
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c() -> None:
     """What tests start hears it, though a shell that runs them in its background has them and their children ignore it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -167,15 +169,12 @@ def test_what_is_no_setting_is_named_with_the_nearest(tmp_path: Path, monkeypatc
 
 def test_another_spelling_of_a_variable_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings are read without regard to case; the command line still wins."""
-    monkeypatch.setenv("rockchipllama_queue_limit", "5")
-    monkeypatch.delenv("ROCKCHIPLLAMA_QUEUE_LIMIT", raising=False)
-    environment.give({"queue_limit": 6, "lease": None})
-    try:
+    monkeypatch.setattr(environment, "from_command_line", set())
+    with patch.dict(os.environ, {"rockchipllama_queue_limit": "5"}):  # what is given stays in the environment else
+        environment.give({"queue_limit": 6, "lease": None})
         assert configuration.load(TaskSettings).queue_limit == 6
         assert environment.from_command_line == {"queue_limit"}
-    finally:
-        monkeypatch.setenv("ROCKCHIPLLAMA_QUEUE_LIMIT", "")
-        monkeypatch.delenv("ROCKCHIPLLAMA_QUEUE_LIMIT")
+    assert TaskSettings().queue_limit == TaskSettings.model_fields["queue_limit"].default
 
 
 @pytest.mark.parametrize(
