@@ -117,10 +117,12 @@ def _ran(view: JobView, ms: float) -> Iterator[Part]:
         if took:
             yield Part(kind, took * scale, view.board, why)
     rest = max(0.0, ms - known)
-    publish = min(rest, max(0.0, ms - times.work_ms)) if times.work_ms else 0.0
+    if not times.work_ms:  # an earlier release did not tell
+        yield Part(PartKind.HANDLING, rest, view.board)
+        return
+    publish = min(rest, max(0.0, ms - times.work_ms))
     yield Part(PartKind.HANDLING, rest - publish, view.board)
-    if publish:
-        yield Part(PartKind.PUBLISH, publish, view.board)
+    yield Part(PartKind.PUBLISH, publish, view.board)
 
 
 def _said(usage: Usage, times: Timings) -> str:

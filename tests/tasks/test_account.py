@@ -75,7 +75,8 @@ def test_what_is_handed_over_is_not_interrupted() -> None:
     [
         (7990.0, [("handling", 1990.0), ("publish", 10.0)]),
         (5000.0, [("handling", 0.0), ("publish", 2000.0)]),  # by another clock
-        (0.0, [("handling", 2000.0)]),
+        (8000.4, [("handling", 2000.0), ("publish", 0.0)]),  # whose milliseconds are whole ones
+        (0.0, [("handling", 2000.0)]),  # of an earlier release, which does not tell
     ],
 )
 def test_the_end_is_published_in_a_part_of_its_own(work: float, parts: list[tuple[str, float]]) -> None:
